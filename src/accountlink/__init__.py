@@ -1,0 +1,73 @@
+"""accountlink links a user to an OAuth provider account: idempotently, race-free, and truthfully about conflicts.
+
+.. code-block:: python
+
+    match await linker.link(bind, user_id=user.id, identity=identity, credentials=tokens):
+        case Linked(account=account, change=change): ...
+        case OwnershipConflict() as conflict: ...
+"""
+
+from accountlink.core.credentials import TokenSet
+from accountlink.core.email import normalize_email
+from accountlink.core.identity import ProviderIdentity
+from accountlink.core.outcomes import Change, Linked, LinkedAccount, OwnershipConflict, Unlinked
+from accountlink.core.policy import Key, LinkPolicy, Ownership, Removal
+from accountlink.core.secrecy import Secret
+from accountlink.errors import (
+    AccountLinkError,
+    AccountMismatch,
+    AccountNotFound,
+    AmbiguousAccount,
+    BlockedByConstraint,
+    ConfigurationError,
+    InvalidCredentials,
+    InvalidIdentity,
+    LastAccount,
+    LinkBlocked,
+    OutcomeUnknown,
+    OwnerLookupFailed,
+    OwnerNotFound,
+    RetryTransaction,
+    StoreBusy,
+    StoreUnavailable,
+)
+from accountlink.linker import AccountLinker
+from accountlink.storage.mapping import AccountMapping
+from accountlink.storage.mixin import LinkedAccountMixin
+from accountlink.storage.sqlite import tune_sqlite
+
+__all__ = [
+    "AccountLinkError",
+    "AccountLinker",
+    "AccountMapping",
+    "AccountMismatch",
+    "AccountNotFound",
+    "AmbiguousAccount",
+    "BlockedByConstraint",
+    "Change",
+    "ConfigurationError",
+    "InvalidCredentials",
+    "InvalidIdentity",
+    "Key",
+    "LastAccount",
+    "LinkBlocked",
+    "LinkPolicy",
+    "Linked",
+    "LinkedAccount",
+    "LinkedAccountMixin",
+    "OutcomeUnknown",
+    "OwnerLookupFailed",
+    "OwnerNotFound",
+    "Ownership",
+    "OwnershipConflict",
+    "ProviderIdentity",
+    "Removal",
+    "RetryTransaction",
+    "Secret",
+    "StoreBusy",
+    "StoreUnavailable",
+    "TokenSet",
+    "Unlinked",
+    "normalize_email",
+    "tune_sqlite",
+]

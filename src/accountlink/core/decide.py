@@ -1,0 +1,120 @@
+"""From facts to decisions. Every function here is pure, and is tested as a table."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any, Final
+
+from accountlink.core.facts import Failure, Obstacle, Trouble
+from accountlink.errors import (
+    AccountLinkError,
+    BlockedByConstraint,
+    OutcomeUnknown,
+    OwnerLookupFailed,
+    OwnerNotFound,
+    RetryTransaction,
+    StoreBusy,
+    StoreUnavailable,
+)
+
+RUNS: Final = 3
+"""How often a statement that a race left without an answer is run before its cause is looked for."""
+CAUSES: Final = 3
+"""How often a cause is looked for before the answer is that none can be found."""
+RETRIES: Final = 3
+"""How often accountlink's own transaction is tried again after a serialization failure or a deadlock."""
+RECONNECTS: Final = 1
+"""How often a lost connection is replaced before the caller is told."""
+
+
+class Step(Enum):
+    """What to do next."""
+
+    AGAIN = "run the statement again"
+    CONFLICT = "answer that another user is the owner"
+
+
+def after_failure(
+    failure: Failure, *, owned: bool, ambiguous: bool, retries: int, reconnects: int
+) -> Step | BaseException:
+    """Decide what a database error comes to, a unique violation aside.
+
+    Args:
+        failure: The error, read.
+        owned: Whether the transaction is accountlink's own.
+        ambiguous: Whether an earlier attempt, or this one, may have been committed.
+        retries: How many retries are left.
+        reconnects: How many new connections are left.
+
+    Returns:
+        ``Step.AGAIN``, or the error to raise.
+    """
+    match failure.trouble:
+        case Trouble.SERIALIZATION if owned:
+            return Step.AGAIN if retries else StoreBusy(sqlstate=failure.sqlstate)
+        case Trouble.SERIALIZATION:
+            return RetryTransaction(sqlstate=failure.sqlstate)
+        case Trouble.STALE_PLAN if retries:
+            return Step.AGAIN
+        case Trouble.BUSY:
+            return StoreBusy(sqlstate=failure.sqlstate)
+        case Trouble.LOST if owned and reconnects:
+            return Step.AGAIN
+        case Trouble.LOST:
+            return OutcomeUnknown() if ambiguous else StoreUnavailable()
+        case Trouble.DEFERRABLE:
+            return BlockedByConstraint(constraint=failure.constraint, columns=failure.columns, rule="deferrable-key")
+        case _:
+            return failure.error
+
+
+def after_lookup_failure(failure: Failure, *, provider: str, owned: bool) -> AccountLinkError:
+    """Decide what a failed look-up of the owner comes to."""
+    if failure.trouble is Trouble.SERIALIZATION and not owned:
+        return RetryTransaction(sqlstate=failure.sqlstate)
+    return OwnerLookupFailed(provider=provider, sqlstate=failure.sqlstate)
+
+
+def after_violation(
+    failure: Failure, obstacle: Obstacle[Any, Any], *, provider: str, causes: int, owned: bool
+) -> Step | BaseException:
+    """Decide what a unique violation comes to, once it is known what is behind it.
+
+    Nothing here turns a violation into success: the row is written again, or the truth is told.
+
+    Args:
+        failure: The violation.
+        obstacle: What was found behind it.
+        provider: The provider of the account that was to be linked.
+        causes: How many more times the statement may be run and its cause looked for.
+        owned: Whether the transaction is accountlink's own.
+
+    Returns:
+        ``Step.AGAIN``, ``Step.CONFLICT``, or the error to raise.
+    """
+    if not obstacle.ours:
+        return failure.error
+    if obstacle.owner is not None:
+        return Step.CONFLICT
+    if obstacle.index is not None and not obstacle.is_key:
+        return _blocked(failure, obstacle, rule="stale-unique")
+    if obstacle.snapshot and not owned:
+        return RetryTransaction(sqlstate=failure.sqlstate)
+    if obstacle.index is not None and obstacle.dead and not obstacle.own_live and not obstacle.index.partial:
+        return _blocked(failure, obstacle, rule="key-counts-deleted")
+    if causes:
+        return Step.AGAIN
+    return OwnerNotFound(
+        provider=provider,
+        constraint=failure.constraint,
+        row_security=obstacle.index is not None and obstacle.index.row_security,
+    )
+
+
+def _blocked(failure: Failure, obstacle: Obstacle[Any, Any], *, rule: str) -> BlockedByConstraint:
+    index = obstacle.index
+    return BlockedByConstraint(
+        constraint=failure.constraint if index is None else index.name,
+        columns=failure.columns if index is None else index.columns,
+        rule=rule,
+    )

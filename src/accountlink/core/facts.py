@@ -1,0 +1,119 @@
+"""What the database answered, as plain values: storage makes them, :mod:`accountlink.core.decide` reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Generic
+
+from accountlink.core.outcomes import LinkedAccount, LinkId, UserId
+
+
+class Arm(Enum):
+    """Which part of a link answered."""
+
+    CREATED = "created"
+    UPDATED = "updated"
+    RESTORED = "restored"
+    CONFLICT = "conflict"
+    BLOCKED = "blocked"
+    MISMATCH = "mismatch"
+    MISSING = "missing"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer(Generic[UserId, LinkId]):
+    """What the database answered to a link.
+
+    Attributes:
+        arm: The part that answered.
+        account: The row that it answered with: for a conflict, the owner's.
+        version: That row's version, where one is mapped.
+        why: The reason that blocks a restore.
+    """
+
+    arm: Arm
+    account: LinkedAccount[UserId, LinkId] | None = field(default=None, repr=False)
+    version: int | None = None
+    why: str | None = None
+
+
+class Trouble(Enum):
+    """What a database error means for whoever made the call."""
+
+    UNIQUE = "a unique constraint or index refused the write"
+    DEFERRABLE = "a deferrable constraint cannot take part"
+    SERIALIZATION = "a concurrent transaction won"
+    STALE_PLAN = "the schema changed under a prepared statement"
+    BUSY = "a time limit was reached"
+    LOST = "the connection failed"
+    OTHER = "none of the above"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """A database error, read.
+
+    Attributes:
+        trouble: What it means.
+        sqlstate: The database's code, if it gave one.
+        schema: The schema of the table that a violation names, if it names one.
+        table: That table.
+        constraint: The constraint or index that a violation names.
+        columns: The columns that a violation names (SQLite).
+        error: The error itself, without parameters, details and tracebacks.
+    """
+
+    trouble: Trouble
+    sqlstate: str | None = None
+    schema: str | None = None
+    table: str | None = None
+    constraint: str | None = None
+    columns: tuple[str, ...] = ()
+    error: BaseException = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UniqueIndex:
+    """A unique index, as the catalogue has it.
+
+    Attributes:
+        name: Its name, or ``None`` where the database gave it none.
+        schema: The schema of its table; for a partition, of the partitioned table.
+        table: Its table; for a partition, the partitioned table.
+        columns: Its columns in order; an expression stands as ``(expression)``.
+        partial: Whether it has a WHERE.
+        row_security: Whether row-level security is on for the table.
+    """
+
+    name: str | None
+    schema: str | None
+    table: str
+    columns: tuple[str, ...]
+    partial: bool
+    row_security: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Obstacle(Generic[UserId, LinkId]):
+    """What was found behind a unique violation.
+
+    Attributes:
+        index: The violated index, if the catalogue still has it.
+        ours: Whether it is on the table of links, and not on another that a trigger writes.
+        is_key: Whether it enforces the policy's key or its ownership.
+        owner: The row of the live owner, if that is another user.
+        version: The version of the owner's row.
+        own_live: Whether a live row of the user himself can be seen.
+        dead: Whether a dead row of the account can be seen.
+        snapshot: Whether the transaction keeps one snapshot, older than what refused the write.
+    """
+
+    index: UniqueIndex | None
+    ours: bool
+    is_key: bool
+    owner: LinkedAccount[UserId, LinkId] | None = field(default=None, repr=False)
+    version: int | None = None
+    own_live: bool = False
+    dead: bool = False
+    snapshot: bool = False

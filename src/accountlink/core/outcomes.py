@@ -1,0 +1,177 @@
+"""What a call came to: frozen values without a truth value, to be matched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+from typing import Any, ClassVar, Generic, NoReturn, TypeVar
+from urllib.parse import quote_plus
+
+from accountlink.core.secrecy import Concealed
+from accountlink.errors import ConfigurationError
+
+UserId = TypeVar("UserId")
+LinkId = TypeVar("LinkId")
+
+
+class _NoTruth:
+    """An outcome is matched; asking whether it is true is a mistake that would read a conflict as success."""
+
+    __slots__ = ()
+
+    def __bool__(self) -> NoReturn:
+        raise TypeError(f"{type(self).__name__} has no truth value: match on its class")
+
+
+class Change(Enum):
+    """How a link came to hold what it holds."""
+
+    CREATED = "created"
+    """A new row."""
+    UPDATED = "updated"
+    """The user's live row, written again."""
+    RESTORED = "restored"
+    """The user's dead row, live again under its old id."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LinkedAccount(Generic[UserId, LinkId]):
+    """A snapshot of one stored link. Fields whose column is not mapped are ``None``.
+
+    Attributes:
+        id: The link's own id.
+        user_id: The local owner.
+        provider: The provider's slug.
+        account_id: The provider's id of the account.
+        email: The address as stored.
+        scopes: The scopes as granted.
+        created_at: When the row was made, aware.
+        updated_at: When accountlink last wrote it, aware.
+        deleted_at: When it was unlinked, aware; ``None`` while it is live.
+    """
+
+    id: LinkId
+    user_id: UserId = field(repr=False)
+    provider: str
+    account_id: str | None
+    email: str | None = field(default=None, repr=False)
+    scopes: frozenset[str] | None = None
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+    deleted_at: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Linked(_NoTruth, Generic[UserId, LinkId]):
+    """The row holds this identity and these credentials.
+
+    Attributes:
+        account: The row, as it is now.
+        change: Whether it was created, updated or restored.
+    """
+
+    code: ClassVar[str] = "linked"
+    account: LinkedAccount[UserId, LinkId]
+    change: Change
+
+    def redirect_url(self, base: str) -> str:
+        """Return ``base`` with ``connection=success`` merged into its query.
+
+        Raises:
+            ConfigurationError: ``base`` has a fragment, white space or control characters.
+        """
+        return _with_query(base, "connection", "success")
+
+
+class _OwnedByAnother(_NoTruth):
+    """Keeps the owner out of the dataclass fields, and so out of ``repr``, ``asdict``, pickles and encoders."""
+
+    __slots__ = ("_owner",)
+    _owner: Concealed[Any]
+
+    @property
+    def owner_id(self) -> Any:  # a column's own Python type, known to the linker only
+        """The owner's user id, for the server's own log; never send it anywhere.
+
+        Raises:
+            AttributeError: On a copy that came out of a pickle: the owner does not travel.
+        """
+        return self._owner.reveal()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OwnershipConflict(_OwnedByAnother):
+    """Another user is the live owner of this provider account. Nothing was written.
+
+    Attributes:
+        provider: The provider of the account.
+        account_id: The account that the current user has just proved to control.
+        transfer_token: Redeem it with ``AccountLinker.transfer`` for the same user; ``None`` without secrets, or for a
+            table that cannot tell one state of its rows from another (no ``version``). Readable, but it does not tell
+            who the owner is.
+        expires_at: When the transfer token ends, aware; ``None`` without a token.
+    """
+
+    code: ClassVar[str] = "ownership_conflict"
+    provider: str
+    account_id: str
+    transfer_token: str | None = field(default=None, repr=False)
+    expires_at: datetime | None = None
+
+    def redirect_url(self, base: str) -> str:
+        """Return ``base?error=ownership_conflict#transfer_token=...``.
+
+        The token is in the fragment, which browsers keep from servers, logs and Referer headers, and never in the query.
+
+        Raises:
+            ConfigurationError: ``base`` has a fragment, white space or control characters.
+        """
+        url = _with_query(base, "error", self.code)
+        return url if self.transfer_token is None else f"{url}#transfer_token={self.transfer_token}"
+
+    def as_problem(self) -> dict[str, Any]:
+        """Return a problem document: the same for every owner, without owner or e-mail.
+
+        Source: RFC 9457, section 3.
+        """
+        problem: dict[str, Any] = {
+            "type": f"urn:accountlink:{self.code}",
+            "title": "This provider account is linked to another user.",
+            "status": 409,
+            "code": self.code,
+            "provider": self.provider,
+        }
+        if self.transfer_token is not None and self.expires_at is not None:
+            problem["transfer_token"] = self.transfer_token
+            problem["expires_at"] = self.expires_at.isoformat()
+        return problem
+
+
+def conflict_with(owner_id: object, conflict: OwnershipConflict) -> OwnershipConflict:
+    """Tell a conflict who the owner is, for the server's own log."""
+    object.__setattr__(conflict, "_owner", Concealed(owner_id))
+    return conflict
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unlinked(_NoTruth, Generic[UserId, LinkId]):
+    """The link is dead or gone, by this call or by an earlier one.
+
+    Attributes:
+        account: The row as it is now, or as it was when it was deleted.
+    """
+
+    code: ClassVar[str] = "unlinked"
+    account: LinkedAccount[UserId, LinkId]
+
+
+def _with_query(base: str, name: str, value: str) -> str:
+    """Set one parameter in a URL's query and leave every other byte of it alone."""
+    if "#" in base:
+        raise ConfigurationError("The base of a redirect must not have a fragment: the transfer token goes there.")
+    if any(character <= " " or character == "\x7f" for character in base):
+        raise ConfigurationError("The base of a redirect must not contain white space or control characters.")
+    path, _, query = base.partition("?")
+    kept = [pair for pair in query.split("&") if pair and pair.partition("=")[0] != name]
+    return f"{path}?{'&'.join([*kept, f'{name}={quote_plus(value)}'])}"

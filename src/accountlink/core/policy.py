@@ -1,0 +1,75 @@
+"""What links are unique on, who may own an account, and what unlinking leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from enum import Enum
+
+from accountlink.errors import ConfigurationError
+
+
+class Key(Enum):
+    """What a link of one user is unique on."""
+
+    ACCOUNT_ID = "account_id"
+    """``(user_id, provider, account_id)``: a changed e-mail address updates the row."""
+    EMAIL = "email"
+    """``(user_id, provider, e-mail in normal form)``: for tables that have no account id, or always keyed so."""
+
+
+class Ownership(Enum):
+    """How many users may have one provider account."""
+
+    EXCLUSIVE = "exclusive"
+    """At most one live owner anywhere; a second user is told of the conflict."""
+    PER_USER = "per_user"
+    """Each user may link it; unique within one user only."""
+
+
+class Removal(Enum):
+    """What unlinking does to the row."""
+
+    SOFT = "soft"
+    """The row is marked dead and restored, with the same id, when the user links the account again."""
+    DELETE = "delete"
+    """The row is deleted."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LinkPolicy:
+    """The rules of one table of links.
+
+    Attributes:
+        key: What a link is unique on.
+        ownership: Whether a provider account has one live owner or may have several.
+        removal: What unlinking leaves behind.
+        blocked_reasons: Reasons of unlinking that forbid restoring (``{"fraud"}``); only with ``Removal.SOFT``.
+
+    Raises:
+        ConfigurationError: ``Key.EMAIL`` with ``EXCLUSIVE``, since an e-mail address never proves ownership;
+            ``blocked_reasons`` with ``Removal.DELETE``, which keeps no row that could carry the reason.
+    """
+
+    key: Key = Key.ACCOUNT_ID
+    ownership: Ownership = Ownership.EXCLUSIVE
+    removal: Removal = Removal.DELETE
+    blocked_reasons: Collection[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        """Refuse the combinations that cannot be kept."""
+        for name, kind in (("key", Key), ("ownership", Ownership), ("removal", Removal)):
+            if not isinstance(getattr(self, name), kind):
+                raise ConfigurationError(f"LinkPolicy({name}=...) takes a member of {kind.__name__}.")
+        if isinstance(self.blocked_reasons, str):
+            raise ConfigurationError("LinkPolicy(blocked_reasons=...) takes a set of texts, not one text.")
+        object.__setattr__(self, "blocked_reasons", frozenset(self.blocked_reasons))
+        if self.key is Key.EMAIL and self.ownership is Ownership.EXCLUSIVE:
+            raise ConfigurationError(
+                "An e-mail address never proves ownership of an account, so Key.EMAIL cannot be EXCLUSIVE. "
+                "Use Key.ACCOUNT_ID, or Ownership.PER_USER."
+            )
+        if self.blocked_reasons and self.removal is not Removal.SOFT:
+            raise ConfigurationError(
+                "blocked_reasons needs Removal.SOFT: a deleted row cannot remember why it was unlinked."
+            )

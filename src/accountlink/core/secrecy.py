@@ -1,0 +1,79 @@
+"""Values that do not show themselves: for tokens, other people's ids, and statement parameters."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable
+from typing import Any, Final, Generic, NoReturn, TypeVar
+
+_MASK: Final = "'**********'"
+T = TypeVar("T")
+
+
+class Secret:
+    """A text that only :meth:`reveal` shows.
+
+    It has no ``__dict__``, and is neither iterable nor picklable, so that no encoder finds the text in it.
+    """
+
+    __slots__ = ("reveal",)
+    reveal: Callable[[], str]
+    """Return the text itself."""
+
+    def __init__(self, text: str) -> None:
+        object.__setattr__(self, "reveal", lambda: text)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError("a secret cannot be changed")
+
+    def __repr__(self) -> str:
+        return _MASK
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Secret):
+            return NotImplemented
+        return hmac.compare_digest(self.reveal().encode(), other.reveal().encode())
+
+    def __hash__(self) -> int:
+        return hash((Secret, self.reveal()))
+
+    def __copy__(self) -> Secret:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Secret:
+        return self
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a secret cannot be pickled: store it with link(..., credentials=...) and read it from there")
+
+
+class Concealed(Generic[T]):
+    """A value that travels beside others without being shown with them."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: T) -> None:
+        self._value = value
+
+    def __repr__(self) -> str:
+        return "<concealed>"
+
+    def reveal(self) -> T:
+        """Return the value."""
+        return self._value
+
+
+class ConcealedText(str):
+    """A text that drivers and databases take as it is, and that a log of statement parameters shows masked."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return _MASK
+
+
+class Parameters(dict[str, Any]):
+    """Statement parameters whose ``repr`` shows their names only."""
+
+    def __repr__(self) -> str:
+        return f"<parameters {', '.join(self)}>"

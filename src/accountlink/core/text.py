@@ -1,0 +1,76 @@
+"""What text may be an identifier: the one place where hostile strings are refused."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Final
+
+from accountlink.errors import InvalidIdentity
+
+MAX_LENGTH: Final = 255
+"""OpenID Connect Core 1.0, section 2: ``sub`` is at most 255 ASCII characters."""
+
+_ARTIFACTS: Final = frozenset({"None", "null", "undefined", "NaN", "[object Object]"})
+"""What a missing value becomes when some layer turned it into text."""
+
+_REFUSED: Final = {
+    "Cc": "contains a control character",
+    "Cf": "contains an invisible format character",
+    "Cs": "contains a lone surrogate",
+    "Zl": "contains a line separator",
+    "Zp": "contains a paragraph separator",
+}
+
+
+def flaw(text: str) -> str | None:
+    """Say why a text cannot be stored and compared safely, or ``None`` if it can."""
+    if text.isascii():
+        return None if text.isprintable() else _REFUSED["Cc"]
+    for character in text:
+        if found := _REFUSED.get(unicodedata.category(character)):
+            return found
+    return None
+
+
+def check_identifier(value: object, *, field: str) -> str:
+    """Return an identifier that is safe to compare byte by byte.
+
+    Args:
+        value: Text, or a whole number, which becomes its decimal text (GitHub's ids arrive as numbers).
+        field: The name to report.
+
+    Raises:
+        InvalidIdentity: Empty, a stringified missing value, over 255 characters, control or format characters,
+            lone surrogates, leading or trailing white space.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise InvalidIdentity(field=field, problem=f"is {type(value).__name__}, not text")
+    if not value:
+        raise InvalidIdentity(field=field, problem="is empty")
+    if value in _ARTIFACTS:
+        raise InvalidIdentity(field=field, problem=f"is {value!r}, a missing value turned into text")
+    if len(value) > MAX_LENGTH:
+        raise InvalidIdentity(field=field, problem=f"is {len(value)} characters long, more than {MAX_LENGTH}")
+    if problem := flaw(value):
+        raise InvalidIdentity(field=field, problem=problem)
+    if value != value.strip():
+        raise InvalidIdentity(field=field, problem="begins or ends with white space")
+    return value
+
+
+def check_provider(value: object) -> str:
+    """Return a provider slug: an identifier in lower case.
+
+    Raises:
+        InvalidIdentity: As for any identifier, or not in lower case.
+    """
+    provider = check_identifier(value, field="provider")
+    if provider != provider.lower():
+        raise InvalidIdentity(
+            field="provider",
+            problem="is not in lower case",
+            remedy="Use one lower-case slug per provider everywhere.",
+        )
+    return provider

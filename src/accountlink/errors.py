@@ -1,0 +1,267 @@
+"""The errors of accountlink: one root, a stable ``code`` each, and a remedy in every message.
+
+No message, attribute, cause or context carries a secret, an e-mail address, another user's id or an SQL parameter.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class AccountLinkError(Exception):
+    """The root of everything that accountlink raises of its own.
+
+    Attributes:
+        code: A stable, machine-readable word, safe to show to anyone and to put in a URL.
+    """
+
+    code: ClassVar[str] = "account_link_error"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by state, so that errors cross process borders whatever their constructors take."""
+        return _rebuild, (type(self), self.args, dict(self.__dict__))
+
+
+def _rebuild(cls: type[AccountLinkError], args: tuple[object, ...], state: dict[str, object]) -> AccountLinkError:
+    error = cls.__new__(cls)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class InvalidIdentity(AccountLinkError):
+    """What claims to be an identity cannot be one; nothing was sent to the database.
+
+    Attributes:
+        field: The field of :class:`~accountlink.ProviderIdentity` that is wrong.
+        problem: What is wrong with it, without its value.
+    """
+
+    code = "invalid_identity"
+
+    def __init__(
+        self, *, field: str, problem: str, remedy: str = "Pass what the provider vouched for, unchanged."
+    ) -> None:
+        super().__init__(f"{field} {problem}. {remedy}")
+        self.field = field
+        self.problem = problem
+
+
+class InvalidCredentials(AccountLinkError):
+    """A :class:`~accountlink.TokenSet` cannot be what a provider issued; nothing was sent to the database.
+
+    Attributes:
+        field: The field of the token set that is wrong.
+        problem: What is wrong with it, without its value.
+    """
+
+    code = "invalid_credentials"
+
+    def __init__(self, *, field: str, problem: str) -> None:
+        super().__init__(f"{field} {problem}. Pass the provider's token response, with aware datetimes.")
+        self.field = field
+        self.problem = problem
+
+
+class ConfigurationError(AccountLinkError):
+    """A mapping, a policy, a secret, or a call that these cannot serve. The message says what to change."""
+
+    code = "configuration_error"
+
+
+class OwnerLookupFailed(AccountLinkError):
+    """The database refused the link, and the look-up of the account's owner failed as well.
+
+    Attributes:
+        provider: The provider of the account that was to be linked.
+        sqlstate: The database's own code for the failed look-up, if it gave one.
+    """
+
+    code = "database_query_failed"
+
+    def __init__(self, *, provider: str, sqlstate: str | None = None) -> None:
+        state = f" (SQLSTATE {sqlstate})" if sqlstate else ""
+        super().__init__(
+            f"The link to {provider!r} was refused by a unique index and the look-up of the owner failed{state}. "
+            "Nothing was changed. Check that the application's role may SELECT from the table, then call again."
+        )
+        self.provider = provider
+        self.sqlstate = sqlstate
+
+
+class OwnerNotFound(AccountLinkError):
+    """The link stays blocked by a row that cannot be seen.
+
+    Attributes:
+        provider: The provider of the account that was to be linked.
+        constraint: The unique constraint or index that keeps refusing, if the database named it.
+        row_security: Whether row-level security is on for the table, and so a likely cause.
+    """
+
+    code = "database_inconsistency"
+
+    def __init__(self, *, provider: str, constraint: str | None, row_security: bool) -> None:
+        likely = (
+            "Row-level security is on for this table and probably hides the owner's row from this role"
+            if row_security
+            else "Rows may be changing faster than they can be read, or row-level security may hide the owner's row"
+        )
+        super().__init__(
+            f"The link to {provider!r} is refused by {_named(constraint)}, and no row that could cause it can be seen. "
+            f"{likely}. Nothing was changed. Let the role see the rows of all users, or call again later."
+        )
+        self.provider = provider
+        self.constraint = constraint
+        self.row_security = row_security
+
+
+class BlockedByConstraint(AccountLinkError):
+    """A unique constraint other than the policy's own forbids the write.
+
+    Attributes:
+        constraint: Its name, or ``None`` where the database does not tell (SQLite, for a bare expression).
+        columns: The columns it is unique on, in their order.
+        rule: The doctor's rule that finds it.
+    """
+
+    code = "blocked_by_constraint"
+
+    def __init__(self, *, constraint: str | None, columns: tuple[str, ...], rule: str) -> None:
+        super().__init__(
+            f"{_named(constraint)} on ({', '.join(columns)}) forbids what the link policy allows; nothing was changed. "
+            f"Drop it or make it match the policy: see the doctor's rule {rule!r}."
+        )
+        self.constraint = constraint
+        self.columns = columns
+        self.rule = rule
+
+
+class RetryTransaction(AccountLinkError):
+    """The caller's transaction cannot succeed any more: roll it back and run it again from its start.
+
+    Attributes:
+        sqlstate: The database's own code, if it gave one (40001, 40P01, ...).
+    """
+
+    code = "retry_transaction"
+
+    def __init__(self, *, sqlstate: str | None = None) -> None:
+        state = f" (SQLSTATE {sqlstate})" if sqlstate else ""
+        super().__init__(
+            f"A concurrent transaction won{state}. Roll back and run the whole transaction again; "
+            "passing the engine instead lets accountlink do that for you."
+        )
+        self.sqlstate = sqlstate
+
+
+class StoreBusy(AccountLinkError):
+    """A lock, a statement or a connection was not to be had in the time that was set for it.
+
+    Attributes:
+        sqlstate: The database's own code, if it gave one (55P03, 57014).
+    """
+
+    code = "store_busy"
+
+    def __init__(self, *, sqlstate: str | None = None) -> None:
+        state = f" (SQLSTATE {sqlstate})" if sqlstate else ""
+        super().__init__(f"The database was too busy to answer in time{state}. Nothing was changed; call again later.")
+        self.sqlstate = sqlstate
+
+
+class StoreUnavailable(AccountLinkError):
+    """The connection failed before anything could have been committed."""
+
+    code = "store_unavailable"
+
+    def __init__(self) -> None:
+        super().__init__("The database cannot be reached. Nothing was committed; call again when it is back.")
+
+
+class OutcomeUnknown(AccountLinkError):
+    """The connection was lost at a moment when the database may or may not have committed."""
+
+    code = "outcome_unknown"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The connection was lost before the database's answer arrived. Calling again with the same arguments is "
+            "safe: what was done already is answered as done."
+        )
+
+
+class AccountNotFound(AccountLinkError):
+    """No such link of this user: it does not exist, or it is another user's. The answer is the same for both."""
+
+    code = "account_not_found"
+
+    def __init__(self) -> None:
+        super().__init__("This user has no such linked account. List the user's accounts and use an id from there.")
+
+
+class AccountMismatch(AccountLinkError):
+    """The provider vouched for another account than the one that was to be reconnected; nothing was changed.
+
+    Attributes:
+        provider: The provider that vouched.
+    """
+
+    code = "account_mismatch"
+
+    def __init__(self, *, provider: str) -> None:
+        super().__init__(
+            f"Another {provider!r} account signed in than the one to be reconnected; nothing was changed. "
+            "Ask the user to choose the same account at the provider, or link it as a new one."
+        )
+        self.provider = provider
+
+
+class AmbiguousAccount(AccountLinkError):
+    """A provider alone matches several linked accounts of the user.
+
+    Attributes:
+        provider: The provider that was asked for.
+        count: How many live accounts match.
+    """
+
+    code = "ambiguous_account"
+
+    def __init__(self, *, provider: str, count: int) -> None:
+        super().__init__(f"The user has {count} linked {provider!r} accounts. Name one by its link_id.")
+        self.provider = provider
+        self.count = count
+
+
+class LinkBlocked(AccountLinkError):
+    """The account was disconnected for a reason that forbids restoring it; nothing was changed.
+
+    Attributes:
+        provider: The provider of the account.
+        reason: The recorded reason, one of the policy's ``blocked_reasons``.
+    """
+
+    code = "link_blocked"
+
+    def __init__(self, *, provider: str, reason: str) -> None:
+        super().__init__(
+            f"This {provider!r} account was disconnected for {reason!r}, which the policy lists in blocked_reasons. "
+            "Clear the row's reason to allow the link again."
+        )
+        self.provider = provider
+        self.reason = reason
+
+
+class LastAccount(AccountLinkError):
+    """Unlinking would leave the user without a way to sign in; nothing was changed."""
+
+    code = "last_account"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This is the user's last linked account and guard_last knows of no other way to sign in. "
+            "Let the user link another account or set a password first."
+        )
+
+
+def _named(constraint: str | None) -> str:
+    return f"The unique constraint or index {constraint!r}" if constraint else "A unique constraint or index"

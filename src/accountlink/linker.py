@@ -1,0 +1,516 @@
+"""AccountLinker: facts in, a decision from core, act, an outcome out."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets as randomness
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any, Final, Generic, NoReturn, TypeVar, assert_never
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from accountlink.core import decide
+from accountlink.core.credentials import TokenSet
+from accountlink.core.decide import Step
+from accountlink.core.facts import Answer, Arm, Failure, Obstacle, Trouble
+from accountlink.core.identity import ProviderIdentity
+from accountlink.core.outcomes import (
+    Change,
+    Linked,
+    LinkedAccount,
+    LinkId,
+    OwnershipConflict,
+    Unlinked,
+    UserId,
+    conflict_with,
+)
+from accountlink.core.policy import Ownership, Removal
+from accountlink.core.secrecy import Parameters
+from accountlink.core.text import check_identifier, check_provider
+from accountlink.errors import (
+    AccountMismatch,
+    AccountNotFound,
+    AmbiguousAccount,
+    ConfigurationError,
+    LastAccount,
+    LinkBlocked,
+    StoreBusy,
+)
+from accountlink.storage.accounts import AccountStore
+from accountlink.storage.mapping import AccountMapping, Attribute, IdType
+from accountlink.storage.mixin import LinkedAccountMixin
+from accountlink.storage.sessions import forget_held, refresh_held
+from accountlink.storage.transactions import Bind, Place, Work, place_of
+from accountlink.storage.values import shape_of
+from accountlink.tokens.signing import RowState, Secrets, TransferSigner
+
+TRANSFER_LIFETIME: Final = timedelta(minutes=10)
+_BACKOFF: Final = 0.005
+"""Seconds: the first pause before a transaction of our own is tried again; doubled each time, and jittered."""
+T = TypeVar("T")
+
+Values = Mapping[Attribute, object]
+"""Application columns to fill: mapped attributes or columns of the table, and their values."""
+Guard = Callable[[AsyncConnection, UserId], Awaitable[bool]]
+"""Has the user another way to sign in? Asked inside the transaction that would take the last account away."""
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(kw_only=True, slots=True)
+class _Patience:
+    """What is left of trying again, within one call."""
+
+    runs: int = decide.RUNS
+    causes: int = decide.CAUSES
+    retries: int = decide.RETRIES
+    reconnects: int = decide.RECONNECTS
+    ambiguous: bool = False
+
+    async def pause(self) -> None:
+        tried = decide.RETRIES - self.retries
+        await asyncio.sleep(random.uniform(0, _BACKOFF * 2**tried))  # noqa: S311  # jitter, not a secret
+
+
+class AccountLinker(Generic[UserId, LinkId]):
+    """Links users to provider accounts: the same call any number of times gives one live row.
+
+    One linker serves an application; it holds no connection and no state of any call.
+
+    Args:
+        accounts: A model with :class:`LinkedAccountMixin`, or an :class:`AccountMapping` onto a table of your own.
+        secrets: Keys that sign transfer tokens, at least 32 bytes each, newest first; without them there are none.
+        clock: Returns the present moment, aware; stamps rows and ends tokens.
+        guard_last: Asked with the connection and the user id before his last account is unlinked: has he another way to
+            sign in? Without it the last account may go.
+        transfer_lifetime: How long a transfer token can be redeemed.
+
+    Raises:
+        ConfigurationError: A model or mapping that cannot serve its policy, or unusable secrets.
+    """
+
+    def __init__(
+        self,
+        accounts: AccountMapping[UserId, LinkId] | type[LinkedAccountMixin],
+        *,
+        secrets: Secrets = (),
+        clock: Callable[[], datetime] = _now,
+        guard_last: Guard[UserId] | None = None,
+        transfer_lifetime: timedelta = TRANSFER_LIFETIME,
+    ) -> None:
+        self.mapping: Final[AccountMapping[UserId, LinkId]] = _mapping_of(accounts)
+        self._store: Final = AccountStore(self.mapping)
+        self._codec: Final = self._store.codec
+        self._user_type: Final = IdType.of(self.mapping.columns["user_id"])
+        self._link_type: Final = IdType.of(self.mapping.columns["id"])
+        self._signer: Final = TransferSigner(secrets) if secrets else None
+        self._clock: Final = clock
+        self._guard: Final = guard_last
+        self._lifetime: Final = transfer_lifetime
+
+    # -- linking ------------------------------------------------------------------------------------------------------
+
+    async def link(
+        self,
+        bind: Bind,
+        *,
+        user_id: UserId,
+        identity: ProviderIdentity,
+        credentials: TokenSet | None = None,
+        expect: LinkId | None = None,
+        values: Values | None = None,
+        update_values: Values | None = None,
+    ) -> Linked[UserId, LinkId] | OwnershipConflict:
+        """Link a user to the provider account that the provider has just vouched for.
+
+        Args:
+            bind: Whose transaction it is. A session or connection: the caller's; the work runs in one savepoint, and
+                accountlink neither commits nor rolls back. An engine, or a connection in AUTOCOMMIT: accountlink's own,
+                one statement where the database can, tried again when that is safe.
+            user_id: The signed-in user, in the column's own Python type.
+            identity: What the provider vouched for in this callback; never what a request said.
+            credentials: The tokens; without them those of a live row stay, and a restored row has none.
+            expect: Reconnect this one of the user's links, and no other.
+            values: Application columns of a new row.
+            update_values: Application columns to set on a new row, on update, and on restore.
+
+        Returns:
+            ``Linked``: the row now holds this identity and these credentials; ``change`` says how it came to.
+            ``OwnershipConflict``: another user is the live owner; nothing was written, his row did not move.
+
+        Raises:
+            InvalidIdentity: No e-mail address under ``Key.EMAIL``, or one without a normal form. Before any SQL.
+            ConfigurationError: A call that the mapping cannot serve. Before any SQL.
+            LinkBlocked: The user's dead row carries one of the policy's ``blocked_reasons``.
+            AccountNotFound: ``expect`` names no link of this user.
+            AccountMismatch: ``expect`` names a link to another account; or, under ``Key.EMAIL``, the user's live link
+                with this address holds another account id.
+            BlockedByConstraint: Another unique constraint forbids the write.
+            OwnerLookupFailed: The database refused the write, and the look-up of the owner failed.
+            OwnerNotFound: The write stays refused, and nothing that can be seen explains it.
+            RetryTransaction: The caller's transaction lost a race that it can only win from its start.
+            StoreBusy: A lock, a statement or a connection was not to be had in time.
+            StoreUnavailable: The connection failed before anything could have been committed.
+            OutcomeUnknown: The connection was lost around the commit; calling again is safe.
+            sqlalchemy.exc.DBAPIError: Any other violation (a foreign key, a check, another table's unique index), as
+                SQLAlchemy raised it, without the statement's parameters.
+        """
+        self._check_user(user_id)
+        brought = self._codec.credentials(credentials)
+        insert, insert_values = self._codec.application("insert", values)
+        update, more_values = self._codec.application("update", update_values)
+        parameters = Parameters(
+            self._codec.identity(identity)
+            | self._codec.stamps(self._now())
+            | brought
+            | insert_values
+            | more_values
+            | {"al_user_id": user_id}
+        )
+        if expect is not None:
+            self._check_link(expect)
+            parameters["al_id"] = expect
+        shape = shape_of(identity, brought, insert=insert, update=update, expect=expect is not None)
+        place = await self._place(bind)
+        work = partial(self._store.link, shape=shape, parameters=parameters)
+        probe = None if shape.expect else partial(self._store.probe, shape=shape, parameters=parameters)
+        answer = await self._settled(place, work, probe, parameters, identity.provider)
+        outcome = self._outcome(answer, identity, user_id)
+        if place.session is not None and isinstance(outcome, Linked):
+            await refresh_held(place.session, self.mapping, outcome.account.id)
+        return outcome
+
+    async def _settled(
+        self,
+        place: Place,
+        work: Work[Answer[UserId, LinkId] | None],
+        probe: Work[Answer[UserId, LinkId] | None] | None,
+        parameters: Parameters,
+        provider: str,
+    ) -> Answer[UserId, LinkId]:
+        """Run a link until the database has answered it, or an error says why it cannot."""
+        patience = _Patience()
+        while patience.causes:
+            result = await place.attempt(work)
+            if result is None and patience.runs > 1:
+                patience.runs -= 1
+                continue
+            if result is None:  # the race goes on: find out why, by an insert that may be refused
+                patience.causes -= 1
+                result = None if probe is None else await place.attempt(probe)
+            if isinstance(result, Answer):
+                return result
+            if isinstance(result, Failure):
+                settled = await self._examine(place, result, parameters, provider, patience)
+                if settled is not None:
+                    return settled
+        raise StoreBusy
+
+    async def _examine(
+        self, place: Place, failure: Failure, parameters: Parameters, provider: str, patience: _Patience
+    ) -> Answer[UserId, LinkId] | None:
+        """Find out what a refusal means: an answer, another run (``None``), or an error, which is raised."""
+        if failure.trouble is not Trouble.UNIQUE:
+            await self._recover(place, failure, patience)
+            return None
+        patience.causes -= 1
+        found = await place.attempt(partial(self._store.obstacle, parameters=parameters, failure=failure))
+        if isinstance(found, Failure):
+            _raise(decide.after_lookup_failure(found, provider=provider, owned=place.owned))
+        obstacle: Obstacle[UserId, LinkId] = found
+        verdict = decide.after_violation(
+            failure, obstacle, provider=provider, causes=patience.causes, owned=place.owned
+        )
+        if verdict is Step.CONFLICT:
+            return Answer(arm=Arm.CONFLICT, account=obstacle.owner, version=obstacle.version)
+        if isinstance(verdict, BaseException):
+            _raise(verdict)
+        return None
+
+    async def _recover(self, place: Place, failure: Failure, patience: _Patience) -> None:
+        """Make ready for another run after a database error, or raise what it comes to."""
+        patience.ambiguous = patience.ambiguous or (failure.trouble is Trouble.LOST and place.ambiguous)
+        verdict = decide.after_failure(
+            failure,
+            owned=place.owned,
+            ambiguous=patience.ambiguous,
+            retries=patience.retries,
+            reconnects=patience.reconnects if place.reconnects else 0,
+        )
+        if isinstance(verdict, BaseException):
+            _raise(verdict)
+        if failure.trouble is Trouble.LOST:
+            patience.reconnects -= 1
+        else:
+            patience.retries -= 1
+            await patience.pause()
+
+    async def _run(self, place: Place, work: Work[T]) -> T:
+        """Run work that no unique index can refuse, again where that is safe."""
+        patience = _Patience()
+        while isinstance(result := await place.attempt(work), Failure):
+            await self._recover(place, result, patience)
+        return result
+
+    def _outcome(
+        self, answer: Answer[UserId, LinkId], identity: ProviderIdentity, user_id: UserId
+    ) -> Linked[UserId, LinkId] | OwnershipConflict:
+        match answer.arm:
+            case Arm.CREATED | Arm.UPDATED | Arm.RESTORED if answer.account is not None:
+                return Linked(account=answer.account, change=Change(answer.arm.value))
+            case Arm.CONFLICT if answer.account is not None:
+                return self._conflict(answer.account, answer.version, identity, user_id)
+            case Arm.BLOCKED:
+                raise LinkBlocked(provider=identity.provider, reason=str(answer.why))
+            case Arm.MISMATCH:
+                raise AccountMismatch(provider=identity.provider)
+            case Arm.MISSING:
+                raise AccountNotFound
+            case Arm.CREATED | Arm.UPDATED | Arm.RESTORED | Arm.CONFLICT:
+                raise AssertionError(f"{answer.arm} without a row")  # a statement that reads nothing back
+            case _:
+                assert_never(answer.arm)
+
+    def _conflict(
+        self,
+        owned: LinkedAccount[UserId, LinkId],
+        version: int | None,
+        identity: ProviderIdentity,
+        claimant: UserId,
+    ) -> OwnershipConflict:
+        token = expires_at = None
+        if self._signer is not None and version is not None:
+            expires_at = (self._now() + self._lifetime).replace(microsecond=0)
+            state = RowState(
+                owner=owned.user_id,
+                provider=identity.provider,
+                account_id=identity.account_id,
+                version=version,
+            )
+            token = self._signer.sign(
+                link_id=owned.id,
+                claimant=claimant,
+                state=state,
+                jti=randomness.token_bytes(16),
+                expires_at=expires_at,
+            )
+        conflict = OwnershipConflict(
+            provider=identity.provider,
+            account_id=identity.account_id,
+            transfer_token=token,
+            expires_at=expires_at,
+        )
+        return conflict_with(owned.user_id, conflict)
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    async def accounts(
+        self, bind: Bind, *, user_id: UserId, provider: str | None = None
+    ) -> Sequence[LinkedAccount[UserId, LinkId]]:
+        """List a user's live links, oldest first.
+
+        Args:
+            bind: As for :meth:`link`.
+            user_id: The user.
+            provider: Only links to this provider.
+
+        Raises:
+            InvalidIdentity: A provider that cannot be one.
+            ConfigurationError, StoreBusy, StoreUnavailable, RetryTransaction: As for :meth:`link`.
+        """
+        self._check_user(user_id)
+        parameters = Parameters(al_user_id=user_id)
+        if provider is not None:
+            parameters["al_provider"] = check_provider(provider)
+        return await self._run(await self._place(bind), partial(self._store.accounts, parameters=parameters))
+
+    async def account(
+        self, bind: Bind, *, user_id: UserId, link_id: LinkId | None = None, provider: str | None = None
+    ) -> LinkedAccount[UserId, LinkId]:
+        """Return one live link of a user, by its id or by its provider.
+
+        Args:
+            bind: As for :meth:`link`.
+            user_id: The user.
+            link_id: The link's id. Give this, or
+            provider: the provider, if the user has one account there.
+
+        Raises:
+            AccountNotFound: No such live link, or another user's.
+            AmbiguousAccount: The provider alone matches several.
+            ConfigurationError: Neither was given, or an id of the wrong type.
+            InvalidIdentity: A provider that cannot be one.
+            StoreBusy, StoreUnavailable, RetryTransaction: As for :meth:`link`.
+        """
+        self._check_user(user_id)
+        parameters = Parameters(al_user_id=user_id)
+        if link_id is not None:
+            self._check_link(link_id)
+            parameters["al_id"] = link_id
+        if provider is not None:
+            parameters["al_provider"] = check_provider(provider)
+        if len(parameters) == 1:
+            raise ConfigurationError("account() needs a link_id or a provider.")
+        found = await self._run(await self._place(bind), partial(self._store.accounts, parameters=parameters))
+        if not found:
+            raise AccountNotFound
+        if len(found) > 1:
+            raise AmbiguousAccount(provider=found[0].provider, count=len(found))
+        return found[0]
+
+    async def find_owner(self, bind: Bind, *, provider: str, account_id: str) -> LinkedAccount[UserId, LinkId] | None:
+        """Find the live link of a provider account, whoever owns it: for signing in.
+
+        Args:
+            bind: As for :meth:`link`.
+            provider: The provider.
+            account_id: The provider's id, from a validated callback.
+
+        Raises:
+            ConfigurationError: The policy is not EXCLUSIVE, so that an account has no one owner.
+            InvalidIdentity: A provider or an account id that cannot be one.
+            StoreBusy, StoreUnavailable, RetryTransaction: As for :meth:`link`.
+        """
+        if self.mapping.policy.ownership is not Ownership.EXCLUSIVE:
+            raise ConfigurationError(
+                "find_owner() needs Ownership.EXCLUSIVE: otherwise an account may have several owners."
+            )
+        parameters = Parameters(
+            al_provider=check_provider(provider),
+            al_account_id=check_identifier(account_id, field="account_id"),
+        )
+        return await self._run(await self._place(bind), partial(self._store.find_owner, parameters=parameters))
+
+    # -- unlinking ----------------------------------------------------------------------------------------------------
+
+    async def unlink(
+        self, bind: Bind, *, user_id: UserId, link_id: LinkId, reason: str | None = None
+    ) -> Unlinked[UserId, LinkId]:
+        """Disconnect one of a user's links, and wipe its credentials.
+
+        Idempotent: a link that is dead already stays as it is, with its first timestamp and reason. Under
+        ``Removal.DELETE`` the row is gone after the first call, and a second one cannot tell it from another user's.
+
+        Args:
+            bind: As for :meth:`link`.
+            user_id: The user.
+            link_id: The link's id.
+            reason: Why, for the mapping's ``reason`` column; one of the policy's ``blocked_reasons`` forbids restoring.
+
+        Returns:
+            ``Unlinked``, with the row as it is now (or was, when it was deleted).
+
+        Raises:
+            AccountNotFound: The user has no such link.
+            LastAccount: It is the last one, and ``guard_last`` knows of no other way to sign in.
+            ConfigurationError: A reason without a column for it, an id of the wrong type, or a guard on a connection in
+                AUTOCOMMIT.
+            StoreBusy, StoreUnavailable, RetryTransaction, OutcomeUnknown: As for :meth:`link`.
+        """
+        self._check_user(user_id)
+        self._check_link(link_id)
+        parameters = Parameters(al_user_id=user_id, al_id=link_id) | self._codec.removal(self._now())
+        if reason is not None:
+            if "reason" not in self.mapping.columns:
+                raise ConfigurationError(
+                    f"{self.mapping.name!r} has no 'reason' column mapped. Map one, or pass no reason."
+                )
+            parameters["al_reason"] = reason
+        parameters = Parameters(parameters)
+        place = await self._place(bind, several_statements=self._guard is not None)
+        account = await self._removed(place, user_id, link_id, parameters)
+        if place.session is not None:
+            sync = forget_held if self.mapping.policy.removal is Removal.DELETE else refresh_held
+            await sync(place.session, self.mapping, link_id)
+        return Unlinked(account=account)
+
+    async def _removed(
+        self, place: Place, user_id: UserId, link_id: LinkId, parameters: Parameters
+    ) -> LinkedAccount[UserId, LinkId]:
+        work = partial(self._store.unlink, parameters=parameters)
+        for _ in range(decide.RUNS):
+            account = await (
+                self._run(place, work)
+                if self._guard is None
+                else self._guarded(place, self._guard, user_id, link_id, parameters)
+            )
+            if account is not None:
+                return account
+            if not await self._run(place, partial(self._store.exists, parameters=parameters)):
+                raise AccountNotFound
+        raise StoreBusy
+
+    async def _guarded(
+        self, place: Place, guard: Guard[UserId], user_id: UserId, link_id: LinkId, parameters: Parameters
+    ) -> LinkedAccount[UserId, LinkId] | None:
+        """Unlink under a lock on all of the user's live links, so that two last ones cannot go at once."""
+
+        async def talk(connection: AsyncConnection) -> LinkedAccount[UserId, LinkId] | None:
+            live = await connection.run_sync(self._store.lock_live, parameters)
+            if list(live) == [link_id] and not await guard(connection, user_id):
+                raise LastAccount
+            return await connection.run_sync(self._store.unlink, parameters)
+
+        patience = _Patience()
+        while isinstance(result := await place.converse(talk), Failure):
+            await self._recover(place, result, patience)
+        return result
+
+    # -- what a call must bring ---------------------------------------------------------------------------------------
+
+    def _check_user(self, user_id: object) -> None:
+        if user_id is None or not self._user_type.accepts(user_id):
+            wanted = self._user_type.python
+            raise ConfigurationError(
+                f"user_id is {type(user_id).__name__}, and the column {self.mapping.columns['user_id'].name!r} takes "
+                f"{wanted.__name__ if wanted else 'a value'}. Convert it before the call."
+            )
+        if not self._user_type.holds(user_id):
+            raise ConfigurationError(
+                f"user_id is outside what the column {self.mapping.columns['user_id'].name!r} can hold. "
+                "Check where it comes from, or widen the column."
+            )
+
+    def _check_link(self, link_id: object) -> None:
+        if link_id is None or not self._link_type.accepts(link_id):
+            wanted = self._link_type.python
+            raise ConfigurationError(
+                f"The link's id is {type(link_id).__name__}, and the column {self.mapping.columns['id'].name!r} takes "
+                f"{wanted.__name__ if wanted else 'a value'}. Convert it before the call."
+            )
+        if not self._link_type.holds(link_id):
+            raise AccountNotFound
+
+    def _now(self) -> datetime:
+        now = self._clock()
+        if now.tzinfo is None:
+            raise ConfigurationError("clock= returned a naive datetime. Return datetime.now(UTC).")
+        return now
+
+    async def _place(self, bind: Bind, *, several_statements: bool = False) -> Place:
+        place = await place_of(bind, self.mapping, several_statements=several_statements)
+        if isinstance(place, Failure):
+            verdict = decide.after_failure(place, owned=False, ambiguous=False, retries=0, reconnects=0)
+            _raise(verdict if isinstance(verdict, BaseException) else place.error)
+        return place
+
+
+def _mapping_of(accounts: Any) -> AccountMapping[Any, Any]:  # checked here
+    if isinstance(accounts, AccountMapping):
+        return accounts
+    if isinstance(accounts, type) and issubclass(accounts, LinkedAccountMixin):
+        return AccountMapping(accounts, policy=accounts.__link_policy__)
+    raise ConfigurationError(
+        "AccountLinker takes a model with LinkedAccountMixin, or an AccountMapping of your own table and its policy."
+    )
+
+
+def _raise(error: BaseException) -> NoReturn:
+    """Raise outside of any handler, so that the error has no context that would carry a statement's values."""
+    raise error

@@ -1,0 +1,168 @@
+"""Runs the statements and reports what the database answered, as facts; it decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Final, Generic, TypeVar
+
+import sqlalchemy as sa
+
+from accountlink.core.facts import Answer, Arm, Failure, Obstacle, UniqueIndex
+from accountlink.core.outcomes import LinkedAccount, LinkId, UserId
+from accountlink.core.policy import Ownership, Removal
+from accountlink.core.secrecy import Parameters
+from accountlink.storage.catalogue import keeps_snapshot, unique_index
+from accountlink.storage.mapping import AccountMapping
+from accountlink.storage.statements import Shape, Statements
+from accountlink.storage.values import Codec
+
+_REMEMBERED: Final = 256
+"""How many statements are remembered; an application's calls have a handful of shapes."""
+_SEEN: Final = 100
+"""How many rows are looked at behind a unique violation."""
+S = TypeVar("S")
+
+
+class AccountStore(Generic[UserId, LinkId]):
+    """The table of links of one mapping. Its methods are synchronous work for a :class:`~.transactions.Place`."""
+
+    def __init__(self, mapping: AccountMapping[UserId, LinkId]) -> None:
+        self.mapping: Final = mapping
+        self.statements: Final = Statements(mapping)
+        self.codec: Final[Codec[UserId, LinkId]] = Codec(mapping, self.statements.row_roles)
+        self._built: dict[Hashable, Any] = {}
+        self._width = len(self.statements.row_roles)
+
+    def _once(self, key: Hashable, build: Callable[[], S]) -> S:
+        """Build a statement the first time that it is needed, and keep it."""
+        found: S | None = self._built.get(key)
+        if found is None:
+            if len(self._built) >= _REMEMBERED:
+                self._built.clear()
+            found = self._built[key] = build()
+        return found
+
+    # -- linking ------------------------------------------------------------------------------------------------------
+
+    def link(self, connection: sa.Connection, shape: Shape, parameters: Parameters) -> Answer[UserId, LinkId] | None:
+        """Link, or report who or what stands in the way; ``None`` when a concurrent transaction came between."""
+        if connection.dialect.name == "sqlite":
+            return self._link_in_steps(connection, shape, parameters)
+        row = connection.execute(self._once(("arms", shape), lambda: self.statements.arms(shape)), parameters).first()
+        if row is None:
+            if shape.expect and self._own(connection, shape, parameters) is None:
+                return Answer(arm=Arm.MISSING)
+            return None
+        return Answer(
+            arm=Arm(row[0]),
+            account=None if row[1] is None else self.codec.account(row, 1),
+            version=self.codec.version(row, 1),
+            why=row[self._width + 1],
+        )
+
+    def _own(self, connection: sa.Connection, shape: Shape, parameters: Parameters) -> sa.Row[Any] | None:
+        return connection.execute(self._once(("own", shape), lambda: self.statements.own(shape)), parameters).first()
+
+    def _owner(self, connection: sa.Connection, parameters: Parameters) -> sa.Row[Any] | None:
+        if self.mapping.policy.ownership is Ownership.PER_USER:
+            return None
+        return connection.execute(self._once("other", self.statements.other), parameters).first()
+
+    def _link_in_steps(
+        self, connection: sa.Connection, shape: Shape, parameters: Parameters
+    ) -> Answer[UserId, LinkId] | None:
+        """The same where a statement cannot have several arms: in one transaction that holds the write lock."""
+        own = self._own(connection, shape, parameters)
+        if shape.expect and own is None:
+            return Answer(arm=Arm.MISSING)
+        if own is not None and not own.fits:
+            return Answer(arm=Arm.MISMATCH)
+        if (owner := self._owner(connection, parameters)) is not None:
+            return Answer(arm=Arm.CONFLICT, account=self.codec.account(owner), version=self.codec.version(owner))
+        if own is None:
+            return self.insert(connection, shape, parameters)
+        if own.blocked:
+            return Answer(arm=Arm.BLOCKED, why=own.why)
+        was_live = bool(own.was_live)
+        update = self._once(("update", was_live, shape), lambda: self.statements.update(shape, was_live=was_live))
+        written = connection.execute(update, Parameters(parameters, al_id=own[0])).one()
+        return Answer(arm=Arm.UPDATED if was_live else Arm.RESTORED, account=self.codec.account(written))
+
+    def insert(self, connection: sa.Connection, shape: Shape, parameters: Parameters) -> Answer[UserId, LinkId]:
+        """Insert a row, and let a unique index say what forbids it."""
+        insert = self._once(("insert", shape), lambda: self.statements.insert(shape))
+        return Answer(arm=Arm.CREATED, account=self.codec.account(connection.execute(insert, parameters).one()))
+
+    def probe(self, connection: sa.Connection, shape: Shape, parameters: Parameters) -> Answer[UserId, LinkId] | None:
+        """Insert only if nobody has the account, as a link does, but let the database say what forbids it."""
+        probe = self._once(("probe", shape), lambda: self.statements.probe(shape))
+        row = connection.execute(probe, parameters).first()
+        return None if row is None else Answer(arm=Arm.CREATED, account=self.codec.account(row))
+
+    def obstacle(self, connection: sa.Connection, parameters: Parameters, failure: Failure) -> Obstacle[UserId, LinkId]:
+        """Look behind a unique violation: which index it was, and whose row."""
+        index = unique_index(connection, failure)
+        owner = self._owner(connection, parameters)
+        rows = connection.execute(self._once("seen", lambda: self.statements.seen().limit(_SEEN)), parameters).all()
+        return Obstacle(
+            index=index,
+            ours=self._is_ours(failure, index),
+            is_key=index is not None and self._is_key(index.columns),
+            owner=None if owner is None else self.codec.account(owner),
+            version=None if owner is None else self.codec.version(owner),
+            own_live=any(row.live and row.mine for row in rows),
+            dead=any(not row.live for row in rows),
+            snapshot=keeps_snapshot(connection),
+        )
+
+    def _is_ours(self, failure: Failure, index: UniqueIndex | None) -> bool:
+        table = failure.table if index is None else index.table
+        schema = None if index is None else index.schema
+        mine = self.mapping.table
+        return table == mine.name and (mine.schema is None or schema is None or schema == mine.schema)
+
+    def _is_key(self, columns: tuple[str, ...]) -> bool:
+        names = {self.mapping.columns[role].name for role in self.mapping.key_roles}
+        if set(columns) == names:
+            return True
+        exclusive = self.mapping.policy.ownership is Ownership.EXCLUSIVE
+        return exclusive and set(columns) == names - {self.mapping.columns["user_id"].name}
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def accounts(self, connection: sa.Connection, parameters: Parameters) -> list[LinkedAccount[UserId, LinkId]]:
+        """The user's live links, oldest first; of one provider or with one id if the parameters name it."""
+        roles = tuple(role for role in ("provider", "id") if f"al_{role}" in parameters)
+        query = self._once(("accounts", roles), lambda: self.statements.listing(roles))
+        return [self.codec.account(row) for row in connection.execute(query, parameters)]
+
+    def find_owner(self, connection: sa.Connection, parameters: Parameters) -> LinkedAccount[UserId, LinkId] | None:
+        """The live link of a provider account, whoever owns it."""
+        row = connection.execute(self._once("holder", self.statements.holder), parameters).first()
+        return None if row is None else self.codec.account(row)
+
+    # -- unlinking ----------------------------------------------------------------------------------------------------
+
+    def unlink(self, connection: sa.Connection, parameters: Parameters) -> LinkedAccount[UserId, LinkId] | None:
+        """Remove the user's link, or read it when it is dead already; ``None``: neither, or a race came between."""
+        reason = "al_reason" in parameters
+        if self.mapping.policy.removal is Removal.DELETE:
+            row = connection.execute(self._once("delete", self.statements.delete), parameters).first()
+        elif connection.dialect.name == "sqlite":
+            remove = self._once(("remove", reason), lambda: self.statements.remove(reason=reason))
+            row = connection.execute(remove, parameters).first() or self._named(connection, parameters)
+        else:
+            remove = self._once(("remove", reason), lambda: self.statements.remove_or_read(reason=reason))
+            row = connection.execute(remove, parameters).first()
+        return None if row is None else self.codec.account(row)
+
+    def exists(self, connection: sa.Connection, parameters: Parameters) -> bool:
+        """Whether the user has this link, live or dead."""
+        return self._named(connection, parameters) is not None
+
+    def _named(self, connection: sa.Connection, parameters: Parameters) -> sa.Row[Any] | None:
+        return connection.execute(self._once("named", self.statements.named), parameters).first()
+
+    def lock_live(self, connection: sa.Connection, parameters: Parameters) -> Sequence[LinkId]:
+        """Lock the user's live links, in one order for all, and return their ids."""
+        return connection.execute(self._once("lock", self.statements.lock_live), parameters).scalars().all()

@@ -1,0 +1,256 @@
+"""Where links live: which column of the user's table plays which part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final, Generic, cast
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Mapper, QueryableAttribute, class_mapper
+from sqlalchemy.orm.exc import UnmappedClassError
+
+from accountlink.core.outcomes import LinkId, UserId
+from accountlink.core.policy import Key, LinkPolicy, Ownership, Removal
+from accountlink.errors import ConfigurationError
+
+ROLES: Final = (
+    "id",
+    "user_id",
+    "provider",
+    "account_id",
+    "email",
+    "email_key",
+    "access_token",
+    "refresh_token",
+    "expires_at",
+    "scopes",
+    "created_at",
+    "updated_at",
+    "deleted_at",
+    "active",
+    "reason",
+    "version",
+)
+CREDENTIAL_ROLES: Final = ("access_token", "refresh_token", "expires_at", "scopes")
+
+Attribute = QueryableAttribute[Any] | sa.Column[Any]
+"""What names a column: a mapped attribute of a model, or a column of a table."""
+
+
+class _Unset(Enum):
+    """The default of a mapped attribute: taken by its name where the table has it."""
+
+    UNSET = "unset"
+
+
+UNSET: Final = _Unset.UNSET
+_Slot = Attribute | None | _Unset
+
+
+class AccountMapping(Generic[UserId, LinkId]):
+    """A declarative model or a Core table, and the columns in it that accountlink reads and writes.
+
+    Attributes that carry the default names need not be given; give ``None`` for one that must be left alone.
+
+    Args:
+        target: A declarative model, or a :class:`sqlalchemy.Table`.
+        policy: The rules of the table.
+        id: The link's own id: one column, unique by itself.
+        user_id: The local owner: a user, an organisation, a tenant.
+        provider: The provider's slug.
+        account_id: The provider's id of the account; ``None`` when the table has only an e-mail address.
+        email: The e-mail address as the provider wrote it.
+        email_key: The e-mail address in its normal form, which an e-mail key compares. Without it, ``email`` itself
+            holds the normal form under ``Key.EMAIL``.
+        access_token: The access token.
+        refresh_token: The refresh token.
+        expires_at: When the access token ends: an aware or naive (UTC) timestamp, or whole seconds since 1970.
+        scopes: The granted scopes: one text, or a list (JSON, ARRAY).
+        created_at: When the row was made.
+        updated_at: When accountlink last wrote the row.
+        deleted_at: When the link was removed; ``NULL`` while it is live.
+        active: A flag that is true while the link is live.
+        reason: Why the link was removed.
+        version: A number that rises when the link is removed, restored or transferred.
+
+    Raises:
+        ConfigurationError: The table cannot support the policy; the message says what to add.
+    """
+
+    def __init__(
+        self,
+        target: type[Any] | sa.Table,
+        *,
+        policy: LinkPolicy,
+        id: _Slot = UNSET,  # noqa: A002  # the contract's word for the link's own id
+        user_id: _Slot = UNSET,
+        provider: _Slot = UNSET,
+        account_id: _Slot = UNSET,
+        email: _Slot = UNSET,
+        email_key: _Slot = UNSET,
+        access_token: _Slot = UNSET,
+        refresh_token: _Slot = UNSET,
+        expires_at: _Slot = UNSET,
+        scopes: _Slot = UNSET,
+        created_at: _Slot = UNSET,
+        updated_at: _Slot = UNSET,
+        deleted_at: _Slot = UNSET,
+        active: _Slot = UNSET,
+        reason: _Slot = UNSET,
+        version: _Slot = UNSET,
+    ) -> None:
+        given = {
+            "id": id,
+            "user_id": user_id,
+            "provider": provider,
+            "account_id": account_id,
+            "email": email,
+            "email_key": email_key,
+            "access_token": access_token,
+            "refresh_token": refresh_token,
+            "expires_at": expires_at,
+            "scopes": scopes,
+            "created_at": created_at,
+            "updated_at": updated_at,
+            "deleted_at": deleted_at,
+            "active": active,
+            "reason": reason,
+            "version": version,
+        }
+        self.policy: Final = policy
+        self.mapper: Final[Mapper[Any] | None] = None if isinstance(target, sa.Table) else _mapper_of(target)
+        self.table: Final[sa.Table] = target if isinstance(target, sa.Table) else _table_of(self.mapper)
+        self.columns: Final[Mapping[str, sa.Column[Any]]] = {
+            role: column for role, slot in given.items() if (column := self._column(role, slot)) is not None
+        }
+        _check(self)
+
+    @property
+    def name(self) -> str:
+        """The table's name, for messages."""
+        return self.table.fullname
+
+    @property
+    def key_roles(self) -> tuple[str, ...]:
+        """The roles whose columns a link of one user is unique on."""
+        return (
+            "user_id",
+            "provider",
+            "account_id" if self.policy.key is Key.ACCOUNT_ID else self.email_key_role,
+        )
+
+    @property
+    def email_key_role(self) -> str:
+        """The role that holds the normal form of the e-mail address."""
+        return "email_key" if "email_key" in self.columns else "email"
+
+    def column(self, attribute: object) -> sa.Column[Any]:
+        """Return the column of this table that an attribute or a column names.
+
+        Raises:
+            ConfigurationError: It names none of this table's columns.
+        """
+        column = attribute
+        if isinstance(attribute, QueryableAttribute):
+            columns = getattr(getattr(attribute, "property", None), "columns", ())
+            column = columns[0] if len(columns) == 1 else None
+        if not isinstance(column, sa.Column) or column.table is not self.table:
+            raise ConfigurationError(f"{attribute!s} is not a column of {self.name!r}. Pass one of its mapped columns.")
+        return column
+
+    def _column(self, role: str, slot: _Slot) -> sa.Column[Any] | None:
+        if slot is None:
+            return None
+        if slot is not UNSET:
+            return self.column(slot)
+        if self.mapper is not None:
+            attribute = self.mapper.column_attrs.get(role)
+            return self.column(getattr(self.mapper.class_, role)) if attribute is not None else None
+        return cast("sa.Column[Any] | None", self.table.columns.get(role))
+
+
+def _mapper_of(target: type[Any]) -> Mapper[Any]:
+    try:
+        return class_mapper(target, configure=False)
+    except (UnmappedClassError, sa.exc.ArgumentError):
+        raise ConfigurationError(f"{target!r} is neither a mapped class nor a Table.") from None
+
+
+def _table_of(mapper: Mapper[Any] | None) -> sa.Table:
+    if mapper is None or not isinstance(mapper.local_table, sa.Table) or len(mapper.tables) != 1:
+        raise ConfigurationError("Links must live in one table: map a model that has a table of its own, or the Table.")
+    return mapper.local_table
+
+
+def _check(mapping: AccountMapping[Any, Any]) -> None:
+    """Refuse what the mapping cannot serve, and say what to add."""
+    policy, columns, name = mapping.policy, mapping.columns, mapping.name
+
+    def need(role: str, why: str) -> None:
+        if role not in columns:
+            raise ConfigurationError(f"{name!r} has no {role!r} column mapped, and {why}. Map {role}=... or add it.")
+
+    for role in ("id", "user_id", "provider"):
+        need(role, "every table of links needs it")
+    if policy.key is Key.ACCOUNT_ID or policy.ownership is Ownership.EXCLUSIVE:
+        need("account_id", f"{policy.key} with {policy.ownership} compares it")
+    if policy.key is Key.EMAIL:
+        need(mapping.email_key_role, "Key.EMAIL compares it")
+    if policy.blocked_reasons:
+        need("reason", "blocked_reasons are compared with it")
+    _check_removal(mapping)
+    link_id = columns["id"]
+    if not (link_id.unique or tuple(mapping.table.primary_key.columns) == (link_id,)):
+        raise ConfigurationError(
+            f"{link_id.name!r} alone does not identify a row of {name!r}. Map one unique column as the link's id: "
+            "composite keys are not supported."
+        )
+
+
+def _check_removal(mapping: AccountMapping[Any, Any]) -> None:
+    markers = [role for role in ("deleted_at", "active") if role in mapping.columns]
+    if mapping.policy.removal is Removal.SOFT and not markers:
+        raise ConfigurationError(
+            f"Removal.SOFT needs a 'deleted_at' or an 'active' column in {mapping.name!r} to mark dead rows. "
+            "Map one, or use Removal.DELETE."
+        )
+    if mapping.policy.removal is Removal.DELETE and markers:
+        raise ConfigurationError(
+            f"{mapping.name!r} has {markers[0]!r}, which Removal.DELETE would ignore: dead rows would count as links. "
+            f"Use Removal.SOFT, or map {markers[0]}=None to leave it alone."
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IdType:
+    """The Python type that an id column takes, and the range it can hold."""
+
+    python: type[Any] | None
+    low: int | None = None
+    high: int | None = None
+
+    @classmethod
+    def of(cls, column: sa.Column[Any]) -> IdType:
+        """Read it from the column's own type."""
+        kind = column.type
+        try:
+            python = kind.python_type
+        except NotImplementedError:
+            return cls(python=None)
+        if python is int:
+            bits = 63 if isinstance(kind, sa.BigInteger) else 15 if isinstance(kind, sa.SmallInteger) else 31
+            return cls(python=int, low=-(2**bits), high=2**bits - 1)
+        return cls(python=python if python in (str, UUID) else None)
+
+    def accepts(self, value: object) -> bool:
+        """Whether a value is of the column's own type."""
+        return self.python is None or (isinstance(value, self.python) and not isinstance(value, bool))
+
+    def holds(self, value: object) -> bool:
+        """Whether the column can hold a value of its type."""
+        if isinstance(value, str):
+            return "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
+        return self.low is None or self.high is None or (isinstance(value, int) and self.low <= value <= self.high)

@@ -1,0 +1,45 @@
+"""Keeps the objects that the caller's session already holds in step with the rows that were written beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import InstanceState, object_mapper
+
+from accountlink.storage.mapping import AccountMapping
+
+
+async def refresh_held(session: AsyncSession, mapping: AccountMapping[Any, Any], link_id: object) -> None:
+    """Load the new values of a row into the object that the session holds of it, if it holds one."""
+    for held in _held(session, mapping, link_id):
+        state: InstanceState[Any] = sa.inspect(held)
+        loaded = [
+            attribute.key for attribute in object_mapper(held).column_attrs if attribute.key not in state.unloaded
+        ]
+        if loaded:
+            await session.refresh(held, attribute_names=loaded)
+
+
+async def forget_held(session: AsyncSession, mapping: AccountMapping[Any, Any], link_id: object) -> None:
+    """Let the session know that a row it holds is deleted; a rollback brings the object back with the row."""
+    if mapping.mapper is not None and _held(session, mapping, link_id):
+        gone = sa.delete(mapping.mapper.class_).where(mapping.columns["id"] == link_id)
+        await session.execute(gone, execution_options={"synchronize_session": "evaluate"})
+
+
+def _held(session: AsyncSession, mapping: AccountMapping[Any, Any], link_id: object) -> list[Any]:
+    mapper = mapping.mapper
+    if mapper is None:
+        return []
+    column = mapping.columns["id"]
+    if tuple(mapper.primary_key) == (column,):
+        held = session.identity_map.get(mapper.identity_key_from_primary_key((link_id,)))
+        return [] if held is None else [held]
+    key = mapper.get_property_by_column(column).key
+    return [
+        held
+        for held in session.identity_map.values()
+        if isinstance(held, mapper.class_) and sa.inspect(held).dict.get(key) == link_id
+    ]

@@ -1,0 +1,339 @@
+"""The statements, built once per shape of a call and never again.
+
+On PostgreSQL linking is one statement with three arms that share one snapshot. *other* reads a live row of another
+user; *own* reads the user's row, live or else his newest dead one; the update arm writes *own*, the insert arm a new
+row, each only when *other* found nobody. The arm that answers names the change. No answer means that a concurrent
+transaction came between, and the statement is run again. No arm can write another user's row, and no arm needs to know an index.
+
+Source: measured designs of upserts with data-modifying CTEs; PostgreSQL 15 documentation, sections 7.8.4 and 13.2.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+
+from accountlink.core.policy import Key, Ownership, Removal
+from accountlink.storage.mapping import CREDENTIAL_ROLES, AccountMapping
+
+Condition = sa.ColumnElement[bool]
+Columns = Mapping[str, sa.ColumnElement[Any]]
+
+_ONE: Final = sa.literal_column("1", sa.Integer)
+"""Written out, not bound: each bound value costs the driver time."""
+
+ROW_ROLES: Final = (
+    "id", "user_id", "provider", "account_id", "email", "scopes", "created_at", "updated_at", "deleted_at", "version",
+)  # fmt: skip
+"""What is read back of a row, in this order; roles without a column are left out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shape:
+    """What a call brings, apart from the values themselves: one statement per shape.
+
+    Attributes:
+        email: Whether the provider told an e-mail address; without one, the stored address stays.
+        credentials: The roles of the credentials that the call brings.
+        insert: Application columns to fill in a new row.
+        update: Application columns to fill on update and restore too.
+        expect: Whether one given link is to be reconnected.
+    """
+
+    email: bool = False
+    credentials: tuple[str, ...] = ()
+    insert: tuple[sa.Column[Any], ...] = ()
+    update: tuple[sa.Column[Any], ...] = ()
+    expect: bool = False
+
+
+class Statements:
+    """Builds the statements of one mapping."""
+
+    def __init__(self, mapping: AccountMapping[Any, Any]) -> None:
+        self._mapping = mapping
+        self._t = mapping.table
+        self._c = mapping.columns
+        self._policy = mapping.policy
+        self.row_roles: Final = tuple(role for role in ROW_ROLES if role in mapping.columns)
+
+    # -- conditions ---------------------------------------------------------------------------------------------------
+
+    def live(self, c: Columns | None = None) -> Condition:
+        """Linked and not disconnected."""
+        c = c or self._c
+        if self._policy.removal is Removal.DELETE:
+            return sa.true()
+        marks: list[Condition] = []
+        if "deleted_at" in c:
+            marks.append(c["deleted_at"].is_(None))
+        if "active" in c:
+            marks.append(c["active"].is_(sa.true()))
+        return sa.and_(*marks)
+
+    def is_mine(self, c: Columns | None = None) -> Condition:
+        """Of the user who is calling."""
+        return (c or self._c)["user_id"] == self.bind("user_id")
+
+    def same_account(self, c: Columns | None = None) -> Condition:
+        """Of the provider account that the identity names."""
+        c = c or self._c
+        return sa.and_(c["provider"] == self.bind("provider"), c["account_id"] == self.bind("account_id"))
+
+    def same_key(self, c: Columns | None = None) -> Condition:
+        """Of the identity that the provider vouched for, as the policy's key compares it (the user aside)."""
+        if self._policy.key is Key.ACCOUNT_ID:
+            return self.same_account(c)
+        c, role = c or self._c, self._mapping.email_key_role
+        return sa.and_(c["provider"] == self.bind("provider"), c[role] == self.bind(role))
+
+    def _fits(self) -> Condition:
+        """Whether a row with the right e-mail key may hold this account id (always so for a key on the account id)."""
+        if self._policy.key is Key.ACCOUNT_ID or "account_id" not in self._c:
+            return sa.true()
+        column = self._c["account_id"]
+        return sa.or_(column.is_(None), column == self.bind("account_id"))
+
+    def _blocked(self) -> Condition:
+        reasons = [self._c["reason"] == reason for reason in sorted(self._policy.blocked_reasons)]
+        return sa.and_(sa.not_(self.live()), sa.func.coalesce(sa.or_(*reasons), sa.false())) if reasons else sa.false()
+
+    # -- parts --------------------------------------------------------------------------------------------------------
+
+    def bind(self, role: str) -> sa.BindParameter[Any]:
+        """The parameter that carries a role's value, typed as its column."""
+        return sa.bindparam(f"al_{role}", type_=self._c[role].type)
+
+    def row(self, source: Columns | None = None) -> list[sa.ColumnElement[Any]]:
+        """The columns of a row that are read back."""
+        c: Columns = self._c if source is None else source
+        return [c[role].label(role) for role in self.row_roles]
+
+    def _nothing(self) -> list[sa.ColumnElement[Any]]:
+        return [sa.null().label(role) for role in self.row_roles]
+
+    def _newest_first(self) -> Iterable[sa.ColumnElement[Any]]:
+        if self._policy.removal is Removal.SOFT:
+            yield self.live().desc()
+        for role in ("deleted_at", "updated_at", "created_at"):
+            if role in self._c:
+                yield self._c[role].desc().nulls_last()
+        yield self._c["id"].desc()
+
+    def other(self) -> sa.Select[Any]:
+        """The live row of another user, if an account has one owner only."""
+        return (
+            sa.select(*self.row())
+            .where(self.same_account(), self._c["user_id"] != self.bind("user_id"), self.live())
+            .limit(_ONE)
+        )
+
+    def own(self, shape: Shape) -> sa.Select[Any]:
+        """The user's own row: live, or else his newest dead one; and whether it may be written."""
+        fits = self._fits()
+        if shape.expect:
+            scope = self._c["id"] == self.bind("id")
+            fits = sa.and_(self.same_key(), fits, sa.or_(self.live(), ~self._live_twin()))
+        else:
+            scope = sa.and_(self.same_key(), sa.or_(self.live(), fits))
+        facts = [self.live().label("was_live"), fits.label("fits"), self._blocked().label("blocked")]
+        if self._policy.blocked_reasons:
+            facts.append(self._c["reason"].label("why"))
+        return (
+            sa.select(self._c["id"].label("id"), *facts)
+            .where(self.is_mine(), scope)
+            .order_by(*self._newest_first())
+            .limit(_ONE)
+        )
+
+    def _live_twin(self) -> Condition:
+        """Another live row of the same user and key than the expected one."""
+        twin = self._t.alias("twin")
+        c = {role: twin.c[column.key] for role, column in self._c.items()}
+        return sa.exists(sa.select(_ONE).select_from(twin).where(self.is_mine(c), self.same_key(c), self.live(c)))
+
+    def _written(self, shape: Shape, was_live: Condition) -> dict[sa.Column[Any], Any]:
+        """What the update arm sets. Nothing of the old credentials comes back with a restored row."""
+        c = self._c
+        values: dict[sa.Column[Any], Any] = {column: _value("update", column) for column in shape.update}
+        roles = [role for role in ("updated_at",) if role in c]
+        roles += [role for role in ("email", "email_key") if role in c and shape.email]
+        if self._policy.key is Key.EMAIL and "account_id" in c:
+            roles.append("account_id")
+        values |= {c[role]: self.bind(role) for role in (*roles, *shape.credentials)}
+        if self._policy.removal is Removal.SOFT:
+            for role in CREDENTIAL_ROLES:
+                if role in c and role not in shape.credentials and c[role].nullable:
+                    values[c[role]] = sa.case((was_live, c[role]), else_=sa.null())
+            values |= {c[role]: sa.null() for role in ("deleted_at", "reason") if role in c and c[role].nullable}
+            if "active" in c:
+                values[c["active"]] = sa.true()
+            if "version" in c:
+                values[c["version"]] = sa.case((was_live, c["version"]), else_=c["version"] + _ONE)
+        return values
+
+    def _inserted(self, shape: Shape) -> dict[sa.Column[Any], sa.ColumnElement[Any]]:
+        c = self._c
+        values: dict[sa.Column[Any], sa.ColumnElement[Any]] = {
+            column: _value("insert", column) for column in shape.insert
+        }
+        values |= {column: _value("update", column) for column in shape.update if column not in values}
+        roles = ["user_id", "provider", *(r for r in ("account_id", "created_at", "updated_at") if r in c)]
+        roles += [role for role in ("email", "email_key") if role in c and shape.email]
+        values |= {c[role]: self.bind(role) for role in (*roles, *shape.credentials)}
+        if "active" in c:
+            values[c["active"]] = sa.true()
+        if "version" in c:
+            values[c["version"]] = _ONE
+        return values
+
+    # -- whole statements ---------------------------------------------------------------------------------------------
+
+    def update(self, shape: Shape, *, was_live: bool) -> sa.Update:
+        """Write the user's own row, if it still is as it was read."""
+        before = self.live() if was_live else sa.not_(self.live())
+        return (
+            sa.update(self._t)
+            .where(self._c["id"] == self.bind("id"), self.is_mine(), self.same_key(), before)
+            .values(self._written(shape, sa.true() if was_live else sa.false()))
+            .returning(*self.row())
+        )
+
+    def insert(self, shape: Shape) -> sa.Insert:
+        """Write a new row, and let the database refuse it."""
+        return sa.insert(self._t).values(self._inserted(shape)).returning(*self.row())
+
+    def probe(self, shape: Shape) -> sa.Insert:
+        """The insert arm by itself, which a unique index may refuse."""
+        nobody = [~sa.exists(self.own(shape))]
+        if self._policy.ownership is Ownership.EXCLUSIVE:
+            nobody.append(~sa.exists(self.other()))
+        values = self._inserted(shape)
+        source = sa.select(*values.values()).where(*nobody)
+        return sa.insert(self._t).from_select([c.key for c in values], source).returning(*self.row())
+
+    def arms(self, shape: Shape) -> sa.CompoundSelect[Any]:
+        """Link in one statement (PostgreSQL)."""
+        own = self.own(shape).cte("own").prefix_with("MATERIALIZED", dialect="postgresql")
+        has_own = sa.exists(sa.select(_ONE).select_from(own))
+        answers: list[sa.Select[Any]] = []
+        nobody_else: list[Condition] = []
+        if self._policy.ownership is Ownership.EXCLUSIVE:
+            reading = self.other()
+            if shape.expect:
+                reading = reading.where(sa.exists(sa.select(_ONE).select_from(own).where(own.c.fits)))
+            other = reading.cte("other")
+            nobody_else = [~sa.exists(sa.select(_ONE).select_from(other))]
+            answers.append(sa.select(_arm("conflict"), *self.row(other.c), _why()))
+        allowed = [own.c.fits, sa.not_(own.c.blocked), *nobody_else]
+        updated = (
+            sa.update(self._t)
+            .where(
+                self._c["id"] == own.c.id,
+                self.is_mine(),
+                self.same_key(),
+                self.live() == own.c.was_live if self._policy.removal is Removal.SOFT else sa.true(),
+                *allowed,
+            )
+            .values(self._written(shape, own.c.was_live))
+            .returning(*self.row(), own.c.was_live)
+            .cte("updated")
+        )
+        change = sa.case((updated.c.was_live, _word("updated")), else_=_word("restored"))
+        answers.append(sa.select(change.label("arm"), *self.row(updated.c), _why()))
+        if not shape.expect:
+            inserted = self._insert_arm(shape, [sa.not_(has_own), *nobody_else])
+            answers.append(sa.select(_arm("created"), *self.row(inserted.c), _why()))
+        if self._policy.blocked_reasons:
+            blocked = sa.select(_arm("blocked"), *self._nothing(), own.c.why)
+            answers.append(blocked.where(own.c.fits, own.c.blocked, *nobody_else))
+        if shape.expect or self._policy.key is Key.EMAIL:
+            answers.append(sa.select(_arm("mismatch"), *self._nothing(), _why()).where(sa.not_(own.c.fits)))
+        return sa.union_all(*answers)
+
+    def _insert_arm(self, shape: Shape, conditions: list[Condition]) -> sa.CTE:
+        values = self._inserted(shape)
+        source = sa.select(*values.values()).where(*conditions)
+        return (
+            postgresql.insert(self._t)
+            .from_select([column.key for column in values], source)
+            .on_conflict_do_nothing()
+            .returning(*self.row())
+            .cte("inserted")
+        )
+
+    # -- reading and removing -----------------------------------------------------------------------------------------
+
+    def seen(self) -> sa.Select[Any]:
+        """Whatever can be seen of an account: whether it is live, and whether it is the user's own."""
+        mine = sa.and_(self.is_mine(), self.same_key())
+        exclusive = self._policy.ownership is Ownership.EXCLUSIVE
+        return sa.select(self.live().label("live"), self.is_mine().label("mine")).where(
+            sa.or_(mine, self.same_account()) if exclusive else mine
+        )
+
+    def holder(self) -> sa.Select[Any]:
+        """The live row of an account, whoever owns it."""
+        return sa.select(*self.row()).where(self.same_account(), self.live()).limit(_ONE)
+
+    def listing(self, roles: tuple[str, ...]) -> sa.Select[Any]:
+        """The user's live rows, oldest first; further roles narrow them down."""
+        order = [self._c[role] for role in ("created_at", "id") if role in self._c]
+        narrowed = [self._c[role] == self.bind(role) for role in roles]
+        return sa.select(*self.row()).where(self.is_mine(), self.live(), *narrowed).order_by(*order)
+
+    def named(self) -> sa.Select[Any]:
+        """The user's row of this id, live or dead."""
+        return sa.select(*self.row()).where(self._is_named())
+
+    def _is_named(self) -> Condition:
+        return sa.and_(self._c["id"] == self.bind("id"), self.is_mine())
+
+    def lock_live(self) -> sa.Select[Any]:
+        """The ids of the user's live rows, locked in one order for all."""
+        query = sa.select(self._c["id"]).where(self.is_mine(), self.live())
+        return query.order_by(self._c["id"]).with_for_update()
+
+    def delete(self) -> sa.Delete:
+        """Delete the user's row."""
+        return sa.delete(self._t).where(self._is_named()).returning(*self.row())
+
+    def remove(self, *, reason: bool) -> sa.Update:
+        """Mark the user's live row as dead and wipe its credentials."""
+        c = self._c
+        values: dict[sa.Column[Any], Any] = {
+            c[role]: sa.null() for role in CREDENTIAL_ROLES if role in c and c[role].nullable
+        }
+        roles = [role for role in ("deleted_at", "updated_at") if role in c] + (["reason"] if reason else [])
+        values |= {c[role]: self.bind(role) for role in roles}
+        if "active" in c:
+            values[c["active"]] = sa.false()
+        if "version" in c:
+            values[c["version"]] = c["version"] + _ONE
+        return sa.update(self._t).where(self._is_named(), self.live()).values(values).returning(*self.row())
+
+    def remove_or_read(self, *, reason: bool) -> sa.CompoundSelect[Any]:
+        """The same in one statement with reading a row that is dead already (PostgreSQL)."""
+        removed = self.remove(reason=reason).cte("removed")
+        dead = sa.select(*self.row()).where(self._is_named(), sa.not_(self.live()))
+        return sa.union_all(sa.select(*self.row(removed.c)), dead)
+
+
+def _word(name: str) -> sa.ColumnClause[str]:
+    return sa.literal_column(f"'{name}'", sa.Text)
+
+
+def _arm(name: str) -> sa.Label[str]:
+    return _word(name).label("arm")
+
+
+def _why() -> sa.Label[str]:
+    return sa.cast(sa.null(), sa.Text).label("why")
+
+
+def _value(kind: str, column: sa.Column[Any]) -> sa.BindParameter[Any]:
+    return sa.bindparam(f"al_{kind}_{column.key}", type_=column.type)

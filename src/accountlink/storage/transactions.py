@@ -1,0 +1,272 @@
+"""Whose transaction it is: the caller's, in which a savepoint guards the work, or accountlink's own.
+
+A :class:`Place` runs one piece of work at a time and answers with its result or with a :class:`~.violations.Failure`.
+The work itself is synchronous and runs on SQLAlchemy's greenlet, so that one code serves every bind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+
+from accountlink.core.facts import Failure
+from accountlink.errors import ConfigurationError
+from accountlink.storage import sqlite, violations
+from accountlink.storage.mapping import AccountMapping
+
+Bind = AsyncEngine | AsyncConnection | AsyncSession
+T = TypeVar("T")
+Talk = Callable[[AsyncConnection], Awaitable[T]]
+Work = Callable[[sa.Connection], T]
+
+_SUPPORTED: Final = ("postgresql", "sqlite")
+
+
+class Place:
+    """Where work runs.
+
+    Attributes:
+        owned: Whether the transaction is accountlink's own, to be committed and tried again.
+        dialect: The database's name: ``"postgresql"`` or ``"sqlite"``.
+        session: The caller's session, if he gave one.
+        ambiguous: Whether the last failure may hide a commit.
+        reconnects: Whether another attempt gets another connection.
+    """
+
+    owned: bool
+    dialect: str
+    session: AsyncSession | None
+    ambiguous: bool
+    reconnects: bool = False
+
+    async def attempt(self, work: Work[T]) -> T | Failure:
+        """Run one piece of work; a database error comes back as a value, and leaves nothing behind."""
+        raise NotImplementedError
+
+    async def converse(self, talk: Talk[T]) -> T | Failure:
+        """The same for work that waits for something else than the database, in one transaction or savepoint."""
+        raise NotImplementedError
+
+
+@dataclass(kw_only=True, eq=False)
+class CallersTransaction(Place):
+    """The caller's transaction: the work runs in one savepoint, and nothing else of it is touched."""
+
+    connection: AsyncConnection
+    session: AsyncSession | None
+    dialect: str
+    owned: bool = False
+    ambiguous: bool = False
+
+    async def attempt(self, work: Work[T]) -> T | Failure:
+        """Run the work in a savepoint, which a failure rolls back."""
+        try:
+            return await self.connection.run_sync(_in_savepoint, work)
+        except violations.FAILURES as error:
+            return violations.read(error)
+
+    async def converse(self, talk: Talk[T]) -> T | Failure:
+        """Run the conversation in a savepoint, which a failure rolls back."""
+        try:
+            await self.connection.run_sync(_begin_sqlite)
+            async with self.connection.begin_nested():
+                return await talk(self.connection)
+        except violations.FAILURES as error:
+            return violations.read(error)
+
+
+@dataclass(kw_only=True, eq=False)
+class OwnStatements(Place):
+    """An engine whose database links in one statement: each piece of work commits by itself."""
+
+    engine: AsyncEngine
+    dialect: str
+    owned: bool = True
+    session: None = None
+    ambiguous: bool = False
+    reconnects: bool = True
+
+    async def attempt(self, work: Work[T]) -> T | Failure:
+        """Run the work, one statement, on a connection in AUTOCOMMIT."""
+        self.ambiguous = False
+        try:
+            async with self.engine.connect() as connection:
+                self.ambiguous = True
+                return await connection.run_sync(_in_autocommit, work)
+        except violations.FAILURES as error:
+            return violations.read(error)
+
+
+@dataclass(kw_only=True, eq=False)
+class OwnTransactions(Place):
+    """An engine whose database takes several statements: each piece of work is a transaction."""
+
+    engine: AsyncEngine
+    dialect: str
+    owned: bool = True
+    session: None = None
+    ambiguous: bool = False
+    reconnects: bool = True
+
+    async def attempt(self, work: Work[T]) -> T | Failure:
+        """Run the work in a transaction of its own and commit it."""
+        self.ambiguous = False
+        try:
+            async with self.engine.begin() as connection:
+                result = await connection.run_sync(_begun, work)
+                self.ambiguous = True
+            return result
+        except violations.FAILURES as error:
+            return violations.read(error)
+
+    async def converse(self, talk: Talk[T]) -> T | Failure:
+        """Run the conversation in a transaction of its own and commit it."""
+        self.ambiguous = False
+        try:
+            async with self.engine.begin() as connection:
+                await connection.run_sync(_begin_sqlite)
+                result = await talk(connection)
+                self.ambiguous = True
+            return result
+        except violations.FAILURES as error:
+            return violations.read(error)
+
+
+@dataclass(kw_only=True, eq=False)
+class AutocommitConnection(Place):
+    """A connection, given by the caller, that commits each statement by itself."""
+
+    connection: AsyncConnection
+    session: AsyncSession | None
+    dialect: str
+    owned: bool = True
+    ambiguous: bool = True
+
+    async def attempt(self, work: Work[T]) -> T | Failure:
+        """Run the work as it is (PostgreSQL: one statement), or in a transaction of its own (SQLite)."""
+        run = _in_driver_transaction if self.dialect == "sqlite" else _as_it_is
+        try:
+            return await self.connection.run_sync(run, work)
+        except violations.FAILURES as error:
+            return violations.read(error)
+
+
+async def place_of(
+    bind: Bind, mapping: AccountMapping[Any, Any], *, several_statements: bool = False
+) -> Place | Failure:
+    """Say whose transaction a bind is. A session is flushed.
+
+    Args:
+        bind: What the caller gave.
+        mapping: Says which of a session's engines is meant.
+        several_statements: Whether the work needs a transaction on an engine even where one statement usually does.
+
+    Returns:
+        The place, or the failure to get a connection. What a flush raises is the caller's own and is raised.
+
+    Raises:
+        ConfigurationError: Not an async engine, connection or session, or a database that is not supported.
+    """
+    if isinstance(bind, AsyncEngine):
+        dialect = _dialect(bind.dialect)
+        if dialect == "postgresql" and not several_statements:
+            return OwnStatements(engine=bind, dialect=dialect)
+        return OwnTransactions(engine=bind, dialect=dialect)
+    if not isinstance(bind, (AsyncSession, AsyncConnection)):
+        raise ConfigurationError(_wrong_bind(bind))
+    session = bind if isinstance(bind, AsyncSession) else None
+    if session is not None:
+        await session.flush()
+    try:
+        connection = await _connection_of(bind, mapping)
+        dialect = _dialect(connection.dialect)
+        autocommit = await connection.run_sync(_commits_by_itself)
+    except violations.FAILURES as error:
+        return violations.read(error)
+    if not autocommit:
+        return CallersTransaction(connection=connection, session=session, dialect=dialect)
+    if several_statements:
+        raise ConfigurationError(
+            "guard_last needs a transaction around several statements, and this connection is in AUTOCOMMIT. "
+            "Pass the engine, or a connection in a transaction."
+        )
+    return AutocommitConnection(connection=connection, session=session, dialect=dialect)
+
+
+async def _connection_of(bind: AsyncSession | AsyncConnection, mapping: AccountMapping[Any, Any]) -> AsyncConnection:
+    if isinstance(bind, AsyncConnection):
+        return bind
+    target = {"clause": mapping.table} if mapping.mapper is None else {"mapper": mapping.mapper}
+    return await bind.connection(bind_arguments=target)
+
+
+def _dialect(dialect: sa.Dialect) -> str:
+    if dialect.name not in _SUPPORTED or not dialect.is_async:
+        raise ConfigurationError(
+            f"{dialect.name!r} with {dialect.driver!r} is not supported. "
+            "Use postgresql+asyncpg, postgresql+psycopg or sqlite+aiosqlite."
+        )
+    return dialect.name
+
+
+def _wrong_bind(bind: object) -> str:
+    remedies = {
+        "async_sessionmaker": "Open a session: `async with maker.begin() as session: ...`, and pass the session.",
+        "sessionmaker": "accountlink is async: make an async_sessionmaker, open a session, and pass the session.",
+        "async_scoped_session": "Pass the session itself: `scoped()`.",
+        "Engine": "accountlink is async: use create_async_engine().",
+        "Connection": "accountlink is async: use create_async_engine() and its connections.",
+        "Session": "accountlink is async: use an AsyncSession.",
+    }
+    name = type(bind).__name__
+    remedy = remedies.get(name, "Pass an AsyncEngine, an AsyncConnection or an AsyncSession.")
+    return f"{name} cannot be the bind of a link. {remedy}"
+
+
+def _commits_by_itself(connection: sa.Connection) -> bool:
+    """Whether a connection is in AUTOCOMMIT, asked of the driver, since an engine can be made that way too."""
+    if connection.dialect.name != "sqlite":
+        return bool(getattr(connection.connection.dbapi_connection, "autocommit", False))
+    if not connection.in_transaction():
+        connection.begin()  # what the next statement would do; the caller ends it as he would have ended that
+    return sqlite.in_autocommit(connection)
+
+
+def _as_it_is(connection: sa.Connection, work: Work[T]) -> T:
+    return work(connection)
+
+
+def _in_autocommit(connection: sa.Connection, work: Work[T]) -> T:
+    return work(connection.execution_options(isolation_level="AUTOCOMMIT"))
+
+
+def _in_savepoint(connection: sa.Connection, work: Work[T]) -> T:
+    _begin_sqlite(connection)
+    with connection.begin_nested():
+        return work(connection)
+
+
+def _begun(connection: sa.Connection, work: Work[T]) -> T:
+    _begin_sqlite(connection)
+    return work(connection)
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    """Begin for real where an untuned SQLite driver has not: a savepoint that comes first would commit by itself."""
+    if connection.dialect.name == "sqlite" and not sqlite.in_transaction(connection):
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _in_driver_transaction(connection: sa.Connection, work: Work[T]) -> T:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    try:
+        result = work(connection)
+    except BaseException:
+        connection.exec_driver_sql("ROLLBACK")
+        raise
+    connection.exec_driver_sql("COMMIT")
+    return result

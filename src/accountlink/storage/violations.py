@@ -1,0 +1,189 @@
+"""Evidence: what a database error says, by SQLSTATE and result codes, never by its text.
+
+The only place that knows where each driver keeps its evidence: asyncpg on the cause of ``orig``, psycopg in
+``orig.diag``, SQLite in ``orig.sqlite_errorname``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import asyncpg
+from sqlalchemy.exc import DBAPIError, InterfaceError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from accountlink.core.facts import Failure, Trouble
+
+FAILURES: Final = (SQLAlchemyError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
+"""What a database call may raise. A cut line arrives as a bare ``ConnectionError``, a refusal as asyncpg's own."""
+
+
+_STATES: Final = {
+    "23505": Trouble.UNIQUE,
+    "55000": Trouble.DEFERRABLE,
+    "40001": Trouble.SERIALIZATION,
+    "40P01": Trouble.SERIALIZATION,
+    "0A000": Trouble.STALE_PLAN,
+    "55P03": Trouble.BUSY,
+    "57014": Trouble.BUSY,
+    "57P01": Trouble.LOST,
+    "57P02": Trouble.LOST,
+    "57P03": Trouble.LOST,
+    "57P05": Trouble.LOST,
+    "25P03": Trouble.LOST,
+    "25P04": Trouble.LOST,
+    "53300": Trouble.LOST,
+}
+_SQLITE: Final = {
+    "SQLITE_CONSTRAINT_UNIQUE": Trouble.UNIQUE,
+    "SQLITE_CONSTRAINT_PRIMARYKEY": Trouble.UNIQUE,
+    "SQLITE_CONSTRAINT_ROWID": Trouble.UNIQUE,
+    "SQLITE_BUSY": Trouble.BUSY,
+    "SQLITE_BUSY_TIMEOUT": Trouble.BUSY,
+    "SQLITE_LOCKED": Trouble.BUSY,
+    "SQLITE_LOCKED_SHAREDCACHE": Trouble.BUSY,
+    "SQLITE_BUSY_SNAPSHOT": Trouble.SERIALIZATION,
+}
+
+
+def read(error: BaseException) -> Failure:
+    """Read an error, and clean it: from then on it carries no value of the statement."""
+    native = _native(error)
+    state = _text(getattr(native, "sqlstate", None))
+    evidence = getattr(native, "diag", native)
+    schema, table = (
+        _text(getattr(evidence, "schema_name", None)),
+        _text(getattr(evidence, "table_name", None)),
+    )
+    constraint = _text(getattr(evidence, "constraint_name", None))
+    columns: tuple[str, ...] = ()
+    trouble = _trouble(error, native, state)
+    if trouble is Trouble.DEFERRABLE and constraint is None:
+        trouble = Trouble.OTHER
+    if trouble is Trouble.UNIQUE and state is None:
+        table, constraint, columns = _sqlite_evidence(str(native))
+    return Failure(
+        trouble=trouble,
+        sqlstate=state,
+        schema=schema,
+        table=table,
+        constraint=constraint,
+        columns=columns,
+        error=scrub(error),
+    )
+
+
+def _native(error: BaseException) -> BaseException:
+    """The driver's own error, below SQLAlchemy's and below the asyncpg adapter's."""
+    below = getattr(error, "orig", None) if isinstance(error, DBAPIError) else None
+    if below is None:
+        return error
+    cause = below.__cause__
+    return cause if isinstance(cause, (asyncpg.PostgresError, asyncpg.InterfaceError)) else below
+
+
+def _trouble(error: BaseException, native: BaseException, state: str | None) -> Trouble:
+    if state is not None:
+        if state.startswith("08"):
+            return Trouble.LOST
+        return _STATES.get(state, Trouble.OTHER)
+    if name := getattr(native, "sqlite_errorname", None):
+        return _SQLITE.get(name, Trouble.OTHER)
+    if isinstance(error, PoolTimeout):
+        return Trouble.BUSY
+    if isinstance(error, OSError) or (isinstance(error, DBAPIError) and error.connection_invalidated):
+        return Trouble.LOST
+    if isinstance(native, asyncpg.InterfaceError) and _says_closed(native):
+        return Trouble.LOST
+    if isinstance(error, InterfaceError) and not isinstance(native, asyncpg.InterfaceError):
+        return Trouble.LOST
+    return Trouble.OTHER
+
+
+def _says_closed(native: BaseException) -> bool:
+    # asyncpg has one class for every misuse of its interface and no code; the text is all there is. A wrong guess
+    # costs a typed error instead of the driver's own, never a wrong outcome.
+    return "closed" in str(native)
+
+
+def _sqlite_evidence(message: str) -> tuple[str | None, str | None, tuple[str, ...]]:
+    """Table, index and columns from SQLite, which puts its evidence in the message and nowhere else.
+
+    Source: sqlite3UniqueConstraint() writes ``UNIQUE constraint failed: t.a, t.b``, or ``index 'name'`` for an index
+    on expressions.
+    """
+    named = message.partition("constraint failed: ")[2]
+    if named.startswith("index '"):
+        return None, named.removeprefix("index '").rstrip("'"), ()
+    pairs = [part.partition(".") for part in named.split(", ")] if named else []
+    return (pairs[0][0] if pairs else None), None, tuple(column for _, _, column in pairs)
+
+
+def scrub(error: BaseException) -> BaseException:
+    """Take every value of the statement out of an error, in place: parameters, DETAIL, and frames with their locals."""
+    seen: set[int] = set()
+    pending: list[BaseException | None] = [error]
+    while pending:
+        current = pending.pop()
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        current.__traceback__ = None
+        _clean(current)
+        pending += [current.__cause__, current.__context__]
+        orig = getattr(current, "orig", None)
+        if isinstance(orig, BaseException):
+            clean = _without_detail(orig)
+            if clean is not orig:
+                _replace_orig(current, orig, clean)
+            pending.append(clean)
+    return error
+
+
+def _replace_orig(error: Any, orig: BaseException, clean: BaseException) -> None:  # SQLAlchemy's errors
+    error.orig = clean
+    if error.__cause__ is orig:
+        error.__cause__ = clean
+    if error.__context__ is orig:
+        error.__context__ = clean
+
+
+def _clean(error: Any) -> None:  # one of three libraries' errors, told apart by their attributes
+    if hasattr(error, "hide_parameters"):
+        error.hide_parameters = True
+        error.params = None
+    for name in (
+        "detail",
+        "where",
+        "internal_query",
+        "query",
+    ):  # asyncpg keeps each field of the server's message
+        if isinstance(getattr(error, name, None), str) and isinstance(error, asyncpg.PostgresError):
+            setattr(error, name, None)
+    error.args = tuple(_first_line(argument) if isinstance(argument, str) else argument for argument in error.args)
+
+
+def _first_line(text: str) -> str:
+    """The message without its DETAIL, which quotes the row."""
+    return text.partition("\nDETAIL:")[0].partition("\nCONTEXT:")[0]
+
+
+def _without_detail(orig: BaseException) -> BaseException:
+    """A psycopg error without the fields that quote values; its result object cannot be changed, so it is made anew."""
+    diag = getattr(orig, "diag", None)
+    if diag is None or getattr(diag, "sqlstate", None) is None:
+        return orig
+    from psycopg.pq import DiagnosticField  # noqa: PLC0415  # an extra, imported only where its errors already are
+
+    quoting = (DiagnosticField.MESSAGE_DETAIL, DiagnosticField.CONTEXT, DiagnosticField.INTERNAL_QUERY)
+    info: dict[int, bytes | None] = {}
+    for known in DiagnosticField:
+        value = getattr(diag, known.name.lower(), None) if known not in quoting else None
+        info[known.value] = value.encode() if isinstance(value, str) else None
+    make: Any = type(orig)
+    clean: BaseException = make(*(_first_line(str(argument)) for argument in orig.args), info=info)
+    return clean
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None

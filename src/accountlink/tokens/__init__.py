@@ -1,0 +1,1 @@
+"""Signs what leaves the server and comes back."""
