@@ -201,31 +201,30 @@ class AccountLinker(Generic[UserId, LinkId]):
             if result is None and patience.runs > 1:
                 patience.runs -= 1
                 continue
-            if result is None:  # the race goes on: find out why, by an insert that may be refused
-                patience.causes -= 1
-                result = None if probe is None else await place.attempt(probe)
+            if result is None and probe is not None:  # the race goes on: find out why, by an insert that may be refused
+                result = await place.attempt(probe)
             if isinstance(result, Answer):
                 return result
+            if isinstance(result, Failure) and result.trouble is not Trouble.UNIQUE:
+                await self._recover(place, result, patience)
+                continue
+            patience.causes -= 1
             if isinstance(result, Failure):
-                settled = await self._examine(place, result, parameters, provider, patience)
+                settled = await self._explained(place, result, parameters, provider, patience)
                 if settled is not None:
                     return settled
         raise StoreBusy
 
-    async def _examine(
-        self, place: Place, failure: Failure, parameters: Parameters, provider: str, patience: _Patience
+    async def _explained(
+        self, place: Place, violation: Failure, parameters: Parameters, provider: str, patience: _Patience
     ) -> Answer[UserId, LinkId] | None:
-        """Find out what a refusal means: an answer, another run (``None``), or an error, which is raised."""
-        if failure.trouble is not Trouble.UNIQUE:
-            await self._recover(place, failure, patience)
-            return None
-        patience.causes -= 1
-        found = await place.attempt(partial(self._store.obstacle, parameters=parameters, failure=failure))
+        """Find out what a unique violation means: a conflict, another run (``None``), or an error, which is raised."""
+        found = await place.attempt(partial(self._store.obstacle, parameters=parameters, failure=violation))
         if isinstance(found, Failure):
             _raise(decide.after_lookup_failure(found, provider=provider, owned=place.owned))
         obstacle: Obstacle[UserId, LinkId] = found
         verdict = decide.after_violation(
-            failure, obstacle, provider=provider, causes=patience.causes, owned=place.owned
+            violation, obstacle, provider=provider, causes=patience.causes, owned=place.owned
         )
         if verdict is Step.CONFLICT:
             return Answer(arm=Arm.CONFLICT, account=obstacle.owner, version=obstacle.version)

@@ -56,6 +56,8 @@ def after_failure(
             return RetryTransaction(sqlstate=failure.sqlstate)
         case Trouble.STALE_PLAN if retries:
             return Step.AGAIN
+        case Trouble.STALE_PLAN if not owned:
+            return RetryTransaction(sqlstate=failure.sqlstate)
         case Trouble.BUSY:
             return StoreBusy(sqlstate=failure.sqlstate)
         case Trouble.LOST if owned and reconnects:

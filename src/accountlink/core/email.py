@@ -34,8 +34,8 @@ def normalize_email(email: str) -> str:
 
     Compatibility forms, case and composition meet (``Straße`` and ``STRASSE``, NFC and NFD, full-width letters,
     final sigma); letters that only look alike stay apart (dotless i is not i). The form is computed on the whole
-    address     *before* it is split, and an address whose structure changes under it (another sign that becomes ``@``, a dot, or
-    white space) is refused, since two readers would split it differently.
+    address *before* it is split, and an address whose structure changes under it (another sign that becomes ``@``, a
+    dot, or white space) is refused, since two readers would split it differently.
 
     Args:
         email: The address, as the provider wrote it.

@@ -122,7 +122,7 @@ class OwnershipConflict(_OwnedByAnother):
     def redirect_url(self, base: str) -> str:
         """Return ``base?error=ownership_conflict#transfer_token=...``.
 
-        The token is in the fragment, which browsers keep from servers, logs and Referer headers, and never in the query.
+        The token is in the fragment, which browsers keep from servers, logs and Referer headers; never in the query.
 
         Raises:
             ConfigurationError: ``base`` has a fragment, white space or control characters.

@@ -152,8 +152,8 @@ class AccountStore(Generic[UserId, LinkId]):
             remove = self._once(("remove", reason), lambda: self.statements.remove(reason=reason))
             row = connection.execute(remove, parameters).first() or self._named(connection, parameters)
         else:
-            remove = self._once(("remove", reason), lambda: self.statements.remove_or_read(reason=reason))
-            row = connection.execute(remove, parameters).first()
+            either = self._once(("remove", reason), lambda: self.statements.remove_or_read(reason=reason))
+            row = connection.execute(either, parameters).first()
         return None if row is None else self.codec.account(row)
 
     def exists(self, connection: sa.Connection, parameters: Parameters) -> bool:

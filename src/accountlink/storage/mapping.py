@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final, Generic, cast
+from typing import Any, Final, Generic
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -155,7 +155,7 @@ class AccountMapping(Generic[UserId, LinkId]):
         """
         column = attribute
         if isinstance(attribute, QueryableAttribute):
-            columns = getattr(getattr(attribute, "property", None), "columns", ())
+            columns: list[Any] = list(getattr(getattr(attribute, "property", None), "columns", ()))
             column = columns[0] if len(columns) == 1 else None
         if not isinstance(column, sa.Column) or column.table is not self.table:
             raise ConfigurationError(f"{attribute!s} is not a column of {self.name!r}. Pass one of its mapped columns.")
@@ -169,7 +169,7 @@ class AccountMapping(Generic[UserId, LinkId]):
         if self.mapper is not None:
             attribute = self.mapper.column_attrs.get(role)
             return self.column(getattr(self.mapper.class_, role)) if attribute is not None else None
-        return cast("sa.Column[Any] | None", self.table.columns.get(role))
+        return self.table.columns.get(role)
 
 
 def _mapper_of(target: type[Any]) -> Mapper[Any]:

@@ -31,7 +31,8 @@ class LinkedAccountMixin:
     - ``EXCLUSIVE``: unique on (provider, account_id);
     - ``PER_USER``: unique on (user_id, provider, account_id), or on (user_id, provider, email_key) under ``Key.EMAIL``;
     - partial, ``WHERE deleted_at IS NULL``, under ``Removal.SOFT``;
-    - and an index for the user's own links.
+    - and an index on (user_id, provider, account_id) or its e-mail key, where the unique key does not serve as one: a
+      user's own rows are looked up by it, dead ones included.
 
     Raises:
         ConfigurationError: When the class is mapped: no ``__link_policy__``, no ``user_id``, or a nullable one, which
@@ -94,14 +95,12 @@ def _attach_keys(mapper: Mapper[Any], cls: type[Any]) -> None:
         raise ConfigurationError(
             f"{cls.__name__} needs a `user_id` that is not nullable: NULL takes part in no unique key."
         )
-    key: list[sa.ColumnElement[Any]] = [columns["provider"]]
-    key.append(columns["account_id"] if policy.key is Key.ACCOUNT_ID else columns["email_key"])
-    if policy.ownership is Ownership.PER_USER:
-        key.insert(0, user_id)
+    named = (columns["provider"], columns["account_id" if policy.key is Key.ACCOUNT_ID else "email_key"])
+    key = named if policy.ownership is Ownership.EXCLUSIVE else (user_id, *named)
     live = columns["deleted_at"].is_(None) if policy.removal is Removal.SOFT else None
     sa.Index(_name("uq", table.name, "link"), *key, unique=True, postgresql_where=live, sqlite_where=live)
     if policy.ownership is Ownership.EXCLUSIVE or policy.removal is Removal.SOFT:
-        sa.Index(_name("ix", table.name, "user"), user_id, columns["provider"])
+        sa.Index(_name("ix", table.name, "user"), user_id, *named)
 
 
 def _name(prefix: str, table: str, suffix: str) -> str:

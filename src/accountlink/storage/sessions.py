@@ -25,7 +25,9 @@ async def refresh_held(session: AsyncSession, mapping: AccountMapping[Any, Any],
 async def forget_held(session: AsyncSession, mapping: AccountMapping[Any, Any], link_id: object) -> None:
     """Let the session know that a row it holds is deleted; a rollback brings the object back with the row."""
     if mapping.mapper is not None and _held(session, mapping, link_id):
-        gone = sa.delete(mapping.mapper.class_).where(mapping.columns["id"] == link_id)
+        model = mapping.mapper.class_
+        link_attribute = getattr(model, mapping.mapper.get_property_by_column(mapping.columns["id"]).key)
+        gone = sa.delete(model).where(link_attribute == link_id)
         await session.execute(gone, execution_options={"synchronize_session": "evaluate"})
 
 

@@ -17,8 +17,8 @@ def tune_sqlite(engine: AsyncEngine, *, busy_timeout: int = BUSY_TIMEOUT) -> Asy
     """Make an SQLite engine safe for concurrent writers and for savepoints; call it once, before first use.
 
     Every transaction begins with ``BEGIN IMMEDIATE``, so that a writer waits for its turn instead of failing half-way
-    with a stale snapshot, and so that a rollback also undoes a transaction that began with a savepoint. The journal is a
-    write-ahead log, foreign keys are enforced.
+    with a stale snapshot, and so that a rollback also undoes a transaction that began with a savepoint. The journal is
+    a write-ahead log, foreign keys are enforced.
 
     Args:
         engine: An engine of ``sqlite+aiosqlite``.
@@ -33,7 +33,8 @@ def tune_sqlite(engine: AsyncEngine, *, busy_timeout: int = BUSY_TIMEOUT) -> Asy
     Source: SQLite documentation, "Transactions" and "PRAGMA busy_timeout"; SQLAlchemy documentation, "pysqlite:
     serializable isolation, savepoints, transactional DDL".
     """
-    if not isinstance(engine, AsyncEngine) or engine.dialect.name != "sqlite":
+    given: object = engine
+    if not isinstance(given, AsyncEngine) or given.dialect.name != "sqlite":
         raise ConfigurationError(
             "tune_sqlite() takes an AsyncEngine of sqlite+aiosqlite. Leave other engines as they are."
         )

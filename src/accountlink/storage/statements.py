@@ -3,16 +3,17 @@
 On PostgreSQL linking is one statement with three arms that share one snapshot. *other* reads a live row of another
 user; *own* reads the user's row, live or else his newest dead one; the update arm writes *own*, the insert arm a new
 row, each only when *other* found nobody. The arm that answers names the change. No answer means that a concurrent
-transaction came between, and the statement is run again. No arm can write another user's row, and no arm needs to know an index.
+transaction came between, and the statement is run again. No arm can write another user's row, and no arm needs to
+know an index.
 
 Source: measured designs of upserts with data-modifying CTEs; PostgreSQL 15 documentation, sections 7.8.4 and 13.2.1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol, cast
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
@@ -21,7 +22,21 @@ from accountlink.core.policy import Key, Ownership, Removal
 from accountlink.storage.mapping import CREDENTIAL_ROLES, AccountMapping
 
 Condition = sa.ColumnElement[bool]
-Columns = Mapping[str, sa.ColumnElement[Any]]
+_select: Final[Callable[..., sa.Select[Any]]] = cast("Any", sa.select)
+"""Columns are chosen by the mapping, at run time: their types are not known here."""
+
+
+class Columns(Protocol):
+    """Columns by role, of a table or of what a part of a statement returns."""
+
+    def __getitem__(self, role: str, /) -> sa.ColumnElement[Any]:
+        """The column that plays a role."""
+        ...
+
+    def __contains__(self, role: str, /) -> bool:
+        """Whether a column plays the role."""
+        ...
+
 
 _ONE: Final = sa.literal_column("1", sa.Integer)
 """Written out, not bound: each bound value costs the driver time."""
@@ -127,7 +142,7 @@ class Statements:
     def other(self) -> sa.Select[Any]:
         """The live row of another user, if an account has one owner only."""
         return (
-            sa.select(*self.row())
+            _select(*self.row())
             .where(self.same_account(), self._c["user_id"] != self.bind("user_id"), self.live())
             .limit(_ONE)
         )
@@ -144,7 +159,7 @@ class Statements:
         if self._policy.blocked_reasons:
             facts.append(self._c["reason"].label("why"))
         return (
-            sa.select(self._c["id"].label("id"), *facts)
+            _select(self._c["id"].label("id"), *facts)
             .where(self.is_mine(), scope)
             .order_by(*self._newest_first())
             .limit(_ONE)
@@ -154,7 +169,7 @@ class Statements:
         """Another live row of the same user and key than the expected one."""
         twin = self._t.alias("twin")
         c = {role: twin.c[column.key] for role, column in self._c.items()}
-        return sa.exists(sa.select(_ONE).select_from(twin).where(self.is_mine(c), self.same_key(c), self.live(c)))
+        return sa.exists(_select(_ONE).select_from(twin).where(self.is_mine(c), self.same_key(c), self.live(c)))
 
     def _written(self, shape: Shape, was_live: Condition) -> dict[sa.Column[Any], Any]:
         """What the update arm sets. Nothing of the old credentials comes back with a restored row."""
@@ -213,22 +228,22 @@ class Statements:
         if self._policy.ownership is Ownership.EXCLUSIVE:
             nobody.append(~sa.exists(self.other()))
         values = self._inserted(shape)
-        source = sa.select(*values.values()).where(*nobody)
+        source = _select(*values.values()).where(*nobody)
         return sa.insert(self._t).from_select([c.key for c in values], source).returning(*self.row())
 
     def arms(self, shape: Shape) -> sa.CompoundSelect[Any]:
         """Link in one statement (PostgreSQL)."""
         own = self.own(shape).cte("own").prefix_with("MATERIALIZED", dialect="postgresql")
-        has_own = sa.exists(sa.select(_ONE).select_from(own))
+        has_own = sa.exists(_select(_ONE).select_from(own))
         answers: list[sa.Select[Any]] = []
         nobody_else: list[Condition] = []
         if self._policy.ownership is Ownership.EXCLUSIVE:
             reading = self.other()
             if shape.expect:
-                reading = reading.where(sa.exists(sa.select(_ONE).select_from(own).where(own.c.fits)))
+                reading = reading.where(sa.exists(_select(_ONE).select_from(own).where(own.c.fits)))
             other = reading.cte("other")
-            nobody_else = [~sa.exists(sa.select(_ONE).select_from(other))]
-            answers.append(sa.select(_arm("conflict"), *self.row(other.c), _why()))
+            nobody_else = [~sa.exists(_select(_ONE).select_from(other))]
+            answers.append(_select(_arm("conflict"), *self.row(other.c), _why()))
         allowed = [own.c.fits, sa.not_(own.c.blocked), *nobody_else]
         updated = (
             sa.update(self._t)
@@ -244,20 +259,20 @@ class Statements:
             .cte("updated")
         )
         change = sa.case((updated.c.was_live, _word("updated")), else_=_word("restored"))
-        answers.append(sa.select(change.label("arm"), *self.row(updated.c), _why()))
+        answers.append(_select(change.label("arm"), *self.row(updated.c), _why()))
         if not shape.expect:
             inserted = self._insert_arm(shape, [sa.not_(has_own), *nobody_else])
-            answers.append(sa.select(_arm("created"), *self.row(inserted.c), _why()))
+            answers.append(_select(_arm("created"), *self.row(inserted.c), _why()))
         if self._policy.blocked_reasons:
-            blocked = sa.select(_arm("blocked"), *self._nothing(), own.c.why)
+            blocked = _select(_arm("blocked"), *self._nothing(), own.c.why)
             answers.append(blocked.where(own.c.fits, own.c.blocked, *nobody_else))
         if shape.expect or self._policy.key is Key.EMAIL:
-            answers.append(sa.select(_arm("mismatch"), *self._nothing(), _why()).where(sa.not_(own.c.fits)))
+            answers.append(_select(_arm("mismatch"), *self._nothing(), _why()).where(sa.not_(own.c.fits)))
         return sa.union_all(*answers)
 
     def _insert_arm(self, shape: Shape, conditions: list[Condition]) -> sa.CTE:
         values = self._inserted(shape)
-        source = sa.select(*values.values()).where(*conditions)
+        source = _select(*values.values()).where(*conditions)
         return (
             postgresql.insert(self._t)
             .from_select([column.key for column in values], source)
@@ -272,37 +287,37 @@ class Statements:
         """Whatever can be seen of an account: whether it is live, and whether it is the user's own."""
         mine = sa.and_(self.is_mine(), self.same_key())
         exclusive = self._policy.ownership is Ownership.EXCLUSIVE
-        return sa.select(self.live().label("live"), self.is_mine().label("mine")).where(
+        return _select(self.live().label("live"), self.is_mine().label("mine")).where(
             sa.or_(mine, self.same_account()) if exclusive else mine
         )
 
     def holder(self) -> sa.Select[Any]:
         """The live row of an account, whoever owns it."""
-        return sa.select(*self.row()).where(self.same_account(), self.live()).limit(_ONE)
+        return _select(*self.row()).where(self.same_account(), self.live()).limit(_ONE)
 
     def listing(self, roles: tuple[str, ...]) -> sa.Select[Any]:
         """The user's live rows, oldest first; further roles narrow them down."""
         order = [self._c[role] for role in ("created_at", "id") if role in self._c]
         narrowed = [self._c[role] == self.bind(role) for role in roles]
-        return sa.select(*self.row()).where(self.is_mine(), self.live(), *narrowed).order_by(*order)
+        return _select(*self.row()).where(self.is_mine(), self.live(), *narrowed).order_by(*order)
 
     def named(self) -> sa.Select[Any]:
         """The user's row of this id, live or dead."""
-        return sa.select(*self.row()).where(self._is_named())
+        return _select(*self.row()).where(self._is_named())
 
     def _is_named(self) -> Condition:
         return sa.and_(self._c["id"] == self.bind("id"), self.is_mine())
 
     def lock_live(self) -> sa.Select[Any]:
         """The ids of the user's live rows, locked in one order for all."""
-        query = sa.select(self._c["id"]).where(self.is_mine(), self.live())
+        query = _select(self._c["id"]).where(self.is_mine(), self.live())
         return query.order_by(self._c["id"]).with_for_update()
 
-    def delete(self) -> sa.Delete:
+    def delete(self) -> sa.sql.dml.ReturningDelete[Any]:
         """Delete the user's row."""
         return sa.delete(self._t).where(self._is_named()).returning(*self.row())
 
-    def remove(self, *, reason: bool) -> sa.Update:
+    def remove(self, *, reason: bool) -> sa.sql.dml.ReturningUpdate[Any]:
         """Mark the user's live row as dead and wipe its credentials."""
         c = self._c
         values: dict[sa.Column[Any], Any] = {
@@ -319,8 +334,8 @@ class Statements:
     def remove_or_read(self, *, reason: bool) -> sa.CompoundSelect[Any]:
         """The same in one statement with reading a row that is dead already (PostgreSQL)."""
         removed = self.remove(reason=reason).cte("removed")
-        dead = sa.select(*self.row()).where(self._is_named(), sa.not_(self.live()))
-        return sa.union_all(sa.select(*self.row(removed.c)), dead)
+        dead = _select(*self.row()).where(self._is_named(), sa.not_(self.live()))
+        return sa.union_all(_select(*self.row(removed.c)), dead)
 
 
 def _word(name: str) -> sa.ColumnClause[str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from accountlink.core.facts import Failure
@@ -24,6 +25,9 @@ Talk = Callable[[AsyncConnection], Awaitable[T]]
 Work = Callable[[sa.Connection], T]
 
 _SUPPORTED: Final = ("postgresql", "sqlite")
+_GREENLETS: Final = AsyncSession()
+"""Holds nothing: only its ``run_sync`` is used, which runs a whole piece of work, from taking a connection to giving it
+back, on one greenlet. Through ``AsyncEngine.connect`` the same takes three greenlets and a task."""
 
 
 class Place:
@@ -94,11 +98,19 @@ class OwnStatements(Place):
         """Run the work, one statement, on a connection in AUTOCOMMIT."""
         self.ambiguous = False
         try:
-            async with self.engine.connect() as connection:
-                self.ambiguous = True
-                return await connection.run_sync(_in_autocommit, work)
+            return await _GREENLETS.run_sync(self._alone, work)
         except violations.FAILURES as error:
             return violations.read(error)
+
+    def _alone(self, _: object, work: Work[T]) -> T:
+        with self.engine.sync_engine.connect() as connection:
+            self.ambiguous = True
+            try:
+                return work(connection.execution_options(isolation_level="AUTOCOMMIT"))
+            except DBAPIError as error:
+                if violations.is_stale_plan(error):
+                    connection.invalidate()  # psycopg would prepare no new plan on it
+                raise
 
 
 @dataclass(kw_only=True, eq=False)
@@ -116,12 +128,16 @@ class OwnTransactions(Place):
         """Run the work in a transaction of its own and commit it."""
         self.ambiguous = False
         try:
-            async with self.engine.begin() as connection:
-                result = await connection.run_sync(_begun, work)
-                self.ambiguous = True
-            return result
+            return await _GREENLETS.run_sync(self._alone, work)
         except violations.FAILURES as error:
             return violations.read(error)
+
+    def _alone(self, _: object, work: Work[T]) -> T:
+        with self.engine.sync_engine.begin() as connection:
+            _begin_sqlite(connection)
+            result = work(connection)
+            self.ambiguous = True
+        return result
 
     async def converse(self, talk: Talk[T]) -> T | Failure:
         """Run the conversation in a transaction of its own and commit it."""
@@ -240,19 +256,10 @@ def _as_it_is(connection: sa.Connection, work: Work[T]) -> T:
     return work(connection)
 
 
-def _in_autocommit(connection: sa.Connection, work: Work[T]) -> T:
-    return work(connection.execution_options(isolation_level="AUTOCOMMIT"))
-
-
 def _in_savepoint(connection: sa.Connection, work: Work[T]) -> T:
     _begin_sqlite(connection)
     with connection.begin_nested():
         return work(connection)
-
-
-def _begun(connection: sa.Connection, work: Work[T]) -> T:
-    _begin_sqlite(connection)
-    return work(connection)
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:

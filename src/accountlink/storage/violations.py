@@ -73,6 +73,12 @@ def read(error: BaseException) -> Failure:
     )
 
 
+def is_stale_plan(error: BaseException) -> bool:
+    """Whether the schema changed under a prepared statement."""
+    native = _native(error)
+    return _trouble(error, native, _text(getattr(native, "sqlstate", None))) is Trouble.STALE_PLAN
+
+
 def _native(error: BaseException) -> BaseException:
     """The driver's own error, below SQLAlchemy's and below the asyncpg adapter's."""
     below = getattr(error, "orig", None) if isinstance(error, DBAPIError) else None

@@ -1,0 +1,1 @@
+"""The command line: ``accountlink``, or ``python -m accountlink``. Needs the extra ``accountlink[cli]``."""

@@ -1,0 +1,29 @@
+"""The demo's tables: a user, and the provider accounts that belong to users."""
+
+from sqlalchemy import ForeignKey
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from accountlink import Key, LinkedAccountMixin, LinkPolicy, Ownership, Removal
+
+
+class Base(DeclarativeBase):
+    """The demo's metadata."""
+
+
+class User(Base):
+    """Somebody who has an account with us."""
+
+    __tablename__ = "accountlink_demo_users"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+
+
+class Connection(LinkedAccountMixin, Base):
+    """A provider account of one user; nobody else can have it at the same time."""
+
+    __tablename__ = "accountlink_demo_connections"
+    __link_policy__ = LinkPolicy(key=Key.ACCOUNT_ID, ownership=Ownership.EXCLUSIVE, removal=Removal.SOFT)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"))

@@ -1,0 +1,134 @@
+"""Sets up the backend, the provider and the browsers, all in this process: nothing reaches a network."""
+
+import secrets
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import httpx2
+from sqlalchemy import insert, make_url, select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from accountlink import AccountLinker, tune_sqlite
+from accountlink.cli.demo.backend import Backend, create_app, register_provider
+from accountlink.cli.demo.models import Base, Connection, User
+from accountlink.testing.fake_provider import FakeProvider
+
+ORIGIN = "https://app.example"
+ISSUER = "https://idp.example"
+
+
+class CannotStart(Exception):
+    """The demo cannot run here; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Everything the story plays on."""
+
+    engine: AsyncEngine
+    provider: FakeProvider
+    app: httpx2.AsyncBaseTransport
+
+    @asynccontextmanager
+    async def browser(self) -> AsyncIterator[httpx2.AsyncClient]:
+        """Yield a browser: it keeps cookies, follows redirects and reaches two hosts and no other."""
+        async with httpx2.AsyncClient(
+            base_url=ORIGIN,
+            follow_redirects=True,
+            transport=httpx2.MockTransport(_unreachable),
+            mounts={f"{ORIGIN}": self.app, ISSUER: httpx2.ASGITransport(app=self.provider)},
+            trust_env=False,
+        ) as browser:
+            yield browser
+
+    async def rows(self) -> list[dict[str, Any]]:
+        """Return all rows of the connections table, every column, as they are stored now."""
+        table = Connection.__table__
+        async with self.engine.connect() as connection:
+            result = await connection.execute(select(table).order_by(table.c.id))
+            return [dict(row) for row in result.mappings()]
+
+
+def _unreachable(request: httpx2.Request) -> httpx2.Response:
+    raise httpx2.ConnectError(f"{request.url.host} is not part of the demo")
+
+
+@asynccontextmanager
+async def set_stage(*, people: dict[int, str], database_url: str | None) -> AsyncIterator[Stage]:
+    """Yield a stage with fresh tables and these users in it.
+
+    Args:
+        people: Name by user id.
+        database_url: An async SQLAlchemy URL; ``None`` for a SQLite file that is deleted afterwards.
+
+    Raises:
+        CannotStart: The database cannot be used.
+    """
+    async with AsyncExitStack() as cleanup:
+        if database_url is None:
+            folder = Path(cleanup.enter_context(TemporaryDirectory(prefix="accountlink-demo-")))
+            database_url = f"sqlite+aiosqlite:///{folder / 'demo.sqlite3'}"
+        engine = _engine(database_url)
+        cleanup.push_async_callback(engine.dispose)
+        await _fresh_tables(engine, people)
+        provider = FakeProvider(issuer=ISSUER, redirect_uris=[f"{ORIGIN}/callback"])
+        backend = Backend(
+            engine=engine,
+            linker=AccountLinker(Connection, secrets=[secrets.token_urlsafe(32)]),
+            oauth_client=register_provider(
+                issuer=ISSUER,
+                client_id=provider.client_id,
+                client_secret=provider.client_secret,
+                transport=httpx2.ASGITransport(app=provider),
+            ),
+            issuer=ISSUER,
+            origin=ORIGIN,
+        )
+        app = create_app(backend, session_secret=secrets.token_urlsafe(32))
+        yield Stage(engine=engine, provider=provider, app=httpx2.ASGITransport(app=app))
+
+
+def _engine(database_url: str) -> AsyncEngine:
+    try:
+        url = make_url(database_url)
+        engine = create_async_engine(url)
+    except (SQLAlchemyError, ModuleNotFoundError) as problem:
+        raise CannotStart(
+            f"--database-url is not one that works here ({type(problem).__name__}); write it with an async "
+            "driver, such as postgresql+asyncpg://user@host/name"
+        ) from None
+    if url.get_backend_name() != "sqlite":
+        return engine
+    if url.database and not url.database.startswith("file:"):
+        _probe(url.database)
+    return tune_sqlite(engine)
+
+
+def _probe(file: str) -> None:
+    """Open the file once before aiosqlite does.
+
+    After a failed open aiosqlite's thread still reports to the event loop, which may be closed by then: the
+    answer to a mistyped path would be a traceback from a thread.
+    """
+    try:
+        sqlite3.connect(file).close()
+    except sqlite3.Error as problem:
+        raise CannotStart(f"the database file {file} cannot be opened: {problem}") from None
+
+
+async def _fresh_tables(engine: AsyncEngine, people: dict[int, str]) -> None:
+    try:
+        async with engine.begin() as connection:
+            await connection.run_sync(Base.metadata.drop_all)
+            await connection.run_sync(Base.metadata.create_all)
+            await connection.execute(insert(User), [{"id": user_id, "name": name} for user_id, name in people.items()])
+    except (SQLAlchemyError, OSError) as problem:
+        raise CannotStart(
+            f"the tables could not be made at {engine.url.render_as_string()}: {type(problem).__name__}"
+        ) from None

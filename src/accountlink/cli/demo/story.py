@@ -1,0 +1,159 @@
+"""Tells the story, and checks every sentence of it against the redirects and the rows before printing it."""
+
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+from sqlalchemy.exc import SQLAlchemyError
+
+from accountlink import AccountLinkError, Change
+from accountlink.cli.demo.output import Output
+from accountlink.cli.demo.stage import ORIGIN, Stage, set_stage
+
+SETTINGS = f"{ORIGIN}/settings/accounts"
+ALICE, BOB = 1, 2
+PEOPLE = {ALICE: "Alice", BOB: "Bob"}
+ACCOUNT = "248289761001"
+SHOWN_OF_TOKEN = 8
+TOKEN_MARK = "#transfer_token="  # noqa: S105  # where a token begins, not a token
+
+
+class UnexpectedOutcome(Exception):
+    """Something did not come out as the story says; the message says what."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Person:
+    """Somebody at their own browser."""
+
+    user_id: int
+    browser: httpx2.AsyncClient
+
+    async def sign_in(self) -> httpx2.Response:
+        """Sign in to the backend."""
+        return await self.browser.post(f"/sign-in/{self.user_id}")
+
+    async def connect(self) -> httpx2.Response:
+        """Press "connect", sign in at the provider, and be sent back through the callback."""
+        return await self.browser.post("/connect")
+
+    async def disconnect(self, link_id: int) -> httpx2.Response:
+        """Press "disconnect" beside one account."""
+        return await self.browser.post(f"/disconnect/{link_id}")
+
+
+async def tell(output: Output, *, database_url: str | None = None) -> None:
+    """Tell the whole story.
+
+    Args:
+        output: Where to print.
+        database_url: An async SQLAlchemy URL; ``None`` for a temporary SQLite file.
+
+    Raises:
+        CannotStart: The database cannot be used.
+        UnexpectedOutcome: Something did not come out as it should.
+    """
+    async with AsyncExitStack() as cleanup:
+        stage = await cleanup.enter_async_context(set_stage(people=PEOPLE, database_url=database_url))
+        stage.provider.add_account(ACCOUNT, email="team@example.org", name="The team's calendar")
+        stage.provider.sign_in_as(ACCOUNT)
+        alice = Person(user_id=ALICE, browser=await cleanup.enter_async_context(stage.browser()))
+        bob = Person(user_id=BOB, browser=await cleanup.enter_async_context(stage.browser()))
+        try:
+            await _tell(output, stage, alice, bob)
+        except (AccountLinkError, SQLAlchemyError, httpx2.HTTPError) as problem:
+            # Only our own errors are known to carry no parameter, address or token in their text.
+            detail = f": {problem}" if isinstance(problem, AccountLinkError) else ""
+            raise UnexpectedOutcome(f"the demo broke off: {type(problem).__name__}{detail}") from problem
+
+
+async def _tell(output: Output, stage: Stage, alice: Person, bob: Person) -> None:
+    output.heading("1. Alice signs in and links her provider account")
+    link_id = await _link(output, stage, alice, expected=Change.CREATED)
+
+    output.heading("2. Alice connects the same account again")
+    before = await _only_row(stage)
+    await _link(output, stage, alice, expected=Change.UPDATED, link_id=link_id)
+    _expect((await _only_row(stage))["access_token"] != before["access_token"], "the new token was not stored")
+    output.line("the same row holds the new tokens")
+
+    output.heading("3. Bob signs in and connects the same provider account")
+    await _conflict(output, stage, bob)
+
+    output.heading("4. Alice disconnects")
+    await _unlink(output, stage, alice, link_id)
+
+    output.heading("5. Alice reconnects")
+    await _link(output, stage, alice, expected=Change.RESTORED, link_id=link_id)
+
+    output.heading("In the end, without the tokens")
+    output.table(["link", "owner", "provider", "account", "e-mail", "disconnected"], [_shown(await _only_row(stage))])
+
+
+async def _link(output: Output, stage: Stage, person: Person, *, expected: Change, link_id: int | None = None) -> int:
+    """Let the person sign in, connect, and end up with the expected change of the expected link."""
+    await person.sign_in()
+    arrived = await person.connect()
+    page = _page(arrived, at=f"{SETTINGS}?connection=success")
+    row = await _only_row(stage)
+    _expect(page["notice"] == expected.value, f"{expected.value} was expected, not {page['notice']}")
+    _expect([account["id"] for account in page["accounts"]] == [row["id"]], "the page shows another link")
+    _expect(link_id in {None, row["id"]}, f"link {link_id} was expected, not {row['id']}")
+    _expect((row["user_id"], row["account_id"]) == (person.user_id, ACCOUNT), "the row is somebody else's")
+    _expect(row["deleted_at"] is None, "the row is marked as disconnected")
+    same = "" if link_id is None else ", the same id as before"
+    output.line(f"{expected.value}: link {row['id']}{same}")
+    output.line(f"the browser is sent to {arrived.url}")
+    return int(row["id"])
+
+
+async def _conflict(output: Output, stage: Stage, person: Person) -> None:
+    """Let the person connect an account that is somebody else's: told so, and nothing is touched."""
+    owners_row = await _only_row(stage)
+    await person.sign_in()
+    arrived = await person.connect()
+    address, mark, token = str(arrived.url).partition(TOKEN_MARK)
+    page = _page(arrived, at=address)
+    _expect(address == f"{SETTINGS}?error=ownership_conflict", f"a conflict was expected, not {address}")
+    _expect(bool(mark) and len(token) > SHOWN_OF_TOKEN, "the conflict carries no transfer token")
+    _expect(page["accounts"] == [], "the other user was given an account")
+    _expect(await _only_row(stage) == owners_row, "the owner's row was touched")
+    output.line(f"ownership conflict: {address}{mark}{token[:SHOWN_OF_TOKEN]}...")
+    output.line(f"{PEOPLE[owners_row['user_id']]}'s row is untouched: every column is as it was")
+
+
+async def _unlink(output: Output, stage: Stage, person: Person, link_id: int) -> None:
+    """Let the person disconnect: the row stays, marked, and the tokens are gone."""
+    page = _page(await person.disconnect(link_id), at=SETTINGS)
+    row = await _only_row(stage)
+    _expect((page["notice"], page["accounts"]) == ("unlinked", []), "the account is still on the page")
+    _expect(row["id"] == link_id and row["deleted_at"] is not None, "the row is not marked as disconnected")
+    _expect(row["access_token"] is None and row["refresh_token"] is None, "the tokens are still stored")
+    output.line(f"unlinked: link {link_id} is kept, marked as disconnected, and its tokens are wiped")
+
+
+async def _only_row(stage: Stage) -> dict[str, Any]:
+    rows = await stage.rows()
+    _expect(len(rows) == 1, f"one row was expected, not {len(rows)}")
+    return rows[0]
+
+
+def _page(arrived: httpx2.Response, *, at: str) -> dict[str, Any]:
+    """Return what the backend's page shows, given that it is the page that was expected."""
+    address = str(arrived.url).partition("#")[0]
+    _expect(address == at, f"the browser was sent to {address} instead of {at}")
+    _expect(arrived.status_code == httpx2.codes.OK, f"{address} answered {arrived.status_code}")
+    page: dict[str, Any] = arrived.json()
+    return page
+
+
+def _shown(row: dict[str, Any]) -> list[str]:
+    disconnected = "no" if row["deleted_at"] is None else "yes"
+    owner = PEOPLE[row["user_id"]]
+    return [str(row["id"]), owner, row["provider"], row["account_id"], row["email"], disconnected]
+
+
+def _expect(condition: bool, otherwise: str) -> None:  # noqa: FBT001  # what is checked is not an option
+    if not condition:
+        raise UnexpectedOutcome(f"this is not how the story goes: {otherwise}")

@@ -1,0 +1,167 @@
+"""What the fake provider has promised to whom: codes, access tokens and rotating refresh tokens."""
+
+import hashlib
+import secrets
+from base64 import urlsafe_b64encode
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from hmac import compare_digest
+
+from accountlink.testing.fake_provider.protocol import ProtocolError
+
+CODE_LIFETIME = timedelta(seconds=60)
+
+
+@dataclass(eq=False, kw_only=True, slots=True)
+class Grant:
+    """One person's consent to one client. Every token of it dies when it ends."""
+
+    client_id: str
+    subject: str
+    scopes: frozenset[str]
+    granted_at: datetime
+    ended: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CodeRequest:
+    """What the authorization request bound the code to."""
+
+    redirect_uri: str
+    code_challenge: str
+    nonce: str | None
+
+
+@dataclass(eq=False, kw_only=True, slots=True)
+class _Code:
+    grant: Grant
+    request: CodeRequest
+    expires_at: datetime
+    spent: bool = False
+
+
+@dataclass(eq=False, kw_only=True, slots=True)
+class _RefreshToken:
+    grant: Grant
+    spent: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AccessToken:
+    """The right to call ``/userinfo`` until it expires."""
+
+    grant: Grant
+    expires_at: datetime
+
+
+class GrantBook:
+    """Issues and redeems; a replay of anything that is single-use ends the whole grant."""
+
+    def __init__(self, *, clock: Callable[[], datetime], access_token_lifetime: timedelta) -> None:
+        self._clock = clock
+        self._access_token_lifetime = access_token_lifetime
+        self._grants: list[Grant] = []
+        self._codes: dict[str, _Code] = {}
+        self._access_tokens: dict[str, AccessToken] = {}
+        self._refresh_tokens: dict[str, _RefreshToken] = {}
+
+    def issue_code(self, grant: Grant, request: CodeRequest) -> str:
+        """Return a code that is good once, and for one minute."""
+        self._grants.append(grant)
+        code = secrets.token_urlsafe(24)
+        self._codes[code] = _Code(grant=grant, request=request, expires_at=self._clock() + CODE_LIFETIME)
+        return code
+
+    def redeem_code(
+        self, code: str, *, client_id: str, redirect_uri: str | None, code_verifier: str | None
+    ) -> tuple[Grant, str | None]:
+        """Return the grant and the nonce that the code stands for.
+
+        Raises:
+            ProtocolError: ``invalid_grant`` for a code that is unknown, spent, expired or another client's,
+                for another redirect URI, and for a missing or wrong PKCE verifier.
+
+        Source: RFC 6749 sections 4.1.2 and 4.1.3 (a replay revokes what the code gave); RFC 7636 section 4.6.
+        """
+        stored = self._codes.get(code)
+        if stored is None or stored.grant.client_id != client_id:
+            raise ProtocolError("invalid_grant", "unknown code")
+        if stored.spent:
+            stored.grant.ended = True
+            raise ProtocolError("invalid_grant", "code already used")
+        stored.spent = True
+        if stored.grant.ended:
+            raise ProtocolError("invalid_grant", "consent withdrawn")
+        if self._clock() >= stored.expires_at:
+            raise ProtocolError("invalid_grant", "code expired")
+        if redirect_uri != stored.request.redirect_uri:
+            raise ProtocolError("invalid_grant", "redirect_uri differs from the authorization request")
+        if code_verifier is None or not compare_digest(_s256(code_verifier), stored.request.code_challenge):
+            raise ProtocolError("invalid_grant", "PKCE verifier missing or wrong")
+        return stored.grant, stored.request.nonce
+
+    def redeem_refresh_token(self, token: str, *, client_id: str) -> Grant:
+        """Spend a refresh token and return its grant; a spent one ends the grant.
+
+        Raises:
+            ProtocolError: ``invalid_grant``.
+
+        Source: RFC 9700 section 4.14.2 (refresh token rotation).
+        """
+        stored = self._refresh_tokens.get(token)
+        if stored is None or stored.grant.client_id != client_id:
+            raise ProtocolError("invalid_grant", "unknown refresh token")
+        if stored.spent:
+            stored.grant.ended = True
+        if stored.grant.ended:
+            raise ProtocolError("invalid_grant", "refresh token revoked or already used")
+        stored.spent = True
+        return stored.grant
+
+    def issue_access_token(self, grant: Grant) -> str:
+        """Return an opaque access token."""
+        token = secrets.token_urlsafe(24)
+        expires_at = self._clock() + self._access_token_lifetime
+        self._access_tokens[token] = AccessToken(grant=grant, expires_at=expires_at)
+        return token
+
+    def issue_refresh_token(self, grant: Grant) -> str:
+        """Return an opaque refresh token that is good once."""
+        token = secrets.token_urlsafe(24)
+        self._refresh_tokens[token] = _RefreshToken(grant=grant)
+        return token
+
+    def live_access_token(self, token: str) -> AccessToken | None:
+        """Return what the access token stands for, or ``None`` once it is unknown, expired or revoked."""
+        stored = self._access_tokens.get(token)
+        if stored is None or stored.grant.ended or self._clock() >= stored.expires_at:
+            return None
+        return stored
+
+    def live_grant(self, token: str) -> Grant | None:
+        """Return the grant behind a live access or refresh token, or ``None``."""
+        if (access := self.live_access_token(token)) is not None:
+            return access.grant
+        refresh = self._refresh_tokens.get(token)
+        if refresh is None or refresh.spent or refresh.grant.ended:
+            return None
+        return refresh.grant
+
+    def revoke(self, token: str, *, client_id: str) -> None:
+        """End the grant behind the token; an unknown token, or another client's, changes nothing."""
+        stored = self._access_tokens.get(token) or self._refresh_tokens.get(token)
+        if stored is not None and stored.grant.client_id == client_id:
+            stored.grant.ended = True
+
+    def end_all(self, subject: str) -> None:
+        """End every grant of one person."""
+        for grant in self._grants:
+            if grant.subject == subject:
+                grant.ended = True
+
+
+def _s256(code_verifier: str) -> str:
+    """Return the PKCE challenge of a verifier. Source: RFC 7636 section 4.2."""
+    digest = hashlib.sha256(code_verifier.encode()).digest()
+    return urlsafe_b64encode(digest).rstrip(b"=").decode()

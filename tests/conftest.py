@@ -1,0 +1,40 @@
+"""Fixtures that every test may use: real databases, never skipped."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from accountlink.testing.postgres import PostgresServer, run_server, source_from_environment
+from tests.support.databases import KINDS, Database, fresh_database
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A real PostgreSQL for the whole run; where none can be had, each test that needs one fails."""
+    wanted = source_from_environment()
+    with run_server(source=wanted.source, version=wanted.version) as server:
+        yield server
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """Each database and driver in turn."""
+    return str(request.param)
+
+
+@pytest.fixture
+async def database(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Database]:
+    """A fresh database of the kind."""
+    server = None if kind == "sqlite" else request.getfixturevalue("postgres")
+    async with fresh_database(kind, tmp_path, server) as made:
+        yield made
+
+
+@pytest.fixture
+def engine(database: Database) -> AsyncEngine:
+    """An ordinary engine on the fresh database."""
+    return database.engine()
