@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import random
 import secrets as randomness
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, Final, Generic, NoReturn, TypeVar, assert_never
+from typing import Any, Final, Generic, assert_never
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from accountlink.core import decide
+from accountlink import attempts
 from accountlink.core.credentials import TokenSet
-from accountlink.core.decide import Step
-from accountlink.core.facts import Answer, Arm, Failure, Obstacle, Trouble
+from accountlink.core.decide import RUNS
+from accountlink.core.facts import Answer, Arm
 from accountlink.core.identity import ProviderIdentity
 from accountlink.core.outcomes import (
     Change,
@@ -44,14 +41,13 @@ from accountlink.storage.accounts import AccountStore
 from accountlink.storage.mapping import AccountMapping, Attribute, IdType
 from accountlink.storage.mixin import LinkedAccountMixin
 from accountlink.storage.sessions import forget_held, refresh_held
-from accountlink.storage.transactions import Bind, Place, Work, place_of
+from accountlink.storage.transactions import Bind, Place, place_of
 from accountlink.storage.values import shape_of
 from accountlink.tokens.signing import RowState, Secrets, TransferSigner
 
 TRANSFER_LIFETIME: Final = timedelta(minutes=10)
-_BACKOFF: Final = 0.005
-"""Seconds: the first pause before a transaction of our own is tried again; doubled each time, and jittered."""
-T = TypeVar("T")
+LOCK_TIMEOUT: Final = timedelta(seconds=10)
+_MS: Final = timedelta(milliseconds=1)
 
 Values = Mapping[Attribute, object]
 """Application columns to fill: mapped attributes or columns of the table, and their values."""
@@ -61,21 +57,6 @@ Guard = Callable[[AsyncConnection, UserId], Awaitable[bool]]
 
 def _now() -> datetime:
     return datetime.now(UTC)
-
-
-@dataclass(kw_only=True, slots=True)
-class _Patience:
-    """What is left of trying again, within one call."""
-
-    runs: int = decide.RUNS
-    causes: int = decide.CAUSES
-    retries: int = decide.RETRIES
-    reconnects: int = decide.RECONNECTS
-    ambiguous: bool = False
-
-    async def pause(self) -> None:
-        tried = decide.RETRIES - self.retries
-        await asyncio.sleep(random.uniform(0, _BACKOFF * 2**tried))  # noqa: S311  # jitter, not a secret
 
 
 class AccountLinker(Generic[UserId, LinkId]):
@@ -90,6 +71,9 @@ class AccountLinker(Generic[UserId, LinkId]):
         guard_last: Asked with the connection and the user id before his last account is unlinked: has he another way to
             sign in? Without it the last account may go.
         transfer_lifetime: How long a transfer token can be redeemed.
+        lock_timeout: How long a transaction of accountlink's own waits for another one's lock, where the PostgreSQL
+            server, role or connection sets no ``lock_timeout`` itself; ``None`` waits for ever. In a caller's
+            transaction, and on SQLite (``busy_timeout``), the connection's own setting rules.
 
     Raises:
         ConfigurationError: A model or mapping that cannot serve its policy, or unusable secrets.
@@ -103,6 +87,7 @@ class AccountLinker(Generic[UserId, LinkId]):
         clock: Callable[[], datetime] = _now,
         guard_last: Guard[UserId] | None = None,
         transfer_lifetime: timedelta = TRANSFER_LIFETIME,
+        lock_timeout: timedelta | None = LOCK_TIMEOUT,
     ) -> None:
         self.mapping: Final[AccountMapping[UserId, LinkId]] = _mapping_of(accounts)
         self._store: Final = AccountStore(self.mapping)
@@ -113,6 +98,7 @@ class AccountLinker(Generic[UserId, LinkId]):
         self._clock: Final = clock
         self._guard: Final = guard_last
         self._lifetime: Final = transfer_lifetime
+        self._lock_timeout: Final = None if lock_timeout is None else f"{max(1, round(lock_timeout / _MS))}ms"
 
     # -- linking ------------------------------------------------------------------------------------------------------
 
@@ -176,86 +162,17 @@ class AccountLinker(Generic[UserId, LinkId]):
         if expect is not None:
             self._check_link(expect)
             parameters["al_id"] = expect
-        shape = shape_of(identity, brought, insert=insert, update=update, expect=expect is not None)
         place = await self._place(bind)
+        self._bound(place, parameters)
+        shape = shape_of(parameters, insert=insert, update=update)
         work = partial(self._store.link, shape=shape, parameters=parameters)
         probe = None if shape.expect else partial(self._store.probe, shape=shape, parameters=parameters)
-        answer = await self._settled(place, work, probe, parameters, identity.provider)
+        look = partial(self._store.obstacle, parameters=parameters)
+        answer = await attempts.settle(place, work, probe=probe, look=look, provider=identity.provider)
         outcome = self._outcome(answer, identity, user_id)
         if place.session is not None and isinstance(outcome, Linked):
             await refresh_held(place.session, self.mapping, outcome.account.id)
         return outcome
-
-    async def _settled(
-        self,
-        place: Place,
-        work: Work[Answer[UserId, LinkId] | None],
-        probe: Work[Answer[UserId, LinkId] | None] | None,
-        parameters: Parameters,
-        provider: str,
-    ) -> Answer[UserId, LinkId]:
-        """Run a link until the database has answered it, or an error says why it cannot."""
-        patience = _Patience()
-        while patience.causes:
-            result = await place.attempt(work)
-            if result is None and patience.runs > 1:
-                patience.runs -= 1
-                continue
-            if result is None and probe is not None:  # the race goes on: find out why, by an insert that may be refused
-                result = await place.attempt(probe)
-            if isinstance(result, Answer):
-                return result
-            if isinstance(result, Failure) and result.trouble is not Trouble.UNIQUE:
-                await self._recover(place, result, patience)
-                continue
-            patience.causes -= 1
-            if isinstance(result, Failure):
-                settled = await self._explained(place, result, parameters, provider, patience)
-                if settled is not None:
-                    return settled
-        raise StoreBusy
-
-    async def _explained(
-        self, place: Place, violation: Failure, parameters: Parameters, provider: str, patience: _Patience
-    ) -> Answer[UserId, LinkId] | None:
-        """Find out what a unique violation means: a conflict, another run (``None``), or an error, which is raised."""
-        found = await place.attempt(partial(self._store.obstacle, parameters=parameters, failure=violation))
-        if isinstance(found, Failure):
-            _raise(decide.after_lookup_failure(found, provider=provider, owned=place.owned))
-        obstacle: Obstacle[UserId, LinkId] = found
-        verdict = decide.after_violation(
-            violation, obstacle, provider=provider, causes=patience.causes, owned=place.owned
-        )
-        if verdict is Step.CONFLICT:
-            return Answer(arm=Arm.CONFLICT, account=obstacle.owner, version=obstacle.version)
-        if isinstance(verdict, BaseException):
-            _raise(verdict)
-        return None
-
-    async def _recover(self, place: Place, failure: Failure, patience: _Patience) -> None:
-        """Make ready for another run after a database error, or raise what it comes to."""
-        patience.ambiguous = patience.ambiguous or (failure.trouble is Trouble.LOST and place.ambiguous)
-        verdict = decide.after_failure(
-            failure,
-            owned=place.owned,
-            ambiguous=patience.ambiguous,
-            retries=patience.retries,
-            reconnects=patience.reconnects if place.reconnects else 0,
-        )
-        if isinstance(verdict, BaseException):
-            _raise(verdict)
-        if failure.trouble is Trouble.LOST:
-            patience.reconnects -= 1
-        else:
-            patience.retries -= 1
-            await patience.pause()
-
-    async def _run(self, place: Place, work: Work[T]) -> T:
-        """Run work that no unique index can refuse, again where that is safe."""
-        patience = _Patience()
-        while isinstance(result := await place.attempt(work), Failure):
-            await self._recover(place, result, patience)
-        return result
 
     def _outcome(
         self, answer: Answer[UserId, LinkId], identity: ProviderIdentity, user_id: UserId
@@ -327,7 +244,7 @@ class AccountLinker(Generic[UserId, LinkId]):
         parameters = Parameters(al_user_id=user_id)
         if provider is not None:
             parameters["al_provider"] = check_provider(provider)
-        return await self._run(await self._place(bind), partial(self._store.accounts, parameters=parameters))
+        return await attempts.run(await self._place(bind), partial(self._store.accounts, parameters=parameters))
 
     async def account(
         self, bind: Bind, *, user_id: UserId, link_id: LinkId | None = None, provider: str | None = None
@@ -356,7 +273,7 @@ class AccountLinker(Generic[UserId, LinkId]):
             parameters["al_provider"] = check_provider(provider)
         if len(parameters) == 1:
             raise ConfigurationError("account() needs a link_id or a provider.")
-        found = await self._run(await self._place(bind), partial(self._store.accounts, parameters=parameters))
+        found = await attempts.run(await self._place(bind), partial(self._store.accounts, parameters=parameters))
         if not found:
             raise AccountNotFound
         if len(found) > 1:
@@ -384,7 +301,7 @@ class AccountLinker(Generic[UserId, LinkId]):
             al_provider=check_provider(provider),
             al_account_id=check_identifier(account_id, field="account_id"),
         )
-        return await self._run(await self._place(bind), partial(self._store.find_owner, parameters=parameters))
+        return await attempts.run(await self._place(bind), partial(self._store.find_owner, parameters=parameters))
 
     # -- unlinking ----------------------------------------------------------------------------------------------------
 
@@ -423,6 +340,7 @@ class AccountLinker(Generic[UserId, LinkId]):
             parameters["al_reason"] = reason
         parameters = Parameters(parameters)
         place = await self._place(bind, several_statements=self._guard is not None)
+        self._bound(place, parameters)
         account = await self._removed(place, user_id, link_id, parameters)
         if place.session is not None:
             sync = forget_held if self.mapping.policy.removal is Removal.DELETE else refresh_held
@@ -433,15 +351,15 @@ class AccountLinker(Generic[UserId, LinkId]):
         self, place: Place, user_id: UserId, link_id: LinkId, parameters: Parameters
     ) -> LinkedAccount[UserId, LinkId]:
         work = partial(self._store.unlink, parameters=parameters)
-        for _ in range(decide.RUNS):
+        for _ in range(RUNS):
             account = await (
-                self._run(place, work)
+                attempts.run(place, work)
                 if self._guard is None
                 else self._guarded(place, self._guard, user_id, link_id, parameters)
             )
             if account is not None:
                 return account
-            if not await self._run(place, partial(self._store.exists, parameters=parameters)):
+            if not await attempts.run(place, partial(self._store.exists, parameters=parameters)):
                 raise AccountNotFound
         raise StoreBusy
 
@@ -456,10 +374,7 @@ class AccountLinker(Generic[UserId, LinkId]):
                 raise LastAccount
             return await connection.run_sync(self._store.unlink, parameters)
 
-        patience = _Patience()
-        while isinstance(result := await place.converse(talk), Failure):
-            await self._recover(place, result, patience)
-        return result
+        return await attempts.converse(place, talk)
 
     # -- what a call must bring ---------------------------------------------------------------------------------------
 
@@ -492,12 +407,13 @@ class AccountLinker(Generic[UserId, LinkId]):
             raise ConfigurationError("clock= returned a naive datetime. Return datetime.now(UTC).")
         return now
 
+    def _bound(self, place: Place, parameters: Parameters) -> None:
+        """Let the statement bound its own waiting, in a transaction of our own; a caller's settings are his."""
+        if self._lock_timeout is not None and place.owned and place.dialect == "postgresql":
+            parameters["al_lock_timeout"] = self._lock_timeout
+
     async def _place(self, bind: Bind, *, several_statements: bool = False) -> Place:
-        place = await place_of(bind, self.mapping, several_statements=several_statements)
-        if isinstance(place, Failure):
-            verdict = decide.after_failure(place, owned=False, ambiguous=False, retries=0, reconnects=0)
-            _raise(verdict if isinstance(verdict, BaseException) else place.error)
-        return place
+        return attempts.reached(await place_of(bind, self.mapping, several_statements=several_statements))
 
 
 def _mapping_of(accounts: Any) -> AccountMapping[Any, Any]:  # checked here
@@ -508,8 +424,3 @@ def _mapping_of(accounts: Any) -> AccountMapping[Any, Any]:  # checked here
     raise ConfigurationError(
         "AccountLinker takes a model with LinkedAccountMixin, or an AccountMapping of your own table and its policy."
     )
-
-
-def _raise(error: BaseException) -> NoReturn:
-    """Raise outside of any handler, so that the error has no context that would carry a statement's values."""
-    raise error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -381,3 +382,45 @@ async def test_a_partition_is_part_of_the_table(database: Database) -> None:
     with pytest.raises(BlockedByConstraint) as caught:
         await linker.link(engine, user_id=1, identity=identity("sub-2"))
     assert ("user_id", "provider") == caught.value.columns
+
+
+@pytest.mark.parametrize("call", ["link", "unlink", "guarded unlink"])
+async def test_waiting_is_bounded_where_the_server_sets_no_bound(database: Database, call: str) -> None:
+    """F06: in a transaction of its own accountlink bounds its waiting itself, and leaves no setting behind."""
+    engine = database.engine(pool_size=1, max_overflow=0)
+    tables = make_tables(EXCLUSIVE_SOFT)
+    await create(engine, tables.metadata)
+
+    async def guard(connection: Any, user_id: int) -> bool:
+        return True
+
+    linker = tables.linker(
+        lock_timeout=timedelta(milliseconds=100), guard_last=guard if call == "guarded unlink" else None
+    )
+    mine = await linker.link(engine, user_id=1, identity=identity("mine"))
+    assert isinstance(mine, Linked)
+    async with database.engine().begin() as rival:
+        await rival.exec_driver_sql("SELECT * FROM connections FOR UPDATE")
+        async with asyncio.timeout(5):
+            with pytest.raises(StoreBusy) as caught:
+                if call == "link":
+                    await linker.link(engine, user_id=1, identity=identity("mine"), credentials=tokens())
+                else:
+                    await linker.unlink(engine, user_id=1, link_id=mine.account.id)
+        await rival.rollback()
+    assert "55P03" == caught.value.sqlstate
+    assert [("0",)] == await rows(engine, "SHOW lock_timeout")
+
+
+async def test_a_bound_that_the_server_sets_is_kept(database: Database) -> None:
+    """F06: a lock_timeout of the server, role or connection is the application's choice and stays in force."""
+    engine = patient(database, lock_timeout="50ms")
+    tables = make_tables(EXCLUSIVE_SOFT)
+    await create(engine, tables.metadata)
+    linker = tables.linker(lock_timeout=timedelta(hours=1))
+    await linker.link(engine, user_id=1, identity=identity())
+    async with database.engine().begin() as rival:
+        await rival.exec_driver_sql("SELECT * FROM connections FOR UPDATE")
+        async with asyncio.timeout(5):
+            with pytest.raises(StoreBusy):
+                await linker.link(engine, user_id=1, identity=identity(), credentials=tokens())

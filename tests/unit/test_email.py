@@ -101,9 +101,7 @@ HOSTILE: Final = {
 
 
 def _changes(character: str) -> bool:
-    return character not in {"\u0345"} and (
-        unicodedata.normalize("NFKC", character) != character or character.casefold() != character
-    )
+    return unicodedata.normalize("NFKC", character) != character or character.casefold() != character
 
 
 CHANGING: Final = [

@@ -145,14 +145,18 @@ class AccountStore(Generic[UserId, LinkId]):
 
     def unlink(self, connection: sa.Connection, parameters: Parameters) -> LinkedAccount[UserId, LinkId] | None:
         """Remove the user's link, or read it when it is dead already; ``None``: neither, or a race came between."""
-        reason = "al_reason" in parameters
+        reason, bounded = "al_reason" in parameters, "al_lock_timeout" in parameters
         if self.mapping.policy.removal is Removal.DELETE:
-            row = connection.execute(self._once("delete", self.statements.delete), parameters).first()
+            delete = self._once(("delete", bounded), lambda: self.statements.delete(bounded=bounded))
+            row = connection.execute(delete, parameters).first()
         elif connection.dialect.name == "sqlite":
             remove = self._once(("remove", reason), lambda: self.statements.remove(reason=reason))
             row = connection.execute(remove, parameters).first() or self._named(connection, parameters)
         else:
-            either = self._once(("remove", reason), lambda: self.statements.remove_or_read(reason=reason))
+            either = self._once(
+                ("remove or read", reason, bounded),
+                lambda: self.statements.remove_or_read(reason=reason, bounded=bounded),
+            )
             row = connection.execute(either, parameters).first()
         return None if row is None else self.codec.account(row)
 
@@ -165,4 +169,6 @@ class AccountStore(Generic[UserId, LinkId]):
 
     def lock_live(self, connection: sa.Connection, parameters: Parameters) -> Sequence[LinkId]:
         """Lock the user's live links, in one order for all, and return their ids."""
-        return connection.execute(self._once("lock", self.statements.lock_live), parameters).scalars().all()
+        bounded = "al_lock_timeout" in parameters
+        lock = self._once(("lock", bounded), lambda: self.statements.lock_live(bounded=bounded))
+        return connection.execute(lock, parameters).scalars().all()

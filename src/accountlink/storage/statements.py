@@ -57,6 +57,7 @@ class Shape:
         insert: Application columns to fill in a new row.
         update: Application columns to fill on update and restore too.
         expect: Whether one given link is to be reconnected.
+        bounded: Whether the statement bounds its own waiting for locks.
     """
 
     email: bool = False
@@ -64,6 +65,7 @@ class Shape:
     insert: tuple[sa.Column[Any], ...] = ()
     update: tuple[sa.Column[Any], ...] = ()
     expect: bool = False
+    bounded: bool = False
 
 
 class Statements:
@@ -117,6 +119,16 @@ class Statements:
         reasons = [self._c["reason"] == reason for reason in sorted(self._policy.blocked_reasons)]
         return sa.and_(sa.not_(self.live()), sa.func.coalesce(sa.or_(*reasons), sa.false())) if reasons else sa.false()
 
+    def _bounded(self) -> Condition:
+        """Always true, and evaluated before anything waits: sets the transaction's ``lock_timeout`` where none is set.
+
+        Source: PostgreSQL documentation, sections 9.27.1 (``set_config``, local to the transaction) and 20.11.1.
+        """
+        unset = sa.func.current_setting(_word("lock_timeout")) == _word("0")
+        wanted = sa.bindparam("al_lock_timeout", type_=sa.Text)
+        set_it = sa.case((unset, sa.func.set_config(_word("lock_timeout"), wanted, sa.true())), else_=_word(""))
+        return _select(set_it).scalar_subquery().is_not(None)
+
     # -- parts --------------------------------------------------------------------------------------------------------
 
     def bind(self, role: str) -> sa.BindParameter[Any]:
@@ -158,9 +170,10 @@ class Statements:
         facts = [self.live().label("was_live"), fits.label("fits"), self._blocked().label("blocked")]
         if self._policy.blocked_reasons:
             facts.append(self._c["reason"].label("why"))
+        bound = [self._bounded()] if shape.bounded else []
         return (
             _select(self._c["id"].label("id"), *facts)
-            .where(self.is_mine(), scope)
+            .where(*bound, self.is_mine(), scope)
             .order_by(*self._newest_first())
             .limit(_ONE)
         )
@@ -308,16 +321,18 @@ class Statements:
     def _is_named(self) -> Condition:
         return sa.and_(self._c["id"] == self.bind("id"), self.is_mine())
 
-    def lock_live(self) -> sa.Select[Any]:
+    def lock_live(self, *, bounded: bool) -> sa.Select[Any]:
         """The ids of the user's live rows, locked in one order for all."""
-        query = _select(self._c["id"]).where(self.is_mine(), self.live())
+        bound = [self._bounded()] if bounded else []
+        query = _select(self._c["id"]).where(*bound, self.is_mine(), self.live())
         return query.order_by(self._c["id"]).with_for_update()
 
-    def delete(self) -> sa.sql.dml.ReturningDelete[Any]:
+    def delete(self, *, bounded: bool) -> sa.sql.dml.ReturningDelete[Any]:
         """Delete the user's row."""
-        return sa.delete(self._t).where(self._is_named()).returning(*self.row())
+        bound = [self._bounded()] if bounded else []
+        return sa.delete(self._t).where(*bound, self._is_named()).returning(*self.row())
 
-    def remove(self, *, reason: bool) -> sa.sql.dml.ReturningUpdate[Any]:
+    def remove(self, *, reason: bool, bounded: bool = False) -> sa.sql.dml.ReturningUpdate[Any]:
         """Mark the user's live row as dead and wipe its credentials."""
         c = self._c
         values: dict[sa.Column[Any], Any] = {
@@ -329,11 +344,12 @@ class Statements:
             values[c["active"]] = sa.false()
         if "version" in c:
             values[c["version"]] = c["version"] + _ONE
-        return sa.update(self._t).where(self._is_named(), self.live()).values(values).returning(*self.row())
+        bound = [self._bounded()] if bounded else []
+        return sa.update(self._t).where(*bound, self._is_named(), self.live()).values(values).returning(*self.row())
 
-    def remove_or_read(self, *, reason: bool) -> sa.CompoundSelect[Any]:
+    def remove_or_read(self, *, reason: bool, bounded: bool) -> sa.CompoundSelect[Any]:
         """The same in one statement with reading a row that is dead already (PostgreSQL)."""
-        removed = self.remove(reason=reason).cte("removed")
+        removed = self.remove(reason=reason, bounded=bounded).cte("removed")
         dead = _select(*self.row()).where(self._is_named(), sa.not_(self.live()))
         return sa.union_all(_select(*self.row(removed.c)), dead)
 

@@ -15,7 +15,7 @@ from accountlink.core.outcomes import LinkedAccount, LinkId, UserId
 from accountlink.core.policy import Key
 from accountlink.core.secrecy import ConcealedText, Parameters
 from accountlink.errors import ConfigurationError, InvalidIdentity
-from accountlink.storage.mapping import AccountMapping
+from accountlink.storage.mapping import CREDENTIAL_ROLES, AccountMapping
 from accountlink.storage.statements import Shape
 
 MOMENTS = ("expires_at", "created_at", "updated_at", "deleted_at")
@@ -185,18 +185,17 @@ class Codec(Generic[UserId, LinkId]):
 
 
 def shape_of(
-    identity: ProviderIdentity,
-    credentials: Parameters,
+    parameters: Parameters,
     *,
     insert: tuple[sa.Column[Any], ...],
     update: tuple[sa.Column[Any], ...],
-    expect: bool,
 ) -> Shape:
-    """The shape of a call to link."""
+    """The shape of a call to link, by the parameters that it brings."""
     return Shape(
-        email=identity.email is not None,
-        credentials=tuple(name.removeprefix("al_") for name in credentials),
+        email="al_email" in parameters or "al_email_key" in parameters,
+        credentials=tuple(role for role in CREDENTIAL_ROLES if f"al_{role}" in parameters),
         insert=insert,
         update=update,
-        expect=expect,
+        expect="al_id" in parameters,
+        bounded="al_lock_timeout" in parameters,
     )

@@ -1,0 +1,134 @@
+"""Runs a piece of work until the database has answered it, or until an error says why it cannot."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, NoReturn, TypeVar
+
+from accountlink.core import decide
+from accountlink.core.decide import Step
+from accountlink.core.facts import Answer, Arm, Failure, Obstacle, Trouble
+from accountlink.core.outcomes import LinkId, UserId
+from accountlink.errors import StoreBusy
+from accountlink.storage.transactions import Place, Talk, Work
+
+T = TypeVar("T")
+_BACKOFF: Final = 0.005
+"""Seconds: the first pause before a transaction of our own is tried again; doubled each time, and jittered."""
+
+
+@dataclass(kw_only=True, slots=True)
+class _Patience:
+    """What is left of trying again, within one call."""
+
+    runs: int = decide.RUNS
+    causes: int = decide.CAUSES
+    retries: int = decide.RETRIES
+    reconnects: int = decide.RECONNECTS
+    ambiguous: bool = False
+
+    async def recover(self, place: Place, failure: Failure) -> None:
+        """Make ready for another attempt after a database error, or raise what it comes to."""
+        self.ambiguous = self.ambiguous or (failure.trouble is Trouble.LOST and place.ambiguous)
+        verdict = decide.after_failure(
+            failure,
+            owned=place.owned,
+            ambiguous=self.ambiguous,
+            retries=self.retries,
+            reconnects=self.reconnects if place.reconnects else 0,
+        )
+        if isinstance(verdict, BaseException):
+            _raise(verdict)
+        if failure.trouble is Trouble.LOST:
+            self.reconnects -= 1
+            return
+        tried = decide.RETRIES - self.retries
+        self.retries -= 1
+        await asyncio.sleep(random.uniform(0, _BACKOFF * 2**tried))  # noqa: S311  # jitter, not a secret
+
+
+def reached(place: Place | Failure) -> Place:
+    """Return the place, or raise what the failure to get there comes to: nothing was sent yet."""
+    if isinstance(place, Failure):
+        verdict = decide.after_failure(place, owned=False, ambiguous=False, retries=0, reconnects=0)
+        _raise(verdict if isinstance(verdict, BaseException) else place.error)
+    return place
+
+
+async def run(place: Place, work: Work[T]) -> T:
+    """Run work that no unique index can refuse, again where that is safe."""
+    patience = _Patience()
+    while isinstance(result := await place.attempt(work), Failure):
+        await patience.recover(place, result)
+    return result
+
+
+async def converse(place: Place, talk: Talk[T]) -> T:
+    """The same for work that waits for something else than the database."""
+    patience = _Patience()
+    while isinstance(result := await place.converse(talk), Failure):
+        await patience.recover(place, result)
+    return result
+
+
+async def settle(
+    place: Place,
+    work: Work[Answer[UserId, LinkId] | None],
+    *,
+    probe: Work[Answer[UserId, LinkId] | None] | None,
+    look: Callable[..., Obstacle[UserId, LinkId]],
+    provider: str,
+) -> Answer[UserId, LinkId]:
+    """Run a link until it is settled.
+
+    Args:
+        place: Where.
+        work: The link; ``None`` when a concurrent transaction came between.
+        probe: An insert that a unique index may refuse, to find out what keeps coming between; ``None`` where the link
+            may not insert.
+        look: Finds out what is behind a unique violation.
+        provider: For messages.
+    """
+    patience = _Patience()
+    while patience.causes:
+        result = await place.attempt(work)
+        if result is None and patience.runs > 1:
+            patience.runs -= 1
+            continue
+        if result is None and probe is not None:
+            result = await place.attempt(probe)
+        if isinstance(result, Answer):
+            return result
+        if isinstance(result, Failure) and result.trouble is not Trouble.UNIQUE:
+            await patience.recover(place, result)
+            continue
+        patience.causes -= 1
+        if isinstance(result, Failure):
+            settled = await _explained(place, result, look, provider, patience.causes)
+            if settled is not None:
+                return settled
+    raise StoreBusy
+
+
+async def _explained(
+    place: Place, violation: Failure, look: Callable[..., Obstacle[UserId, LinkId]], provider: str, causes: int
+) -> Answer[UserId, LinkId] | None:
+    """Find out what a unique violation means: a conflict, another run (``None``), or an error, which is raised."""
+    obstacle = await place.attempt(partial(look, failure=violation))
+    if isinstance(obstacle, Failure):
+        _raise(decide.after_lookup_failure(obstacle, provider=provider, owned=place.owned))
+    verdict = decide.after_violation(violation, obstacle, provider=provider, causes=causes, owned=place.owned)
+    if verdict is Step.CONFLICT:
+        return Answer(arm=Arm.CONFLICT, account=obstacle.owner, version=obstacle.version)
+    if isinstance(verdict, BaseException):
+        _raise(verdict)
+    return None
+
+
+def _raise(error: BaseException) -> NoReturn:
+    """Raise outside of any handler, so that the error has no context that would carry a statement's values."""
+    raise error
