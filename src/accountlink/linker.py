@@ -6,7 +6,7 @@ import secrets as randomness
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, Final, Generic, assert_never
+from typing import Any, Final, Generic, assert_never, overload
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -38,7 +38,7 @@ from accountlink.errors import (
     StoreBusy,
 )
 from accountlink.storage.accounts import AccountStore
-from accountlink.storage.mapping import AccountMapping, Attribute, IdType
+from accountlink.storage.mapping import AccountMapping, Attribute, HasIds, IdType
 from accountlink.storage.mixin import LinkedAccountMixin
 from accountlink.storage.sessions import forget_held, refresh_held
 from accountlink.storage.transactions import Bind, Place, place_of
@@ -79,9 +79,33 @@ class AccountLinker(Generic[UserId, LinkId]):
         ConfigurationError: A model or mapping that cannot serve its policy, or unusable secrets.
     """
 
+    @overload
     def __init__(
         self,
-        accounts: AccountMapping[UserId, LinkId] | type[LinkedAccountMixin],
+        accounts: AccountMapping[UserId, LinkId],
+        *,
+        secrets: Secrets = ...,
+        clock: Callable[[], datetime] = ...,
+        guard_last: Guard[UserId] | None = ...,
+        transfer_lifetime: timedelta = ...,
+        lock_timeout: timedelta | None = ...,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        accounts: type[HasIds[UserId, LinkId]],
+        *,
+        secrets: Secrets = ...,
+        clock: Callable[[], datetime] = ...,
+        guard_last: Guard[UserId] | None = ...,
+        transfer_lifetime: timedelta = ...,
+        lock_timeout: timedelta | None = ...,
+    ) -> None: ...
+
+    def __init__(
+        self,
+        accounts: AccountMapping[UserId, LinkId] | type[HasIds[UserId, LinkId]],
         *,
         secrets: Secrets = (),
         clock: Callable[[], datetime] = _now,
@@ -420,7 +444,8 @@ def _mapping_of(accounts: Any) -> AccountMapping[Any, Any]:  # checked here
     if isinstance(accounts, AccountMapping):
         return accounts
     if isinstance(accounts, type) and issubclass(accounts, LinkedAccountMixin):
-        return AccountMapping(accounts, policy=accounts.__link_policy__)
+        model: type[Any] = accounts
+        return AccountMapping(model, policy=accounts.__link_policy__)
     raise ConfigurationError(
         "AccountLinker takes a model with LinkedAccountMixin, or an AccountMapping of your own table and its policy."
     )

@@ -174,7 +174,7 @@ CHANNELS: dict[str, Callable[[OwnershipConflict], object]] = {
     "json of asdict": lambda c: json.dumps(dataclasses.asdict(c), default=str),
     "json default=str": lambda c: json.dumps(c, default=str),
     "json default=repr": lambda c: json.dumps({"outcome": c}, default=repr),
-    "json default=asdict": lambda c: json.dumps(c, default=lambda o: o.isoformat() if o is ENDS else dataclasses.asdict(o)),
+    "json default=asdict": lambda c: json.dumps(c, default=lambda o: dataclasses.asdict(o) if o is c else str(o)),
     "encoder by fields": _walk_fields,
     "encoder by slots": _walk_slots,
     "state": _state,

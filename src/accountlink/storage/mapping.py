@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
-from typing import Any, Final, Generic
+from typing import Any, Final, Generic, Protocol, TypedDict, TypeVar, Unpack, overload
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Mapper, QueryableAttribute, class_mapper
+from sqlalchemy.orm import Mapped, Mapper, QueryableAttribute, class_mapper
 from sqlalchemy.orm.exc import UnmappedClassError
 
 from accountlink.core.outcomes import LinkId, UserId
@@ -36,18 +35,55 @@ ROLES: Final = (
 )
 CREDENTIAL_ROLES: Final = ("access_token", "refresh_token", "expires_at", "scopes")
 
+UserIdT_co = TypeVar("UserIdT_co", covariant=True)
+LinkIdT_co = TypeVar("LinkIdT_co", covariant=True)
+
 Attribute = QueryableAttribute[Any] | sa.Column[Any]
 """What names a column: a mapped attribute of a model, or a column of a table."""
 
 
-class _Unset(Enum):
-    """The default of a mapped attribute: taken by its name where the table has it."""
+class HasId(Protocol[LinkIdT_co]):
+    """A model whose ``id`` has this Python type.
 
-    UNSET = "unset"
+    Type checkers read a model's attribute as its value (mypy) or as its descriptor (pyright); both give the type.
+    """
+
+    @property
+    def id(self) -> LinkIdT_co | Mapped[LinkIdT_co]:
+        """The link's own id."""
+        ...
 
 
-UNSET: Final = _Unset.UNSET
-_Slot = Attribute | None | _Unset
+class HasUserId(Protocol[UserIdT_co]):
+    """A model whose ``user_id`` has this Python type."""
+
+    @property
+    def user_id(self) -> UserIdT_co | Mapped[UserIdT_co]:
+        """The local owner."""
+        ...
+
+
+class HasIds(HasUserId[UserIdT_co], HasId[LinkIdT_co], Protocol[UserIdT_co, LinkIdT_co]):
+    """A model whose ids have these Python types: what a type checker reads the types of a linker from."""
+
+
+class OtherColumns(TypedDict, total=False):
+    """The columns of a mapping beside its ids; see :class:`AccountMapping`."""
+
+    provider: Attribute | None
+    account_id: Attribute | None
+    email: Attribute | None
+    email_key: Attribute | None
+    access_token: Attribute | None
+    refresh_token: Attribute | None
+    expires_at: Attribute | None
+    scopes: Attribute | None
+    created_at: Attribute | None
+    updated_at: Attribute | None
+    deleted_at: Attribute | None
+    active: Attribute | None
+    reason: Attribute | None
+    version: Attribute | None
 
 
 class AccountMapping(Generic[UserId, LinkId]):
@@ -80,51 +116,61 @@ class AccountMapping(Generic[UserId, LinkId]):
         ConfigurationError: The table cannot support the policy; the message says what to add.
     """
 
+    @overload
     def __init__(
         self,
         target: type[Any] | sa.Table,
         *,
         policy: LinkPolicy,
-        id: _Slot = UNSET,  # noqa: A002  # the contract's word for the link's own id
-        user_id: _Slot = UNSET,
-        provider: _Slot = UNSET,
-        account_id: _Slot = UNSET,
-        email: _Slot = UNSET,
-        email_key: _Slot = UNSET,
-        access_token: _Slot = UNSET,
-        refresh_token: _Slot = UNSET,
-        expires_at: _Slot = UNSET,
-        scopes: _Slot = UNSET,
-        created_at: _Slot = UNSET,
-        updated_at: _Slot = UNSET,
-        deleted_at: _Slot = UNSET,
-        active: _Slot = UNSET,
-        reason: _Slot = UNSET,
-        version: _Slot = UNSET,
-    ) -> None:
-        given = {
-            "id": id,
-            "user_id": user_id,
-            "provider": provider,
-            "account_id": account_id,
-            "email": email,
-            "email_key": email_key,
-            "access_token": access_token,
-            "refresh_token": refresh_token,
-            "expires_at": expires_at,
-            "scopes": scopes,
-            "created_at": created_at,
-            "updated_at": updated_at,
-            "deleted_at": deleted_at,
-            "active": active,
-            "reason": reason,
-            "version": version,
-        }
+        id: QueryableAttribute[LinkId] | sa.Column[LinkId],
+        user_id: QueryableAttribute[UserId] | sa.Column[UserId],
+        **columns: Unpack[OtherColumns],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        target: type[HasId[LinkId]],
+        *,
+        policy: LinkPolicy,
+        user_id: QueryableAttribute[UserId] | sa.Column[UserId],
+        **columns: Unpack[OtherColumns],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        target: type[HasUserId[UserId]],
+        *,
+        policy: LinkPolicy,
+        id: QueryableAttribute[LinkId] | sa.Column[LinkId],
+        **columns: Unpack[OtherColumns],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self, target: type[HasIds[UserId, LinkId]], *, policy: LinkPolicy, **columns: Unpack[OtherColumns]
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: AccountMapping[Any, Any],
+        target: sa.Table,
+        *,
+        policy: LinkPolicy,
+        id: Attribute = ...,
+        user_id: Attribute = ...,
+        **columns: Unpack[OtherColumns],
+    ) -> None: ...
+
+    def __init__(self, target: type[Any] | sa.Table, *, policy: LinkPolicy, **given: Any) -> None:
+        if unknown := sorted(set(given) - set(ROLES)):
+            raise TypeError(f"AccountMapping() got an unexpected keyword argument {unknown[0]!r}")
         self.policy: Final = policy
         self.mapper: Final[Mapper[Any] | None] = None if isinstance(target, sa.Table) else _mapper_of(target)
         self.table: Final[sa.Table] = target if isinstance(target, sa.Table) else _table_of(self.mapper)
         self.columns: Final[Mapping[str, sa.Column[Any]]] = {
-            role: column for role, slot in given.items() if (column := self._column(role, slot)) is not None
+            role: column for role in ROLES if (column := self._column(role, given)) is not None
         }
         _check(self)
 
@@ -161,11 +207,9 @@ class AccountMapping(Generic[UserId, LinkId]):
             raise ConfigurationError(f"{attribute!s} is not a column of {self.name!r}. Pass one of its mapped columns.")
         return column
 
-    def _column(self, role: str, slot: _Slot) -> sa.Column[Any] | None:
-        if slot is None:
-            return None
-        if slot is not UNSET:
-            return self.column(slot)
+    def _column(self, role: str, given: Mapping[str, Any]) -> sa.Column[Any] | None:
+        if role in given:
+            return None if given[role] is None else self.column(given[role])
         if self.mapper is not None:
             attribute = self.mapper.column_attrs.get(role)
             return self.column(getattr(self.mapper.class_, role)) if attribute is not None else None

@@ -1,0 +1,333 @@
+"""Transfer tokens, read by itsdangerous and by the standard library alone."""
+
+import hmac
+import json
+import re
+from base64 import urlsafe_b64decode
+from datetime import UTC, datetime, timedelta
+from enum import IntEnum
+from hashlib import sha1, sha256
+from typing import Any, Final, cast
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from itsdangerous import BadSignature, URLSafeSerializer
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from accountlink import AccountLinker, ConfigurationError, LinkedAccount, LinkedAccountMixin, LinkPolicy, ProviderIdentity
+from accountlink.tokens.signing import PURPOSE, RowState, TransferSigner, tagged
+
+SALT: Final = b"accountlink.transfer.v1"
+NEW: Final = "new-" + "n" * 40
+OLD: Final = "old-" + "o" * 40
+OLDER: Final = "older-" + "p" * 40
+ENDS: Final = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+JTI: Final = bytes(range(16))
+OWNER: Final = "owner-canary-7f3a"
+ACCOUNT: Final = "account-canary-91bc"
+CLAIMANT: Final = UUID("00000000-0000-4000-8000-000000000001")
+
+
+def state(**fields: Any) -> RowState:
+    return RowState(**({"owner": OWNER, "provider": "provider-canary", "account_id": ACCOUNT, "version": 3} | fields))
+
+
+def sign(*secrets: str | bytes, **fields: Any) -> str:
+    given: dict[str, Any] = {"link_id": 41, "claimant": CLAIMANT, "state": state(), "jti": JTI, "expires_at": ENDS}
+    return TransferSigner(secrets or (NEW,)).sign(**(given | fields))
+
+
+def verify(token: str, *secrets: str | bytes, salt: bytes = SALT, **signer: Any) -> dict[str, Any]:
+    """Read a token by itsdangerous itself, newest secret first as accountlink takes them."""
+    kwargs: dict[str, Any] = {"key_derivation": "hmac", "digest_method": sha256} | signer
+    serializer = URLSafeSerializer(list(reversed(secrets or (NEW,))), salt=salt, signer_kwargs=kwargs)
+    return cast("dict[str, Any]", serializer.loads(token))
+
+
+def _raw(text: str) -> bytes:
+    return urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+
+def payload(token: str) -> dict[str, Any]:
+    """Read a token as anybody can who finds it: without a key."""
+    return cast("dict[str, Any]", json.loads(_raw(token.partition(".")[0])))
+
+
+# -- the signature --------------------------------------------------------------------------------------------------
+
+
+def test_a_token_is_read_by_itsdangerous() -> None:
+    """A20: the token is what itsdangerous makes with HMAC-SHA256 and the salt of this one purpose."""
+    assert payload(sign()) == verify(sign())
+
+
+def test_the_signature_is_an_hmac_of_sha_256() -> None:
+    """A21: the signature is computed again with nothing but the standard library."""
+    value, _, signature = sign().rpartition(".")
+    key = hmac.digest(NEW.encode(), SALT, sha256)
+    assert hmac.digest(key, value.encode(), sha256) == _raw(signature)
+
+
+@pytest.mark.parametrize(
+    "otherwise",
+    [
+        {"salt": b"itsdangerous"},
+        {"salt": b"accountlink.grant.v1"},
+        {"salt": b""},
+        {"salt": b"accountlink.transfer.v1.state"},
+        {"digest_method": sha1},
+        {"key_derivation": "django-concat"},
+        {"key_derivation": "concat"},
+        {"key_derivation": "none"},
+    ],
+    ids=str,
+)
+def test_a_token_of_one_purpose_is_none_of_another(otherwise: dict[str, Any]) -> None:
+    """A20: another salt, digest or derivation, with the right secret, does not verify it."""
+    with pytest.raises(BadSignature):
+        verify(sign(), **otherwise)
+
+
+@pytest.mark.parametrize("place", [0, 1, 10, -10, -1])
+def test_a_changed_token_does_not_verify(place: int) -> None:
+    """A20: no letter of a token can be another."""
+    token = list(sign())
+    token[place] = "A" if token[place] != "A" else "Q"
+    with pytest.raises(BadSignature):
+        verify("".join(token))
+
+
+def test_a_token_needs_no_escaping_in_a_fragment() -> None:
+    """A28: a token goes into a URL's fragment as it is."""
+    assert re.fullmatch(r"[A-Za-z0-9_.-]+", sign())
+    assert re.fullmatch(r"[A-Za-z0-9_.-]+", sign(claimant="ö &#?" * 50))
+
+
+# -- the payload ----------------------------------------------------------------------------------------------------
+
+
+def test_a_token_says_what_it_is_for() -> None:
+    """A20: purpose, id, end, link and claimant are in the signed payload, and beside the digest nothing else."""
+    read = verify(sign())
+    assert {"p", "j", "e", "l", "c", "d"} == set(read)
+    assert ("transfer", PURPOSE) == (read["p"], read["p"])
+    assert JTI == _raw(read["j"])
+    assert int(ENDS.timestamp()) == read["e"]
+    assert ("i41", "u00000000000040008000000000000001") == (read["l"], read["c"])
+    assert 16 == len(_raw(read["d"]))
+
+
+def test_the_end_is_the_same_moment_in_every_zone() -> None:
+    """F20: an aware moment is signed as seconds since 1970, whatever its zone."""
+    there = ENDS.astimezone(datetime.now().astimezone().tzinfo)
+    assert int(ENDS.timestamp()) == payload(sign(expires_at=there))["e"]
+
+
+def test_a_token_is_readable_and_tells_nobody_who_the_owner_is() -> None:
+    """A25: neither owner nor provider nor account nor their plain digests are in a token that anybody can read."""
+    token = sign()
+    shown = json.dumps(payload(token)) + token + str(_raw(token.partition(".")[0]))
+    assert [] == [word for word in (OWNER, "provider-canary", ACCOUNT) if word in shown]
+    found = _raw(payload(token)["d"])
+    guesses = [OWNER, f"s{OWNER}", f"{OWNER}provider-canary{ACCOUNT}3", f"s{OWNER}provider-canary{ACCOUNT}3"]
+    assert found not in {sha256(guess.encode()).digest()[:16] for guess in guesses}
+    assert found not in {hmac.digest(NEW.encode(), guess.encode(), sha256)[:16] for guess in guesses}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"owner": "owner-canary-7f3b"},
+        {"provider": "provider-canarz"},
+        {"account_id": "account-canary-91bd"},
+        {"version": 4},
+        {"provider": "provider-canary" + ACCOUNT[0], "account_id": ACCOUNT[1:]},
+    ],
+    ids=["owner", "provider", "account", "version", "a moved border"],
+)
+def test_the_digest_is_of_the_whole_state(other: dict[str, Any]) -> None:
+    """A25: whatever of owner, provider, account and version changes, and wherever one ends, the digest is another."""
+    assert payload(sign())["d"] != payload(sign(state=state(**other)))["d"]
+
+
+def test_the_digest_is_the_same_for_the_same_state() -> None:
+    """A token can be compared with the row later, since its digest depends on nothing else."""
+    assert payload(sign())["d"] == payload(sign(jti=bytes(16), claimant=9, link_id=1))["d"]
+
+
+def test_the_digest_is_keyed() -> None:
+    """A25: without the secret, a list of all users does not tell who the owner is."""
+    assert payload(sign(NEW))["d"] != payload(sign(OLD))["d"]
+
+
+IDS: Final = [7, "7", UUID(int=7), "i7", f"u{UUID(int=7).hex}", str(UUID(int=7)), -7, 7.0, b"7"]
+
+
+def test_ids_of_different_types_stay_different() -> None:
+    """A08: 7, "7" and the UUID of seven are three users, as owner and as claimant and as link."""
+    assert len(IDS) == len({tagged(each) for each in IDS})
+    assert len(IDS) == len({payload(sign(claimant=each))["c"] for each in IDS})
+    assert len(IDS) == len({payload(sign(link_id=each))["l"] for each in IDS})
+    assert len(IDS) == len({payload(sign(state=state(owner=each)))["d"] for each in IDS})
+
+
+ANY_ID: Final = st.integers() | st.text() | st.uuids()
+
+
+@given(ANY_ID, ANY_ID)
+def test_a_tagged_id_stands_for_one_id(one: object, other: object) -> None:
+    """A08: two ids have one tagged form only if they are one id of one type."""
+    assert ((type(one), one) == (type(other), other)) == (tagged(one) == tagged(other))
+
+
+def test_an_equal_id_has_an_equal_tag() -> None:
+    """A08: an application's own IntEnum is the number that its column stores."""
+
+    class User(IntEnum):
+        ADA = 7
+
+    assert tagged(7) == tagged(User.ADA)
+
+
+def test_a_boolean_is_no_id() -> None:
+    """A08: ``True`` is not user 1."""
+    with pytest.raises(ConfigurationError) as caught:
+        tagged(True)
+    assert "boolean" in str(caught.value)
+
+
+# -- secrets --------------------------------------------------------------------------------------------------------
+
+
+def test_the_newest_secret_signs() -> None:
+    """A21: the first of the list signs, and the others do not."""
+    token = sign(NEW, OLD, OLDER)
+    assert payload(token) == verify(token, NEW)
+    for other in (OLD, OLDER):
+        with pytest.raises(BadSignature):
+            verify(token, other)
+
+
+def test_an_older_secret_still_verifies() -> None:
+    """A21: a token from before the rotation is read by the list that still holds its secret."""
+    token = sign(OLD)
+    assert payload(token) == verify(token, NEW, OLD) == verify(token, NEW, OLDER, OLD)
+
+
+def test_the_tokens_of_a_removed_secret_die_at_once() -> None:
+    """A21: a leaked secret that is removed takes its tokens with it."""
+    with pytest.raises(BadSignature):
+        verify(sign(OLD), NEW, OLDER)
+
+
+def test_a_secret_is_text_or_bytes_alike() -> None:
+    """A secret from the environment and the same one from a file sign alike."""
+    assert sign(NEW) == sign(NEW.encode())
+
+
+@pytest.mark.parametrize("secret", ["x" * 32, b"x" * 32, "é" * 16], ids=["text", "bytes", "two bytes each"])
+def test_a_secret_of_32_bytes_is_long_enough(secret: str | bytes) -> None:
+    """A21: what counts is bytes."""
+    assert payload(sign(secret)) == verify(sign(secret), secret)
+
+
+UNUSABLE: Final[dict[str, object]] = {
+    "one text": "s" * 64,
+    "one bytes": b"s" * 64,
+    "an empty text": "",
+    "none": [],
+    "too short": ["s" * 31],
+    "too short in bytes": [b"s" * 31],
+    "an empty one": [""],
+    "a short one behind a good one": [NEW, "s" * 31],
+    "a short one before a good one": ["s" * 31, NEW],
+    "a number, which bytes() would make that many zeros": [64],
+    "a boolean": [True],
+    "nothing": [None],
+    "a number behind a good one": [NEW, 64],
+    "a list of numbers": [list(range(40))],
+}
+
+
+@pytest.mark.parametrize("secrets", UNUSABLE.values(), ids=UNUSABLE)
+def test_an_unusable_secret_is_refused(secrets: object) -> None:
+    """A21: what is no secret of 32 bytes is refused with the remedy, and is not shown."""
+    with pytest.raises(ConfigurationError) as caught:
+        TransferSigner(cast("Any", secrets))
+    assert "configuration_error" == caught.value.code
+    assert re.search(r"token_urlsafe|takes a list", str(caught.value))
+    assert "sss" not in str(caught.value)
+
+
+# -- through the linker ---------------------------------------------------------------------------------------------
+
+
+class Base(DeclarativeBase):
+    """Of this module's tables."""
+
+
+class Link(LinkedAccountMixin, Base):
+    """A table of links that no database has."""
+
+    __tablename__ = "links"
+    __link_policy__ = LinkPolicy()
+    id: Mapped[int] = mapped_column(primary_key=True)
+    user_id: Mapped[int]
+
+
+OWNED: Final[LinkedAccount[int, int]] = LinkedAccount(id=41, user_id=7, provider="google", account_id=ACCOUNT)
+IDENTITY: Final = ProviderIdentity(provider="google", account_id=ACCOUNT, email="ada@example.com")
+CLOCK: Final = datetime(2026, 1, 2, 3, 4, 5, 678_901, tzinfo=UTC)
+
+
+def linker(**options: Any) -> AccountLinker[int, int]:
+    return AccountLinker(Link, **({"secrets": [NEW], "clock": lambda: CLOCK} | options))
+
+
+def test_a_conflict_carries_a_token_for_its_claimant() -> None:
+    """A25: the token names link and claimant, ends in ten minutes by the injected clock, and says nothing of the owner."""
+    conflict = linker()._conflict(OWNED, 3, IDENTITY, 8)
+    assert conflict.transfer_token is not None
+    read = verify(conflict.transfer_token)
+    assert ("transfer", "i41", "i8") == (read["p"], read["l"], read["c"])
+    assert datetime(2026, 1, 2, 3, 14, 5, tzinfo=UTC) == conflict.expires_at
+    assert int(conflict.expires_at.timestamp()) == read["e"]
+    assert [] == [word for word in ("i7", ACCOUNT, "ada") if word in json.dumps(read)]
+    assert 7 == conflict.owner_id
+
+
+def test_no_two_tokens_are_one() -> None:
+    """A20: each token has its own 16 random bytes, so that one can be used once."""
+    conflicts = [linker()._conflict(OWNED, 3, IDENTITY, 8) for _ in range(200)]
+    ids = [payload(str(conflict.transfer_token))["j"] for conflict in conflicts]
+    assert (200, {16}) == (len(set(ids)), {len(_raw(each)) for each in ids})
+
+
+def test_the_lifetime_of_a_token_is_the_applications() -> None:
+    """F20: ``transfer_lifetime`` counts from the clock that the application gave."""
+    conflict = linker(transfer_lifetime=timedelta(minutes=2))._conflict(OWNED, 3, IDENTITY, 8)
+    assert datetime(2026, 1, 2, 3, 6, 5, tzinfo=UTC) == conflict.expires_at
+
+
+@pytest.mark.parametrize(("options", "version"), [({"secrets": ()}, 3), ({}, None)], ids=["no secrets", "no version"])
+def test_a_conflict_that_no_token_can_serve_has_none(options: dict[str, Any], version: int | None) -> None:
+    """Without secrets, or for a row whose states cannot be told apart, there is neither token nor end."""
+    conflict = linker(**options)._conflict(OWNED, version, IDENTITY, 8)
+    assert (None, None) == (conflict.transfer_token, conflict.expires_at)
+
+
+def test_a_naive_clock_is_refused() -> None:
+    """F20: a clock without a zone would end tokens at another moment on another machine."""
+    with pytest.raises(ConfigurationError) as caught:
+        linker(clock=lambda: datetime(2026, 1, 1))._conflict(OWNED, 3, IDENTITY, 8)  # noqa: DTZ001  # the point
+    assert "Return datetime.now(UTC)" in str(caught.value)
+
+
+@pytest.mark.parametrize("secrets", ["", b"", "s" * 64], ids=["empty text", "empty bytes", "text"])
+def test_a_linker_refuses_one_text_for_its_secrets(secrets: object) -> None:
+    """A21: an unset environment variable, which is an empty text, does not silently switch transfers off."""
+    with pytest.raises(ConfigurationError) as caught:
+        linker(secrets=secrets)
+    assert "takes a list" in str(caught.value)
