@@ -16,7 +16,8 @@ from tests.support.databases import KINDS, Database, fresh_database
 def postgres() -> Iterator[PostgresServer]:
     """A real PostgreSQL for the whole run; where none can be had, each test that needs one fails."""
     wanted = source_from_environment()
-    with run_server(source=wanted.source, version=wanted.version) as server:
+    quiet = {"autovacuum": "off"}  # nothing but the tests writes WAL while they measure it
+    with run_server(source=wanted.source, version=wanted.version, settings=quiet) as server:
         yield server
 
 

@@ -29,11 +29,14 @@ class _Patience:
     causes: int = decide.CAUSES
     retries: int = decide.RETRIES
     reconnects: int = decide.RECONNECTS
+    writes: bool = True
     ambiguous: bool = False
 
     async def recover(self, place: Place, failure: Failure) -> None:
         """Make ready for another attempt after a database error, or raise what it comes to."""
-        self.ambiguous = self.ambiguous or (failure.trouble is Trouble.LOST and place.ambiguous)
+        lost = failure.trouble is Trouble.LOST
+        unanswered = lost or failure.trouble is Trouble.TIMEOUT
+        self.ambiguous = self.ambiguous or (unanswered and self.writes and place.ambiguous)
         verdict = decide.after_failure(
             failure,
             owned=place.owned,
@@ -43,7 +46,7 @@ class _Patience:
         )
         if isinstance(verdict, BaseException):
             _raise(verdict)
-        if failure.trouble is Trouble.LOST:
+        if lost:
             self.reconnects -= 1
             return
         tried = decide.RETRIES - self.retries
@@ -59,9 +62,17 @@ def reached(place: Place | Failure) -> Place:
     return place
 
 
+async def read(place: Place, work: Work[T]) -> T:
+    """Run work that changes nothing, again where that helps."""
+    return await _run(place, work, _Patience(writes=False))
+
+
 async def run(place: Place, work: Work[T]) -> T:
     """Run work that no unique index can refuse, again where that is safe."""
-    patience = _Patience()
+    return await _run(place, work, _Patience())
+
+
+async def _run(place: Place, work: Work[T], patience: _Patience) -> T:
     while isinstance(result := await place.attempt(work), Failure):
         await patience.recover(place, result)
     return result
@@ -94,7 +105,7 @@ async def settle(
         provider: For messages.
     """
     patience = _Patience()
-    while patience.causes:
+    while patience.causes > 0:
         result = await place.attempt(work)
         if result is None and patience.runs > 1:
             patience.runs -= 1
@@ -103,25 +114,28 @@ async def settle(
             result = await place.attempt(probe)
         if isinstance(result, Answer):
             return result
-        if isinstance(result, Failure) and result.trouble is not Trouble.UNIQUE:
+        if isinstance(result, Failure) and result.trouble not in (Trouble.UNIQUE, Trouble.DEFERRABLE):
             await patience.recover(place, result)
             continue
         patience.causes -= 1
         if isinstance(result, Failure):
-            settled = await _explained(place, result, look, provider, patience.causes)
+            settled = await _explained(place, result, look, provider, patience)
             if settled is not None:
                 return settled
     raise StoreBusy
 
 
 async def _explained(
-    place: Place, violation: Failure, look: Callable[..., Obstacle[UserId, LinkId]], provider: str, causes: int
+    place: Place, violation: Failure, look: Callable[..., Obstacle[UserId, LinkId]], provider: str, patience: _Patience
 ) -> Answer[UserId, LinkId] | None:
     """Find out what a unique violation means: a conflict, another run (``None``), or an error, which is raised."""
     obstacle = await place.attempt(partial(look, failure=violation))
+    if isinstance(obstacle, Failure) and obstacle.trouble is Trouble.LOST:
+        await patience.recover(place, obstacle)
+        return None
     if isinstance(obstacle, Failure):
         _raise(decide.after_lookup_failure(obstacle, provider=provider, owned=place.owned))
-    verdict = decide.after_violation(violation, obstacle, provider=provider, causes=causes, owned=place.owned)
+    verdict = decide.after_violation(violation, obstacle, provider=provider, causes=patience.causes, owned=place.owned)
     if verdict is Step.CONFLICT:
         return Answer(arm=Arm.CONFLICT, account=obstacle.owner, version=obstacle.version)
     if isinstance(verdict, BaseException):

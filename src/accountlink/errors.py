@@ -127,9 +127,11 @@ class BlockedByConstraint(AccountLinkError):
     code = "blocked_by_constraint"
 
     def __init__(self, *, constraint: str | None, columns: tuple[str, ...], rule: str) -> None:
+        listed = f" on ({', '.join(columns)})" if columns else ""
         super().__init__(
-            f"{_named(constraint)} on ({', '.join(columns)}) forbids what the link policy allows; nothing was changed. "
-            f"Drop it or make it match the policy: see the doctor's rule {rule!r}."
+            f"{_named(constraint)}{listed} forbids what the link policy allows; nothing was changed. "
+            f"Drop it or make it match the policy: see the doctor's rule {rule!r}. Where it is the primary key, let "
+            "its sequence catch up with the rows."
         )
         self.constraint = constraint
         self.columns = columns

@@ -39,7 +39,7 @@ from accountlink.errors import (
 )
 from accountlink.storage.accounts import AccountStore
 from accountlink.storage.mapping import AccountMapping, Attribute, HasIds, IdType
-from accountlink.storage.mixin import LinkedAccountMixin
+from accountlink.storage.mixin import LinkedAccountMixin, policy_of
 from accountlink.storage.sessions import forget_held, refresh_held
 from accountlink.storage.transactions import Bind, Place, place_of
 from accountlink.storage.values import shape_of
@@ -118,7 +118,7 @@ class AccountLinker(Generic[UserId, LinkId]):
         self._codec: Final = self._store.codec
         self._user_type: Final = IdType.of(self.mapping.columns["user_id"])
         self._link_type: Final = IdType.of(self.mapping.columns["id"])
-        self._signer: Final = TransferSigner(secrets) if secrets else None
+        self._signer: Final = None if secrets in ((), []) else TransferSigner(secrets)
         self._clock: Final = clock
         self._guard: Final = guard_last
         self._lifetime: Final = transfer_lifetime
@@ -267,8 +267,8 @@ class AccountLinker(Generic[UserId, LinkId]):
         self._check_user(user_id)
         parameters = Parameters(al_user_id=user_id)
         if provider is not None:
-            parameters["al_provider"] = check_provider(provider)
-        return await attempts.run(await self._place(bind), partial(self._store.accounts, parameters=parameters))
+            parameters["al_provider"] = self._codec.provider(check_provider(provider))
+        return await attempts.read(await self._place(bind), partial(self._store.accounts, parameters=parameters))
 
     async def account(
         self, bind: Bind, *, user_id: UserId, link_id: LinkId | None = None, provider: str | None = None
@@ -294,10 +294,10 @@ class AccountLinker(Generic[UserId, LinkId]):
             self._check_link(link_id)
             parameters["al_id"] = link_id
         if provider is not None:
-            parameters["al_provider"] = check_provider(provider)
+            parameters["al_provider"] = self._codec.provider(check_provider(provider))
         if len(parameters) == 1:
             raise ConfigurationError("account() needs a link_id or a provider.")
-        found = await attempts.run(await self._place(bind), partial(self._store.accounts, parameters=parameters))
+        found = await attempts.read(await self._place(bind), partial(self._store.accounts, parameters=parameters))
         if not found:
             raise AccountNotFound
         if len(found) > 1:
@@ -322,10 +322,10 @@ class AccountLinker(Generic[UserId, LinkId]):
                 "find_owner() needs Ownership.EXCLUSIVE: otherwise an account may have several owners."
             )
         parameters = Parameters(
-            al_provider=check_provider(provider),
+            al_provider=self._codec.provider(check_provider(provider)),
             al_account_id=check_identifier(account_id, field="account_id"),
         )
-        return await attempts.run(await self._place(bind), partial(self._store.find_owner, parameters=parameters))
+        return await attempts.read(await self._place(bind), partial(self._store.find_owner, parameters=parameters))
 
     # -- unlinking ----------------------------------------------------------------------------------------------------
 
@@ -357,6 +357,10 @@ class AccountLinker(Generic[UserId, LinkId]):
         self._check_link(link_id)
         parameters = Parameters(al_user_id=user_id, al_id=link_id) | self._codec.removal(self._now())
         if reason is not None:
+            if self.mapping.policy.removal is Removal.DELETE:
+                raise ConfigurationError(
+                    "Removal.DELETE keeps no row that could carry a reason. Pass none, or use SOFT."
+                )
             if "reason" not in self.mapping.columns:
                 raise ConfigurationError(
                     f"{self.mapping.name!r} has no 'reason' column mapped. Map one, or pass no reason."
@@ -383,7 +387,7 @@ class AccountLinker(Generic[UserId, LinkId]):
             )
             if account is not None:
                 return account
-            if not await attempts.run(place, partial(self._store.exists, parameters=parameters)):
+            if not await attempts.read(place, partial(self._store.exists, parameters=parameters)):
                 raise AccountNotFound
         raise StoreBusy
 
@@ -445,7 +449,7 @@ def _mapping_of(accounts: Any) -> AccountMapping[Any, Any]:  # checked here
         return accounts
     if isinstance(accounts, type) and issubclass(accounts, LinkedAccountMixin):
         model: type[Any] = accounts
-        return AccountMapping(model, policy=accounts.__link_policy__)
+        return AccountMapping(model, policy=policy_of(accounts))
     raise ConfigurationError(
         "AccountLinker takes a model with LinkedAccountMixin, or an AccountMapping of your own table and its policy."
     )

@@ -71,9 +71,18 @@ class Stage:
 
 
 ENDINGS = (
-    "created", "updated", "restored", "conflict", "blocked", "blocked-new", "mismatch", "missing", "foreign", "unlinked",
+    "created",
+    "updated",
+    "restored",
+    "conflict",
+    "blocked",
+    "blocked-new",
+    "mismatch",
+    "missing",
+    "foreign",
+    "unlinked",
     "not-unlinked",
-)  # fmt: skip
+)
 
 
 async def ending(call: Call, bind: Any) -> object:
@@ -106,7 +115,12 @@ async def test_pending_work_commits_after_each_ending(engine: AsyncEngine, how: 
     else:
         async with AsyncSession(engine) as session:
             if how == "begun session":
-                await session.begin()
+                async with session.begin():
+                    session.add(note(text="before"))
+                    assert expected(result := await ending(call, session)), result
+                    session.add(note(text="after"))
+                assert {"before", "after"} == {text for (text,) in await rows(engine, "SELECT text FROM notes")}
+                return
             session.add(note(text="before"))
             if how == "outer savepoint":
                 async with session.begin_nested():
@@ -184,10 +198,13 @@ async def test_objects_that_the_session_holds_get_the_new_values(engine: AsyncEn
         assert held.access_token is None
         again = await linker.link(session, user_id=1, identity=identity(), credentials=tokens("a3"))
         assert isinstance(again, Linked)
-        assert (Change.RESTORED, "a3", None) == (again.change, held.access_token, held.deleted_at)
+        assert Change.RESTORED is again.change
+        assert {"access_token": "a3", "deleted_at": None} == {
+            k: getattr(held, k) for k in ("access_token", "deleted_at")
+        }
         held.label = "mine"
         await linker.link(session, user_id=1, identity=identity(), credentials=tokens("a4"))
-        assert ("mine", "a4") == (held.label, held.access_token)
+        assert {"label": "mine", "access_token": "a4"} == {k: getattr(held, k) for k in ("label", "access_token")}
         await session.commit()
     assert [("mine", "a4")] == await rows(engine, "SELECT label, access_token FROM connections")
 

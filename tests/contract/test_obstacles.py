@@ -112,9 +112,7 @@ async def test_a_primary_key_that_comes_twice_is_named(engine: AsyncEngine) -> N
     linker, model = tables.linker(), tables.Connection
     async with engine.begin() as connection:
         for n in range(1, 20):
-            await connection.execute(
-                sa.insert(model).values(id=n, user_id=n, provider="acme", account_id=f"old-{n}")
-            )
+            await connection.execute(sa.insert(model).values(id=n, user_id=n, provider="acme", account_id=f"old-{n}"))
     if engine.dialect.name == "sqlite":  # which takes the next free id by itself
         outcome = await linker.link(engine, user_id=1, identity=identity())
         assert isinstance(outcome, Linked)
@@ -166,9 +164,9 @@ def _writes_ledger(engine: AsyncEngine) -> list[str]:
     if engine.dialect.name == "sqlite":
         body = "BEGIN INSERT INTO ledger VALUES (NEW.account_id); END"
         return [f"CREATE TRIGGER note AFTER INSERT ON connections {body}"]
+    body = "BEGIN INSERT INTO ledger VALUES (NEW.account_id); RETURN NEW; END"
     return [
-        "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS "
-        "$$ BEGIN INSERT INTO ledger VALUES (NEW.account_id); RETURN NEW; END $$",
+        f"CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ {body} $$",
         "CREATE TRIGGER note AFTER INSERT ON connections FOR EACH ROW EXECUTE FUNCTION note()",
     ]
 

@@ -23,9 +23,8 @@ def changes(outcomes: list[Any]) -> Counter[Change]:
 
 
 async def many(linker: AccountLinker[Any, Any], engine: AsyncEngine, users: list[int], account: str) -> list[Any]:
-    return await asyncio.gather(
-        *(linker.link(engine, user_id=user, identity=identity(account), credentials=tokens()) for user in users)
-    )
+    calls = (linker.link(engine, user_id=user, identity=identity(account), credentials=tokens()) for user in users)
+    return list(await asyncio.gather(*calls))
 
 
 def a_real_pool(database: Database) -> AsyncEngine:

@@ -129,7 +129,7 @@ async def test_account_returns_one_live_link(engine: AsyncEngine) -> None:
     assert a == (await linker.account(engine, user_id=1, provider="acme")).id
     for call in ({"user_id": 2, "link_id": a}, {"user_id": 1, "link_id": b}, {"user_id": 1, "provider": "none-such"}):
         with pytest.raises(AccountNotFound):
-            await linker.account(engine, **call)  # type: ignore[arg-type]  # a table of calls
+            await linker.account(engine, **call)
     with pytest.raises(ConfigurationError, match="link_id or a provider"):
         await linker.account(engine, user_id=1)
     with pytest.raises(ConfigurationError, match="id is str"):

@@ -120,9 +120,7 @@ async def test_an_owner_hidden_by_row_level_security(database: Database, how: st
     await run_sql(engine, *ROW_SECURITY)
     try:
         settings = "-c app.user_id=2"
-        args = (
-            {"server_settings": {"app.user_id": "2"}} if database.kind == "asyncpg" else {"options": settings}
-        )
+        args = {"server_settings": {"app.user_id": "2"}} if database.kind == "asyncpg" else {"options": settings}
         tenant = database.engine(url=make_url(database.url).set(username="tenant"), connect_args=args)
         async with asyncio.timeout(5):
             if how == "engine":
@@ -149,9 +147,7 @@ def fail_with(function: str, body: str) -> list[str]:
     ]
 
 
-VANISHING = (
-    "RAISE unique_violation USING CONSTRAINT = 'uq_connections_link', SCHEMA = 'public', TABLE = 'connections';"
-)
+VANISHING = "RAISE unique_violation USING CONSTRAINT = 'uq_connections_link', SCHEMA = 'public', TABLE = 'connections';"
 
 
 @pytest.mark.parametrize("how", ["engine", "session"])
@@ -401,12 +397,13 @@ async def test_waiting_is_bounded_where_the_server_sets_no_bound(database: Datab
     assert isinstance(mine, Linked)
     async with database.engine().begin() as rival:
         await rival.exec_driver_sql("SELECT * FROM connections FOR UPDATE")
+        again = linker.link(engine, user_id=1, identity=identity("mine"), credentials=tokens())
+        gone = linker.unlink(engine, user_id=1, link_id=mine.account.id)
+        chosen, other = (again, gone) if call == "link" else (gone, again)
+        other.close()
         async with asyncio.timeout(5):
             with pytest.raises(StoreBusy) as caught:
-                if call == "link":
-                    await linker.link(engine, user_id=1, identity=identity("mine"), credentials=tokens())
-                else:
-                    await linker.unlink(engine, user_id=1, link_id=mine.account.id)
+                await chosen
         await rival.rollback()
     assert "55P03" == caught.value.sqlstate
     assert [("0",)] == await rows(engine, "SHOW lock_timeout")

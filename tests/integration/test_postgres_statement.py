@@ -73,8 +73,13 @@ async def test_a_callers_transaction_gets_the_statement_in_one_savepoint(
     await create(engine, tables.metadata)
     linker = tables.linker()
     await linker.link(engine, user_id=1, identity=identity("theirs"))
+    seen, statements = 0, [""]
     for n in range(WARM):
-        for user, account, expected in ((2, f"sub-{n}", Linked), (2, f"sub-{n}", Linked), (2, "theirs", OwnershipConflict)):
+        for user, account, expected in (
+            (2, f"sub-{n}", Linked),
+            (2, f"sub-{n}", Linked),
+            (2, "theirs", OwnershipConflict),
+        ):
             async with engine.connect() as connection:
                 bind: Any = connection if how == "connection" else AsyncSession(connection)
                 await bind.execute(sa.text("SELECT 1"))
@@ -112,8 +117,8 @@ async def test_an_ordinary_conflict_writes_no_wal(database: Database) -> None:
 
 SPY = (
     "CREATE TABLE fired (note text)",
-    "CREATE FUNCTION spy() RETURNS trigger LANGUAGE plpgsql AS "
-    "$$ BEGIN INSERT INTO fired VALUES (TG_OP || ' ' || OLD.user_id); RETURN NEW; END $$",
+    """CREATE FUNCTION spy() RETURNS trigger LANGUAGE plpgsql AS $$
+       BEGIN INSERT INTO fired VALUES (TG_OP || ' ' || OLD.user_id); RETURN NEW; END $$""",
     "CREATE TRIGGER spy BEFORE UPDATE ON connections FOR EACH ROW EXECUTE FUNCTION spy()",
 )
 VERSION = "SELECT CAST(ctid AS text), CAST(xmin AS text), user_id, updated_at FROM connections WHERE user_id = 1"

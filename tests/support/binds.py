@@ -27,3 +27,5 @@ async def bound(engine: AsyncEngine, how: str) -> AsyncIterator[Any]:
             async with AsyncSession(engine, expire_on_commit=False) as session:
                 yield session
                 await session.commit()
+        case _:
+            raise ValueError(how)

@@ -17,7 +17,8 @@ from accountlink.testing.postgres import PostgresServer
 
 KINDS = ("sqlite", "asyncpg", "psycopg")
 _EMPTY = """
-    SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid();
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+     WHERE datname = current_database() AND pid <> pg_backend_pid();
     DROP SCHEMA public CASCADE; CREATE SCHEMA public; GRANT ALL ON SCHEMA public TO public;
 """
 """Emptying a database takes milliseconds, making one takes half a second."""

@@ -37,6 +37,11 @@ POLICIES = {
     "email": EMAIL,
     "email-soft": EMAIL_SOFT,
 }
+USER_COLUMNS: dict[type, Any] = {
+    int: sa.BigInteger().with_variant(sa.Integer, "sqlite"),
+    str: sa.Text(),
+    UUID: sa.Uuid(),
+}
 USER_TYPES: dict[type, tuple[Any, Any]] = {int: (1, 2), str: ("ann", "bob"), UUID: (uuid4(), uuid4())}
 
 
@@ -72,7 +77,7 @@ def make_tables(policy: LinkPolicy, *, user_type: type = int) -> Tables:
         __link_policy__ = policy
         id: Mapped[int] = mapped_column(primary_key=True)
         user_id = mapped_column(
-            {int: sa.BigInteger().with_variant(sa.Integer, "sqlite"), str: sa.Text(), UUID: sa.Uuid()}[user_type],
+            USER_COLUMNS[user_type],
             nullable=False,
         )
         label: Mapped[str | None]

@@ -25,7 +25,9 @@ from accountlink.storage.transactions import Place
 
 ERROR: Final = RuntimeError("as the driver raised it")
 OWNER: Final[LinkedAccount[int, int]] = LinkedAccount(id=9, user_id=7, provider="google", account_id="1")
-KEY: Final = UniqueIndex(name="uq_links", schema="public", table="links", columns=("provider", "account_id"), partial=True)
+KEY: Final = UniqueIndex(
+    name="uq_links", schema="public", table="links", columns=("provider", "account_id"), partial=True
+)
 FULL_KEY: Final = UniqueIndex(
     name="uq_links", schema="public", table="links", columns=("provider", "account_id"), partial=False
 )
@@ -42,7 +44,9 @@ def failure(trouble: Trouble, **evidence: Any) -> Failure:
 
 
 def obstacle(index: UniqueIndex | None = KEY, **facts: Any) -> Obstacle[int, int]:
-    return Obstacle(**({"index": index, "ours": True, "is_key": index not in {None, OTHER_INDEX}, "owner": None} | facts))
+    return Obstacle(
+        **({"index": index, "ours": True, "is_key": index not in {None, OTHER_INDEX}, "owner": None} | facts)
+    )
 
 
 VIOLATION: Final = failure(Trouble.UNIQUE, sqlstate="23505", constraint="uq_links", columns=("seen",))
@@ -58,7 +62,6 @@ def said(verdict: object) -> tuple[object, ...]:
 # -- after a database error -----------------------------------------------------------------------------------------
 
 STATE: Final = {"sqlstate": "40001"}
-BLOCKED: Final = {"constraint": "uq_links", "columns": ("provider",), "rule": "deferrable-key"}
 DATABASE_ERRORS: Final[dict[str, tuple[Trouble, dict[str, Any], tuple[object, ...]]]] = {
     "serialization, own, retries left": (Trouble.SERIALIZATION, {"owned": True, "retries": 1}, (Step.AGAIN,)),
     "serialization, own, the last retry": (Trouble.SERIALIZATION, {"owned": True, "retries": RETRIES}, (Step.AGAIN,)),
@@ -82,8 +85,14 @@ DATABASE_ERRORS: Final[dict[str, tuple[Trouble, dict[str, Any], tuple[object, ..
     "lost, the caller's": (Trouble.LOST, {}, (StoreUnavailable, {})),
     "lost, the caller's, reconnects left": (Trouble.LOST, {"reconnects": 1}, (StoreUnavailable, {})),
     "lost, the caller's, ambiguous": (Trouble.LOST, {"ambiguous": True}, (OutcomeUnknown, {})),
-    "deferrable, own": (Trouble.DEFERRABLE, {"owned": True, "retries": 3}, (BlockedByConstraint, BLOCKED)),
-    "deferrable, the caller's": (Trouble.DEFERRABLE, {}, (BlockedByConstraint, BLOCKED)),
+    "serialization, own, no retries, ambiguous": (
+        Trouble.SERIALIZATION,
+        {"owned": True, "ambiguous": True},
+        (OutcomeUnknown, {}),
+    ),
+    "busy, ambiguous": (Trouble.BUSY, {"owned": True, "ambiguous": True}, (OutcomeUnknown, {})),
+    "deferrable, own": (Trouble.DEFERRABLE, {"owned": True, "retries": 3, "reconnects": 1}, (ERROR,)),
+    "deferrable, the caller's": (Trouble.DEFERRABLE, {}, (ERROR,)),
     "unique, own": (Trouble.UNIQUE, {"owned": True, "retries": 3, "reconnects": 1}, (ERROR,)),
     "unique, the caller's": (Trouble.UNIQUE, {}, (ERROR,)),
     "another, own": (Trouble.OTHER, {"owned": True, "retries": 3, "reconnects": 1}, (ERROR,)),
@@ -111,7 +120,7 @@ def test_what_a_database_error_comes_to(trouble: Trouble, facts: dict[str, Any],
     ),
 )
 def test_a_database_error_is_never_an_answer(trouble: Trouble, state: dict[str, Any]) -> None:
-    """An error is done again, while something is left of trying again, or it is an error: never a conflict, never success."""
+    """An error is done again while something is left of trying again, or it is raised: it is never an outcome."""
     verdict = after_failure(failure(trouble), **state)
     assert verdict is Step.AGAIN or isinstance(verdict, Exception)
     assert verdict is not Step.AGAIN or state["retries"] or state["reconnects"]
@@ -223,6 +232,38 @@ def test_what_a_unique_violation_comes_to(
     assert expected == said(after_violation(VIOLATION, found, provider="google", **state))
 
 
+DEFERRED: Final = failure(Trouble.DEFERRABLE, sqlstate="55000", constraint="uq_links")
+DEFERRABLE: Final[dict[str, tuple[Obstacle[int, int], tuple[object, ...]]]] = {
+    "the key": (
+        obstacle(FULL_KEY),
+        (
+            BlockedByConstraint,
+            {"constraint": "uq_links", "columns": ("provider", "account_id"), "rule": "deferrable-key"},
+        ),
+    ),
+    "the key, with an owner": (
+        obstacle(FULL_KEY, owner=OWNER),
+        (
+            BlockedByConstraint,
+            {"constraint": "uq_links", "columns": ("provider", "account_id"), "rule": "deferrable-key"},
+        ),
+    ),
+    "another index": (obstacle(OTHER_INDEX), (BlockedByConstraint, STALE | {"rule": "deferrable-key"})),
+    "gone": (
+        obstacle(None),
+        (BlockedByConstraint, {"constraint": "uq_links", "columns": (), "rule": "deferrable-key"}),
+    ),
+    "another table's": (obstacle(ours=False), (ERROR,)),
+}
+
+
+@pytest.mark.parametrize("causes", [0, 3])
+@pytest.mark.parametrize(("found", "expected"), DEFERRABLE.values(), ids=DEFERRABLE)
+def test_a_deferrable_key_is_named(found: Obstacle[int, int], expected: tuple[object, ...], causes: int) -> None:
+    """A key that can be deferred serves no upsert: the error names it with its columns, whoever owns the account."""
+    assert expected == said(after_violation(DEFERRED, found, provider="google", causes=causes, owned=True))
+
+
 INDEXES: Final = st.none() | st.builds(
     UniqueIndex,
     name=st.none() | st.just("uq"),
@@ -247,7 +288,7 @@ OBSTACLES: Final[st.SearchStrategy[Obstacle[int, int]]] = st.builds(
 
 @given(OBSTACLES, st.integers(-3, 3), st.booleans())
 def test_a_violation_never_becomes_success(found: Obstacle[int, int], causes: int, owned: bool) -> None:
-    """A unique violation is a conflict only when the owner was seen, another run only while one is left, or an error."""
+    """A unique violation is a conflict if the owner was seen, another run while one is left, or else an error."""
     verdict = after_violation(VIOLATION, found, provider="google", causes=causes, owned=owned)
     assert (verdict is Step.CONFLICT) == (found.ours and found.owner is not None)
     assert verdict is Step.CONFLICT or isinstance(verdict, Exception) or (verdict is Step.AGAIN and causes > 0)
@@ -273,8 +314,8 @@ class Scripted(Place):
     dialect = "postgresql"
     session = None
 
-    def __init__(self, *, owned: bool, reconnects: bool = True, ambiguous: bool = False, **answers: object) -> None:
-        self.owned, self.reconnects, self.ambiguous = owned, reconnects, ambiguous
+    def __init__(self, *, owned: bool, answers: dict[str, object], ambiguous: bool = False) -> None:
+        self.owned, self.reconnects, self.ambiguous = owned, True, ambiguous
         self.answers = answers
         self.asked: list[str] = []
 
@@ -331,7 +372,7 @@ async def test_no_race_is_run_for_ever(answers: dict[str, object], expected: typ
 
     Row-level security that hides the owner's row is one that does: the statement finds nobody, and the index refuses.
     """
-    place = Scripted(owned=owned, **answers)
+    place = Scripted(owned=owned, answers=answers)
     troubles = {answer.trouble for answer in answers.values() if isinstance(answer, Failure)}
     retried = not owned and troubles & {Trouble.SERIALIZATION, Trouble.STALE_PLAN}
     wanted = RetryTransaction if retried else expected
@@ -347,7 +388,7 @@ async def test_no_race_is_run_for_ever(answers: dict[str, object], expected: typ
 )
 async def test_no_reconnecting_is_run_for_ever(answer: object, expected: type[Exception]) -> None:
     """Where a link may not insert, nothing is probed, and the end comes as surely."""
-    place = Scripted(owned=True, link=answer, look=obstacle())
+    place = Scripted(owned=True, answers={"link": answer, "look": obstacle()})
     with pytest.raises(expected):
         await settle(place, may_insert=False)
     assert "probe" not in place.asked
@@ -356,21 +397,21 @@ async def test_no_reconnecting_is_run_for_ever(answer: object, expected: type[Ex
 
 async def test_an_answer_ends_the_run() -> None:
     """The first answer is the answer."""
-    place = Scripted(owned=True, link=CREATED)
+    place = Scripted(owned=True, answers={"link": CREATED})
     assert CREATED is await settle(place)
     assert ["link"] == place.asked
 
 
 async def test_a_refusal_with_an_owner_is_a_conflict() -> None:
     """A refused write whose owner can be seen is a conflict with that row, and is not tried again."""
-    place = Scripted(owned=False, link=VIOLATION, look=obstacle(owner=OWNER, version=4))
+    place = Scripted(owned=False, answers={"link": VIOLATION, "look": obstacle(owner=OWNER, version=4)})
     assert Answer(arm=Arm.CONFLICT, account=OWNER, version=4) == await settle(place)
     assert ["link", "look"] == place.asked
 
 
 async def test_a_lost_commit_is_told_as_unknown() -> None:
     """A connection that was lost where a commit may have happened is told as such, after the one reconnect."""
-    place = Scripted(owned=True, ambiguous=True, link=failure(Trouble.LOST))
+    place = Scripted(owned=True, ambiguous=True, answers={"link": failure(Trouble.LOST)})
     with pytest.raises(OutcomeUnknown):
         await settle(place)
     assert ["link", "link"] == place.asked

@@ -21,13 +21,13 @@ EQUAL: Final = {
     "NFD in the domain": ("a@mu\u0308nchen.de", "a@m\u00fcnchen.de"),
     "order of combining marks": ("a\u0323\u0307@example.com", "a\u0307\u0323@example.com"),
     "full-width letters": ("ＡＤＡ@ｅｘａｍｐｌｅ.com", "ada@example.com"),  # noqa: RUF001  # the point
-    "full-width digits": ("a１@example.com", "a1@example.com"),
+    "full-width digits": ("a\uff11@example.com", "a1@example.com"),
     "final sigma": ("οδυσσευς@example.gr", "ΟΔΥΣΣΕΥΣ@EXAMPLE.GR"),
     "Kelvin sign": ("\u212aelvin@example.com", "kelvin@example.com"),
     "Angstrom sign": ("\u212b@example.com", "\u00e5@example.com"),
     "ligature": ("o\ufb03ce@example.com", "office@example.com"),
     "long s": ("\u017fam@example.com", "sam@example.com"),
-    "mathematical letters": ("𝒶𝒹𝒶@example.com", "ada@example.com"),
+    "mathematical letters": ("\U0001d4b6\U0001d4b9\U0001d4b6@example.com", "ada@example.com"),
     "circled letters": ("ⓐ@example.com", "a@example.com"),
     "superscript": ("a²@example.com", "a2@example.com"),
     "ypogegrammeni": ("\u1fb3@example.gr", "\u03b1\u03b9@example.gr"),
@@ -43,10 +43,11 @@ APART: Final = {
     "punycode": ("a@xn--mnchen-3ya.de", "a@m\u00fcnchen.de"),
     "a trailing dot": ("a@example.com.", "a@example.com"),
     "a longer name": ("user10@example.com", "user1@example.com"),
-    "ideographic full stop": ("a@b\u3002com", "a@b.com"),
 }
 BECOMES_ANOTHER: Final = {
     "full-width at": "\uff20",
+    "ideographic full stop": "\u3002",
+    "half-width ideographic full stop": "\uff61",
     "small at": "\ufe6b",
     "one dot leader": "\u2024",
     "two dot leader": "\u2025",
@@ -109,7 +110,9 @@ CHANGING: Final = [
 ]
 """Every code point that normalisation or case folding changes."""
 MARKS: Final = "\u0300\u0301\u0307\u0308\u0323\u0327\u0345\u0334\u093c\u1161\u11a8\u3099\u302e"
-LETTERS: Final = st.text(st.sampled_from([*CHANGING, *MARKS, *"abisſkKΣςσıİ"]), min_size=1, max_size=12)
+LETTERS: Final = st.text(
+    st.sampled_from([*CHANGING, *MARKS, *"abiskK\u017f\u03a3\u03c2\u03c3\u0131\u0130"]), min_size=1, max_size=12
+)
 ANYTHING: Final = st.text(st.characters(exclude_categories=()), max_size=40)
 
 
@@ -141,13 +144,13 @@ def test_addresses_that_only_look_alike_stay_apart(one: str, other: str) -> None
 @pytest.mark.parametrize("character", BECOMES_ANOTHER.values(), ids=BECOMES_ANOTHER)
 @pytest.mark.parametrize("place", ["a{}b@example.com", "a@exa{}mple.com", "{}a@example.com", "a@example.com{}"])
 def test_an_address_whose_structure_changes_is_refused(place: str, character: str) -> None:
-    """A35: a sign that normalisation turns into one that splits addresses is refused, not split (GHSA-7rqj-j65f-68wh)."""
+    """A35: a sign that normalisation turns into one that splits addresses is refused (GHSA-7rqj-j65f-68wh)."""
     error = refusal(place.format(character))
     assert ("email", STRUCTURE, "invalid_identity") == (error.field, error.problem, error.code)
 
 
 def test_a_full_width_at_never_stands_for_at() -> None:
-    """A35: the attack of GHSA-7rqj-j65f-68wh: an address with no ``@`` of its own is none after normalisation either."""
+    """A35: an address with no ``@`` of its own is none after normalisation either (GHSA-7rqj-j65f-68wh)."""
     assert STRUCTURE == refusal("ada\uff20example.com").problem
     assert STRUCTURE == refusal("ada@evil.example\uff20example.com").problem
 
@@ -220,7 +223,9 @@ def test_any_text_has_a_normal_form_or_is_refused(text: str) -> None:
     assert form is None or (1 == form.count("@") and all(form.split("@")))
 
 
-@pytest.mark.parametrize("letter", ["\ufb03", "\u0390", "\u337f", "\u00df"], ids=["ffi", "iota", "kabushiki", "sharp s"])
+@pytest.mark.parametrize(
+    "letter", ["\ufb03", "\u0390", "\u337f", "\u00df"], ids=["ffi", "iota", "kabushiki", "sharp s"]
+)
 def test_a_normal_form_is_bounded_like_the_address(letter: str) -> None:
     """A35: an address that grows beyond the bound is refused, for a key that its own function refuses is none."""
     form = normal_or_none(letter * 308 + "@example.com")

@@ -20,12 +20,22 @@ IDENTITY: Final = {"field": "account_id", "problem": "is empty"}
 TABLE: Final[list[tuple[str, str, dict[str, Any], str]]] = [
     ("InvalidIdentity", "invalid_identity", IDENTITY, "Pass what the provider vouched for, unchanged."),
     ("InvalidCredentials", "invalid_credentials", IDENTITY, "Pass the provider's token response"),
-    ("OwnerLookupFailed", "database_query_failed", LINK | {"sqlstate": "42501"}, "Check that the application's role may"),
+    (
+        "OwnerLookupFailed",
+        "database_query_failed",
+        LINK | {"sqlstate": "42501"},
+        "Check that the application's role may",
+    ),
     ("OwnerLookupFailed", "database_query_failed", LINK | {"sqlstate": None}, "then call again"),
     ("OwnerNotFound", "database_inconsistency", HIDDEN, "Let the role see the rows of all users"),
     ("OwnerNotFound", "database_inconsistency", UNSEEN, "call again later"),
     ("BlockedByConstraint", "blocked_by_constraint", BLOCKED, "Drop it or make it match the policy"),
-    ("BlockedByConstraint", "blocked_by_constraint", BLOCKED | {"constraint": None}, "the doctor's rule 'stale-unique'"),
+    (
+        "BlockedByConstraint",
+        "blocked_by_constraint",
+        BLOCKED | {"constraint": None},
+        "the doctor's rule 'stale-unique'",
+    ),
     ("RetryTransaction", "retry_transaction", {"sqlstate": "40001"}, "run the whole transaction again"),
     ("RetryTransaction", "retry_transaction", {"sqlstate": None}, "passing the engine instead"),
     ("StoreBusy", "store_busy", BUSY, "call again later"),
@@ -37,16 +47,6 @@ TABLE: Final[list[tuple[str, str, dict[str, Any], str]]] = [
     ("AmbiguousAccount", "ambiguous_account", LINK | {"count": 2}, "Name one by its link_id"),
     ("LinkBlocked", "link_blocked", LINK | {"reason": "fraud"}, "Clear the row's reason"),
     ("LastAccount", "last_account", {}, "Let the user link another account or set a password first"),
-]
-COMING: Final = [
-    ("TokenRejected", "token_rejected"),
-    ("TokenForged", "token_forged"),
-    ("TokenForAnotherUser", "token_for_another_user"),
-    ("TokenExpired", "token_expired"),
-    ("TokenSuperseded", "token_superseded"),
-    ("GrantRejected", "grant_rejected"),
-    ("NeedsConsent", "needs_consent"),
-    ("CredentialsUnreadable", "credentials_unreadable"),
 ]
 ROWS: Final = pytest.mark.parametrize(
     ("name", "code", "fields", "remedy"), TABLE, ids=[f"{name}-{i}" for i, (name, *_) in enumerate(TABLE)]
@@ -84,9 +84,7 @@ def test_an_error_has_the_one_root(name: str, code: str, fields: dict[str, Any],
 
 @ROWS
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_an_error_survives_a_pickle(
-    name: str, code: str, fields: dict[str, Any], remedy: str, protocol: int
-) -> None:
+def test_an_error_survives_a_pickle(name: str, code: str, fields: dict[str, Any], remedy: str, protocol: int) -> None:
     """An error that a worker sends home is the same error: class, text and fields."""
     error = make(name, fields)
     twin = pickle.loads(pickle.dumps(error, protocol))  # noqa: S301  # our own bytes
@@ -127,7 +125,7 @@ class Own(AccountLinkError):
 def test_every_error_is_in_the_table_and_public() -> None:
     """No class is added without its code, its remedy and a name that can be imported."""
     named = {name for name, *_ in TABLE} | {"ConfigurationError"}
-    assert set() == set(classes()) - named - {name for name, _ in COMING}
+    assert set() == set(classes()) - named
     assert [] == [name for name in classes() if getattr(accountlink, name, None) is not classes()[name]]
     assert AccountLinkError is accountlink.AccountLinkError
 
@@ -139,13 +137,6 @@ def test_codes_are_words_and_belong_to_one_class() -> None:
     assert [] == [code for code in codes if not re.fullmatch(r"[a-z]+(_[a-z]+)*", code)]
     assert "account_link_error" == AccountLinkError.code
     assert AccountLinkError.code not in codes
-
-
-@pytest.mark.xfail(raises=AttributeError, strict=True, reason="comes with transfers, grants and the vault; then delete this")
-@pytest.mark.parametrize(("name", "code"), COMING)
-def test_the_rest_of_the_contract(name: str, code: str) -> None:
-    """The contract's other classes have these codes."""
-    assert code == getattr(accountlink, name).code
 
 
 def test_a_missing_account_and_another_users_account_are_one_answer() -> None:

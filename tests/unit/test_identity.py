@@ -82,7 +82,7 @@ def refusal(**fields: Any) -> InvalidIdentity:
 @pytest.mark.parametrize("field", ["provider", "account_id"])
 @pytest.mark.parametrize(("value", "problem"), HOSTILE.values(), ids=HOSTILE)
 def test_a_hostile_identifier_is_refused(field: str, value: str, problem: str) -> None:
-    """F21: what a database would refuse, cut or store unseen is refused before any SQL, and the error does not echo it."""
+    """F21: what a database would refuse, cut or store unseen is refused first, and the error does not echo it."""
     error = refusal(**{field: value})
     assert (field, problem, "invalid_identity") == (error.field, error.problem, error.code)
     assert not value.strip() or value not in str(error)
@@ -141,7 +141,7 @@ def test_a_number_is_bounded_like_a_text(number: int) -> None:
         ("user1", "user10"),
         ("1", "01"),
         ("1", "+1"),
-        ("1", "１"),
+        ("1", "\uff11"),
         (unicodedata.normalize("NFC", "é"), unicodedata.normalize("NFD", "é")),
         ("k", "\u212a"),
         ("fi", "\ufb01"),
@@ -156,7 +156,8 @@ def test_near_equal_account_ids_stay_two_accounts(one: str, other: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "account_id", ["1", "a" * 255, "字" * 255, "𝔸" * 255, "auth0|5f7c", "a b", "none", "0e1", "sub@example.com", "a\u0301"]
+    "account_id",
+    ["1", "a" * 255, "字" * 255, "\U0001d538" * 255, "auth0|5f7c", "a b", "none", "0e1", "sub@example.com", "a\u0301"],
 )
 def test_an_unusual_account_id_is_kept(account_id: str) -> None:
     """F21: what a provider may well issue is taken unchanged, up to 255 characters."""
@@ -225,7 +226,7 @@ def test_an_email_that_no_column_should_hold_is_refused(email: object, problem: 
     assert "example.com" not in str(error)
 
 
-@pytest.mark.parametrize("email", ["a@example.com", "Ａ@example.com", "A@Example.COM", "a" * 308 + "@example.com"])
+@pytest.mark.parametrize("email", ["a@example.com", "\uff21@example.com", "A@Example.COM", "a" * 308 + "@example.com"])
 def test_an_email_is_kept_as_the_provider_wrote_it(email: str) -> None:
     """A35: the original is kept; only a key compares the normal form."""
     assert email == identity(email=email).email

@@ -74,7 +74,9 @@ def test_every_public_name_is_documented() -> None:
     """``help()`` says of each public name, in its own words, what it promises."""
     undocumented = [name for name in accountlink.__all__ if not (getattr(accountlink, name).__doc__ or "").strip()]
     assert [] == undocumented
-    generated = [name for name in accountlink.__all__ if (getattr(accountlink, name).__doc__ or "").startswith(f"{name}(")]
+    generated = [
+        name for name in accountlink.__all__ if (getattr(accountlink, name).__doc__ or "").startswith(f"{name}(")
+    ]
     assert [] == generated
 
 
@@ -109,14 +111,18 @@ def test_the_core_is_pure(path: Path) -> None:
 def test_the_core_knows_itself_and_the_errors_only(path: Path) -> None:
     """Of accountlink, the core imports the core and the errors."""
     own = [name for name in sorted(_imports(path)) if _within(name, "accountlink")]
-    assert [] == [name for name in own if not (_within(name, "accountlink.core") or _within(name, "accountlink.errors"))]
+    assert [] == [
+        name for name in own if not (_within(name, "accountlink.core") or _within(name, "accountlink.errors"))
+    ]
 
 
 @pytest.mark.parametrize("path", CORE, ids=lambda path: path.name)
 def test_the_core_does_not_ask_for_the_time(path: Path) -> None:
     """Moments come in as arguments: nothing in the core calls ``now``, ``utcnow`` or ``today``."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    called = {node.func.attr for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)}
+    called = {
+        node.func.attr for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    }
     assert set() == called & {"now", "utcnow", "today", "urandom", "token_bytes", "uuid4"}
 
 

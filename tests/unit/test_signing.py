@@ -16,7 +16,14 @@ from hypothesis import strategies as st
 from itsdangerous import BadSignature, URLSafeSerializer
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from accountlink import AccountLinker, ConfigurationError, LinkedAccount, LinkedAccountMixin, LinkPolicy, ProviderIdentity
+from accountlink import (
+    AccountLinker,
+    ConfigurationError,
+    LinkedAccount,
+    LinkedAccountMixin,
+    LinkPolicy,
+    ProviderIdentity,
+)
 from accountlink.tokens.signing import PURPOSE, RowState, TransferSigner, tagged
 
 SALT: Final = b"accountlink.transfer.v1"
@@ -31,7 +38,8 @@ CLAIMANT: Final = UUID("00000000-0000-4000-8000-000000000001")
 
 
 def state(**fields: Any) -> RowState:
-    return RowState(**({"owner": OWNER, "provider": "provider-canary", "account_id": ACCOUNT, "version": 3} | fields))
+    given: dict[str, Any] = {"owner": OWNER, "provider": "provider-canary", "account_id": ACCOUNT, "version": 3}
+    return RowState(**(given | fields))
 
 
 def sign(*secrets: str | bytes, **fields: Any) -> str:
@@ -42,7 +50,8 @@ def sign(*secrets: str | bytes, **fields: Any) -> str:
 def verify(token: str, *secrets: str | bytes, salt: bytes = SALT, **signer: Any) -> dict[str, Any]:
     """Read a token by itsdangerous itself, newest secret first as accountlink takes them."""
     kwargs: dict[str, Any] = {"key_derivation": "hmac", "digest_method": sha256} | signer
-    serializer = URLSafeSerializer(list(reversed(secrets or (NEW,))), salt=salt, signer_kwargs=kwargs)
+    keys: list[Any] = list(reversed(secrets or (NEW,)))
+    serializer = URLSafeSerializer(keys, salt=salt, signer_kwargs=kwargs)
     return cast("dict[str, Any]", serializer.loads(token))
 
 
@@ -283,11 +292,12 @@ CLOCK: Final = datetime(2026, 1, 2, 3, 4, 5, 678_901, tzinfo=UTC)
 
 
 def linker(**options: Any) -> AccountLinker[int, int]:
-    return AccountLinker(Link, **({"secrets": [NEW], "clock": lambda: CLOCK} | options))
+    given: dict[str, Any] = {"secrets": [NEW], "clock": lambda: CLOCK}
+    return AccountLinker(Link, **(given | options))
 
 
 def test_a_conflict_carries_a_token_for_its_claimant() -> None:
-    """A25: the token names link and claimant, ends in ten minutes by the injected clock, and says nothing of the owner."""
+    """A25: the token names link and claimant, ends in ten minutes by the injected clock, and hides the owner."""
     conflict = linker()._conflict(OWNED, 3, IDENTITY, 8)
     assert conflict.transfer_token is not None
     read = verify(conflict.transfer_token)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -21,7 +21,7 @@ class TokenSet:
         access_token: The access token.
         refresh_token: The refresh token, or ``None`` when the provider sent none; a relink then keeps the stored one.
         expires_at: When the access token ends, aware; ``None`` where the provider does not say.
-        scopes: The scopes as granted, not as asked for.
+        scopes: The scopes as granted, not as asked for; with none told, a relink keeps the stored ones.
         token_type: How the access token is presented.
         id_token: The raw ID token, for the callback's own use; accountlink stores none.
 
@@ -48,28 +48,28 @@ class TokenSet:
         id_token: str | None = None,
     ) -> None:
         """Take the tokens as text and conceal them."""
-        if isinstance(scopes, str):
-            raise InvalidCredentials(field="scopes", problem="is one text, not a set of texts")
-        if expires_at is not None and expires_at.tzinfo is None:
-            raise InvalidCredentials(field="expires_at", problem="is a naive datetime")
+        given: Any = scopes
+        scopes = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else given
+        texts = {"access_token": access_token, "refresh_token": refresh_token, "id_token": id_token}
+        wrong = _wrong(texts, expires_at, scopes)
+        if wrong is not None:  # leave no token in this frame, which a traceback with locals would show
+            del self, texts
+            access_token = refresh_token = id_token = ""
+            raise wrong
         conceal = object.__setattr__
-        conceal(self, "access_token", _secret(access_token, field="access_token"))
-        conceal(
-            self,
-            "refresh_token",
-            None if refresh_token is None else _secret(refresh_token, field="refresh_token"),
-        )
+        for name, text in texts.items():
+            conceal(self, name, None if text is None else Secret(str(text)))
         conceal(self, "expires_at", expires_at)
-        conceal(self, "scopes", frozenset(_scope(scope) for scope in scopes))
+        conceal(self, "scopes", frozenset(scopes))
         conceal(self, "token_type", token_type)
-        conceal(self, "id_token", None if id_token is None else _secret(id_token, field="id_token"))
 
     @classmethod
     def from_response(cls, response: Mapping[str, Any], *, received_at: datetime) -> TokenSet:
         """Read a token response, as Authlib or any OAuth 2.0 client hands it over.
 
         Args:
-            response: The decoded response; ``scope`` is split at spaces and commas (GitHub's way).
+            response: The decoded response; ``scope`` is a list, or text that is split at spaces and
+                commas (GitHub's way).
             received_at: When it arrived, aware; ``expires_in`` counts from then. An ``expires_at`` in seconds wins.
 
         Raises:
@@ -77,19 +77,30 @@ class TokenSet:
 
         Source: RFC 6749, section 5.1.
         """
-        expires_at: datetime | None = None
-        if response.get("expires_at") is not None:
-            expires_at = datetime.fromtimestamp(float(response["expires_at"]), UTC)
-        elif response.get("expires_in") is not None:
-            expires_at = received_at + timedelta(seconds=float(response["expires_in"]))
+        scope = response.get("scope") or ""
+        ends = _ends(response.get("expires_at"), response.get("expires_in"), received_at)
+        if isinstance(ends, InvalidCredentials):
+            del response  # leave no token in this frame, which a traceback with locals would show
+            raise ends
         return cls(
             access_token=response.get("access_token", ""),
             refresh_token=response.get("refresh_token") or None,
-            expires_at=expires_at,
-            scopes=split_scopes(response.get("scope") or ""),
+            expires_at=ends,
+            scopes=split_scopes(scope) if isinstance(scope, str) else scope,
             token_type=response.get("token_type") or "Bearer",
             id_token=response.get("id_token") or None,
         )
+
+
+def _ends(at: Any, within: Any, received_at: datetime) -> datetime | InvalidCredentials | None:
+    try:
+        if at is not None:
+            return datetime.fromtimestamp(float(at), UTC)
+        if within is not None:
+            return received_at + timedelta(seconds=float(within))
+    except (TypeError, ValueError, OverflowError, OSError):
+        return InvalidCredentials(field="expires_at", problem="is not a number of seconds")
+    return None
 
 
 def split_scopes(text: str) -> frozenset[str]:
@@ -102,20 +113,30 @@ def join_scopes(scopes: Collection[str]) -> str:
     return " ".join(sorted(scopes))
 
 
-def _secret(text: object, *, field: str) -> Secret:
+def _wrong(texts: Mapping[str, Any], expires_at: Any, scopes: Any) -> InvalidCredentials | None:
+    """Say what is wrong with a token set, if anything is."""
+    for name, text in texts.items():
+        if (problem := _flaw(text)) and not (text is None and name != "access_token"):
+            return InvalidCredentials(field=name, problem=problem)
+    if expires_at is not None and not isinstance(expires_at, datetime):
+        return InvalidCredentials(field="expires_at", problem=f"is {type(expires_at).__name__}, not a datetime")
+    if expires_at is not None and expires_at.tzinfo is None:
+        return InvalidCredentials(field="expires_at", problem="is a naive datetime")
+    if isinstance(scopes, str) or not isinstance(scopes, Iterable):
+        return InvalidCredentials(field="scopes", problem="is not a set of texts")
+    if not all(isinstance(scope, str) and not _flaw(scope) and split_scopes(scope) == {scope} for scope in scopes):
+        return InvalidCredentials(field="scopes", problem="holds something that is not a scope token")
+    return None
+
+
+def _flaw(text: object) -> str | None:
     if not isinstance(text, str):
-        raise InvalidCredentials(field=field, problem=f"is {type(text).__name__}, not text")
+        return f"is {type(text).__name__}, not text"
     if not text:
-        raise InvalidCredentials(field=field, problem="is empty")
+        return "is empty"
     if "\0" in text or _has_surrogate(text):
-        raise InvalidCredentials(field=field, problem="contains a character that no text column can hold")
-    return Secret(text)
-
-
-def _scope(scope: object) -> str:
-    if not isinstance(scope, str) or not scope or any(c.isspace() or c == "\0" for c in scope) or _has_surrogate(scope):
-        raise InvalidCredentials(field="scopes", problem="holds something that is not a scope token")
-    return scope
+        return "contains a character that no text column can hold"
+    return None
 
 
 def _has_surrogate(text: str) -> bool:

@@ -42,7 +42,7 @@ def after_failure(
     Args:
         failure: The error, read.
         owned: Whether the transaction is accountlink's own.
-        ambiguous: Whether an earlier attempt, or this one, may have been committed.
+        ambiguous: Whether an attempt whose answer did not come may have been committed.
         retries: How many retries are left.
         reconnects: How many new connections are left.
 
@@ -50,22 +50,22 @@ def after_failure(
         ``Step.AGAIN``, or the error to raise.
     """
     match failure.trouble:
+        case Trouble.SERIALIZATION if owned and retries:
+            return Step.AGAIN
         case Trouble.SERIALIZATION if owned:
-            return Step.AGAIN if retries else StoreBusy(sqlstate=failure.sqlstate)
+            return OutcomeUnknown() if ambiguous else StoreBusy(sqlstate=failure.sqlstate)
         case Trouble.SERIALIZATION:
             return RetryTransaction(sqlstate=failure.sqlstate)
         case Trouble.STALE_PLAN if retries:
             return Step.AGAIN
         case Trouble.STALE_PLAN if not owned:
             return RetryTransaction(sqlstate=failure.sqlstate)
-        case Trouble.BUSY:
-            return StoreBusy(sqlstate=failure.sqlstate)
+        case Trouble.BUSY | Trouble.TIMEOUT:
+            return OutcomeUnknown() if ambiguous else StoreBusy(sqlstate=failure.sqlstate)
         case Trouble.LOST if owned and reconnects:
             return Step.AGAIN
         case Trouble.LOST:
             return OutcomeUnknown() if ambiguous else StoreUnavailable()
-        case Trouble.DEFERRABLE:
-            return BlockedByConstraint(constraint=failure.constraint, columns=failure.columns, rule="deferrable-key")
         case _:
             return failure.error
 
@@ -96,6 +96,8 @@ def after_violation(
     """
     if not obstacle.ours:
         return failure.error
+    if failure.trouble is Trouble.DEFERRABLE:
+        return _blocked(failure, obstacle, rule="deferrable-key")
     if obstacle.owner is not None:
         return Step.CONFLICT
     if obstacle.index is not None and not obstacle.is_key:
@@ -104,7 +106,7 @@ def after_violation(
         return RetryTransaction(sqlstate=failure.sqlstate)
     if obstacle.index is not None and obstacle.dead and not obstacle.own_live and not obstacle.index.partial:
         return _blocked(failure, obstacle, rule="key-counts-deleted")
-    if causes:
+    if causes > 0:
         return Step.AGAIN
     return OwnerNotFound(
         provider=provider,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import unicodedata
 from typing import Final
 
-from accountlink.core.text import flaw
+from accountlink.core.text import flaw, missing
 from accountlink.errors import InvalidIdentity
 
+_OTHER_DOTS: Final = "\u3002\uff61"
+"""Signs that some readers of domain names take for a dot (RFC 3490, section 3.1)."""
 MAX_EMAIL_LENGTH: Final = 320
 """RFC 3696 erratum 1690 speaks of 254 for a path; providers return up to local 64 + @ + domain 255."""
 
@@ -18,15 +20,15 @@ def check_email(value: object) -> str | None:
     Raises:
         InvalidIdentity: Not text, too long, or with characters that no address can carry.
     """
-    if value is None or value == "":
+    if value is None or (isinstance(value, str) and not value.strip(" ")):
         return None
     if not isinstance(value, str):
         raise InvalidIdentity(field="email", problem=f"is {type(value).__name__}, not text")
     if len(value) > MAX_EMAIL_LENGTH:
         raise InvalidIdentity(field="email", problem=f"is longer than {MAX_EMAIL_LENGTH} characters")
-    if problem := flaw(value):
+    if problem := (flaw(value) or missing(value)):
         raise InvalidIdentity(field="email", problem=problem)
-    return value
+    return str.__str__(value)
 
 
 def normalize_email(email: str) -> str:
@@ -52,13 +54,15 @@ def normalize_email(email: str) -> str:
     if checked is None:
         raise InvalidIdentity(field="email", problem="is missing", remedy="Ask the provider for the e-mail scope.")
     normal = unicodedata.normalize("NFKC", checked)
-    if _structure(normal) != _structure(checked):
+    if _structure(normal) != _structure(checked) or any(dot in normal for dot in _OTHER_DOTS):
         raise InvalidIdentity(field="email", problem="changes its structure under Unicode normalisation")
     normal = unicodedata.normalize("NFKC", normal.casefold())
     normal = unicodedata.normalize("NFKC", normal.casefold())
     local, at, domain = normal.partition("@")
     if not (local and at and domain) or "@" in domain or any(c.isspace() for c in normal) or flaw(normal):
         raise InvalidIdentity(field="email", problem="is not of the form local@domain")
+    if len(normal) > MAX_EMAIL_LENGTH:
+        raise InvalidIdentity(field="email", problem=f"has a normal form of more than {MAX_EMAIL_LENGTH} characters")
     return normal
 
 

@@ -21,7 +21,7 @@ class Arm(Enum):
     MISSING = "missing"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Answer(Generic[UserId, LinkId]):
     """What the database answered to a link.
 
@@ -46,6 +46,7 @@ class Trouble(Enum):
     SERIALIZATION = "a concurrent transaction won"
     STALE_PLAN = "the schema changed under a prepared statement"
     BUSY = "a time limit was reached"
+    TIMEOUT = "the driver gave up waiting for an answer"
     LOST = "the connection failed"
     OTHER = "none of the above"
 
@@ -94,7 +95,7 @@ class UniqueIndex:
     row_security: bool = False
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Obstacle(Generic[UserId, LinkId]):
     """What was found behind a unique violation.
 

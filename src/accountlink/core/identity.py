@@ -46,6 +46,8 @@ class ProviderIdentity:
         object.__setattr__(self, "provider", check_provider(self.provider))
         object.__setattr__(self, "account_id", check_identifier(self.account_id, field="account_id"))
         object.__setattr__(self, "email", check_email(self.email))
+        if not isinstance(self.claims, Mapping):
+            raise InvalidIdentity(field="claims", problem=f"is {type(self.claims).__name__}, not a mapping")
         object.__setattr__(self, "claims", dict(self.claims))
         if self.email_verified is not None and not isinstance(self.email_verified, bool):
             raise InvalidIdentity(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import FrozenInstanceError, dataclass, field
 from datetime import datetime
 from enum import Enum
 from typing import Any, ClassVar, Generic, NoReturn, TypeVar
@@ -13,6 +13,22 @@ from accountlink.errors import ConfigurationError
 
 UserId = TypeVar("UserId")
 LinkId = TypeVar("LinkId")
+C = TypeVar("C")
+
+
+def _sealed(cls: type[C]) -> type[C]:
+    """Let an attempt to change a frozen value say so.
+
+    With slots, Python's own ``__setattr__`` of a frozen class raises a bare ``TypeError`` for a name that is no field
+    (``typing`` sets one when a generic class is called by its alias).
+    """
+
+    def unchangeable(_: object, name: str, *_value: object) -> NoReturn:
+        raise FrozenInstanceError(f"cannot assign to field {name!r}")
+
+    for name in ("__setattr__", "__delattr__"):
+        setattr(cls, name, unchangeable)
+    return cls
 
 
 class _NoTruth:
@@ -35,6 +51,7 @@ class Change(Enum):
     """The user's dead row, live again under its old id."""
 
 
+@_sealed
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LinkedAccount(Generic[UserId, LinkId]):
     """A snapshot of one stored link. Fields whose column is not mapped are ``None``.
@@ -62,6 +79,7 @@ class LinkedAccount(Generic[UserId, LinkId]):
     deleted_at: datetime | None = None
 
 
+@_sealed
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Linked(_NoTruth, Generic[UserId, LinkId]):
     """The row holds this identity and these credentials.
@@ -100,6 +118,7 @@ class _OwnedByAnother(_NoTruth):
         return self._owner.reveal()
 
 
+@_sealed
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OwnershipConflict(_OwnedByAnother):
     """Another user is the live owner of this provider account. Nothing was written.
@@ -107,8 +126,8 @@ class OwnershipConflict(_OwnedByAnother):
     Attributes:
         provider: The provider of the account.
         account_id: The account that the current user has just proved to control.
-        transfer_token: Redeem it with ``AccountLinker.transfer`` for the same user; ``None`` without secrets, or for a
-            table that cannot tell one state of its rows from another (no ``version``). Readable, but it does not tell
+        transfer_token: Proves, for this user only, that he controls the account now; ``None`` without secrets, or for
+            a table that cannot tell one state of its rows from another (no ``version``). Readable, but it does not tell
             who the owner is.
         expires_at: When the transfer token ends, aware; ``None`` without a token.
     """
@@ -154,6 +173,7 @@ def conflict_with(owner_id: object, conflict: OwnershipConflict) -> OwnershipCon
     return conflict
 
 
+@_sealed
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Unlinked(_NoTruth, Generic[UserId, LinkId]):
     """The link is dead or gone, by this call or by an earlier one.
@@ -173,5 +193,5 @@ def _with_query(base: str, name: str, value: str) -> str:
     if any(character <= " " or character == "\x7f" for character in base):
         raise ConfigurationError("The base of a redirect must not contain white space or control characters.")
     path, _, query = base.partition("?")
-    kept = [pair for pair in query.split("&") if pair and pair.partition("=")[0] != name]
+    kept = [pair for pair in query.split("&") if pair.partition("=")[0] != name] if query else []
     return f"{path}?{'&'.join([*kept, f'{name}={quote_plus(value)}'])}"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from accountlink.errors import ConfigurationError
 
@@ -61,9 +62,13 @@ class LinkPolicy:
         for name, kind in (("key", Key), ("ownership", Ownership), ("removal", Removal)):
             if not isinstance(getattr(self, name), kind):
                 raise ConfigurationError(f"LinkPolicy({name}=...) takes a member of {kind.__name__}.")
-        if isinstance(self.blocked_reasons, str):
+        reasons: Any = self.blocked_reasons
+        if isinstance(reasons, (str, bytes)) or not isinstance(reasons, Iterable):
             raise ConfigurationError("LinkPolicy(blocked_reasons=...) takes a set of texts, not one text.")
-        object.__setattr__(self, "blocked_reasons", frozenset(self.blocked_reasons))
+        reasons = frozenset(reasons)
+        object.__setattr__(self, "blocked_reasons", reasons)
+        if not all(isinstance(reason, str) and reason for reason in reasons):
+            raise ConfigurationError("Each of LinkPolicy(blocked_reasons=...) is a text, and none is empty.")
         if self.key is Key.EMAIL and self.ownership is Ownership.EXCLUSIVE:
             raise ConfigurationError(
                 "An e-mail address never proves ownership of an account, so Key.EMAIL cannot be EXCLUSIVE. "

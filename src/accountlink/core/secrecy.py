@@ -32,7 +32,7 @@ class Secret:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Secret):
             return NotImplemented
-        return hmac.compare_digest(self.reveal().encode(), other.reveal().encode())
+        return hmac.compare_digest(*(each.reveal().encode("utf-8", "surrogatepass") for each in (self, other)))
 
     def __hash__(self) -> int:
         return hash((Secret, self.reveal()))
@@ -50,17 +50,15 @@ class Secret:
 class Concealed(Generic[T]):
     """A value that travels beside others without being shown with them."""
 
-    __slots__ = ("_value",)
+    __slots__ = ("reveal",)
+    reveal: Callable[[], T]
+    """Return the value."""
 
     def __init__(self, value: T) -> None:
-        self._value = value
+        self.reveal = lambda: value
 
     def __repr__(self) -> str:
         return "<concealed>"
-
-    def reveal(self) -> T:
-        """Return the value."""
-        return self._value
 
 
 class ConcealedText(str):

@@ -10,6 +10,8 @@ from accountlink.errors import InvalidIdentity
 MAX_LENGTH: Final = 255
 """OpenID Connect Core 1.0, section 2: ``sub`` is at most 255 ASCII characters."""
 
+_MAX_BITS: Final = 850
+"""More than any number of 255 digits has; beyond, Python itself refuses to write some."""
 _ARTIFACTS: Final = frozenset({"None", "null", "undefined", "NaN", "[object Object]"})
 """What a missing value becomes when some layer turned it into text."""
 
@@ -32,6 +34,11 @@ def flaw(text: str) -> str | None:
     return None
 
 
+def missing(text: str) -> str | None:
+    """Say so when a text is what some layer made of a missing value."""
+    return f"is {text!r}, a missing value turned into text" if text in _ARTIFACTS else None
+
+
 def check_identifier(value: object, *, field: str) -> str:
     """Return an identifier that is safe to compare byte by byte.
 
@@ -44,20 +51,22 @@ def check_identifier(value: object, *, field: str) -> str:
             lone surrogates, leading or trailing white space.
     """
     if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
+        if value.bit_length() > _MAX_BITS:
+            raise InvalidIdentity(field=field, problem=f"has more than {MAX_LENGTH} digits")
+        value = str(int(value))
     if not isinstance(value, str):
         raise InvalidIdentity(field=field, problem=f"is {type(value).__name__}, not text")
     if not value:
         raise InvalidIdentity(field=field, problem="is empty")
-    if value in _ARTIFACTS:
-        raise InvalidIdentity(field=field, problem=f"is {value!r}, a missing value turned into text")
+    if problem := missing(value):
+        raise InvalidIdentity(field=field, problem=problem)
     if len(value) > MAX_LENGTH:
         raise InvalidIdentity(field=field, problem=f"is {len(value)} characters long, more than {MAX_LENGTH}")
     if problem := flaw(value):
         raise InvalidIdentity(field=field, problem=problem)
     if value != value.strip():
         raise InvalidIdentity(field=field, problem="begins or ends with white space")
-    return value
+    return str.__str__(value)  # a plain text, also of an enumeration's member
 
 
 def check_provider(value: object) -> str:
@@ -66,6 +75,8 @@ def check_provider(value: object) -> str:
     Raises:
         InvalidIdentity: As for any identifier, or not in lower case.
     """
+    if not isinstance(value, str):
+        raise InvalidIdentity(field="provider", problem=f"is {type(value).__name__}, not text")
     provider = check_identifier(value, field="provider")
     if provider != provider.lower():
         raise InvalidIdentity(

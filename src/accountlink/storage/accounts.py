@@ -29,7 +29,12 @@ class AccountStore(Generic[UserId, LinkId]):
     def __init__(self, mapping: AccountMapping[UserId, LinkId]) -> None:
         self.mapping: Final = mapping
         self.statements: Final = Statements(mapping)
-        self.codec: Final[Codec[UserId, LinkId]] = Codec(mapping, self.statements.row_roles)
+        self.codec: Final[Codec[UserId, LinkId]] = Codec(
+            mapping,
+            self.statements.row_roles,
+            defaults=self.statements.defaults,
+            onupdate=self.statements.onupdate,
+        )
         self._built: dict[Hashable, Any] = {}
         self._width = len(self.statements.row_roles)
 
@@ -106,7 +111,7 @@ class AccountStore(Generic[UserId, LinkId]):
         rows = connection.execute(self._once("seen", lambda: self.statements.seen().limit(_SEEN)), parameters).all()
         return Obstacle(
             index=index,
-            ours=self._is_ours(failure, index),
+            ours=self._is_ours(connection, failure, index),
             is_key=index is not None and self._is_key(index.columns),
             owner=None if owner is None else self.codec.account(owner),
             version=None if owner is None else self.codec.version(owner),
@@ -115,11 +120,11 @@ class AccountStore(Generic[UserId, LinkId]):
             snapshot=keeps_snapshot(connection),
         )
 
-    def _is_ours(self, failure: Failure, index: UniqueIndex | None) -> bool:
+    def _is_ours(self, connection: sa.Connection, failure: Failure, index: UniqueIndex | None) -> bool:
         table = failure.table if index is None else index.table
         schema = None if index is None else index.schema
-        mine = self.mapping.table
-        return table == mine.name and (mine.schema is None or schema is None or schema == mine.schema)
+        mine = connection.schema_for_object(self.mapping.table)
+        return table == self.mapping.table.name and (mine is None or schema is None or schema == mine)
 
     def _is_key(self, columns: tuple[str, ...]) -> bool:
         names = {self.mapping.columns[role].name for role in self.mapping.key_roles}

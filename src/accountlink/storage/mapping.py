@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final, Generic, Protocol, TypedDict, TypeVar, Unpack, overload
 from uuid import UUID
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Mapped, Mapper, QueryableAttribute, class_mapper
 from sqlalchemy.orm.exc import UnmappedClassError
 
@@ -42,6 +44,10 @@ Attribute = QueryableAttribute[Any] | sa.Column[Any]
 """What names a column: a mapped attribute of a model, or a column of a table."""
 
 
+_Text = QueryableAttribute[str | None] | sa.Column[Any]
+_Moment = QueryableAttribute[datetime | None] | sa.Column[Any]
+
+
 class HasId(Protocol[LinkIdT_co]):
     """A model whose ``id`` has this Python type.
 
@@ -71,19 +77,19 @@ class OtherColumns(TypedDict, total=False):
     """The columns of a mapping beside its ids; see :class:`AccountMapping`."""
 
     provider: Attribute | None
-    account_id: Attribute | None
-    email: Attribute | None
-    email_key: Attribute | None
-    access_token: Attribute | None
-    refresh_token: Attribute | None
-    expires_at: Attribute | None
+    account_id: _Text | None
+    email: _Text | None
+    email_key: _Text | None
+    access_token: _Text | None
+    refresh_token: _Text | None
+    expires_at: QueryableAttribute[datetime | int | None] | sa.Column[Any] | None
     scopes: Attribute | None
-    created_at: Attribute | None
-    updated_at: Attribute | None
-    deleted_at: Attribute | None
-    active: Attribute | None
-    reason: Attribute | None
-    version: Attribute | None
+    created_at: _Moment | None
+    updated_at: _Moment | None
+    deleted_at: _Moment | None
+    active: QueryableAttribute[bool | None] | sa.Column[Any] | None
+    reason: _Text | None
+    version: QueryableAttribute[int | None] | sa.Column[Any] | None
 
 
 class AccountMapping(Generic[UserId, LinkId]):
@@ -166,12 +172,16 @@ class AccountMapping(Generic[UserId, LinkId]):
     def __init__(self, target: type[Any] | sa.Table, *, policy: LinkPolicy, **given: Any) -> None:
         if unknown := sorted(set(given) - set(ROLES)):
             raise TypeError(f"AccountMapping() got an unexpected keyword argument {unknown[0]!r}")
+        if not isinstance(policy, LinkPolicy):
+            raise ConfigurationError("AccountMapping(policy=...) takes a LinkPolicy.")
         self.policy: Final = policy
         self.mapper: Final[Mapper[Any] | None] = None if isinstance(target, sa.Table) else _mapper_of(target)
         self.table: Final[sa.Table] = target if isinstance(target, sa.Table) else _table_of(self.mapper)
-        self.columns: Final[Mapping[str, sa.Column[Any]]] = {
+        self.columns: Final[dict[str, sa.Column[Any]]] = {
             role: column for role in ROLES if (column := self._column(role, given)) is not None
         }
+        self.counts_writes: Final = self._adopt_version_id()
+        """Whether the version is the ORM's own, which rises at every write."""
         _check(self)
 
     @property
@@ -199,21 +209,48 @@ class AccountMapping(Generic[UserId, LinkId]):
         Raises:
             ConfigurationError: It names none of this table's columns.
         """
-        column = attribute
+        column: object = attribute
         if isinstance(attribute, QueryableAttribute):
-            columns: list[Any] = list(getattr(getattr(attribute, "property", None), "columns", ()))
-            column = columns[0] if len(columns) == 1 else None
+            # Not attribute.property: that would configure all mappers, and some may not be imported yet.
+            named: Any = attribute.class_
+            column = None
+            if self.mapper is not None and named is self.mapper.class_:
+                column = self.mapper.columns.get(attribute.key)
+            if column is None:  # a synonym, an alias, an attribute of a parent class
+                columns: list[Any] = list(getattr(getattr(attribute, "property", None), "columns", ()))
+                column = columns[0] if len(columns) == 1 else None
         if not isinstance(column, sa.Column) or column.table is not self.table:
             raise ConfigurationError(f"{attribute!s} is not a column of {self.name!r}. Pass one of its mapped columns.")
         return column
 
+    def written(self, role: str) -> bool:
+        """Whether accountlink writes the role's column: there is one, and the database does not compute it."""
+        column = self.columns.get(role)
+        return column is not None and column.computed is None
+
+    def _adopt_version_id(self) -> bool:
+        """Take the ORM's ``version_id_col`` for the version: it must rise whenever a row is written beside the ORM."""
+        counter = None if self.mapper is None else self.mapper.version_id_col
+        if self.mapper is None or not isinstance(counter, sa.Column) or self.mapper.version_id_generator is False:
+            return False
+        if self.columns.get("version", counter) is not counter:
+            raise ConfigurationError(
+                f"{self.name!r} has the ORM's version_id_col {counter.name!r} and another column mapped as version. "
+                "Map version=... to the version_id_col."
+            )
+        generate: Any = self.mapper.version_id_generator
+        if not isinstance(counter.type, sa.Integer) or (generate(None), generate(1), generate(41)) != (1, 2, 42):
+            raise ConfigurationError(
+                f"{self.name!r} has a version_id_col {counter.name!r} that does not count 1, 2, 3, and a statement "
+                "cannot call its generator. Use SQLAlchemy's default generator, or version_id_generator=False."
+            )
+        self.columns["version"] = counter
+        return True
+
     def _column(self, role: str, given: Mapping[str, Any]) -> sa.Column[Any] | None:
         if role in given:
             return None if given[role] is None else self.column(given[role])
-        if self.mapper is not None:
-            attribute = self.mapper.column_attrs.get(role)
-            return self.column(getattr(self.mapper.class_, role)) if attribute is not None else None
-        return self.table.columns.get(role)
+        return (self.table if self.mapper is None else self.mapper).columns.get(role)
 
 
 def _mapper_of(target: type[Any]) -> Mapper[Any]:
@@ -226,6 +263,11 @@ def _mapper_of(target: type[Any]) -> Mapper[Any]:
 def _table_of(mapper: Mapper[Any] | None) -> sa.Table:
     if mapper is None or not isinstance(mapper.local_table, sa.Table) or len(mapper.tables) != 1:
         raise ConfigurationError("Links must live in one table: map a model that has a table of its own, or the Table.")
+    if mapper.inherits is not None or mapper.polymorphic_on is not None:
+        raise ConfigurationError(
+            f"{mapper.class_.__name__} shares its table with other classes (polymorphic inheritance), whose rows a "
+            "link would have to tell apart. Map a model that has a table of its own."
+        )
     return mapper.local_table
 
 
@@ -245,9 +287,12 @@ def _check(mapping: AccountMapping[Any, Any]) -> None:
         need(mapping.email_key_role, "Key.EMAIL compares it")
     if policy.blocked_reasons:
         need("reason", "blocked_reasons are compared with it")
+    _check_parts(mapping)
     _check_removal(mapping)
+    _check_computed(mapping)
+    _check_texts(mapping)
     link_id = columns["id"]
-    if not (link_id.unique or tuple(mapping.table.primary_key.columns) == (link_id,)):
+    if not _is_unique(mapping.table, link_id):
         raise ConfigurationError(
             f"{link_id.name!r} alone does not identify a row of {name!r}. Map one unique column as the link's id: "
             "composite keys are not supported."
@@ -268,6 +313,65 @@ def _check_removal(mapping: AccountMapping[Any, Any]) -> None:
         )
 
 
+def _is_unique(table: sa.Table, column: sa.Column[Any]) -> bool:
+    """Whether a column identifies a row by itself, as far as the declared table says."""
+    uniques = [table.primary_key, *(c for c in table.constraints if isinstance(c, sa.UniqueConstraint))]
+    if column.unique or any(tuple(unique.columns) == (column,) for unique in uniques):
+        return True
+    partial = ("postgresql", "sqlite")
+    return any(
+        index.unique
+        and tuple(index.expressions) == (column,)
+        and not any(index.dialect_options[name].get("where") is not None for name in partial)
+        for index in table.indexes
+    )
+
+
+def _check_parts(mapping: AccountMapping[Any, Any]) -> None:
+    """One column plays one part: two would overwrite each other in every statement."""
+    played: dict[sa.Column[Any], str] = {}
+    for role, column in mapping.columns.items():
+        if column in played:
+            raise ConfigurationError(
+                f"{column.name!r} of {mapping.name!r} is mapped as both {played[column]!r} and {role!r}. "
+                "Map each part to a column of its own, or one of them to None."
+            )
+        played[column] = role
+
+
+def _check_texts(mapping: AccountMapping[Any, Any]) -> None:
+    """Identifiers, addresses and tokens are text: a number would meet where texts differ (``1`` and ``01``)."""
+    for role in ("provider", "account_id", "email", "email_key", "access_token", "refresh_token", "reason"):
+        column = mapping.columns.get(role)
+        if column is not None and not isinstance(column.type, (sa.String, sa.types.TypeDecorator, sa.types.NullType)):
+            raise ConfigurationError(
+                f"{column.name!r} of {mapping.name!r} is {column.type!r}, and {role!r} is text. "
+                f"Change the column's type to text, or map {role}=... to another column."
+            )
+
+
+def _check_computed(mapping: AccountMapping[Any, Any]) -> None:
+    """What accountlink has to write must not be a generated column; what follows from it may be."""
+    may_follow = {"id", "created_at", "updated_at", "version"} | (
+        {"active"} if mapping.written("deleted_at") else set()
+    )
+    for role, column in mapping.columns.items():
+        if column.computed is not None and role not in may_follow:
+            raise ConfigurationError(
+                f"{column.name!r} of {mapping.name!r} is a generated column, and accountlink has to write {role!r}. "
+                f"Map {role}=... to an ordinary column, or {role}=None where it may be left out."
+            )
+
+
+def _variants(kind: sa.types.TypeEngine[Any]) -> list[sa.types.TypeEngine[Any]]:
+    """A type as each supported database has it."""
+    return [kind.dialect_impl(dialect()) for dialect in (postgresql.dialect, sqlite.dialect)]
+
+
+def _bits(kind: sa.types.TypeEngine[Any]) -> int:
+    return 63 if isinstance(kind, sa.BigInteger) else 15 if isinstance(kind, sa.SmallInteger) else 31
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IdType:
     """The Python type that an id column takes, and the range it can hold."""
@@ -285,7 +389,7 @@ class IdType:
         except NotImplementedError:
             return cls(python=None)
         if python is int:
-            bits = 63 if isinstance(kind, sa.BigInteger) else 15 if isinstance(kind, sa.SmallInteger) else 31
+            bits = max(_bits(variant) for variant in (kind, *_variants(kind)))
             return cls(python=int, low=-(2**bits), high=2**bits - 1)
         return cls(python=python if python in (str, UUID) else None)
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from datetime import datetime
 from hashlib import sha256
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.orm import Mapped, Mapper, declared_attr, mapped_column
+from sqlalchemy.orm import Mapper, declared_attr, mapped_column
 
 from accountlink.core.policy import Key, LinkPolicy, Ownership, Removal
 from accountlink.core.text import MAX_LENGTH
 from accountlink.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Mapped
 
 _NAME_LENGTH: Final = 63
 """PostgreSQL cuts longer names (NAMEDATALEN - 1), and two cut names can meet."""
@@ -41,41 +44,62 @@ class LinkedAccountMixin:
 
     __link_policy__: ClassVar[LinkPolicy]
 
-    provider: Mapped[str] = mapped_column(_bytewise())
-    account_id: Mapped[str] = mapped_column(_bytewise())
-    email: Mapped[str | None] = mapped_column(sa.Text)
-    access_token: Mapped[str | None] = mapped_column(sa.Text)
-    refresh_token: Mapped[str | None] = mapped_column(sa.Text)
-    expires_at: Mapped[datetime | None] = mapped_column(sa.DateTime(timezone=True))
-    scopes: Mapped[str | None] = mapped_column(sa.Text)
-    created_at: Mapped[datetime] = mapped_column(sa.DateTime(timezone=True), server_default=sa.func.now())
-    updated_at: Mapped[datetime] = mapped_column(sa.DateTime(timezone=True), server_default=sa.func.now())
-    version: Mapped[int] = mapped_column(sa.BigInteger, default=1, server_default="1")
+    if TYPE_CHECKING:
+        provider: Mapped[str]
+        account_id: Mapped[str]
+        email: Mapped[str | None]
+        email_key: Mapped[str]
+        access_token: Mapped[str | None]
+        refresh_token: Mapped[str | None]
+        expires_at: Mapped[datetime | None]
+        scopes: Mapped[str | None]
+        created_at: Mapped[datetime]
+        updated_at: Mapped[datetime]
+        deleted_at: Mapped[datetime | None]
+        reason: Mapped[str | None]
+        version: Mapped[int]
+    else:
+        # Without annotations at run time: a base that makes dataclasses of its models refuses a mixin that has any.
+        provider = mapped_column(_bytewise(), nullable=False)
+        account_id = mapped_column(_bytewise(), nullable=False)
+        email = mapped_column(sa.Text, nullable=True)
+        access_token = mapped_column(sa.Text, nullable=True)
+        refresh_token = mapped_column(sa.Text, nullable=True)
+        expires_at = mapped_column(sa.DateTime(timezone=True), nullable=True)
+        scopes = mapped_column(sa.Text, nullable=True)
+        created_at = mapped_column(sa.DateTime(timezone=True), server_default=sa.func.now(), nullable=False)
+        updated_at = mapped_column(sa.DateTime(timezone=True), server_default=sa.func.now(), nullable=False)
+        version = mapped_column(sa.BigInteger, default=1, server_default="1", nullable=False)
 
-    @declared_attr
-    def email_key(cls) -> Mapped[str]:
-        """The e-mail address in its normal form; only under ``Key.EMAIL``."""
-        wanted = _policy(cls).key is Key.EMAIL
-        return mapped_column(sa.Text, nullable=False) if wanted else _absent()
+        @declared_attr
+        def email_key(cls):
+            """The e-mail address in its normal form; only under ``Key.EMAIL``."""
+            wanted = policy_of(cls).key is Key.EMAIL
+            return mapped_column(sa.Text, nullable=False) if wanted else _absent()
 
-    @declared_attr
-    def deleted_at(cls) -> Mapped[datetime | None]:
-        """When the link was removed; only under ``Removal.SOFT``."""
-        wanted = _policy(cls).removal is Removal.SOFT
-        return mapped_column(sa.DateTime(timezone=True)) if wanted else _absent()
+        @declared_attr
+        def deleted_at(cls):
+            """When the link was removed; only under ``Removal.SOFT``."""
+            wanted = policy_of(cls).removal is Removal.SOFT
+            return mapped_column(sa.DateTime(timezone=True), nullable=True) if wanted else _absent()
 
-    @declared_attr
-    def reason(cls) -> Mapped[str | None]:
-        """Why the link was removed; only under ``Removal.SOFT``."""
-        wanted = _policy(cls).removal is Removal.SOFT
-        return mapped_column(sa.Text) if wanted else _absent()
+        @declared_attr
+        def reason(cls):
+            """Why the link was removed; only under ``Removal.SOFT``."""
+            wanted = policy_of(cls).removal is Removal.SOFT
+            return mapped_column(sa.Text, nullable=True) if wanted else _absent()
 
 
 def _absent() -> Any:  # stands where declarative expects a column and leaves none
     return None
 
 
-def _policy(cls: Any) -> LinkPolicy:  # the class under construction
+def policy_of(cls: Any) -> LinkPolicy:
+    """Return the policy that a class declares.
+
+    Raises:
+        ConfigurationError: It declares none.
+    """
     policy = getattr(cls, "__link_policy__", None)
     if not isinstance(policy, LinkPolicy):
         raise ConfigurationError(
@@ -87,25 +111,30 @@ def _policy(cls: Any) -> LinkPolicy:  # the class under construction
 @event.listens_for(LinkedAccountMixin, "after_mapper_constructed", propagate=True)
 def _attach_keys(mapper: Mapper[Any], cls: type[Any]) -> None:
     table = mapper.local_table
-    if not isinstance(table, sa.Table) or (mapper.inherits is not None and mapper.inherits.local_table is table):
-        return
-    policy, columns = _policy(cls), mapper.columns
-    user_id = columns.get("user_id")
-    if user_id is None or user_id.nullable:
-        raise ConfigurationError(
-            f"{cls.__name__} needs a `user_id` that is not nullable: NULL takes part in no unique key."
-        )
+    parent = mapper.inherits
+    if not isinstance(table, sa.Table) or (parent is not None and issubclass(parent.class_, LinkedAccountMixin)):
+        return  # a class that inherits its links, in its parent's table or beside it, has the keys there
+    policy, columns = policy_of(cls), mapper.columns
+    if "user_id" not in columns:
+        raise ConfigurationError(f"{cls.__name__} needs a `user_id` column: the local owner of a link.")
     named = (columns["provider"], columns["account_id" if policy.key is Key.ACCOUNT_ID else "email_key"])
-    key = named if policy.ownership is Ownership.EXCLUSIVE else (user_id, *named)
+    key = named if policy.ownership is Ownership.EXCLUSIVE else (columns["user_id"], *named)
+    for column in (columns["user_id"], *named):
+        if column.nullable:
+            raise ConfigurationError(
+                f"{cls.__name__} needs a `{column.key}` that is not nullable: NULL takes part in no unique key."
+            )
     live = columns["deleted_at"].is_(None) if policy.removal is Removal.SOFT else None
     sa.Index(_name("uq", table.name, "link"), *key, unique=True, postgresql_where=live, sqlite_where=live)
     if policy.ownership is Ownership.EXCLUSIVE or policy.removal is Removal.SOFT:
-        sa.Index(_name("ix", table.name, "user"), user_id, *named)
+        sa.Index(_name("ix", table.name, "user"), columns["user_id"], *named)
 
 
 def _name(prefix: str, table: str, suffix: str) -> str:
+    """A name that fits, counted in bytes as PostgreSQL counts them."""
     name = f"{prefix}_{table}_{suffix}"
-    if len(name) <= _NAME_LENGTH:
+    if len(name.encode()) <= _NAME_LENGTH:
         return name
     digest = sha256(table.encode()).hexdigest()[:8]
-    return f"{prefix}_{table[: _NAME_LENGTH - len(prefix) - len(suffix) - 11]}_{digest}_{suffix}"
+    room = _NAME_LENGTH - len(f"{prefix}__{digest}_{suffix}")
+    return f"{prefix}_{table.encode()[:room].decode(errors='ignore')}_{digest}_{suffix}"

@@ -39,6 +39,7 @@ class Columns(Protocol):
 
 
 _ONE: Final = sa.literal_column("1", sa.Integer)
+_ZERO: Final = sa.literal_column("0", sa.Integer)
 """Written out, not bound: each bound value costs the driver time."""
 
 ROW_ROLES: Final = (
@@ -77,6 +78,9 @@ class Statements:
         self._c = mapping.columns
         self._policy = mapping.policy
         self.row_roles: Final = tuple(role for role in ROW_ROLES if role in mapping.columns)
+        columns = mapping.table.columns
+        self.defaults: Final = tuple(c for c in columns if c.default is not None and c.default.is_callable)
+        self.onupdate: Final = tuple(c for c in columns if c.onupdate is not None and c.onupdate.is_callable)
 
     # -- conditions ---------------------------------------------------------------------------------------------------
 
@@ -186,37 +190,56 @@ class Statements:
 
     def _written(self, shape: Shape, was_live: Condition) -> dict[sa.Column[Any], Any]:
         """What the update arm sets. Nothing of the old credentials comes back with a restored row."""
-        c = self._c
+        c, writes = self._c, self._mapping.written
         values: dict[sa.Column[Any], Any] = {column: _value("update", column) for column in shape.update}
-        roles = [role for role in ("updated_at",) if role in c]
-        roles += [role for role in ("email", "email_key") if role in c and shape.email]
+        roles = [role for role in ("updated_at",) if writes(role)]
+        roles += [role for role in ("email", "email_key") if writes(role) and shape.email]
         if self._policy.key is Key.EMAIL and "account_id" in c:
             roles.append("account_id")
         values |= {c[role]: self.bind(role) for role in (*roles, *shape.credentials)}
         if self._policy.removal is Removal.SOFT:
             for role in CREDENTIAL_ROLES:
-                if role in c and role not in shape.credentials and c[role].nullable:
-                    values[c[role]] = sa.case((was_live, c[role]), else_=sa.null())
+                if role in c and role not in shape.credentials:
+                    values[c[role]] = sa.case((was_live, c[role]), else_=_nothing_in(c[role]))
             values |= {c[role]: sa.null() for role in ("deleted_at", "reason") if role in c and c[role].nullable}
-            if "active" in c:
+            if writes("active"):
                 values[c["active"]] = sa.true()
-            if "version" in c:
-                values[c["version"]] = sa.case((was_live, c["version"]), else_=c["version"] + _ONE)
+        if writes("version"):
+            risen = self._risen()
+            if self._mapping.counts_writes:
+                values[c["version"]] = risen
+            elif self._policy.removal is Removal.SOFT:
+                values[c["version"]] = sa.case((was_live, c["version"]), else_=risen)
+        values = self._with_onupdate(values)
+        return values or {c["provider"]: c["provider"]}  # a row of bare keys still has to be written to be answered
+
+    def _risen(self) -> sa.ColumnElement[Any]:
+        """The next version; a row from before the column was there counts as having none."""
+        return sa.func.coalesce(self._c["version"], _ZERO) + _ONE
+
+    def _with_onupdate(self, values: dict[sa.Column[Any], Any]) -> dict[sa.Column[Any], Any]:
+        """Fill the application's columns that have a Python ``onupdate``: in a CTE SQLAlchemy would set them NULL."""
+        for column in self.onupdate:
+            if column not in values:
+                values[column] = _value("onupdate", column)
         return values
 
     def _inserted(self, shape: Shape) -> dict[sa.Column[Any], sa.ColumnElement[Any]]:
-        c = self._c
+        c, writes = self._c, self._mapping.written
         values: dict[sa.Column[Any], sa.ColumnElement[Any]] = {
             column: _value("insert", column) for column in shape.insert
         }
         values |= {column: _value("update", column) for column in shape.update if column not in values}
-        roles = ["user_id", "provider", *(r for r in ("account_id", "created_at", "updated_at") if r in c)]
-        roles += [role for role in ("email", "email_key") if role in c and shape.email]
+        roles = ["user_id", "provider", *(r for r in ("account_id", "created_at", "updated_at") if writes(r))]
+        roles += [role for role in ("email", "email_key") if writes(role) and shape.email]
         values |= {c[role]: self.bind(role) for role in (*roles, *shape.credentials)}
-        if "active" in c:
+        if writes("active"):
             values[c["active"]] = sa.true()
-        if "version" in c:
+        if writes("version"):
             values[c["version"]] = _ONE
+        for column in self.defaults:
+            if column not in values:
+                values[column] = _value("default", column)
         return values
 
     # -- whole statements ---------------------------------------------------------------------------------------------
@@ -338,14 +361,16 @@ class Statements:
         values: dict[sa.Column[Any], Any] = {
             c[role]: sa.null() for role in CREDENTIAL_ROLES if role in c and c[role].nullable
         }
-        roles = [role for role in ("deleted_at", "updated_at") if role in c] + (["reason"] if reason else [])
+        roles = [role for role in ("deleted_at", "updated_at") if self._mapping.written(role)]
+        roles += ["reason"] if reason else []
         values |= {c[role]: self.bind(role) for role in roles}
-        if "active" in c:
+        if self._mapping.written("active"):
             values[c["active"]] = sa.false()
-        if "version" in c:
-            values[c["version"]] = c["version"] + _ONE
+        if self._mapping.written("version"):
+            values[c["version"]] = self._risen()
         bound = [self._bounded()] if bounded else []
-        return sa.update(self._t).where(*bound, self._is_named(), self.live()).values(values).returning(*self.row())
+        removal = sa.update(self._t).where(*bound, self._is_named(), self.live())
+        return removal.values(self._with_onupdate(values)).returning(*self.row())
 
     def remove_or_read(self, *, reason: bool, bounded: bool) -> sa.CompoundSelect[Any]:
         """The same in one statement with reading a row that is dead already (PostgreSQL)."""
@@ -360,6 +385,11 @@ def _word(name: str) -> sa.ColumnClause[str]:
 
 def _arm(name: str) -> sa.Label[str]:
     return _word(name).label("arm")
+
+
+def _nothing_in(column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+    """What stands for no credential: NULL, or an empty text where the column takes no NULL."""
+    return _word("") if not column.nullable and isinstance(column.type, sa.String) else sa.null()
 
 
 def _why() -> sa.Label[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from enum import Enum
 from typing import Any, Generic
 
 import sqlalchemy as sa
@@ -42,21 +43,64 @@ def read_moment(value: Any) -> datetime | None:  # whatever the column's type re
     return datetime.fromtimestamp(value, UTC)
 
 
-def read_scopes(value: Any) -> frozenset[str] | None:  # whatever the column's type returns
+def read_scopes(value: Any) -> frozenset[str]:
     """Read scopes back from one text or from a list."""
-    if value is None:
-        return None
-    return split_scopes(value) if isinstance(value, str) else frozenset(value)
+    return split_scopes(value) if isinstance(value, str) else frozenset(value or ())
+
+
+def _slugs(kind: sa.types.TypeEngine[Any]) -> dict[str, Any]:
+    """Slugs and what an enumerated column takes for them: a member of a Python enumeration, or one of its texts."""
+    if not isinstance(kind, sa.Enum):
+        return {}
+    members: list[Any] = list(kind.enum_class) if kind.enum_class is not None else list(kind.enums)
+    slugs: dict[str, Any] = {}
+    for member in members:
+        text = member if isinstance(member, str) and not isinstance(member, Enum) else member.value
+        slugs[(text if isinstance(text, str) else member.name).lower()] = member
+    return slugs
+
+
+class _NoContext:
+    """Stands for the statement's context where there is none."""
+
+    def __init__(self, complaint: str) -> None:
+        self._complaint = complaint
+
+    def __getattr__(self, name: str) -> Any:
+        raise ConfigurationError(self._complaint)
+
+
+def _caller(mapping: AccountMapping[Any, Any], column: sa.Column[Any], function: Any) -> Callable[[], Any]:
+    """How to ask a column's own ``default`` or ``onupdate`` function for its value, once per call.
+
+    SQLAlchemy asks them for the outermost statement only: inside one with several arms it would write NULL.
+    """
+    context = _NoContext(
+        f"The default or onupdate function of {mapping.name}.{column.name} reads the statement's context, and a link "
+        f"has none to give. Use a function without arguments, or pass values={{{column.name}: ...}} or update_values=."
+    )
+    return lambda: function.arg(context)
 
 
 class Codec(Generic[UserId, LinkId]):
     """Turns calls into parameters, and rows into snapshots, for one mapping."""
 
-    def __init__(self, mapping: AccountMapping[UserId, LinkId], row_roles: Sequence[str]) -> None:
+    def __init__(
+        self,
+        mapping: AccountMapping[UserId, LinkId],
+        row_roles: Sequence[str],
+        *,
+        defaults: Sequence[sa.Column[Any]] = (),
+        onupdate: Sequence[sa.Column[Any]] = (),
+    ) -> None:
         self._mapping = mapping
         self._columns = mapping.columns
         self._position = {role: index for index, role in enumerate(row_roles)}
         self._moments = {role: moment_writer(mapping.columns[role].type) for role in MOMENTS if role in mapping.columns}
+        self._defaults = {f"al_default_{c.key}": _caller(mapping, c, c.default) for c in defaults}
+        self._onupdate = {f"al_onupdate_{c.key}": _caller(mapping, c, c.onupdate) for c in onupdate}
+        self._slugs = _slugs(mapping.columns["provider"].type)
+        self._stored = {value: slug for slug, value in self._slugs.items()}
         scopes = mapping.columns.get("scopes")
         self._scopes_as_text = scopes is not None and isinstance(scopes.type, sa.String)
 
@@ -69,7 +113,7 @@ class Codec(Generic[UserId, LinkId]):
             InvalidIdentity: No e-mail address under ``Key.EMAIL``, or one without a normal form.
         """
         columns, by_email = self._columns, self._mapping.policy.key is Key.EMAIL
-        filled = Parameters(al_provider=identity.provider)
+        filled = Parameters(al_provider=self.provider(identity.provider))
         if "account_id" in columns:
             filled["al_account_id"] = identity.account_id
         if identity.email is None:
@@ -86,6 +130,21 @@ class Codec(Generic[UserId, LinkId]):
             filled[f"al_{self._mapping.email_key_role}"] = ConcealedText(normalize_email(identity.email))
         return filled
 
+    def provider(self, slug: str) -> Any:
+        """A provider's slug as its column takes it: itself, or the member of an enumeration.
+
+        Raises:
+            ConfigurationError: The enumeration has no such provider.
+        """
+        if not self._slugs:
+            return slug
+        if slug not in self._slugs:
+            raise ConfigurationError(
+                f"{slug!r} is not a provider that {self._mapping.name!r} can hold: its column takes "
+                f"{', '.join(sorted(self._slugs))}. Add it to the enumeration, and to the database's type."
+            )
+        return self._slugs[slug]
+
     def credentials(self, tokens: TokenSet | None) -> Parameters:
         """The parameters that credentials fill.
 
@@ -98,7 +157,8 @@ class Codec(Generic[UserId, LinkId]):
             "access_token": ConcealedText(tokens.access_token.reveal()),
             "refresh_token": tokens.refresh_token and ConcealedText(tokens.refresh_token.reveal()),
             "expires_at": tokens.expires_at,
-            "scopes": tokens.scopes or None,
+            "scopes": tokens.scopes
+            or None,  # RFC 6749, section 5.1: a provider may leave them out where they are as asked
         }
         for role, value in brought.items():
             if value is not None and role not in self._columns:
@@ -108,14 +168,13 @@ class Codec(Generic[UserId, LinkId]):
                 )
         filled = Parameters()
         for role, value in brought.items():
-            if role in self._columns and not (role == "refresh_token" and value is None):
+            if role in self._columns and not (value is None and role in ("refresh_token", "scopes")):
                 filled[f"al_{role}"] = self._credential(role, value)
         return filled
 
     def _credential(self, role: str, value: Any) -> Any:  # as the column takes it
         if role == "scopes":
-            granted: frozenset[str] = value or frozenset()
-            return join_scopes(granted) if self._scopes_as_text else sorted(granted)
+            return join_scopes(value) if self._scopes_as_text else sorted(value)
         if role == "expires_at" and value is not None:
             return self.moment(role, value)
         return value
@@ -125,16 +184,19 @@ class Codec(Generic[UserId, LinkId]):
         return self._moments[role](moment)
 
     def stamps(self, now: datetime) -> Parameters:
-        """The parameters that the clock fills in a link."""
-        return Parameters(
-            (f"al_{role}", self._moments[role](now)) for role in ("created_at", "updated_at") if role in self._moments
-        )
+        """The parameters that the clock, and the functions of the application's own columns, fill in a link."""
+        filled = self._stamped(("created_at", "updated_at"), now)
+        filled.update((name, call()) for name, call in self._defaults.items())
+        return filled
 
     def removal(self, now: datetime) -> Parameters:
-        """The parameters that the clock fills in an unlink."""
-        return Parameters(
-            (f"al_{role}", self._moments[role](now)) for role in ("deleted_at", "updated_at") if role in self._moments
-        )
+        """The same for an unlink."""
+        return self._stamped(("deleted_at", "updated_at"), now)
+
+    def _stamped(self, roles: tuple[str, ...], now: datetime) -> Parameters:
+        filled = Parameters((f"al_{role}", self._moments[role](now)) for role in roles if role in self._moments)
+        filled.update((name, call()) for name, call in self._onupdate.items())
+        return filled
 
     def application(self, kind: str, values: Mapping[Any, Any] | None) -> tuple[tuple[sa.Column[Any], ...], Parameters]:
         """The application's own columns and their parameters.
@@ -147,7 +209,7 @@ class Codec(Generic[UserId, LinkId]):
         for attribute, value in (values or {}).items():
             column = self._mapping.column(attribute)
             for role, owned in self._columns.items():
-                if owned is column:
+                if owned is column and not (role == "id" and kind == "insert"):
                     raise ConfigurationError(
                         f"{column.name!r} is the mapping's {role!r}, which accountlink writes itself. "
                         "Pass it through identity= or credentials= instead."
@@ -165,14 +227,14 @@ class Codec(Generic[UserId, LinkId]):
             index = self._position.get(role)
             return None if index is None else row[offset + index]
 
-        provider = at("provider")
+        stored = at("provider")
         return LinkedAccount(
             id=at("id"),
             user_id=at("user_id"),
-            provider=provider,
+            provider=self._stored.get(stored, stored) if self._stored else stored,
             account_id=at("account_id"),
             email=at("email"),
-            scopes=read_scopes(at("scopes")),
+            scopes=read_scopes(at("scopes")) if "scopes" in self._position else None,
             created_at=read_moment(at("created_at")),
             updated_at=read_moment(at("updated_at")),
             deleted_at=read_moment(at("deleted_at")),

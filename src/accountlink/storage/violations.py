@@ -6,10 +6,12 @@ The only place that knows where each driver keeps its evidence: asyncpg on the c
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any, Final
 
 import asyncpg
-from sqlalchemy.exc import DBAPIError, InterfaceError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, InterfaceError, SQLAlchemyError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from accountlink.core.facts import Failure, Trouble
@@ -38,12 +40,12 @@ _SQLITE: Final = {
     "SQLITE_CONSTRAINT_UNIQUE": Trouble.UNIQUE,
     "SQLITE_CONSTRAINT_PRIMARYKEY": Trouble.UNIQUE,
     "SQLITE_CONSTRAINT_ROWID": Trouble.UNIQUE,
-    "SQLITE_BUSY": Trouble.BUSY,
-    "SQLITE_BUSY_TIMEOUT": Trouble.BUSY,
-    "SQLITE_LOCKED": Trouble.BUSY,
-    "SQLITE_LOCKED_SHAREDCACHE": Trouble.BUSY,
     "SQLITE_BUSY_SNAPSHOT": Trouble.SERIALIZATION,
 }
+_SQLITE_BUSY: Final = ("SQLITE_BUSY", "SQLITE_LOCKED")
+"""The families of result codes that mean waiting was in vain: their extended codes begin alike."""
+_QUOTING: Final = ("detail", "where", "context", "internal_query", "query")
+"""Fields of a server's message that quote rows, statements or what a function was called with."""
 
 
 def read(error: BaseException) -> Failure:
@@ -94,9 +96,11 @@ def _trouble(error: BaseException, native: BaseException, state: str | None) -> 
             return Trouble.LOST
         return _STATES.get(state, Trouble.OTHER)
     if name := getattr(native, "sqlite_errorname", None):
-        return _SQLITE.get(name, Trouble.OTHER)
+        return _SQLITE.get(name, Trouble.BUSY if name.startswith(_SQLITE_BUSY) else Trouble.OTHER)
     if isinstance(error, PoolTimeout):
         return Trouble.BUSY
+    if isinstance(error, TimeoutError) and error.errno is None:
+        return Trouble.TIMEOUT  # asyncpg's command_timeout, or its connection's
     if isinstance(error, OSError) or (isinstance(error, DBAPIError) and error.connection_invalidated):
         return Trouble.LOST
     if isinstance(native, asyncpg.InterfaceError) and _says_closed(native):
@@ -125,8 +129,18 @@ def _sqlite_evidence(message: str) -> tuple[str | None, str | None, tuple[str, .
     return (pairs[0][0] if pairs else None), None, tuple(column for _, _, column in pairs)
 
 
+_Clean = Callable[[str], str]
+_KIND: Final = re.compile(r"\([A-Za-z_.]+\) (?:<class '[A-Za-z_.]+'>: )?|<class '[A-Za-z_.]+'>: ")
+"""How SQLAlchemy and its asyncpg adapter begin: with the class of the error below."""
+
+
 def scrub(error: BaseException) -> BaseException:
-    """Take every value of the statement out of an error, in place: parameters, DETAIL, and frames with their locals."""
+    """Take every value of the statement out of an error, in place: parameters, DETAIL, and frames with their locals.
+
+    The error keeps its class and its evidence: SQLSTATE, the names of table, column and constraint, the statement, and
+    the server's own sentence where that quotes no value.
+    """
+    clean = _refused_value if _quotes_values(error) else _first_line
     seen: set[int] = set()
     pending: list[BaseException | None] = [error]
     while pending:
@@ -135,38 +149,35 @@ def scrub(error: BaseException) -> BaseException:
             continue
         seen.add(id(current))
         current.__traceback__ = None
-        _clean(current)
-        pending += [current.__cause__, current.__context__]
+        _strip(current, clean)
         orig = getattr(current, "orig", None)
         if isinstance(orig, BaseException):
-            clean = _without_detail(orig)
-            if clean is not orig:
-                _replace_orig(current, orig, clean)
-            pending.append(clean)
+            _replace_orig(current, orig, _without_quotes(orig, clean))
+        pending += [current.__cause__, current.__context__, getattr(current, "orig", None)]
     return error
 
 
-def _replace_orig(error: Any, orig: BaseException, clean: BaseException) -> None:  # SQLAlchemy's errors
-    error.orig = clean
-    if error.__cause__ is orig:
-        error.__cause__ = clean
-    if error.__context__ is orig:
-        error.__context__ = clean
+def _quotes_values(error: BaseException) -> bool:
+    """Whether the message itself quotes a value: a data exception (class 22), or a refusal to encode a parameter."""
+    native = _native(error)
+    state = _text(getattr(native, "sqlstate", None))
+    if state is not None:
+        return state.startswith("22")
+    refused = isinstance(native, (asyncpg.DataError, asyncpg.InterfaceError)) and not _says_closed(native)
+    return refused or (isinstance(error, StatementError) and not isinstance(error, DBAPIError))
 
 
-def _clean(error: Any) -> None:  # one of three libraries' errors, told apart by their attributes
+def _strip(error: Any, clean: _Clean) -> None:  # one of three libraries' errors, told apart by their attributes
     if hasattr(error, "hide_parameters"):
         error.hide_parameters = True
         error.params = None
-    for name in (
-        "detail",
-        "where",
-        "internal_query",
-        "query",
-    ):  # asyncpg keeps each field of the server's message
-        if isinstance(getattr(error, name, None), str) and isinstance(error, asyncpg.PostgresError):
+    held = vars(error) if hasattr(error, "__dict__") else {}
+    for name in _QUOTING:
+        if isinstance(held.get(name), str):
             setattr(error, name, None)
-    error.args = tuple(_first_line(argument) if isinstance(argument, str) else argument for argument in error.args)
+    if isinstance(held.get("message"), str):
+        error.message = clean(error.message)
+    error.args = tuple(clean(argument) if isinstance(argument, str) else argument for argument in error.args)
 
 
 def _first_line(text: str) -> str:
@@ -174,21 +185,40 @@ def _first_line(text: str) -> str:
     return text.partition("\nDETAIL:")[0].partition("\nCONTEXT:")[0]
 
 
-def _without_detail(orig: BaseException) -> BaseException:
+def _refused_value(text: str) -> str:
+    """Which class of error it was, and nothing of the value that it quotes."""
+    kind = _KIND.match(text)
+    return f"{kind[0] if kind else ''}a value was refused, or could not be made; it is not shown here"
+
+
+def _replace_orig(error: Any, orig: BaseException, clean: BaseException) -> None:  # SQLAlchemy's errors
+    if clean is orig:
+        return
+    error.orig = clean
+    if error.__cause__ is orig:
+        error.__cause__ = clean
+    if error.__context__ is orig:
+        error.__context__ = clean
+
+
+def _without_quotes(orig: BaseException, clean: _Clean) -> BaseException:
     """A psycopg error without the fields that quote values; its result object cannot be changed, so it is made anew."""
     diag = getattr(orig, "diag", None)
     if diag is None or getattr(diag, "sqlstate", None) is None:
         return orig
     from psycopg.pq import DiagnosticField  # noqa: PLC0415  # an extra, imported only where its errors already are
 
-    quoting = (DiagnosticField.MESSAGE_DETAIL, DiagnosticField.CONTEXT, DiagnosticField.INTERNAL_QUERY)
     info: dict[int, bytes | None] = {}
     for known in DiagnosticField:
-        value = getattr(diag, known.name.lower(), None) if known not in quoting else None
+        value = getattr(diag, known.name.lower(), None)
+        if known.name.lower().removeprefix("message_") in _QUOTING:
+            value = None
+        elif known is DiagnosticField.MESSAGE_PRIMARY and value is not None:
+            value = clean(value)
         info[known.value] = value.encode() if isinstance(value, str) else None
     make: Any = type(orig)
-    clean: BaseException = make(*(_first_line(str(argument)) for argument in orig.args), info=info)
-    return clean
+    made: BaseException = make(*(clean(str(argument)) for argument in orig.args), info=info)
+    return made
 
 
 def _text(value: object) -> str | None:

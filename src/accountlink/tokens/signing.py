@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hmac
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from itsdangerous import Signer
@@ -57,8 +57,11 @@ class TransferSigner:
     def __init__(self, secrets: Secrets) -> None:
         if isinstance(secrets, (str, bytes)):
             raise ConfigurationError("secrets=... takes a list, newest first, so that keys can be rotated.")
-        keys = [secret.encode() if isinstance(secret, str) else bytes(secret) for secret in secrets]
-        if not keys or any(len(key) < MIN_SECRET for key in keys):
+        if not isinstance(secrets, Iterable):
+            raise ConfigurationError("secrets=... takes a list of texts or bytes, newest first.")
+        given: list[Any] = list(secrets)
+        keys = [secret.encode() if isinstance(secret, str) else secret for secret in given]
+        if not keys or any(not isinstance(key, bytes) or len(key) < MIN_SECRET for key in keys):
             raise ConfigurationError(
                 f"Each secret needs at least {MIN_SECRET} bytes of randomness: `python -c 'import secrets; "
                 "print(secrets.token_urlsafe(48))'` makes one."

@@ -1,0 +1,270 @@
+"""The documentation: complete, linked, and true where a program can tell."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import sys
+import textwrap
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any, Final
+from urllib.parse import unquote
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+import accountlink
+from accountlink import AccountLinker, AccountLinkError, InvalidIdentity, errors, normalize_email
+
+ROOT: Final = Path(__file__).parents[2]
+DOCS: Final = ROOT / "docs"
+ERROR_PAGES: Final = sorted((DOCS / "errors").glob("*.md"))
+PAGES: Final = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+LINKING_PAGES: Final = [*PAGES, ROOT / "CONTRIBUTING.md"]
+SECTIONS: Final = [
+    "Meaning", "Typical causes", "What to do", "What is guaranteed about the data", "Fields",
+]  # fmt: skip
+
+_FENCE: Final = re.compile(r"(<!-- run -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_LINK: Final = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)|^\[[^\]]+\]:\s*(\S+)", re.MULTILINE)
+_SPAN: Final = re.compile(r"`[^`]+`")
+_PRINTED: Final = re.compile(r"^\s*print\(.*\)  # (.+)$", re.MULTILINE)
+_ROW: Final = re.compile(r"^\| \[`(\w+)`\]\((\S+)\) \| `(\w+)` \|", re.MULTILINE)
+_ADDRESS_ROW: Final = re.compile(r"^\| `([^`]+)` \| (?:`([^`]+)`|refused) \|", re.MULTILINE)
+_ROOTS: Final = "bin|dev|etc|home|mnt|opt|private|root|srv|tmp|Users|usr|var|work"
+_ABSOLUTE: Final = re.compile(rf"(?<![\w.:/>])(?:/(?:{_ROOTS})\b|~/)|\bfile://|sqlite\S*:////|\b[A-Za-z]:\\")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """A Python block of a page."""
+
+    page: Path
+    line: int
+    source: str
+    runs: bool
+
+    def tree(self) -> ast.Module:
+        """Parse the block at its own line numbers; ``await`` may stand outside of a function."""
+        flags = ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+        parsed = compile(self.source, str(self.page), "exec", flags=flags, dont_inherit=True)
+        assert isinstance(parsed, ast.Module)
+        return ast.increment_lineno(parsed, self.line - 1)
+
+    def __str__(self) -> str:
+        return f"{name_of(self.page)}:{self.line}"
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@cache
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def blocks_of(page: Path) -> list[Block]:
+    text = text_of(page)
+    return [
+        Block(
+            page=page,
+            line=text.count("\n", 0, found.start(3)) + 1,
+            source=textwrap.dedent(found[3]),
+            runs=found[1] is not None,
+        )
+        for found in _FENCE.finditer(text)
+        if found[2] == "python"
+    ]
+
+
+BLOCKS: Final = [block for page in PAGES for block in blocks_of(page)]
+RUNNING: Final = [page for page in PAGES if any(block.runs for block in blocks_of(page))]
+CLASSES: Final = {
+    kind.code: kind
+    for _, kind in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(kind, AccountLinkError) and kind is not AccountLinkError
+}
+"""Each error by its code, the root aside."""
+each_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
+each_block = pytest.mark.parametrize("block", BLOCKS, ids=str)
+each_code = pytest.mark.parametrize("code", sorted(CLASSES))
+
+
+# -- errors ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_error_has_a_page_and_no_page_is_left_over() -> None:
+    """An error's code is the name of its page, and no page describes an error that does not exist."""
+    assert sorted(CLASSES) == [page.stem for page in ERROR_PAGES]
+
+
+def test_every_error_has_a_row() -> None:
+    """The table of errors names each code once, with its class and its page."""
+    rows = _ROW.findall(text_of(DOCS / "errors.md"))
+    expected = sorted((code, f"errors/{code}.md", kind.__name__) for code, kind in CLASSES.items())
+    assert expected == sorted(rows)
+
+
+@each_code
+def test_a_page_of_an_error_has_every_section(code: str) -> None:
+    """Whoever looks an error up finds meaning, cause, remedy, guarantee and fields, in this order."""
+    text = text_of(DOCS / "errors" / f"{code}.md")
+    assert text.startswith(f"# `{code}`\n")
+    assert f"`{CLASSES[code].__name__}`" in text
+    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == SECTIONS
+    assert all(re.split(r"^## .+$", text, flags=re.MULTILINE)[n].strip() for n in range(1, len(SECTIONS) + 1))
+
+
+@each_code
+def test_a_page_of_an_error_lists_its_fields(code: str) -> None:
+    """The page lists the fields that the class documents, and no others."""
+    attributes = (inspect.getdoc(CLASSES[code]) or "").partition("Attributes:")[2]
+    documented = re.findall(r"^ {4}(\w+): ", attributes, re.MULTILINE)
+    fields = text_of(DOCS / "errors" / f"{code}.md").partition("## Fields")[2]
+    assert sorted(documented) == sorted(re.findall(r"^- `(\w+)`: ", fields, re.MULTILINE))
+
+
+# -- links and names --------------------------------------------------------------------------------------------------
+
+
+def anchors_of(page: Path) -> set[str]:
+    """The anchors that GitHub gives a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", _FENCE.sub("", text_of(page)), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", LINKING_PAGES, ids=name_of)
+def test_every_relative_link_resolves(page: Path) -> None:
+    """A link to a file of the repository leads to one, and its anchor to a heading there."""
+    prose = _SPAN.sub("", _FENCE.sub("", text_of(page)))
+    broken = []
+    for target in (inline or reference for inline, reference in _LINK.findall(prose)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = unquote(target).partition("#")
+        file = (page.parent / path).resolve() if path else page
+        if not (file.is_relative_to(ROOT) and file.exists()) or (anchor and anchor not in anchors_of(file)):
+            broken.append(target)
+    assert broken == []
+
+
+def test_every_page_is_linked() -> None:
+    """From the README a reader reaches each page of the documentation."""
+    reached = {ROOT / "README.md"}
+    pending = list(reached)
+    while pending:
+        page = pending.pop()
+        for inline, reference in _LINK.findall(_FENCE.sub("", text_of(page))):
+            file = (page.parent / (inline or reference).partition("#")[0]).resolve()
+            if file in PAGES and file not in reached:
+                reached.add(file)
+                pending.append(file)
+    assert [name_of(page) for page in PAGES if page not in reached] == []
+
+
+def test_every_public_name_is_mentioned() -> None:
+    """Each public name occurs in the documentation, as code."""
+    code = " ".join(
+        piece
+        for page in PAGES
+        for piece in (
+            *(found[3] for found in _FENCE.finditer(text_of(page))),
+            *_SPAN.findall(_FENCE.sub("", text_of(page))),
+        )
+    )
+    mentioned = set(re.findall(r"\w+", code))
+    assert [name for name in accountlink.__all__ if name not in mentioned] == []
+
+
+@pytest.mark.parametrize("page", LINKING_PAGES, ids=name_of)
+def test_no_page_names_an_absolute_path(page: Path) -> None:
+    """A path of one machine means nothing on another."""
+    assert [line for line in text_of(page).splitlines() if _ABSOLUTE.search(line)] == []
+
+
+# -- code -------------------------------------------------------------------------------------------------------------
+
+
+@each_block
+def test_every_block_is_python(block: Block) -> None:
+    """What is shown as Python is Python."""
+    assert block.tree().body
+
+
+@each_block
+def test_every_block_uses_what_exists(block: Block) -> None:
+    """What a block imports from accountlink, and what it calls on a linker, is there."""
+    missing = []
+    for node in ast.walk(block.tree()):
+        if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "accountlink":
+            module = __import__(str(node.module), fromlist=["*"])
+            missing += [alias.name for alias in node.names if not hasattr(module, alias.name)]
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "linker":
+            missing += [] if hasattr(AccountLinker, node.attr) else [node.attr]
+    assert missing == []
+
+
+def test_prose_calls_methods_that_exist() -> None:
+    """Beside blocks, too, no page calls a method of the linker that is not there."""
+    called = {
+        name
+        for page in PAGES
+        for span in _SPAN.findall(_FENCE.sub("", text_of(page)))
+        for name in re.findall(r"\b(?:linker|AccountLinker)\.(\w+)", span)
+    }
+    assert [name for name in sorted(called) if not hasattr(AccountLinker, name)] == []
+
+
+@pytest.mark.parametrize("page", RUNNING, ids=name_of)
+async def test_marked_blocks_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The marked blocks of a page run one after another, against SQLite, and print what their comments say."""
+    monkeypatch.chdir(tmp_path)
+    module = ModuleType(f"docs_{page.stem.replace('-', '_')}")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    try:
+        for block in blocks_of(page):
+            if block.runs:
+                await run(block, module)
+                assert _PRINTED.findall(block.source) == capsys.readouterr().out.splitlines(), block
+    finally:
+        for value in list(vars(module).values()):
+            if isinstance(value, AsyncEngine):
+                await value.dispose()
+
+
+async def run(block: Block, module: ModuleType) -> None:
+    code = compile(block.tree(), str(block.page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+    result: Any = FunctionType(code, vars(module))()
+    if inspect.isawaitable(result):
+        await result
+
+
+def test_marked_blocks_are_found() -> None:
+    """The marks are where the test looks for them: each is followed by a Python block."""
+    marks = sum(text_of(page).count("<!-- run -->") for page in PAGES)
+    assert marks == sum(block.runs for block in BLOCKS)
+    assert marks > 0
+
+
+def test_the_table_of_addresses_is_computed() -> None:
+    """Each row of the table of normal forms is what the function says."""
+    rows = _ADDRESS_ROW.findall(text_of(DOCS / "email-keys.md"))
+    assert len(rows) >= 15
+    for written, normal in rows:
+        address = unescaped(written)
+        if normal:
+            assert unescaped(normal) == normalize_email(address)
+        else:
+            with pytest.raises(InvalidIdentity):
+                normalize_email(address)
+
+
+def unescaped(text: str) -> str:
+    return re.sub(r"\\u([0-9a-f]{4})", lambda found: chr(int(found[1], 16)), text)
