@@ -38,7 +38,7 @@ from accountlink.errors import (
     StoreBusy,
 )
 from accountlink.storage.accounts import AccountStore
-from accountlink.storage.mapping import AccountMapping, Attribute, HasIds, IdType
+from accountlink.storage.mapping import AccountMapping, HasIds, IdType
 from accountlink.storage.mixin import LinkedAccountMixin, policy_of
 from accountlink.storage.sessions import forget_held, refresh_held
 from accountlink.storage.transactions import Bind, Place, place_of
@@ -49,7 +49,7 @@ TRANSFER_LIFETIME: Final = timedelta(minutes=10)
 LOCK_TIMEOUT: Final = timedelta(seconds=10)
 _MS: Final = timedelta(milliseconds=1)
 
-Values = Mapping[Attribute, object]
+Values = Mapping[Any, object]
 """Application columns to fill: mapped attributes or columns of the table, and their values."""
 Guard = Callable[[AsyncConnection, UserId], Awaitable[bool]]
 """Has the user another way to sign in? Asked inside the transaction that would take the last account away."""
