@@ -14,7 +14,7 @@ from accountlink.core.decide import Step
 from accountlink.core.facts import Answer, Arm, Failure, Obstacle, Trouble
 from accountlink.core.outcomes import LinkId, UserId
 from accountlink.errors import StoreBusy
-from accountlink.storage.transactions import Place, Talk, Work
+from accountlink.storage.transactions import Foreign, Place, Talk, Work
 
 T = TypeVar("T")
 _BACKOFF: Final = 0.005
@@ -22,8 +22,12 @@ _BACKOFF: Final = 0.005
 
 
 @dataclass(kw_only=True, slots=True)
-class _Patience:
-    """What is left of trying again, within one call."""
+class Patience:
+    """What is left of trying again, within one call.
+
+    Attributes:
+        ambiguous: Whether an attempt whose answer did not come may have been committed.
+    """
 
     runs: int = decide.RUNS
     causes: int = decide.CAUSES
@@ -57,33 +61,43 @@ class _Patience:
 def reached(place: Place | Failure) -> Place:
     """Return the place, or raise what the failure to get there comes to: nothing was sent yet."""
     if isinstance(place, Failure):
-        verdict = decide.after_failure(place, owned=False, ambiguous=False, retries=0, reconnects=0)
-        _raise(verdict if isinstance(verdict, BaseException) else place.error)
+        _raise(_final(place))
     return place
+
+
+def done(place: Place, failure: Failure | None) -> None:
+    """Raise what a failure comes to that follows the work; where the place commits by itself, that is done already."""
+    if failure is not None:
+        _raise(_final(failure, ambiguous=place.owned))
+
+
+def _final(failure: Failure, *, ambiguous: bool = False) -> BaseException:
+    verdict = decide.after_failure(failure, owned=False, ambiguous=ambiguous, retries=0, reconnects=0)
+    return verdict if isinstance(verdict, BaseException) else failure.error
 
 
 async def read(place: Place, work: Work[T]) -> T:
     """Run work that changes nothing, again where that helps."""
-    return await _run(place, work, _Patience(writes=False))
+    return await run(place, work, Patience(writes=False))
 
 
-async def run(place: Place, work: Work[T]) -> T:
+async def run(place: Place, work: Work[T], patience: Patience) -> T:
     """Run work that no unique index can refuse, again where that is safe."""
-    return await _run(place, work, _Patience())
-
-
-async def _run(place: Place, work: Work[T], patience: _Patience) -> T:
     while isinstance(result := await place.attempt(work), Failure):
         await patience.recover(place, result)
     return result
 
 
-async def converse(place: Place, talk: Talk[T]) -> T:
+async def converse(place: Place, talk: Talk[T], patience: Patience) -> T:
     """The same for work that waits for something else than the database."""
-    patience = _Patience()
-    while isinstance(result := await place.converse(talk), Failure):
-        await patience.recover(place, result)
-    return result
+    try:
+        while isinstance(result := await place.converse(talk), Failure):
+            await patience.recover(place, result)
+    except Foreign as raised:
+        foreign = raised.error
+    else:
+        return result
+    raise foreign
 
 
 async def settle(
@@ -104,7 +118,7 @@ async def settle(
         look: Finds out what is behind a unique violation.
         provider: For messages.
     """
-    patience = _Patience()
+    patience = Patience()
     while patience.causes > 0:
         result = await place.attempt(work)
         if result is None and patience.runs > 1:
@@ -126,7 +140,7 @@ async def settle(
 
 
 async def _explained(
-    place: Place, violation: Failure, look: Callable[..., Obstacle[UserId, LinkId]], provider: str, patience: _Patience
+    place: Place, violation: Failure, look: Callable[..., Obstacle[UserId, LinkId]], provider: str, patience: Patience
 ) -> Answer[UserId, LinkId] | None:
     """Find out what a unique violation means: a conflict, another run (``None``), or an error, which is raised."""
     obstacle = await place.attempt(partial(look, failure=violation))

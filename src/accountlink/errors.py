@@ -107,7 +107,7 @@ class OwnerNotFound(AccountLinkError):
             else "Rows may be changing faster than they can be read, or row-level security may hide the owner's row"
         )
         super().__init__(
-            f"The link to {provider!r} is refused by {_named(constraint)}, and no row that could cause it can be seen. "
+            f"{_named(constraint)} refuses the link to {provider!r}, and no row that could cause it can be seen. "
             f"{likely}. Nothing was changed. Let the role see the rows of all users, or call again later."
         )
         self.provider = provider

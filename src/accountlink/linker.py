@@ -35,13 +35,14 @@ from accountlink.errors import (
     ConfigurationError,
     LastAccount,
     LinkBlocked,
+    OutcomeUnknown,
     StoreBusy,
 )
 from accountlink.storage.accounts import AccountStore
 from accountlink.storage.mapping import AccountMapping, HasIds, IdType
 from accountlink.storage.mixin import LinkedAccountMixin, policy_of
 from accountlink.storage.sessions import forget_held, refresh_held
-from accountlink.storage.transactions import Bind, Place, place_of
+from accountlink.storage.transactions import Bind, Place, ask, place_of
 from accountlink.storage.values import shape_of
 from accountlink.tokens.signing import RowState, Secrets, TransferSigner
 
@@ -175,6 +176,7 @@ class AccountLinker(Generic[UserId, LinkId]):
         brought = self._codec.credentials(credentials)
         insert, insert_values = self._codec.application("insert", values)
         update, more_values = self._codec.application("update", update_values)
+        values = update_values = None  # a traceback with locals shows what a frame still holds
         parameters = Parameters(
             self._codec.identity(identity)
             | self._codec.stamps(self._now())
@@ -195,7 +197,7 @@ class AccountLinker(Generic[UserId, LinkId]):
         answer = await attempts.settle(place, work, probe=probe, look=look, provider=identity.provider)
         outcome = self._outcome(answer, identity, user_id)
         if place.session is not None and isinstance(outcome, Linked):
-            await refresh_held(place.session, self.mapping, outcome.account.id)
+            attempts.done(place, await refresh_held(place.session, self.mapping, outcome.account.id))
         return outcome
 
     def _outcome(
@@ -369,40 +371,44 @@ class AccountLinker(Generic[UserId, LinkId]):
         parameters = Parameters(parameters)
         place = await self._place(bind, several_statements=self._guard is not None)
         self._bound(place, parameters)
-        account = await self._removed(place, user_id, link_id, parameters)
+        account = await self._removed(place, parameters)
         if place.session is not None:
             sync = forget_held if self.mapping.policy.removal is Removal.DELETE else refresh_held
-            await sync(place.session, self.mapping, link_id)
+            attempts.done(place, await sync(place.session, self.mapping, link_id))
         return Unlinked(account=account)
 
-    async def _removed(
-        self, place: Place, user_id: UserId, link_id: LinkId, parameters: Parameters
-    ) -> LinkedAccount[UserId, LinkId]:
-        work = partial(self._store.unlink, parameters=parameters)
+    async def _removed(self, place: Place, parameters: Parameters) -> LinkedAccount[UserId, LinkId]:
+        patience = attempts.Patience()
         for _ in range(RUNS):
-            account = await (
-                attempts.run(place, work)
-                if self._guard is None
-                else self._guarded(place, self._guard, user_id, link_id, parameters)
-            )
+            if self._guard is None:
+                account = await attempts.run(place, partial(self._store.unlink, parameters=parameters), patience)
+            else:
+                account = await self._guarded(place, patience, self._guard, parameters)
             if account is not None:
                 return account
             if not await attempts.read(place, partial(self._store.exists, parameters=parameters)):
+                if patience.ambiguous:  # an attempt whose answer was lost may have been the one that deleted it
+                    raise OutcomeUnknown
                 raise AccountNotFound
         raise StoreBusy
 
     async def _guarded(
-        self, place: Place, guard: Guard[UserId], user_id: UserId, link_id: LinkId, parameters: Parameters
+        self,
+        place: Place,
+        patience: attempts.Patience,
+        guard: Guard[UserId],
+        parameters: Parameters,
     ) -> LinkedAccount[UserId, LinkId] | None:
         """Unlink under a lock on all of the user's live links, so that two last ones cannot go at once."""
 
         async def talk(connection: AsyncConnection) -> LinkedAccount[UserId, LinkId] | None:
             live = await connection.run_sync(self._store.lock_live, parameters)
-            if list(live) == [link_id] and not await guard(connection, user_id):
+            last = list(live) == [parameters["al_id"]]
+            if last and not await ask(guard, connection, parameters["al_user_id"]):
                 raise LastAccount
             return await connection.run_sync(self._store.unlink, parameters)
 
-        return await attempts.converse(place, talk)
+        return await attempts.converse(place, talk, patience)
 
     # -- what a call must bring ---------------------------------------------------------------------------------------
 

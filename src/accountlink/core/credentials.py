@@ -79,17 +79,25 @@ class TokenSet:
         """
         scope = response.get("scope") or ""
         ends = _ends(response.get("expires_at"), response.get("expires_in"), received_at)
-        if isinstance(ends, InvalidCredentials):
-            del response  # leave no token in this frame, which a traceback with locals would show
-            raise ends
-        return cls(
-            access_token=response.get("access_token", ""),
-            refresh_token=response.get("refresh_token") or None,
-            expires_at=ends,
-            scopes=split_scopes(scope) if isinstance(scope, str) else scope,
-            token_type=response.get("token_type") or "Bearer",
-            id_token=response.get("id_token") or None,
-        )
+        try:
+            return cls(
+                access_token=response.get("access_token", ""),
+                refresh_token=response.get("refresh_token") or None,
+                expires_at=_or_raise(ends),
+                scopes=split_scopes(scope) if isinstance(scope, str) else scope,
+                token_type=response.get("token_type") or "Bearer",
+                id_token=response.get("id_token") or None,
+            )
+        except InvalidCredentials as error:
+            refused = error.with_traceback(None)
+        del response, scope  # leave no token in this frame, which a traceback with locals would show
+        raise refused
+
+
+def _or_raise(ends: datetime | InvalidCredentials | None) -> datetime | None:
+    if isinstance(ends, InvalidCredentials):
+        raise ends
+    return ends
 
 
 def _ends(at: Any, within: Any, received_at: datetime) -> datetime | InvalidCredentials | None:

@@ -110,7 +110,7 @@ def after_violation(
         return Step.AGAIN
     return OwnerNotFound(
         provider=provider,
-        constraint=failure.constraint,
+        constraint=failure.constraint if obstacle.index is None else obstacle.index.name,
         row_security=obstacle.index is not None and obstacle.index.row_security,
     )
 

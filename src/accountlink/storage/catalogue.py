@@ -55,7 +55,10 @@ def _sqlite_index(connection: sa.Connection, failure: Failure) -> UniqueIndex | 
         table = connection.execute(sa.text(query), {"name": failure.constraint}).scalar()
         if table is None:
             return None
-    listed: Any = connection.execute(sa.text('SELECT * FROM pragma_index_list(:t) WHERE "unique"'), {"t": table})
+    # A full index refuses whatever a partial one on the same columns does, so it comes first.
+    listed: Any = connection.execute(
+        sa.text('SELECT * FROM pragma_index_list(:t) WHERE "unique" ORDER BY partial'), {"t": table}
+    )
     for index in listed.mappings().all():
         info = connection.execute(
             sa.text("SELECT name FROM pragma_index_info(:i) ORDER BY seqno"), {"i": index["name"]}

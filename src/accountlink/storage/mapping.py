@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, Generic, Protocol, TypedDict, TypeVar, Unpack, overload
 from uuid import UUID
@@ -46,6 +46,9 @@ Attribute = QueryableAttribute[Any] | sa.Column[Any]
 
 _Text = QueryableAttribute[str | None] | sa.Column[Any]
 _Moment = QueryableAttribute[datetime | None] | sa.Column[Any]
+
+
+_DIALECTS: Final[tuple[Callable[[], sa.Dialect], ...]] = (postgresql.dialect, sqlite.dialect)
 
 
 class HasId(Protocol[LinkIdT_co]):
@@ -365,7 +368,7 @@ def _check_computed(mapping: AccountMapping[Any, Any]) -> None:
 
 def _variants(kind: sa.types.TypeEngine[Any]) -> list[sa.types.TypeEngine[Any]]:
     """A type as each supported database has it."""
-    return [kind.dialect_impl(dialect()) for dialect in (postgresql.dialect, sqlite.dialect)]
+    return [kind.dialect_impl(dialect()) for dialect in _DIALECTS]
 
 
 def _bits(kind: sa.types.TypeEngine[Any]) -> int:
@@ -377,6 +380,7 @@ class IdType:
     """The Python type that an id column takes, and the range it can hold."""
 
     python: type[Any] | None
+    processors: tuple[Callable[[Any], Any], ...] = field(default=(), repr=False)
     low: int | None = None
     high: int | None = None
 
@@ -386,8 +390,9 @@ class IdType:
         kind = column.type
         try:
             python = kind.python_type
-        except NotImplementedError:
-            return cls(python=None)
+        except NotImplementedError:  # a TypeDecorator: what its own processor refuses is not of its type
+            made: list[Any] = [kind.bind_processor(dialect()) for dialect in _DIALECTS]
+            return cls(python=None, processors=tuple(process for process in made if process is not None))
         if python is int:
             bits = max(_bits(variant) for variant in (kind, *_variants(kind)))
             return cls(python=int, low=-(2**bits), high=2**bits - 1)
@@ -395,7 +400,12 @@ class IdType:
 
     def accepts(self, value: object) -> bool:
         """Whether a value is of the column's own type."""
-        return self.python is None or (isinstance(value, self.python) and not isinstance(value, bool))
+        if self.python is not None:
+            return isinstance(value, self.python) and not isinstance(value, bool)
+        try:
+            return all(process(value) is not None for process in self.processors)
+        except (TypeError, ValueError, AttributeError, LookupError):
+            return False
 
     def holds(self, value: object) -> bool:
         """Whether the column can hold a value of its type."""

@@ -8,11 +8,30 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstanceState, object_mapper
 
+from accountlink.core.facts import Failure
+from accountlink.storage import violations
 from accountlink.storage.mapping import AccountMapping
 
 
-async def refresh_held(session: AsyncSession, mapping: AccountMapping[Any, Any], link_id: object) -> None:
+async def refresh_held(session: AsyncSession, mapping: AccountMapping[Any, Any], link_id: object) -> Failure | None:
     """Load the new values of a row into the object that the session holds of it, if it holds one."""
+    try:
+        await _refresh(session, mapping, link_id)
+    except violations.FAILURES as error:
+        return violations.read(error)
+    return None
+
+
+async def forget_held(session: AsyncSession, mapping: AccountMapping[Any, Any], link_id: object) -> Failure | None:
+    """Let the session know that a row it holds is deleted; a rollback brings the object back with the row."""
+    try:
+        await _forget(session, mapping, link_id)
+    except violations.FAILURES as error:
+        return violations.read(error)
+    return None
+
+
+async def _refresh(session: AsyncSession, mapping: AccountMapping[Any, Any], link_id: object) -> None:
     for held in _held(session, mapping, link_id):
         state: InstanceState[Any] = sa.inspect(held)
         loaded = [
@@ -22,8 +41,7 @@ async def refresh_held(session: AsyncSession, mapping: AccountMapping[Any, Any],
             await session.refresh(held, attribute_names=loaded)
 
 
-async def forget_held(session: AsyncSession, mapping: AccountMapping[Any, Any], link_id: object) -> None:
-    """Let the session know that a row it holds is deleted; a rollback brings the object back with the row."""
+async def _forget(session: AsyncSession, mapping: AccountMapping[Any, Any], link_id: object) -> None:
     if mapping.mapper is not None and _held(session, mapping, link_id):
         model = mapping.mapper.class_
         link_attribute = getattr(model, mapping.mapper.get_property_by_column(mapping.columns["id"]).key)

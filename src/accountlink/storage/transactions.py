@@ -6,6 +6,8 @@ The work itself is synchronous and runs on SQLAlchemy's greenlet, so that one co
 
 from __future__ import annotations
 
+import asyncio
+import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -21,6 +23,7 @@ from accountlink.storage.mapping import AccountMapping
 
 Bind = AsyncEngine | AsyncConnection | AsyncSession
 T = TypeVar("T")
+U = TypeVar("U")
 Talk = Callable[[AsyncConnection], Awaitable[T]]
 Work = Callable[[sa.Connection], T]
 
@@ -56,6 +59,24 @@ class Place:
         raise NotImplementedError
 
 
+class Foreign(Exception):
+    """Carries what the application's own code raised past the handling of database errors, which is not for it."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+
+async def ask(question: Callable[[AsyncConnection, U], Awaitable[T]], connection: AsyncConnection, subject: U) -> T:
+    """Ask the application, inside a conversation; what its code raises is its own, database errors included."""
+    try:
+        return await question(connection, subject)
+    except violations.FAILURES as error:
+        if connection.invalidated:
+            raise  # it is the conversation's own connection that was lost
+        raise Foreign(error) from None
+
+
 @dataclass(kw_only=True, eq=False)
 class CallersTransaction(Place):
     """The caller's transaction: the work runs in one savepoint, and nothing else of it is touched."""
@@ -70,6 +91,8 @@ class CallersTransaction(Place):
         """Run the work in a savepoint, which a failure rolls back."""
         try:
             return await self.connection.run_sync(_in_savepoint, work)
+        except asyncio.CancelledError as cancelled:
+            raise _released(cancelled) from None
         except violations.FAILURES as error:
             return violations.read(error)
 
@@ -79,6 +102,8 @@ class CallersTransaction(Place):
             await self.connection.run_sync(_begin_sqlite)
             async with self.connection.begin_nested():
                 return await talk(self.connection)
+        except asyncio.CancelledError as cancelled:
+            raise _released(cancelled) from None
         except violations.FAILURES as error:
             return violations.read(error)
 
@@ -99,6 +124,8 @@ class OwnStatements(Place):
         self.ambiguous = False
         try:
             return await _GREENLETS.run_sync(self._alone, work)
+        except asyncio.CancelledError as cancelled:
+            raise _released(cancelled) from None
         except violations.FAILURES as error:
             return violations.read(error)
 
@@ -129,6 +156,8 @@ class OwnTransactions(Place):
         self.ambiguous = False
         try:
             return await _GREENLETS.run_sync(self._alone, work)
+        except asyncio.CancelledError as cancelled:
+            raise _released(cancelled) from None
         except violations.FAILURES as error:
             return violations.read(error)
 
@@ -148,6 +177,8 @@ class OwnTransactions(Place):
                 result = await talk(connection)
                 self.ambiguous = True
             return result
+        except asyncio.CancelledError as cancelled:
+            raise _released(cancelled) from None
         except violations.FAILURES as error:
             return violations.read(error)
 
@@ -167,6 +198,8 @@ class AutocommitConnection(Place):
         run = _in_driver_transaction if self.dialect == "sqlite" else _as_it_is
         try:
             return await self.connection.run_sync(run, work)
+        except asyncio.CancelledError as cancelled:
+            raise _released(cancelled) from None
         except violations.FAILURES as error:
             return violations.read(error)
 
@@ -229,6 +262,19 @@ def _dialect(dialect: sa.Dialect) -> str:
     return dialect.name
 
 
+def _released(cancelled: asyncio.CancelledError) -> asyncio.CancelledError:
+    """Let go of what the frames of a cancelled call hold.
+
+    SQLAlchemy's frames refer to themselves through the error, and so keep their cursor until the garbage collector
+    comes by; SQLite keeps the write lock of a closed connection for as long as one of its cursors lives.
+    """
+    seen: BaseException | None = cancelled
+    while seen is not None:
+        traceback.clear_frames(seen.__traceback__)
+        seen = seen.__context__
+    return cancelled
+
+
 def _wrong_bind(bind: object) -> str:
     remedies = {
         "async_sessionmaker": "Open a session: `async with maker.begin() as session: ...`, and pass the session.",
@@ -273,7 +319,8 @@ def _in_driver_transaction(connection: sa.Connection, work: Work[T]) -> T:
     try:
         result = work(connection)
     except BaseException:
-        connection.exec_driver_sql("ROLLBACK")
+        if not connection.invalidated:  # or the connection is gone, and its transaction with it
+            connection.exec_driver_sql("ROLLBACK")
         raise
     connection.exec_driver_sql("COMMIT")
     return result

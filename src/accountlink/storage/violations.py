@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import asyncpg
-from sqlalchemy.exc import DBAPIError, InterfaceError, SQLAlchemyError, StatementError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from accountlink.core.facts import Failure, Trouble
@@ -105,8 +105,8 @@ def _trouble(error: BaseException, native: BaseException, state: str | None) -> 
         return Trouble.LOST
     if isinstance(native, asyncpg.InterfaceError) and _says_closed(native):
         return Trouble.LOST
-    if isinstance(error, InterfaceError) and not isinstance(native, asyncpg.InterfaceError):
-        return Trouble.LOST
+    if isinstance(error, (InterfaceError, OperationalError)) and not isinstance(native, asyncpg.InterfaceError):
+        return Trouble.LOST  # psycopg has no code for a refused, cut or dead connection
     return Trouble.OTHER
 
 
@@ -130,6 +130,7 @@ def _sqlite_evidence(message: str) -> tuple[str | None, str | None, tuple[str, .
 
 
 _Clean = Callable[[str], str]
+_QUOTED: Final = re.compile(r"\n(?:DETAIL|CONTEXT|QUERY|LINE \d+):")
 _KIND: Final = re.compile(r"\([A-Za-z_.]+\) (?:<class '[A-Za-z_.]+'>: )?|<class '[A-Za-z_.]+'>: ")
 """How SQLAlchemy and its asyncpg adapter begin: with the class of the error below."""
 
@@ -181,8 +182,8 @@ def _strip(error: Any, clean: _Clean) -> None:  # one of three libraries' errors
 
 
 def _first_line(text: str) -> str:
-    """The message without its DETAIL, which quotes the row."""
-    return text.partition("\nDETAIL:")[0].partition("\nCONTEXT:")[0]
+    """The message without the parts that quote the row, or a statement inside a function."""
+    return _QUOTED.split(text, maxsplit=1)[0]
 
 
 def _refused_value(text: str) -> str:
