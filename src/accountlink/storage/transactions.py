@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -90,22 +91,21 @@ class CallersTransaction(Place):
     async def attempt(self, work: Work[T]) -> T | Failure:
         """Run the work in a savepoint, which a failure rolls back."""
         try:
-            return await self.connection.run_sync(_in_savepoint, work)
-        except asyncio.CancelledError as cancelled:
-            raise _released(cancelled) from None
+            return await _sheltered(self.connection.run_sync(_in_savepoint, work))
         except violations.FAILURES as error:
             return violations.read(error)
 
     async def converse(self, talk: Talk[T]) -> T | Failure:
         """Run the conversation in a savepoint, which a failure rolls back."""
         try:
-            await self.connection.run_sync(_begin_sqlite)
-            async with self.connection.begin_nested():
-                return await talk(self.connection)
-        except asyncio.CancelledError as cancelled:
-            raise _released(cancelled) from None
+            return await _sheltered(self._in_savepoint(talk))
         except violations.FAILURES as error:
             return violations.read(error)
+
+    async def _in_savepoint(self, talk: Talk[T]) -> T:
+        await self.connection.run_sync(_begin_sqlite)
+        async with self.connection.begin_nested():
+            return await talk(self.connection)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -123,9 +123,7 @@ class OwnStatements(Place):
         """Run the work, one statement, on a connection in AUTOCOMMIT."""
         self.ambiguous = False
         try:
-            return await _GREENLETS.run_sync(self._alone, work)
-        except asyncio.CancelledError as cancelled:
-            raise _released(cancelled) from None
+            return await _sheltered(_GREENLETS.run_sync(self._alone, work))
         except violations.FAILURES as error:
             return violations.read(error)
 
@@ -155,9 +153,7 @@ class OwnTransactions(Place):
         """Run the work in a transaction of its own and commit it."""
         self.ambiguous = False
         try:
-            return await _GREENLETS.run_sync(self._alone, work)
-        except asyncio.CancelledError as cancelled:
-            raise _released(cancelled) from None
+            return await _sheltered(_GREENLETS.run_sync(self._alone, work))
         except violations.FAILURES as error:
             return violations.read(error)
 
@@ -172,15 +168,16 @@ class OwnTransactions(Place):
         """Run the conversation in a transaction of its own and commit it."""
         self.ambiguous = False
         try:
-            async with self.engine.begin() as connection:
-                await connection.run_sync(_begin_sqlite)
-                result = await talk(connection)
-                self.ambiguous = True
-            return result
-        except asyncio.CancelledError as cancelled:
-            raise _released(cancelled) from None
+            return await _sheltered(self._in_transaction(talk))
         except violations.FAILURES as error:
             return violations.read(error)
+
+    async def _in_transaction(self, talk: Talk[T]) -> T:
+        async with self.engine.begin() as connection:
+            await connection.run_sync(_begin_sqlite)
+            result = await talk(connection)
+            self.ambiguous = True
+        return result
 
 
 @dataclass(kw_only=True, eq=False)
@@ -197,9 +194,7 @@ class AutocommitConnection(Place):
         """Run the work as it is (PostgreSQL: one statement), or in a transaction of its own (SQLite)."""
         run = _in_driver_transaction if self.dialect == "sqlite" else _as_it_is
         try:
-            return await self.connection.run_sync(run, work)
-        except asyncio.CancelledError as cancelled:
-            raise _released(cancelled) from None
+            return await _sheltered(self.connection.run_sync(run, work))
         except violations.FAILURES as error:
             return violations.read(error)
 
@@ -262,17 +257,39 @@ def _dialect(dialect: sa.Dialect) -> str:
     return dialect.name
 
 
-def _released(cancelled: asyncio.CancelledError) -> asyncio.CancelledError:
-    """Let go of what the frames of a cancelled call hold.
+async def _sheltered(work: Coroutine[Any, Any, T]) -> T:
+    """Run work that is cancelled once at the most, and waited for until it has cleaned up.
+
+    Cancel scopes with levels (anyio's, and so Starlette's) cancel again at every wait, and a second cancellation would
+    break off what the first one set going: giving the connection back, and calling the server's statement off.
+    """
+    task = asyncio.ensure_future(_released(work))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.cancel()
+        while not task.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # heard here, too late for the caller to be told
+        raise
+
+
+async def _released(work: Coroutine[Any, Any, T]) -> T:
+    """Let go, when work is cancelled, of what its frames hold.
 
     SQLAlchemy's frames refer to themselves through the error, and so keep their cursor until the garbage collector
     comes by; SQLite keeps the write lock of a closed connection for as long as one of its cursors lives.
     """
-    seen: BaseException | None = cancelled
-    while seen is not None:
-        traceback.clear_frames(seen.__traceback__)
-        seen = seen.__context__
-    return cancelled
+    try:
+        return await work
+    except asyncio.CancelledError as cancelled:
+        error: BaseException | None = cancelled
+        while error is not None:
+            traceback.clear_frames(error.__traceback__)
+            error = error.__context__
+        raise
 
 
 def _wrong_bind(bind: object) -> str:
