@@ -39,7 +39,8 @@ from accountlink.errors import (
     StoreBusy,
 )
 from accountlink.storage.accounts import AccountStore
-from accountlink.storage.mapping import AccountMapping, HasIds, IdType
+from accountlink.storage.idtype import IdType
+from accountlink.storage.mapping import AccountMapping, HasIds
 from accountlink.storage.mixin import LinkedAccountMixin, policy_of
 from accountlink.storage.sessions import forget_held, refresh_held
 from accountlink.storage.transactions import Bind, Place, ask, place_of
@@ -173,6 +174,8 @@ class AccountLinker(Generic[UserId, LinkId]):
                 SQLAlchemy raised it, without the statement's parameters.
         """
         self._check_user(user_id)
+        _check_kind("identity", identity, ProviderIdentity)
+        _check_kind("credentials", credentials, TokenSet, type(None))
         brought = self._codec.credentials(credentials)
         insert, insert_values = self._codec.application("insert", values)
         update, more_values = self._codec.application("update", update_values)
@@ -448,6 +451,11 @@ class AccountLinker(Generic[UserId, LinkId]):
 
     async def _place(self, bind: Bind, *, several_statements: bool = False) -> Place:
         return attempts.reached(await place_of(bind, self.mapping, several_statements=several_statements))
+
+
+def _check_kind(name: str, value: object, *kinds: type) -> None:
+    if not isinstance(value, kinds):
+        raise ConfigurationError(f"{name}= takes a {kinds[0].__name__}, not {type(value).__name__}.")
 
 
 def _mapping_of(accounts: Any) -> AccountMapping[Any, Any]:  # checked here

@@ -487,6 +487,14 @@ async def test_what_cannot_be_a_bind_is_refused_with_a_remedy(engine: AsyncEngin
         await linker.link(None, user_id=1, identity=identity())  # type: ignore[arg-type]  # the mistake in question
 
 
+async def test_what_is_no_identity_or_token_set_is_refused(engine: AsyncEngine) -> None:
+    """A provider's raw answer in place of an identity or a token set is refused with a typed error, before any SQL."""
+    linker: Any = make_tables(EXCLUSIVE).linker()
+    for wrong in ({"identity": {"sub": "1"}}, {"identity": None}, {"credentials": {"access_token": "x"}}):
+        with pytest.raises(ConfigurationError, match="takes a"):
+            await linker.link(engine, **({"user_id": 1, "identity": identity()} | wrong))
+
+
 async def test_a_session_of_a_sessionmaker_works(engine: AsyncEngine) -> None:
     """The usual way to a session is the right one."""
     tables = make_tables(EXCLUSIVE)

@@ -18,6 +18,7 @@ from contextvars import ContextVar
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+_ENDLESS = 30.0
 
 
 class Moment(enum.Enum):
@@ -60,7 +61,8 @@ class Stepped(Generic[T]):
         try:
             self._task = task = loop.create_task(self._call)
             _running.reset(token)
-            await asyncio.wait({task})
+            _, pending = await asyncio.wait({task}, timeout=_ENDLESS)
+            assert not pending, f"the call has not ended within {_ENDLESS:.0f} seconds"
         finally:
             loop.set_task_factory(before)
             self._task = None

@@ -521,12 +521,12 @@ async def test_a_backend_that_is_killed_while_it_waits(database: Database, watch
 
         assert not await soon(nobody_was_killed)
         if how == "session":
-            assert isinstance(await waiter, StoreUnavailable)
+            assert isinstance(await asyncio.wait_for(waiter, 10), StoreUnavailable)
             await session.rollback()
             waiter = asyncio.create_task(result_of(lambda b: linker.link(b, user_id=2, identity=identity()), bind))
         await asyncio.sleep(0.05)
         await rival.commit()
-        outcome = await waiter
+        outcome = await asyncio.wait_for(waiter, 10)
     assert isinstance(outcome, OwnershipConflict), outcome
     assert [(1,)] == await watch.rows("SELECT user_id FROM connections")
 

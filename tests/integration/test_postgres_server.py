@@ -26,6 +26,7 @@ from accountlink.testing.postgres import (
     run_server,
     source_from_environment,
 )
+from accountlink.testing.postgres import server as running
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -198,7 +199,7 @@ async def test_a_server_outlives_the_thread_that_started_it() -> None:
 
 def test_a_server_that_hangs_is_killed_without_residue(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that heeds no signal is killed after a bound, and its shared memory is released too."""
-    monkeypatch.setattr(postgres, "_PATIENCE", (0.2, 0.2, 5.0))
+    monkeypatch.setattr(running, "_PATIENCE", (0.2, 0.2, 5.0))
     with run_server(source="wheel") as server:
         os.kill(server.pid, signal.SIGSTOP)
     assert has_ended(server.pid)
@@ -208,13 +209,13 @@ def test_a_server_that_hangs_is_killed_without_residue(monkeypatch: pytest.Monke
 
 async def test_a_taken_port_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A port that another process took in the meantime costs another attempt, never a failure."""
-    free_port = postgres._free_port
+    free_port = running._free_port
     with socket.socket() as rival:
         rival.bind(("127.0.0.1", 0))
         rival.listen()
         taken = int(rival.getsockname()[1])
         offered = [taken]
-        monkeypatch.setattr(postgres, "_free_port", lambda: offered.pop() if offered else free_port())
+        monkeypatch.setattr(running, "_free_port", lambda: offered.pop() if offered else free_port())
         with run_server(source="wheel") as server:
             assert offered == []
             assert server.port != taken

@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -239,10 +240,39 @@ def email_with_key(_kind: str) -> Links:
     return Links(metadata=Base.metadata, mapping=mapping)
 
 
+def flagged_table(_kind: str) -> Links:
+    """A Core table with UUID users, a flag that takes no null, a key that is partial by it, and a list of scopes."""
+    metadata = sa.MetaData()
+    table = sa.Table(
+        "accounts",
+        metadata,
+        sa.Column("id", BIG, primary_key=True),
+        sa.Column("member", sa.Uuid, nullable=False),
+        sa.Column("provider", sa.Text, nullable=False),
+        sa.Column("account_id", sa.Text, nullable=False),
+        sa.Column("email", sa.Text),
+        sa.Column("access_token", sa.Text),
+        sa.Column("refresh_token", sa.Text),
+        sa.Column("expires_at", sa.DateTime(timezone=True)),
+        sa.Column("granted", postgresql.ARRAY(sa.Text).with_variant(sa.JSON(), "sqlite")),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("linked", sa.Boolean, nullable=False, server_default=sa.true()),
+        sa.Column("revision", sa.Integer, nullable=False),
+    )
+    c = table.c
+    live = c.linked.is_(sa.true())
+    sa.Index("one_live_owner", c.provider, c.account_id, unique=True, postgresql_where=live, sqlite_where=live)
+    mapping: AccountMapping[Any, Any] = AccountMapping(
+        table, policy=EXCLUSIVE_SOFT, user_id=c.member, scopes=c.granted, active=c.linked, version=c.revision
+    )
+    return Links(metadata=metadata, mapping=mapping)
+
+
 TABLES: dict[str, Callable[[str], Links]] = {f"mixin-{name}": mixin(policy) for name, policy in POLICIES.items()} | {
     "calendar": calendar,
     "platforms": platforms,
     "cloud": cloud,
     "core-table": core_table,
     "email-with-key": email_with_key,
+    "flagged-table": flagged_table,
 }

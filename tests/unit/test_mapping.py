@@ -24,7 +24,8 @@ from accountlink import (
     Removal,
     TokenSet,
 )
-from accountlink.storage.mapping import ROLES, IdType
+from accountlink.storage.idtype import IdType
+from accountlink.storage.mapping import ROLES
 from accountlink.storage.statements import Shape, Statements
 from accountlink.storage.values import Codec
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final, Generic, Protocol, TypedDict, TypeVar, Unpack, overload
-from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Mapped, Mapper, QueryableAttribute, class_mapper
 from sqlalchemy.orm.exc import UnmappedClassError
 
 from accountlink.core.outcomes import LinkId, UserId
-from accountlink.core.policy import Key, LinkPolicy, Ownership, Removal
+from accountlink.core.policy import Key, LinkPolicy
 from accountlink.errors import ConfigurationError
+from accountlink.storage.checks import check
 
 ROLES: Final = (
     "id",
@@ -46,9 +44,6 @@ Attribute = QueryableAttribute[Any] | sa.Column[Any]
 
 _Text = QueryableAttribute[str | None] | sa.Column[Any]
 _Moment = QueryableAttribute[datetime | None] | sa.Column[Any]
-
-
-_DIALECTS: Final[tuple[Callable[[], sa.Dialect], ...]] = (postgresql.dialect, sqlite.dialect)
 
 
 class HasId(Protocol[LinkIdT_co]):
@@ -185,7 +180,7 @@ class AccountMapping(Generic[UserId, LinkId]):
         }
         self.counts_writes: Final = self._adopt_version_id()
         """Whether the version is the ORM's own, which rises at every write."""
-        _check(self)
+        check(self)
 
     @property
     def name(self) -> str:
@@ -272,143 +267,3 @@ def _table_of(mapper: Mapper[Any] | None) -> sa.Table:
             "link would have to tell apart. Map a model that has a table of its own."
         )
     return mapper.local_table
-
-
-def _check(mapping: AccountMapping[Any, Any]) -> None:
-    """Refuse what the mapping cannot serve, and say what to add."""
-    policy, columns, name = mapping.policy, mapping.columns, mapping.name
-
-    def need(role: str, why: str) -> None:
-        if role not in columns:
-            raise ConfigurationError(f"{name!r} has no {role!r} column mapped, and {why}. Map {role}=... or add it.")
-
-    for role in ("id", "user_id", "provider"):
-        need(role, "every table of links needs it")
-    if policy.key is Key.ACCOUNT_ID or policy.ownership is Ownership.EXCLUSIVE:
-        need("account_id", f"{policy.key} with {policy.ownership} compares it")
-    if policy.key is Key.EMAIL:
-        need(mapping.email_key_role, "Key.EMAIL compares it")
-    if policy.blocked_reasons:
-        need("reason", "blocked_reasons are compared with it")
-    _check_parts(mapping)
-    _check_removal(mapping)
-    _check_computed(mapping)
-    _check_texts(mapping)
-    link_id = columns["id"]
-    if not _is_unique(mapping.table, link_id):
-        raise ConfigurationError(
-            f"{link_id.name!r} alone does not identify a row of {name!r}. Map one unique column as the link's id: "
-            "composite keys are not supported."
-        )
-
-
-def _check_removal(mapping: AccountMapping[Any, Any]) -> None:
-    markers = [role for role in ("deleted_at", "active") if role in mapping.columns]
-    if mapping.policy.removal is Removal.SOFT and not markers:
-        raise ConfigurationError(
-            f"Removal.SOFT needs a 'deleted_at' or an 'active' column in {mapping.name!r} to mark dead rows. "
-            "Map one, or use Removal.DELETE."
-        )
-    if mapping.policy.removal is Removal.DELETE and markers:
-        raise ConfigurationError(
-            f"{mapping.name!r} has {markers[0]!r}, which Removal.DELETE would ignore: dead rows would count as links. "
-            f"Use Removal.SOFT, or map {markers[0]}=None to leave it alone."
-        )
-
-
-def _is_unique(table: sa.Table, column: sa.Column[Any]) -> bool:
-    """Whether a column identifies a row by itself, as far as the declared table says."""
-    uniques = [table.primary_key, *(c for c in table.constraints if isinstance(c, sa.UniqueConstraint))]
-    if column.unique or any(tuple(unique.columns) == (column,) for unique in uniques):
-        return True
-    partial = ("postgresql", "sqlite")
-    return any(
-        index.unique
-        and tuple(index.expressions) == (column,)
-        and not any(index.dialect_options[name].get("where") is not None for name in partial)
-        for index in table.indexes
-    )
-
-
-def _check_parts(mapping: AccountMapping[Any, Any]) -> None:
-    """One column plays one part: two would overwrite each other in every statement."""
-    played: dict[sa.Column[Any], str] = {}
-    for role, column in mapping.columns.items():
-        if column in played:
-            raise ConfigurationError(
-                f"{column.name!r} of {mapping.name!r} is mapped as both {played[column]!r} and {role!r}. "
-                "Map each part to a column of its own, or one of them to None."
-            )
-        played[column] = role
-
-
-def _check_texts(mapping: AccountMapping[Any, Any]) -> None:
-    """Identifiers, addresses and tokens are text: a number would meet where texts differ (``1`` and ``01``)."""
-    for role in ("provider", "account_id", "email", "email_key", "access_token", "refresh_token", "reason"):
-        column = mapping.columns.get(role)
-        if column is not None and not isinstance(column.type, (sa.String, sa.types.TypeDecorator, sa.types.NullType)):
-            raise ConfigurationError(
-                f"{column.name!r} of {mapping.name!r} is {column.type!r}, and {role!r} is text. "
-                f"Change the column's type to text, or map {role}=... to another column."
-            )
-
-
-def _check_computed(mapping: AccountMapping[Any, Any]) -> None:
-    """What accountlink has to write must not be a generated column; what follows from it may be."""
-    may_follow = {"id", "created_at", "updated_at", "version"} | (
-        {"active"} if mapping.written("deleted_at") else set()
-    )
-    for role, column in mapping.columns.items():
-        if column.computed is not None and role not in may_follow:
-            raise ConfigurationError(
-                f"{column.name!r} of {mapping.name!r} is a generated column, and accountlink has to write {role!r}. "
-                f"Map {role}=... to an ordinary column, or {role}=None where it may be left out."
-            )
-
-
-def _variants(kind: sa.types.TypeEngine[Any]) -> list[sa.types.TypeEngine[Any]]:
-    """A type as each supported database has it."""
-    return [kind.dialect_impl(dialect()) for dialect in _DIALECTS]
-
-
-def _bits(kind: sa.types.TypeEngine[Any]) -> int:
-    return 63 if isinstance(kind, sa.BigInteger) else 15 if isinstance(kind, sa.SmallInteger) else 31
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class IdType:
-    """The Python type that an id column takes, and the range it can hold."""
-
-    python: type[Any] | None
-    processors: tuple[Callable[[Any], Any], ...] = field(default=(), repr=False)
-    low: int | None = None
-    high: int | None = None
-
-    @classmethod
-    def of(cls, column: sa.Column[Any]) -> IdType:
-        """Read it from the column's own type."""
-        kind = column.type
-        try:
-            python = kind.python_type
-        except NotImplementedError:  # a TypeDecorator: what its own processor refuses is not of its type
-            made: list[Any] = [kind.bind_processor(dialect()) for dialect in _DIALECTS]
-            return cls(python=None, processors=tuple(process for process in made if process is not None))
-        if python is int:
-            bits = max(_bits(variant) for variant in (kind, *_variants(kind)))
-            return cls(python=int, low=-(2**bits), high=2**bits - 1)
-        return cls(python=python if python in (str, UUID) else None)
-
-    def accepts(self, value: object) -> bool:
-        """Whether a value is of the column's own type."""
-        if self.python is not None:
-            return isinstance(value, self.python) and not isinstance(value, bool)
-        try:
-            return all(process(value) is not None for process in self.processors)
-        except (TypeError, ValueError, AttributeError, LookupError):
-            return False
-
-    def holds(self, value: object) -> bool:
-        """Whether the column can hold a value of its type."""
-        if isinstance(value, str):
-            return "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
-        return self.low is None or self.high is None or (isinstance(value, int) and self.low <= value <= self.high)

@@ -1,0 +1,105 @@
+"""What a mapping must have to serve its policy; each refusal says what to add."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from accountlink.core.policy import Key, Ownership, Removal
+from accountlink.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from accountlink.storage.mapping import AccountMapping
+
+
+def check(mapping: AccountMapping[Any, Any]) -> None:
+    """Refuse what the mapping cannot serve, and say what to add."""
+    policy, columns, name = mapping.policy, mapping.columns, mapping.name
+
+    def need(role: str, why: str) -> None:
+        if role not in columns:
+            raise ConfigurationError(f"{name!r} has no {role!r} column mapped, and {why}. Map {role}=... or add it.")
+
+    for role in ("id", "user_id", "provider"):
+        need(role, "every table of links needs it")
+    if policy.key is Key.ACCOUNT_ID or policy.ownership is Ownership.EXCLUSIVE:
+        need("account_id", f"{policy.key} with {policy.ownership} compares it")
+    if policy.key is Key.EMAIL:
+        need(mapping.email_key_role, "Key.EMAIL compares it")
+    if policy.blocked_reasons:
+        need("reason", "blocked_reasons are compared with it")
+    _check_parts(mapping)
+    _check_removal(mapping)
+    _check_computed(mapping)
+    _check_texts(mapping)
+    link_id = columns["id"]
+    if not _is_unique(mapping.table, link_id):
+        raise ConfigurationError(
+            f"{link_id.name!r} alone does not identify a row of {name!r}. Map one unique column as the link's id: "
+            "composite keys are not supported."
+        )
+
+
+def _check_removal(mapping: AccountMapping[Any, Any]) -> None:
+    markers = [role for role in ("deleted_at", "active") if role in mapping.columns]
+    if mapping.policy.removal is Removal.SOFT and not markers:
+        raise ConfigurationError(
+            f"Removal.SOFT needs a 'deleted_at' or an 'active' column in {mapping.name!r} to mark dead rows. "
+            "Map one, or use Removal.DELETE."
+        )
+    if mapping.policy.removal is Removal.DELETE and markers:
+        raise ConfigurationError(
+            f"{mapping.name!r} has {markers[0]!r}, which Removal.DELETE would ignore: dead rows would count as links. "
+            f"Use Removal.SOFT, or map {markers[0]}=None to leave it alone."
+        )
+
+
+def _is_unique(table: sa.Table, column: sa.Column[Any]) -> bool:
+    """Whether a column identifies a row by itself, as far as the declared table says."""
+    uniques = [table.primary_key, *(c for c in table.constraints if isinstance(c, sa.UniqueConstraint))]
+    if column.unique or any(tuple(unique.columns) == (column,) for unique in uniques):
+        return True
+    partial = ("postgresql", "sqlite")
+    return any(
+        index.unique
+        and tuple(index.expressions) == (column,)
+        and not any(index.dialect_options[name].get("where") is not None for name in partial)
+        for index in table.indexes
+    )
+
+
+def _check_parts(mapping: AccountMapping[Any, Any]) -> None:
+    """One column plays one part: two would overwrite each other in every statement."""
+    played: dict[sa.Column[Any], str] = {}
+    for role, column in mapping.columns.items():
+        if column in played:
+            raise ConfigurationError(
+                f"{column.name!r} of {mapping.name!r} is mapped as both {played[column]!r} and {role!r}. "
+                "Map each part to a column of its own, or one of them to None."
+            )
+        played[column] = role
+
+
+def _check_texts(mapping: AccountMapping[Any, Any]) -> None:
+    """Identifiers, addresses and tokens are text: a number would meet where texts differ (``1`` and ``01``)."""
+    for role in ("provider", "account_id", "email", "email_key", "access_token", "refresh_token", "reason"):
+        column = mapping.columns.get(role)
+        if column is not None and not isinstance(column.type, (sa.String, sa.types.TypeDecorator, sa.types.NullType)):
+            raise ConfigurationError(
+                f"{column.name!r} of {mapping.name!r} is {column.type!r}, and {role!r} is text. "
+                f"Change the column's type to text, or map {role}=... to another column."
+            )
+
+
+def _check_computed(mapping: AccountMapping[Any, Any]) -> None:
+    """What accountlink has to write must not be a generated column; what follows from it may be."""
+    may_follow = {"id", "created_at", "updated_at", "version"} | (
+        {"active"} if mapping.written("deleted_at") else set()
+    )
+    for role, column in mapping.columns.items():
+        if column.computed is not None and role not in may_follow:
+            raise ConfigurationError(
+                f"{column.name!r} of {mapping.name!r} is a generated column, and accountlink has to write {role!r}. "
+                f"Map {role}=... to an ordinary column, or {role}=None where it may be left out."
+            )

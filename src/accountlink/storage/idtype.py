@@ -1,0 +1,61 @@
+"""The Python type of an id column, and what it can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+_DIALECTS: Final[tuple[Callable[[], sa.Dialect], ...]] = (postgresql.dialect, sqlite.dialect)
+
+
+def _variants(kind: sa.types.TypeEngine[Any]) -> list[sa.types.TypeEngine[Any]]:
+    """A type as each supported database has it."""
+    return [kind.dialect_impl(dialect()) for dialect in _DIALECTS]
+
+
+def _bits(kind: sa.types.TypeEngine[Any]) -> int:
+    return 63 if isinstance(kind, sa.BigInteger) else 15 if isinstance(kind, sa.SmallInteger) else 31
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IdType:
+    """The Python type that an id column takes, and the range it can hold."""
+
+    python: type[Any] | None
+    processors: tuple[Callable[[Any], Any], ...] = field(default=(), repr=False)
+    low: int | None = None
+    high: int | None = None
+
+    @classmethod
+    def of(cls, column: sa.Column[Any]) -> IdType:
+        """Read it from the column's own type."""
+        kind = column.type
+        try:
+            python = kind.python_type
+        except NotImplementedError:  # a TypeDecorator: what its own processor refuses is not of its type
+            made: list[Any] = [kind.bind_processor(dialect()) for dialect in _DIALECTS]
+            return cls(python=None, processors=tuple(process for process in made if process is not None))
+        if python is int:
+            bits = max(_bits(variant) for variant in (kind, *_variants(kind)))
+            return cls(python=int, low=-(2**bits), high=2**bits - 1)
+        return cls(python=python if python in (str, UUID) else None)
+
+    def accepts(self, value: object) -> bool:
+        """Whether a value is of the column's own type."""
+        if self.python is not None:
+            return isinstance(value, self.python) and not isinstance(value, bool)
+        try:
+            return all(process(value) is not None for process in self.processors)
+        except (TypeError, ValueError, AttributeError, LookupError):
+            return False
+
+    def holds(self, value: object) -> bool:
+        """Whether the column can hold a value of its type."""
+        if isinstance(value, str):
+            return "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
+        return self.low is None or self.high is None or (isinstance(value, int) and self.low <= value <= self.high)

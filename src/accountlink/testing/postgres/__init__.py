@@ -1,0 +1,22 @@
+"""A real PostgreSQL for tests: from the system or a wheel, run in a private directory, gone afterwards."""
+
+from accountlink.testing.postgres.binaries import (
+    Binaries,
+    PostgresUnavailable,
+    Source,
+    WantedPostgres,
+    find_binaries,
+    source_from_environment,
+)
+from accountlink.testing.postgres.server import PostgresServer, run_server
+
+__all__ = [
+    "Binaries",
+    "PostgresServer",
+    "PostgresUnavailable",
+    "Source",
+    "WantedPostgres",
+    "find_binaries",
+    "run_server",
+    "source_from_environment",
+]
