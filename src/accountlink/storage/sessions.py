@@ -10,13 +10,14 @@ from sqlalchemy.orm import InstanceState, object_mapper
 
 from accountlink.core.facts import Failure
 from accountlink.storage import violations
+from accountlink.storage.cancellation import sheltered
 from accountlink.storage.mapping import AccountMapping
 
 
 async def refresh_held(session: AsyncSession, mapping: AccountMapping[Any, Any], link_id: object) -> Failure | None:
     """Load the new values of a row into the object that the session holds of it, if it holds one."""
     try:
-        await _refresh(session, mapping, link_id)
+        await sheltered(_refresh(session, mapping, link_id))
     except violations.FAILURES as error:
         return violations.read(error)
     return None
@@ -25,7 +26,7 @@ async def refresh_held(session: AsyncSession, mapping: AccountMapping[Any, Any],
 async def forget_held(session: AsyncSession, mapping: AccountMapping[Any, Any], link_id: object) -> Failure | None:
     """Let the session know that a row it holds is deleted; a rollback brings the object back with the row."""
     try:
-        await _forget(session, mapping, link_id)
+        await sheltered(_forget(session, mapping, link_id))
     except violations.FAILURES as error:
         return violations.read(error)
     return None

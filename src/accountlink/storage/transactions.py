@@ -6,10 +6,7 @@ The work itself is synchronous and runs on SQLAlchemy's greenlet, so that one co
 
 from __future__ import annotations
 
-import asyncio
-import traceback
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -20,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from accountlink.core.facts import Failure
 from accountlink.errors import ConfigurationError
 from accountlink.storage import sqlite, violations
+from accountlink.storage.cancellation import sheltered
 from accountlink.storage.mapping import AccountMapping
 
 Bind = AsyncEngine | AsyncConnection | AsyncSession
@@ -91,14 +89,14 @@ class CallersTransaction(Place):
     async def attempt(self, work: Work[T]) -> T | Failure:
         """Run the work in a savepoint, which a failure rolls back."""
         try:
-            return await _sheltered(self.connection.run_sync(_in_savepoint, work))
+            return await sheltered(self.connection.run_sync(_in_savepoint, work))
         except violations.FAILURES as error:
             return violations.read(error)
 
     async def converse(self, talk: Talk[T]) -> T | Failure:
         """Run the conversation in a savepoint, which a failure rolls back."""
         try:
-            return await _sheltered(self._in_savepoint(talk))
+            return await sheltered(self._in_savepoint(talk))
         except violations.FAILURES as error:
             return violations.read(error)
 
@@ -123,7 +121,7 @@ class OwnStatements(Place):
         """Run the work, one statement, on a connection in AUTOCOMMIT."""
         self.ambiguous = False
         try:
-            return await _sheltered(_GREENLETS.run_sync(self._alone, work))
+            return await sheltered(_GREENLETS.run_sync(self._alone, work))
         except violations.FAILURES as error:
             return violations.read(error)
 
@@ -153,7 +151,7 @@ class OwnTransactions(Place):
         """Run the work in a transaction of its own and commit it."""
         self.ambiguous = False
         try:
-            return await _sheltered(_GREENLETS.run_sync(self._alone, work))
+            return await sheltered(_GREENLETS.run_sync(self._alone, work))
         except violations.FAILURES as error:
             return violations.read(error)
 
@@ -168,7 +166,7 @@ class OwnTransactions(Place):
         """Run the conversation in a transaction of its own and commit it."""
         self.ambiguous = False
         try:
-            return await _sheltered(self._in_transaction(talk))
+            return await sheltered(self._in_transaction(talk))
         except violations.FAILURES as error:
             return violations.read(error)
 
@@ -194,7 +192,7 @@ class AutocommitConnection(Place):
         """Run the work as it is (PostgreSQL: one statement), or in a transaction of its own (SQLite)."""
         run = _in_driver_transaction if self.dialect == "sqlite" else _as_it_is
         try:
-            return await _sheltered(self.connection.run_sync(run, work))
+            return await sheltered(self.connection.run_sync(run, work))
         except violations.FAILURES as error:
             return violations.read(error)
 
@@ -226,11 +224,10 @@ async def place_of(
     if session is not None:
         await session.flush()
     try:
-        connection = await _connection_of(bind, mapping)
-        dialect = _dialect(connection.dialect)
-        autocommit = await connection.run_sync(_commits_by_itself)
+        connection, autocommit = await sheltered(_connection_of(bind, mapping))
     except violations.FAILURES as error:
         return violations.read(error)
+    dialect = connection.dialect.name
     if not autocommit:
         return CallersTransaction(connection=connection, session=session, dialect=dialect)
     if several_statements:
@@ -241,11 +238,16 @@ async def place_of(
     return AutocommitConnection(connection=connection, session=session, dialect=dialect)
 
 
-async def _connection_of(bind: AsyncSession | AsyncConnection, mapping: AccountMapping[Any, Any]) -> AsyncConnection:
-    if isinstance(bind, AsyncConnection):
-        return bind
-    target = {"clause": mapping.table} if mapping.mapper is None else {"mapper": mapping.mapper}
-    return await bind.connection(bind_arguments=target)
+async def _connection_of(
+    bind: AsyncSession | AsyncConnection, mapping: AccountMapping[Any, Any]
+) -> tuple[AsyncConnection, bool]:
+    """The connection that a session or a connection works on, and whether it commits each statement by itself."""
+    connection = bind
+    if isinstance(connection, AsyncSession):
+        target = {"clause": mapping.table} if mapping.mapper is None else {"mapper": mapping.mapper}
+        connection = await connection.connection(bind_arguments=target)
+    _dialect(connection.dialect)
+    return connection, await connection.run_sync(_commits_by_itself)
 
 
 def _dialect(dialect: sa.Dialect) -> str:
@@ -255,41 +257,6 @@ def _dialect(dialect: sa.Dialect) -> str:
             "Use postgresql+asyncpg, postgresql+psycopg or sqlite+aiosqlite."
         )
     return dialect.name
-
-
-async def _sheltered(work: Coroutine[Any, Any, T]) -> T:
-    """Run work that is cancelled once at the most, and waited for until it has cleaned up.
-
-    Cancel scopes with levels (anyio's, and so Starlette's) cancel again at every wait, and a second cancellation would
-    break off what the first one set going: giving the connection back, and calling the server's statement off.
-    """
-    task = asyncio.ensure_future(_released(work))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        task.cancel()
-        while not task.done():
-            with suppress(asyncio.CancelledError):
-                await asyncio.wait({task})
-        if not task.cancelled():
-            task.exception()  # heard here, too late for the caller to be told
-        raise
-
-
-async def _released(work: Coroutine[Any, Any, T]) -> T:
-    """Let go, when work is cancelled, of what its frames hold.
-
-    SQLAlchemy's frames refer to themselves through the error, and so keep their cursor until the garbage collector
-    comes by; SQLite keeps the write lock of a closed connection for as long as one of its cursors lives.
-    """
-    try:
-        return await work
-    except asyncio.CancelledError as cancelled:
-        error: BaseException | None = cancelled
-        while error is not None:
-            traceback.clear_frames(error.__traceback__)
-            error = error.__context__
-        raise
 
 
 def _wrong_bind(bind: object) -> str:

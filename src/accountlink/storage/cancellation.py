@@ -1,0 +1,46 @@
+"""A cancelled call ends, and its clean-up is waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+async def sheltered(work: Coroutine[Any, Any, T]) -> T:
+    """Run work that is cancelled once at the most, and waited for until it has cleaned up.
+
+    Cancel scopes with levels (anyio's, and so Starlette's) cancel again at every wait, and a second cancellation would
+    break off what the first one set going: giving the connection back, and calling the server's statement off.
+    """
+    task = asyncio.ensure_future(_released(work))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.cancel()
+        while not task.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # heard here, too late for the caller to be told
+        raise
+
+
+async def _released(work: Coroutine[Any, Any, T]) -> T:
+    """Let go, when work is cancelled, of what its frames hold.
+
+    SQLAlchemy's frames refer to themselves through the error, and so keep their cursor until the garbage collector
+    comes by; SQLite keeps the write lock of a closed connection for as long as one of its cursors lives.
+    """
+    try:
+        return await work
+    except asyncio.CancelledError as cancelled:
+        error: BaseException | None = cancelled
+        while error is not None:
+            traceback.clear_frames(error.__traceback__)
+            error = error.__context__
+        raise
