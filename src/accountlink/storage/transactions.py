@@ -107,8 +107,8 @@ class CallersTransaction(Place):
 
 
 @dataclass(kw_only=True, eq=False)
-class OwnStatements(Place):
-    """An engine whose database links in one statement: each piece of work commits by itself."""
+class _OwnConnections(Place):
+    """An engine: each piece of work has a connection, and its transaction, to itself."""
 
     engine: AsyncEngine
     dialect: str
@@ -118,12 +118,19 @@ class OwnStatements(Place):
     reconnects: bool = True
 
     async def attempt(self, work: Work[T]) -> T | Failure:
-        """Run the work, one statement, on a connection in AUTOCOMMIT."""
+        """Run the work on a connection of its own and commit it."""
         self.ambiguous = False
         try:
             return await sheltered(_GREENLETS.run_sync(self._alone, work))
         except violations.FAILURES as error:
             return violations.read(error)
+
+    def _alone(self, _: object, work: Work[T]) -> T:
+        raise NotImplementedError
+
+
+class OwnStatements(_OwnConnections):
+    """An engine whose database links in one statement: each piece of work commits by itself."""
 
     def _alone(self, _: object, work: Work[T]) -> T:
         with self.engine.sync_engine.connect() as connection:
@@ -136,24 +143,8 @@ class OwnStatements(Place):
                 raise
 
 
-@dataclass(kw_only=True, eq=False)
-class OwnTransactions(Place):
-    """An engine whose database takes several statements: each piece of work is a transaction."""
-
-    engine: AsyncEngine
-    dialect: str
-    owned: bool = True
-    session: None = None
-    ambiguous: bool = False
-    reconnects: bool = True
-
-    async def attempt(self, work: Work[T]) -> T | Failure:
-        """Run the work in a transaction of its own and commit it."""
-        self.ambiguous = False
-        try:
-            return await sheltered(_GREENLETS.run_sync(self._alone, work))
-        except violations.FAILURES as error:
-            return violations.read(error)
+class OwnTransactions(_OwnConnections):
+    """An engine whose work takes several statements: each piece of it is a transaction."""
 
     def _alone(self, _: object, work: Work[T]) -> T:
         with self.engine.sync_engine.begin() as connection:
