@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.orm.exc import StaleDataError
 
@@ -21,6 +21,7 @@ from accountlink import (
     ConfigurationError,
     Linked,
     OwnershipConflict,
+    tune_sqlite,
 )
 from tests.support.databases import create, rows, run_sql
 from tests.support.models import EXCLUSIVE, EXCLUSIVE_SOFT, PER_USER, Clock, identity, make_tables, tokens
@@ -276,6 +277,29 @@ async def test_moments_in_every_kind_of_column(engine: AsyncEngine) -> None:
         assert stored in (ends, ends.replace(tzinfo=None), int(ends.timestamp()))
 
 
+@pytest.mark.parametrize("kind", ["sqlite"])
+@pytest.mark.parametrize("tuned", [True, False], ids=["tuned", "untuned"])
+async def test_a_database_in_memory_takes_parallel_calls_in_turn(kind: str, tuned: bool) -> None:
+    """A database in memory has one connection for all; parallel links and unlinks of its engine take turns."""
+    engine = create_async_engine("sqlite+aiosqlite://")
+    if tuned:
+        tune_sqlite(engine)
+    tables = make_tables(EXCLUSIVE_SOFT)
+    await create(engine, tables.metadata)
+
+    async def guard(connection: Any, user_id: int) -> bool:
+        return True
+
+    linker = tables.linker(guard_last=guard)
+    outcomes = await asyncio.gather(*(linker.link(engine, user_id=1, identity=identity()) for _ in range(32)))
+    changes = [outcome.change for outcome in outcomes if isinstance(outcome, Linked)]
+    assert (1, 31) == (changes.count(Change.CREATED), changes.count(Change.UPDATED))
+    link_id = outcomes[0].account.id  # type: ignore[union-attr]  # all are Linked
+    await asyncio.gather(*(linker.unlink(engine, user_id=1, link_id=link_id) for _ in range(8)))
+    assert [] == list(await linker.accounts(engine, user_id=1))
+    await engine.dispose()
+
+
 async def test_a_linker_serves_several_event_loops(engine: AsyncEngine) -> None:
     """A linker holds no connection and no loop: one made at import time serves an engine of any loop."""
     tables = make_tables(EXCLUSIVE)
@@ -286,8 +310,6 @@ async def test_a_linker_serves_several_event_loops(engine: AsyncEngine) -> None:
 
     def elsewhere() -> object:
         async def link() -> object:
-            from sqlalchemy.ext.asyncio import create_async_engine
-
             other = create_async_engine(url)
             try:
                 return await linker.link(other, user_id=1, identity=identity())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -55,6 +58,19 @@ def tune_sqlite(engine: AsyncEngine, *, busy_timeout: int = BUSY_TIMEOUT) -> Asy
     sa.event.listen(engine.sync_engine, "connect", on_connect)
     sa.event.listen(engine.sync_engine, "begin", on_begin)
     return engine
+
+
+_turns: Final[WeakKeyDictionary[sa.Pool, asyncio.Lock]] = WeakKeyDictionary()
+
+
+def turn(engine: AsyncEngine) -> AbstractAsyncContextManager[object]:
+    """Wait for one's turn on an engine that has one connection for all, as SQLAlchemy gives a database in memory.
+
+    Two transactions at once on one connection would be one, and each would commit the other's half.
+    """
+    if not isinstance(engine.pool, sa.StaticPool):
+        return nullcontext()
+    return _turns.setdefault(engine.pool, asyncio.Lock())
 
 
 def in_transaction(connection: sa.Connection) -> bool:

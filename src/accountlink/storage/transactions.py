@@ -146,6 +146,11 @@ class OwnStatements(_OwnConnections):
 class OwnTransactions(_OwnConnections):
     """An engine whose work takes several statements: each piece of it is a transaction."""
 
+    async def attempt(self, work: Work[T]) -> T | Failure:
+        """Run the work in a transaction of its own and commit it."""
+        async with sqlite.turn(self.engine):
+            return await super().attempt(work)
+
     def _alone(self, _: object, work: Work[T]) -> T:
         with self.engine.sync_engine.begin() as connection:
             _begin_sqlite(connection)
@@ -157,7 +162,8 @@ class OwnTransactions(_OwnConnections):
         """Run the conversation in a transaction of its own and commit it."""
         self.ambiguous = False
         try:
-            return await sheltered(self._in_transaction(talk))
+            async with sqlite.turn(self.engine):
+                return await sheltered(self._in_transaction(talk))
         except violations.FAILURES as error:
             return violations.read(error)
 
