@@ -17,7 +17,7 @@ from accountlink.errors import StoreBusy
 from accountlink.storage.transactions import Foreign, Place, Talk, Work
 
 T = TypeVar("T")
-_BACKOFF: Final = 0.005
+_BACKOFF: Final = 0.01
 """Seconds: the first pause before a transaction of our own is tried again; doubled each time, and jittered."""
 
 

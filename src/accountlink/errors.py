@@ -188,7 +188,7 @@ class OutcomeUnknown(AccountLinkError):
     def __init__(self) -> None:
         super().__init__(
             "The connection was lost before the database's answer arrived. Calling again with the same arguments is "
-            "safe: what was done already is answered as done."
+            "safe: nothing is done twice."
         )
 
 
