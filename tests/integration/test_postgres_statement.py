@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from accountlink import Change, Linked, OwnershipConflict
+from accountlink import AccountNotFound, Change, Linked, OwnershipConflict
 from tests.support.databases import Database, create, rows, run_sql
 from tests.support.models import EXCLUSIVE, EXCLUSIVE_SOFT, PER_USER_SOFT, identity, make_tables, tokens
 from tests.support.wire import WireProxy
@@ -223,3 +223,65 @@ async def test_a_partial_and_a_full_index_on_the_same_columns(database: Database
     assert isinstance(third, Linked)
     assert (Change.RESTORED, first.account.id) == (third.change, third.account.id)
     assert [("a3", None)] == await rows(engine, "SELECT access_token, deleted_at FROM connections")
+
+
+@pytest.mark.parametrize("how", ["engine", "session"])
+@pytest.mark.parametrize("call", ["link", "unlink"])
+async def test_a_row_that_changes_hands_while_its_user_waits_is_not_written(
+    database: Database, call: str, how: str
+) -> None:
+    """A row that goes to another user while a relink or an unlink waits for it is the new owner's: it does not move."""
+    engine = database.engine()
+    tables = make_tables(EXCLUSIVE_SOFT)
+    await create(engine, tables.metadata)
+    await run_sql(engine, *SPY)
+    linker = tables.linker()
+    mine = await linker.link(engine, user_id=2, identity=identity(), credentials=tokens("before"))
+    assert isinstance(mine, Linked)
+    async with engine.connect() as rival, AsyncSession(engine) as session:
+        await rival.exec_driver_sql("UPDATE connections SET user_id = 1, access_token = 'theirs'")
+        bind: Any = engine if how == "engine" else session
+        if call == "link":
+            coming: Any = linker.link(bind, user_id=2, identity=identity(), credentials=tokens("mine"))
+        else:
+            coming = linker.unlink(bind, user_id=2, link_id=mine.account.id)
+        waiter = asyncio.create_task(coming)
+        await waiting(engine)
+        await rival.commit()
+        before = await rows(engine, VERSION)
+        if call == "link":
+            outcome = await waiter
+            assert isinstance(outcome, OwnershipConflict)
+            assert 1 == outcome.owner_id
+        else:
+            with pytest.raises(AccountNotFound):
+                await waiter
+        await session.commit()
+    assert before == await rows(engine, VERSION)
+    assert [("theirs", None)] == await rows(engine, "SELECT access_token, deleted_at FROM connections")
+    assert [("UPDATE 2",)] == await rows(engine, "SELECT note FROM fired"), "the rival's own update alone"
+
+
+@pytest.mark.parametrize("how", ["engine", "session"])
+async def test_a_row_that_is_removed_while_a_relink_waits_is_restored(database: Database, how: str) -> None:
+    """F17: unlinked while a relink waits for it: the relink is told as what it is, a restore under the same id."""
+    engine = database.engine()
+    tables = make_tables(EXCLUSIVE_SOFT)
+    await create(engine, tables.metadata)
+    linker = tables.linker()
+    mine = await linker.link(engine, user_id=1, identity=identity(), credentials=tokens())
+    assert isinstance(mine, Linked)
+    async with AsyncSession(engine) as rival, AsyncSession(engine) as session:
+        await linker.unlink(rival, user_id=1, link_id=mine.account.id)
+        bind: Any = engine if how == "engine" else session
+        waiter = asyncio.create_task(
+            linker.link(bind, user_id=1, identity=identity(), credentials=tokens("again", None))
+        )
+        await waiting(engine)
+        await rival.commit()
+        outcome = await waiter
+        await session.commit()
+    assert isinstance(outcome, Linked)
+    assert (Change.RESTORED, mine.account.id) == (outcome.change, outcome.account.id)
+    stored = "SELECT access_token, refresh_token, deleted_at FROM connections"
+    assert [("again", None, None)] == await rows(engine, stored)
