@@ -22,6 +22,8 @@ from tests.support.models import EXCLUSIVE, EXCLUSIVE_SOFT, Tables, identity, ma
 
 ENOUGH = 200
 """More suspensions than any call has; a sweep that gets here does not end."""
+# aiosqlite drops the connection that it was opening for somebody who was cancelled; Python 3.13 warns of that.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")
 ASYNCPG_CONNECTS = "Future exception was never retrieved: ConnectionError('unexpected connection_lost() call')"
 """Said by asyncpg alone when `asyncpg.connect()` is cancelled while it waits for the server's first answer."""
 WHOLE = "SELECT user_id, provider, email, access_token, refresh_token, scopes, version, deleted_at FROM connections"

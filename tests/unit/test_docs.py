@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import inspect
 import re
 import sys
@@ -241,6 +242,7 @@ async def test_marked_blocks_run(
 
 async def run(block: Block, module: ModuleType) -> None:
     code = compile(block.tree(), str(block.page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+    vars(module).setdefault("__builtins__", builtins)  # Python 3.13 looks for them when it makes a class
     result: Any = FunctionType(code, vars(module))()
     if inspect.isawaitable(result):
         await result
