@@ -73,7 +73,8 @@ CHANNELS: dict[str, Callable[[Any], object]] = {
     "json default=repr": lambda value: json.dumps(value, default=repr),
     "log record": _logged,
     "traceback with locals": _with_locals,
-    "dir": lambda value: [repr(getattr(value, name)) for name in dir(value)],
+    # Not __weakref__: up to Python 3.11.2 a class with slots has one that does not apply to it.
+    "dir": lambda value: [repr(getattr(value, name)) for name in dir(value) if name != "__weakref__"],
     "copy": lambda value: repr(copy.copy(value)),
     "deep copy": lambda value: repr(copy.deepcopy(value)),
     "hash": hash,
