@@ -7,13 +7,13 @@ from datetime import datetime
 from typing import Any, Final, Generic, Protocol, TypedDict, TypeVar, Unpack, overload
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Mapped, Mapper, QueryableAttribute, class_mapper
-from sqlalchemy.orm.exc import UnmappedClassError
+from sqlalchemy.orm import Mapped, Mapper, QueryableAttribute
 
 from accountlink.core.outcomes import LinkId, UserId
 from accountlink.core.policy import Key, LinkPolicy
 from accountlink.errors import ConfigurationError
 from accountlink.storage.checks import check
+from accountlink.storage.targets import Attribute, column_of, mapper_of, table_of
 
 ROLES: Final = (
     "id",
@@ -37,10 +37,6 @@ CREDENTIAL_ROLES: Final = ("access_token", "refresh_token", "expires_at", "scope
 
 UserIdT_co = TypeVar("UserIdT_co", covariant=True)
 LinkIdT_co = TypeVar("LinkIdT_co", covariant=True)
-
-Attribute = QueryableAttribute[Any] | sa.Column[Any]
-"""What names a column: a mapped attribute of a model, or a column of a table."""
-
 
 _Text = QueryableAttribute[str | None] | sa.Column[Any]
 _Moment = QueryableAttribute[datetime | None] | sa.Column[Any]
@@ -173,8 +169,8 @@ class AccountMapping(Generic[UserId, LinkId]):
         if not isinstance(policy, LinkPolicy):
             raise ConfigurationError("AccountMapping(policy=...) takes a LinkPolicy.")
         self.policy: Final = policy
-        self.mapper: Final[Mapper[Any] | None] = None if isinstance(target, sa.Table) else _mapper_of(target)
-        self.table: Final[sa.Table] = target if isinstance(target, sa.Table) else _table_of(self.mapper)
+        self.mapper: Final[Mapper[Any] | None] = mapper_of(target)
+        self.table: Final[sa.Table] = table_of(target, self.mapper)
         self.columns: Final[dict[str, sa.Column[Any]]] = {
             role: column for role in ROLES if (column := self._column(role, given)) is not None
         }
@@ -207,19 +203,7 @@ class AccountMapping(Generic[UserId, LinkId]):
         Raises:
             ConfigurationError: It names none of this table's columns.
         """
-        column: object = attribute
-        if isinstance(attribute, QueryableAttribute):
-            # Not attribute.property: that would configure all mappers, and some may not be imported yet.
-            named: Any = attribute.class_
-            column = None
-            if self.mapper is not None and named is self.mapper.class_:
-                column = self.mapper.columns.get(attribute.key)
-            if column is None:  # a synonym, an alias, an attribute of a parent class
-                columns: list[Any] = list(getattr(getattr(attribute, "property", None), "columns", ()))
-                column = columns[0] if len(columns) == 1 else None
-        if not isinstance(column, sa.Column) or column.table is not self.table:
-            raise ConfigurationError(f"{attribute!s} is not a column of {self.name!r}. Pass one of its mapped columns.")
-        return column
+        return column_of(attribute, mapper=self.mapper, table=self.table)
 
     def written(self, role: str) -> bool:
         """Whether accountlink writes the role's column: there is one, and the database does not compute it."""
@@ -249,21 +233,3 @@ class AccountMapping(Generic[UserId, LinkId]):
         if role in given:
             return None if given[role] is None else self.column(given[role])
         return (self.table if self.mapper is None else self.mapper).columns.get(role)
-
-
-def _mapper_of(target: type[Any]) -> Mapper[Any]:
-    try:
-        return class_mapper(target, configure=False)
-    except (UnmappedClassError, sa.exc.ArgumentError):
-        raise ConfigurationError(f"{target!r} is neither a mapped class nor a Table.") from None
-
-
-def _table_of(mapper: Mapper[Any] | None) -> sa.Table:
-    if mapper is None or not isinstance(mapper.local_table, sa.Table) or len(mapper.tables) != 1:
-        raise ConfigurationError("Links must live in one table: map a model that has a table of its own, or the Table.")
-    if mapper.inherits is not None or mapper.polymorphic_on is not None:
-        raise ConfigurationError(
-            f"{mapper.class_.__name__} shares its table with other classes (polymorphic inheritance), whose rows a "
-            "link would have to tell apart. Map a model that has a table of its own."
-        )
-    return mapper.local_table

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
@@ -18,7 +18,7 @@ from accountlink.core.facts import Failure
 from accountlink.errors import ConfigurationError
 from accountlink.storage import sqlite, violations
 from accountlink.storage.cancellation import sheltered
-from accountlink.storage.mapping import AccountMapping
+from accountlink.storage.targets import TableMapping
 
 Bind = AsyncEngine | AsyncConnection | AsyncSession
 T = TypeVar("T")
@@ -195,7 +195,7 @@ class AutocommitConnection(Place):
 
 
 async def place_of(
-    bind: Bind, mapping: AccountMapping[Any, Any], *, several_statements: bool = False
+    bind: Bind, mapping: TableMapping, *, several_statements: bool = False
 ) -> Place | Failure:
     """Say whose transaction a bind is. A session is flushed.
 
@@ -236,7 +236,7 @@ async def place_of(
 
 
 async def _connection_of(
-    bind: AsyncSession | AsyncConnection, mapping: AccountMapping[Any, Any]
+    bind: AsyncSession | AsyncConnection, mapping: TableMapping
 ) -> tuple[AsyncConnection, bool]:
     """The connection that a session or a connection works on, and whether it commits each statement by itself."""
     connection = bind

@@ -1,0 +1,82 @@
+"""The table behind a model, and the columns behind its attributes."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Mapper, QueryableAttribute, class_mapper
+from sqlalchemy.orm.exc import UnmappedClassError
+
+from accountlink.errors import ConfigurationError
+
+Attribute = QueryableAttribute[Any] | sa.Column[Any]
+"""What names a column: a mapped attribute of a model, or a column of a table."""
+
+
+class TableMapping(Protocol):
+    """What every mapping has: a table, and the mapper of its model if it has one."""
+
+    @property
+    def table(self) -> sa.Table:
+        """The table."""
+        ...
+
+    @property
+    def mapper(self) -> Mapper[Any] | None:
+        """The mapper of the table's model."""
+        ...
+
+
+def mapper_of(target: type[Any] | sa.Table) -> Mapper[Any] | None:
+    """Return a model's mapper; ``None`` for a table.
+
+    Raises:
+        ConfigurationError: The target is neither.
+    """
+    if isinstance(target, sa.Table):
+        return None
+    try:
+        return class_mapper(target, configure=False)
+    except (UnmappedClassError, sa.exc.ArgumentError):
+        raise ConfigurationError(f"{target!r} is neither a mapped class nor a Table.") from None
+
+
+def table_of(target: type[Any] | sa.Table, mapper: Mapper[Any] | None) -> sa.Table:
+    """Return the one table of a model, or the table itself.
+
+    Raises:
+        ConfigurationError: The model has several tables, or shares its table with other classes.
+    """
+    if isinstance(target, sa.Table):
+        return target
+    if mapper is None or not isinstance(mapper.local_table, sa.Table) or len(mapper.tables) != 1:
+        raise ConfigurationError("Links must live in one table: map a model that has a table of its own, or the Table.")
+    if mapper.inherits is not None or mapper.polymorphic_on is not None:
+        raise ConfigurationError(
+            f"{mapper.class_.__name__} shares its table with other classes (polymorphic inheritance), whose rows a "
+            "link would have to tell apart. Map a model that has a table of its own."
+        )
+    return mapper.local_table
+
+
+def column_of(attribute: object, *, mapper: Mapper[Any] | None, table: sa.Table) -> sa.Column[Any]:
+    """Return the column of this table that an attribute or a column names.
+
+    Raises:
+        ConfigurationError: It names none of this table's columns.
+    """
+    column: object = attribute
+    if isinstance(attribute, QueryableAttribute):
+        # Not attribute.property: that would configure all mappers, and some may not be imported yet.
+        owner: Any = attribute.class_
+        column = None
+        if mapper is not None and owner is mapper.class_:
+            column = mapper.columns.get(attribute.key)
+        if column is None:  # a synonym, an alias, an attribute of a parent class
+            columns: list[Any] = list(getattr(getattr(attribute, "property", None), "columns", ()))
+            column = columns[0] if len(columns) == 1 else None
+    if not isinstance(column, sa.Column) or column.table is not table:
+        named = table.fullname
+        raise ConfigurationError(f"{attribute!s} is not a column of {named!r}. Pass one of its mapped columns.")
+    return column
