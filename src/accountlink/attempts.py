@@ -17,6 +17,8 @@ from accountlink.errors import StoreBusy
 from accountlink.storage.transactions import Foreign, Place, Talk, Work
 
 T = TypeVar("T")
+CATALOGUE_MOVED: Final = "XX000"
+"""What PostgreSQL answers to a question about its catalogue when another session is just changing what it is about."""
 _BACKOFF: Final = 0.01
 """Seconds: the first pause before a transaction of our own is tried again; doubled each time, and jittered."""
 
@@ -79,6 +81,17 @@ def _final(failure: Failure, *, ambiguous: bool = False) -> BaseException:
 async def read(place: Place, work: Work[T]) -> T:
     """Run work that changes nothing, again where that helps."""
     return await run(place, work, Patience(writes=False))
+
+
+async def read_catalogue(place: Place, work: Work[T]) -> T:
+    """Run work that reads the catalogue, again where another session changed it meanwhile."""
+    patience = Patience(writes=False)
+    while isinstance(result := await place.attempt(work), Failure):
+        if result.sqlstate == CATALOGUE_MOVED and patience.causes > 0:
+            patience.causes -= 1
+        else:
+            await patience.recover(place, result)
+    return result
 
 
 async def run(place: Place, work: Work[T], patience: Patience) -> T:
@@ -146,6 +159,8 @@ async def _explained(
     obstacle = await place.attempt(partial(look, failure=violation))
     if isinstance(obstacle, Failure) and obstacle.trouble is Trouble.LOST:
         await patience.recover(place, obstacle)
+        return None
+    if isinstance(obstacle, Failure) and obstacle.sqlstate == CATALOGUE_MOVED and patience.causes > 0:
         return None
     if isinstance(obstacle, Failure):
         _raise(decide.after_lookup_failure(obstacle, provider=provider, owned=place.owned))

@@ -19,23 +19,18 @@ from accountlink import (
     StoreUnavailable,
     attempts,
 )
-from accountlink.core.decide import RETRIES, Step, after_failure, after_lookup_failure, after_violation
+from accountlink.core.decide import CAUSES, RETRIES, Step, after_failure, after_lookup_failure, after_violation
 from accountlink.core.facts import Answer, Arm, Failure, Obstacle, Trouble, UniqueIndex
 from accountlink.storage.transactions import Place
 
 ERROR: Final = RuntimeError("as the driver raised it")
 OWNER: Final[LinkedAccount[int, int]] = LinkedAccount(id=9, user_id=7, provider="google", account_id="1")
-KEY: Final = UniqueIndex(
-    name="uq_links", schema="public", table="links", columns=("provider", "account_id"), partial=True
-)
-FULL_KEY: Final = UniqueIndex(
-    name="uq_links", schema="public", table="links", columns=("provider", "account_id"), partial=False
-)
+KEY: Final = UniqueIndex(name="uq_links", schema="public", table="links", columns=("provider", "account_id"))
 HIDING_KEY: Final = UniqueIndex(
-    name="uq_links", schema="public", table="links", columns=("provider", "account_id"), partial=True, row_security=True
+    name="uq_links", schema="public", table="links", columns=("provider", "account_id"), row_security=True
 )
 OTHER_INDEX: Final = UniqueIndex(
-    name="one_per_provider", schema="public", table="links", columns=("user_id", "provider"), partial=False
+    name="one_per_provider", schema="public", table="links", columns=("user_id", "provider")
 )
 
 
@@ -162,7 +157,7 @@ VIOLATIONS: Final[dict[str, tuple[Obstacle[int, int], dict[str, Any], tuple[obje
     "an owner, an old snapshot": (obstacle(owner=OWNER, snapshot=True), {"owned": False}, CONFLICT),
     "an owner, the index gone": (obstacle(None, owner=OWNER), {}, CONFLICT),
     "an owner, another index": (obstacle(OTHER_INDEX, owner=OWNER), {}, CONFLICT),
-    "an owner beside a dead row": (obstacle(FULL_KEY, owner=OWNER, dead=True), {}, CONFLICT),
+    "an owner beside a dead row": (obstacle(KEY, rule="key-counts-deleted", owner=OWNER, dead=True), {}, CONFLICT),
     "another index": (obstacle(OTHER_INDEX), {}, (BlockedByConstraint, STALE)),
     "another index, nothing left to try": (obstacle(OTHER_INDEX), {"causes": 0}, (BlockedByConstraint, STALE)),
     "another index, an old snapshot": (
@@ -182,7 +177,7 @@ VIOLATIONS: Final[dict[str, tuple[Obstacle[int, int], dict[str, Any], tuple[obje
         (RetryTransaction, {"sqlstate": "23505"}),
     ),
     "a dead row, an old snapshot": (
-        obstacle(FULL_KEY, dead=True, snapshot=True),
+        obstacle(KEY, rule="key-counts-deleted", dead=True, snapshot=True),
         {"owned": False},
         (RetryTransaction, {"sqlstate": "23505"}),
     ),
@@ -192,19 +187,49 @@ VIOLATIONS: Final[dict[str, tuple[Obstacle[int, int], dict[str, Any], tuple[obje
         (RetryTransaction, {"sqlstate": "23505"}),
     ),
     "nobody, a snapshot of our own": (obstacle(snapshot=True), {}, AGAIN),
-    "a dead row in a full key": (obstacle(FULL_KEY, dead=True), {}, (BlockedByConstraint, COUNTS_DELETED)),
+    "a dead row in a full key": (
+        obstacle(KEY, rule="key-counts-deleted", dead=True),
+        {},
+        (BlockedByConstraint, COUNTS_DELETED),
+    ),
     "a dead row in a full key, nothing left": (
-        obstacle(FULL_KEY, dead=True),
+        obstacle(KEY, rule="key-counts-deleted", dead=True),
         {"causes": 0},
         (BlockedByConstraint, COUNTS_DELETED),
     ),
     "a dead row, a snapshot of our own": (
-        obstacle(FULL_KEY, dead=True, snapshot=True),
+        obstacle(KEY, rule="key-counts-deleted", dead=True, snapshot=True),
         {},
         (BlockedByConstraint, COUNTS_DELETED),
     ),
-    "a dead row beside one's own live one": (obstacle(FULL_KEY, dead=True, own_live=True), {}, AGAIN),
+    "a dead row beside one's own live one": (
+        obstacle(KEY, rule="key-counts-deleted", dead=True, own_live=True),
+        {},
+        AGAIN,
+    ),
     "a dead row in a partial key": (obstacle(KEY, dead=True), {}, AGAIN),
+    "a full key without a dead row in sight": (obstacle(KEY, rule="key-counts-deleted"), {}, AGAIN),
+    "no dead row in sight, nothing left": (
+        obstacle(KEY, rule="wrong-predicate"),
+        {"causes": 0},
+        (OwnerNotFound, NOT_FOUND),
+    ),
+    "a dead row in a key with another condition": (
+        obstacle(KEY, rule="wrong-predicate", dead=True),
+        {},
+        (BlockedByConstraint, COUNTS_DELETED | {"rule": "wrong-predicate"}),
+    ),
+    "a key that ignores case": (obstacle(KEY, rule="key-compares-differently"), {}, AGAIN),
+    "a key that ignores case, nothing left": (
+        obstacle(KEY, rule="key-compares-differently"),
+        {"causes": 0},
+        (BlockedByConstraint, COUNTS_DELETED | {"rule": "key-compares-differently"}),
+    ),
+    "another index that ignores case": (
+        obstacle(OTHER_INDEX, rule="key-compares-differently"),
+        {},
+        (BlockedByConstraint, STALE | {"rule": "key-compares-differently"}),
+    ),
     "a dead row, the index gone": (obstacle(None, dead=True), {}, AGAIN),
     "one's own live row": (obstacle(own_live=True), {}, AGAIN),
     "nobody": (obstacle(), {}, AGAIN),
@@ -235,14 +260,14 @@ def test_what_a_unique_violation_comes_to(
 DEFERRED: Final = failure(Trouble.DEFERRABLE, sqlstate="55000", constraint="uq_links")
 DEFERRABLE: Final[dict[str, tuple[Obstacle[int, int], tuple[object, ...]]]] = {
     "the key": (
-        obstacle(FULL_KEY),
+        obstacle(KEY),
         (
             BlockedByConstraint,
             {"constraint": "uq_links", "columns": ("provider", "account_id"), "rule": "deferrable-key"},
         ),
     ),
     "the key, with an owner": (
-        obstacle(FULL_KEY, owner=OWNER),
+        obstacle(KEY, rule="key-counts-deleted", owner=OWNER),
         (
             BlockedByConstraint,
             {"constraint": "uq_links", "columns": ("provider", "account_id"), "rule": "deferrable-key"},
@@ -270,7 +295,6 @@ INDEXES: Final = st.none() | st.builds(
     schema=st.none(),
     table=st.just("links"),
     columns=st.sampled_from([(), ("provider", "account_id")]),
-    partial=st.booleans(),
     row_security=st.booleans(),
 )
 OBSTACLES: Final[st.SearchStrategy[Obstacle[int, int]]] = st.builds(
@@ -283,6 +307,7 @@ OBSTACLES: Final[st.SearchStrategy[Obstacle[int, int]]] = st.builds(
     own_live=st.booleans(),
     dead=st.booleans(),
     snapshot=st.booleans(),
+    rule=st.sampled_from([None, "stale-unique", "key-counts-deleted", "key-compares-differently"]),
 )
 
 
@@ -415,3 +440,20 @@ async def test_a_lost_commit_is_told_as_unknown() -> None:
     with pytest.raises(OutcomeUnknown):
         await settle(place)
     assert ["link", "link"] == place.asked
+
+
+async def test_a_catalogue_that_moves_under_the_look_up_is_asked_again() -> None:
+    """DDL that another session commits meanwhile makes PostgreSQL's look-up fail (XX000): it is done again (F08)."""
+    place = Scripted(owned=True, answers={"link": VIOLATION, "look": failure(Trouble.OTHER, sqlstate="XX000")})
+    with pytest.raises(OwnerLookupFailed) as raised:
+        await settle(place)
+    assert "XX000" == raised.value.sqlstate
+    assert ["link", "look"] * CAUSES == place.asked
+
+
+async def test_a_catalogue_that_moves_under_the_doctor_is_read_again() -> None:
+    """The doctor asks a bounded number of times more, and then tells what the database said."""
+    place = Scripted(owned=True, answers={"look": failure(Trouble.OTHER, sqlstate="XX000")})
+    with pytest.raises(RuntimeError):
+        await attempts.read_catalogue(place, cast("Any", look))
+    assert ["look"] * (CAUSES + 1) == place.asked

@@ -27,6 +27,9 @@ in 2,560 links of 64 racing for one row at REPEATABLE READ ran out of them."""
 RECONNECTS: Final = 1
 """How often a lost connection is replaced before the caller is told."""
 
+_BY_DEAD_ROWS: Final = ("key-counts-deleted", "wrong-predicate")
+"""Rules by which an index blocks only where a dead row is in the way."""
+
 
 class Step(Enum):
     """What to do next."""
@@ -102,13 +105,15 @@ def after_violation(
     if obstacle.owner is not None:
         return Step.CONFLICT
     if obstacle.index is not None and not obstacle.is_key:
-        return _blocked(failure, obstacle, rule="stale-unique")
+        return _blocked(failure, obstacle, rule=obstacle.rule or "stale-unique")
     if obstacle.snapshot and not owned:
         return RetryTransaction(sqlstate=failure.sqlstate)
-    if obstacle.index is not None and obstacle.dead and not obstacle.own_live and not obstacle.index.partial:
-        return _blocked(failure, obstacle, rule="key-counts-deleted")
+    if obstacle.rule in _BY_DEAD_ROWS and obstacle.dead and not obstacle.own_live:
+        return _blocked(failure, obstacle, rule=obstacle.rule)
     if causes > 0:
         return Step.AGAIN
+    if obstacle.rule is not None and obstacle.rule not in _BY_DEAD_ROWS:
+        return _blocked(failure, obstacle, rule=obstacle.rule)
     return OwnerNotFound(
         provider=provider,
         constraint=failure.constraint if obstacle.index is None else obstacle.index.name,

@@ -83,7 +83,6 @@ class UniqueIndex:
         schema: The schema of its table; for a partition, of the partitioned table.
         table: Its table; for a partition, the partitioned table.
         columns: Its columns in order; an expression stands as ``(expression)``.
-        partial: Whether it has a WHERE.
         row_security: Whether row-level security is on for the table.
     """
 
@@ -91,7 +90,6 @@ class UniqueIndex:
     schema: str | None
     table: str
     columns: tuple[str, ...]
-    partial: bool
     row_security: bool = False
 
 
@@ -108,6 +106,8 @@ class Obstacle(Generic[UserId, LinkId]):
         own_live: Whether a live row of the user himself can be seen.
         dead: Whether a dead row of the account can be seen.
         snapshot: Whether the transaction keeps one snapshot, older than what refused the write.
+        rule: The doctor's rule by which the index blocks what the policy allows; ``None``: it blocks nothing, or could
+            not be judged.
     """
 
     index: UniqueIndex | None
@@ -118,3 +118,4 @@ class Obstacle(Generic[UserId, LinkId]):
     own_live: bool = False
     dead: bool = False
     snapshot: bool = False
+    rule: str | None = None

@@ -13,7 +13,6 @@ _EXPRESSION: Final = "(expression)"
 
 _POSTGRESQL: Final = sa.text("""
     SELECT ns.nspname AS schema, root.relname AS table, root.relrowsecurity AS row_security,
-           index.indpred IS NOT NULL AS partial,
            ARRAY(SELECT COALESCE(a.attname::text, '(expression)')
                    FROM unnest(index.indkey) WITH ORDINALITY AS k (attnum, place)
                    LEFT JOIN pg_attribute a ON a.attrelid = index.indrelid AND a.attnum = k.attnum AND k.attnum > 0
@@ -42,7 +41,6 @@ def unique_index(connection: sa.Connection, failure: Failure) -> UniqueIndex | N
         schema=found.schema,
         table=found.table,
         columns=tuple(found.columns),
-        partial=found.partial,
         row_security=found.row_security,
     )
 
@@ -65,10 +63,8 @@ def _sqlite_index(connection: sa.Connection, failure: Failure) -> UniqueIndex | 
         )
         columns = tuple(name or _EXPRESSION for (name,) in info)
         if columns == failure.columns or index["name"] == failure.constraint:
-            return UniqueIndex(
-                name=index["name"], schema=None, table=table, columns=columns, partial=bool(index["partial"])
-            )
-    return UniqueIndex(name=None, schema=None, table=table, columns=failure.columns, partial=False)
+            return UniqueIndex(name=index["name"], schema=None, table=table, columns=columns)
+    return UniqueIndex(name=None, schema=None, table=table, columns=failure.columns)
 
 
 def keeps_snapshot(connection: sa.Connection) -> bool:
