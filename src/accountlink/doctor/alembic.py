@@ -1,0 +1,172 @@
+"""Lets Alembic see what the doctor sees: ``alembic check`` fails by its findings, autogenerate writes its repair.
+
+In ``env.py``, before ``context.configure(...)``:
+
+.. code-block:: python
+
+    from accountlink.doctor.alembic import watch
+
+    watch(target_metadata, linker)
+
+Needs the extra ``accountlink[alembic]``. Alembic compares neither the condition of an index nor what the policy needs;
+see ``docs/doctor.md``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import sqlalchemy as sa
+from alembic import util
+from alembic.autogenerate import comparators, renderers
+from alembic.autogenerate.api import AutogenContext
+from alembic.operations import ops
+
+from accountlink.doctor.emit.alembic import downgrade_lines, printed, upgrade_lines
+from accountlink.doctor.emit.script import commented
+from accountlink.doctor.examine import examine
+from accountlink.doctor.findings import Finding
+from accountlink.doctor.report import Report
+from accountlink.errors import AccountLinkError
+from accountlink.storage.subject import Mapping, mapping_of
+
+_WIDTH: Final = 88
+_WATCHED: Final = "accountlink.doctor"
+"""Where a metadata says what to look at: it names its database, and outlives no test."""
+_KEYS: Final = (ops.CreateIndexOp, ops.DropIndexOp, ops.CreateUniqueConstraintOp, ops.DropConstraintOp)
+_IDENTIFIER: Final = r'(?:"(?:[^"]|"")+"|[\w$]+)'
+_NAMED: Final = re.compile(
+    rf"\b(?:INDEX|CONSTRAINT|RENAME\s+TO)\s+(?:CONCURRENTLY\s+)?(?:IF\s+(?:NOT\s+)?EXISTS\s+)?"
+    rf"(?:{_IDENTIFIER}\.)?({_IDENTIFIER})",
+    re.IGNORECASE,
+)
+
+
+def watch(target_metadata: sa.MetaData | Sequence[sa.MetaData], *targets: object) -> None:
+    """Let autogenerate look at the tables of linkers, wherever it compares this metadata with a database.
+
+    ``alembic check`` then fails by the doctor's findings, and ``alembic revision --autogenerate`` writes the migration
+    that repairs them; the other commands do not look. Calling it again changes nothing.
+
+    Args:
+        target_metadata: What ``context.configure(target_metadata=...)`` gets.
+        targets: ``AccountLinker``, ``AccountMapping`` or ``GrantMapping``, each with a table in the database that the
+            metadata is compared with.
+
+    Raises:
+        ConfigurationError: A target has no mapping.
+    """
+    metadata = target_metadata if isinstance(target_metadata, sa.MetaData) else target_metadata[0]
+    watched: dict[str, Mapping] = metadata.info.setdefault(_WATCHED, {})
+    for target in targets:
+        mapping = mapping_of(target)
+        watched[mapping.table.fullname] = mapping
+
+
+class FindingOp(ops.MigrateOperation):
+    """One finding, as ``alembic check`` lists it."""
+
+    def __init__(self, finding: Finding) -> None:
+        self.finding = finding
+
+    def to_diff_tuple(self) -> tuple[Any, ...]:
+        """Return the finding beside Alembic's own differences."""
+        found = self.finding
+        return ("accountlink", found.rule, found.table, found.object, found.columns, found.message, found.fix)
+
+
+class RepairOp(ops.OpContainer):
+    """What the doctor found in one table, and the migration that repairs it."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__([FindingOp(finding) for finding in report.findings])
+        self.report = report
+
+    def reverse(self) -> UndoOp:
+        """Return what takes the repair back."""
+        return UndoOp(self.report)
+
+
+class UndoOp(ops.MigrateOperation):
+    """What takes a repair back."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+
+    def reverse(self) -> RepairOp:
+        """Return the repair."""
+        return RepairOp(self.report)
+
+
+def _compare(context: AutogenContext, upgrade_ops: ops.UpgradeOps, _: object) -> None:
+    """Look at the watched tables of the metadata, after Alembic has compared the rest."""
+    made = {(op.schema, op.table_name) for op in upgrade_ops.ops if isinstance(op, ops.CreateTableOp)}
+    for mapping in _watched(context):
+        if context.connection is None or (mapping.table.schema, mapping.table.name) in made:
+            continue  # a table that this very migration makes, with its keys
+        try:
+            report = examine(context.connection, mapping)
+        except AccountLinkError as error:
+            raise util.CommandError(f"accountlink doctor: {error}") from None
+        if report.findings:
+            _leave_out(upgrade_ops, _touched(report), mapping.table)
+            upgrade_ops.ops.append(RepairOp(report))
+
+
+_last: dict[str, Any] = {}
+if (priorities := getattr(util, "DispatchPriority", None)) is not None:  # Alembic 1.18 and newer order comparators
+    _last["priority"] = priorities.LAST
+comparators.dispatch_for("schema", **_last)(_compare)
+
+
+def _watched(context: AutogenContext) -> Iterator[Mapping]:
+    for metadata in util.to_list(context.metadata, []):
+        yield from metadata.info.get(_WATCHED, {}).values()
+
+
+def _touched(report: Report) -> set[str]:
+    """The names of indexes and constraints that the repair makes, drops or renames."""
+    statements = [step.sql for step in report.repair.steps]
+    named = {found.strip('"').replace('""', '"') for sql in statements for found in _NAMED.findall(sql)}
+    return named | {finding.object for finding in report.findings if statements and finding.object is not None}
+
+
+def _leave_out(container: ops.OpContainer, names: set[str], table: sa.Table) -> None:
+    """Take out Alembic's own operations on the same keys: run twice, the second would fail."""
+    kept: list[ops.MigrateOperation] = []
+    for op in container.ops:
+        if isinstance(op, ops.ModifyTableOps):
+            _leave_out(op, names, table)
+            if op.is_empty():
+                continue
+        elif isinstance(op, _KEYS) and op.table_name == table.name and _name_of(op) in names:
+            continue
+        kept.append(op)
+    container.ops[:] = kept
+
+
+def _name_of(op: Any) -> str | None:
+    name = op.index_name if isinstance(op, (ops.CreateIndexOp, ops.DropIndexOp)) else op.constraint_name
+    return None if name is None else str(name)
+
+
+@renderers.dispatch_for(RepairOp)
+def _render_repair(context: AutogenContext, op: RepairOp) -> str:
+    told = [f"accountlink doctor, {finding.rule}: {finding.message}" for finding in op.report.findings]
+    told += [f"BY HAND, since no migration can decide it: {text}" for text in op.report.repair.by_hand]
+    comments = [line for text in told for line in commented(text, "#", _WIDTH)]
+    return _block(context, comments, upgrade_lines(op.report.repair))
+
+
+@renderers.dispatch_for(UndoOp)
+def _render_undo(context: AutogenContext, op: UndoOp) -> str:
+    return _block(context, [], downgrade_lines(op.report.repair))
+
+
+def _block(context: AutogenContext, comments: list[str], lines: list[str]) -> str:
+    """One text: Alembic's printer would indent only the first of a statement's lines."""
+    if any("sa.DDL(" in line for line in lines):
+        context.imports.add("import sqlalchemy as sa")
+    return "\n".join((*comments, *printed(lines or ["pass"], depth=0)))

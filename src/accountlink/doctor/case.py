@@ -1,0 +1,91 @@
+"""What the rules judge: what was asked, what the catalogue has, and what the rows say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from accountlink.core.schema import Catalogue, Index, Owner, Table
+from accountlink.core.subject import Need, Subject
+from accountlink.core.uniqueness import Judgement, Verdict
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Duplicates:
+    """Rows that already break a need.
+
+    Attributes:
+        groups: How many keys several rows share.
+        rows: How many rows would have to go.
+    """
+
+    groups: int
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rows:
+    """What the rows themselves say; empty where nobody looked.
+
+    Attributes:
+        duplicates: Rows that already break a need that nothing enforces.
+        plain: How many e-mail keys are out of normal form, and need no more than ``lower()``.
+        odd: How many e-mail keys are out of normal form otherwise.
+        nulls: How many rows have ``NULL`` in a column that the key compares.
+    """
+
+    duplicates: Mapping[Need, Duplicates] = field(default_factory=dict)
+    plain: int = 0
+    odd: int = 0
+    nulls: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """A table before the rules.
+
+    Attributes:
+        subject: What was asked.
+        catalogue: What the database says; it has the table.
+        table: The table.
+        judgements: What each of its unique indexes does.
+        rows: What its rows say.
+    """
+
+    subject: Subject
+    catalogue: Catalogue
+    table: Table
+    judgements: tuple[Judgement, ...]
+    rows: Rows = Rows()
+
+    @property
+    def name(self) -> str:
+        """The table's name for people."""
+        return self.subject.name
+
+    def protected(self, need: Need) -> bool:
+        """Whether some index meets a need as it is."""
+        return any(judgement.protects(need) for judgement in self.judgements)
+
+    def explained(self, need: Need) -> bool:
+        """Whether another rule says what keeps an index from meeting a need that none meets."""
+        return any(
+            need in judgement.causes
+            or (set(need.columns) <= judgement.reads and judgement.enforces[need] is not Verdict.NO)
+            for judgement in self.judgements
+        )
+
+    def meant_for_open_need(self, judgement: Judgement) -> bool:
+        """Whether an index has the columns of a need that nothing meets."""
+        return any(set(need.columns) <= judgement.reads and not self.protected(need) for need in self.subject.needs)
+
+
+def title(index: Index, *, lower: bool = False) -> str:
+    """Name an index for people, by what it is and its true name."""
+    kind = "unique index" if index.owner is Owner.NOTHING else index.owner.value
+    return f"the {kind} {index.constraint or index.name}" if lower else f"The {kind} {index.constraint or index.name}"
+
+
+def counted(number: int, noun: str) -> str:
+    """Write a number with its noun."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

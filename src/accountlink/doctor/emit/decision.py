@@ -1,0 +1,288 @@
+"""Decides which unique keys come and which go, the same for both databases.
+
+A need that only an index enforces which has to go gets its right key first. An index stays where the key that would
+take its place cannot be made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+from accountlink.core.schema import Column, Index, Owner, Relation
+from accountlink.core.subject import Declared, Need
+from accountlink.core.uniqueness import Cause, Judgement, Verdict
+from accountlink.doctor.case import Case, title
+from accountlink.doctor.emit.keys import Keys, NewKey, dependants
+from accountlink.doctor.emit.names import FreeNames
+from accountlink.doctor.emit.settle import can_settle
+from accountlink.doctor.findings import Finding, Severity
+
+_AGAINST: Final = frozenset(
+    {"stale-unique", "key-counts-deleted", "wrong-predicate", "key-enforces-nothing", "key-compares-differently"}
+)
+"""Rules whose finding on an index means that it has to go."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Thinks about the keys of one case."""
+
+    case: Case
+    findings: Sequence[Finding]
+
+    # -- which indexes go ---------------------------------------------------------------------------------------------
+
+    def _rules(self, index: Index) -> set[str]:
+        """The rules that are sure of something about an index."""
+        name = index.constraint or index.name
+        return {
+            finding.rule
+            for finding in self.findings
+            if finding.object == name and (finding.severity is Severity.ERROR or finding.rule == "key-enforces-nothing")
+        }
+
+    @cached_property
+    def invalid(self) -> tuple[Index, ...]:
+        """Indexes that failed builds left behind."""
+        return tuple(index for index in self.case.table.indexes if "invalid-index" in self._rules(index))
+
+    @cached_property
+    def condemned(self) -> tuple[Judgement, ...]:
+        """Indexes that have to go."""
+        return tuple(
+            judgement
+            for judgement in self.case.judgements
+            if judgement.index not in self.invalid and self._is_condemned(judgement)
+        )
+
+    def _is_condemned(self, judgement: Judgement) -> bool:
+        against = self._rules(judgement.index) & _AGAINST
+        if judgement.refuses is None and Cause.NULL in judgement.causes.values():
+            against -= {"key-enforces-nothing"}  # it is the key as soon as its columns take no NULL
+        if judgement.index.name in self._columns_found:
+            against -= {"key-compares-differently"}  # said of a column of the same name
+        return bool(against)
+
+    @cached_property
+    def _columns_found(self) -> set[str]:
+        """Columns that are said to compare differently."""
+        named = {f.object for f in self.findings if f.rule == "key-compares-differently" and f.columns == (f.object,)}
+        inexact = {c.name for c in self.case.table.columns if not c.exact or c.name == self.case.subject.normal}
+        return {name for name in named if name in inexact}
+
+    @cached_property
+    def deferrable(self) -> tuple[Judgement, ...]:
+        """Constraints that stay as they are, but for being deferrable."""
+        return tuple(
+            judgement
+            for judgement in self.case.judgements
+            if judgement not in self.condemned
+            and "deferrable-key" in self._rules(judgement.index)
+            and judgement.index.owner in (Owner.UNIQUE, Owner.PRIMARY)
+            and self.case.table.relation is not Relation.PARTITIONED  # which takes no constraint USING INDEX
+        )
+
+    @cached_property
+    def _staying(self) -> tuple[Judgement, ...]:
+        gone = (*self.condemned, *(j for j in self.case.judgements if not j.index.valid))
+        return tuple(judgement for judgement in self.case.judgements if judgement not in gone)
+
+    # -- which needs are met ------------------------------------------------------------------------------------------
+
+    def _is_met(self, need: Need) -> bool:
+        """Whether an index that stays, or is made again, meets a need as it is."""
+        return any(
+            judgement.protects(need) or (judgement in self.deferrable and judgement.enforces[need] is Verdict.YES)
+            for judgement in self._staying
+        )
+
+    def _is_met_without_null(self, need: Need) -> bool:
+        return any(judgement.causes.get(need) is Cause.NULL for judgement in self._staying)
+
+    def _is_open(self, need: Need) -> bool:
+        """Whether an index that stays may meet a need, which could not be decided."""
+        return any(
+            judgement.enforces[need] is Verdict.UNDECIDED and set(need.columns) <= judgement.reads
+            for judgement in self._staying
+        )
+
+    def _can_span(self, need: Need) -> bool:
+        split = self.case.table.partitioning
+        if split is None:
+            return True
+        return not split.inherited and not split.expressions and set(split.columns) <= set(need.columns)
+
+    def _has_duplicates(self, need: Need) -> bool:
+        found = self.case.rows.duplicates.get(need)
+        return found is not None and found.groups > 0
+
+    @cached_property
+    def _unmet(self) -> tuple[Need, ...]:
+        return tuple(need for need in self.case.subject.needs if not self._is_met(need))
+
+    @cached_property
+    def wanted(self) -> tuple[Need, ...]:
+        """Needs that get a key of their own."""
+        wanted = [
+            need
+            for need in self._unmet
+            if not self._is_met_without_null(need)
+            and not self._is_open(need)
+            and self._can_span(need)
+            and (can_settle(self.case, need) or not self._has_duplicates(need))
+        ]
+        return tuple(need for need in wanted if not self._is_covered(need, wanted))
+
+    def _is_covered(self, need: Need, by: Iterable[Need]) -> bool:
+        """Whether the key of another need serves this one too, and the model does not declare it."""
+        return self._declared(need) is None and any(
+            other is not need
+            and set(other.columns) < set(need.columns)
+            and (need.live or not other.live)
+            and other.absent <= need.absent
+            for other in by
+        )
+
+    # -- names --------------------------------------------------------------------------------------------------------
+
+    def has_condition(self, need: Need) -> bool:
+        """Whether the need's index leaves dead rows out."""
+        return need.live and bool(self.case.subject.live_sql)
+
+    def _declared(self, need: Need) -> Declared | None:
+        return next(
+            (
+                each
+                for each in self.case.subject.declared
+                if set(each.columns) == set(need.columns) and each.live == self.has_condition(need)
+            ),
+            None,
+        )
+
+    def _new(self, need: Need, free: FreeNames, leaving: set[str]) -> NewKey:
+        declared = self._declared(need)
+        columns = need.columns if declared is None else declared.columns
+        if declared is not None and free.is_free(declared.name):
+            name = wanted = free.take(declared.name)
+        else:
+            name = wanted = free.derive("uq", self.case.table.name, columns)
+            if declared is not None and declared.name.lower() in leaving:
+                wanted = declared.name
+        return NewKey(
+            columns=columns,
+            live=self.has_condition(need),
+            reason=need.reason,
+            name=name,
+            wanted=wanted,
+            constraint=declared is not None and declared.constraint and declared.name == wanted,
+        )
+
+    def _twins(self) -> Iterator[Need]:
+        """Full keys that go and that the model declares for live rows, beside the needs themselves."""
+        others = [set(need.columns) for need in self.wanted]
+        others += [set(judgement.index.columns) for judgement in self._staying]
+        for judgement in self.condemned:
+            columns = judgement.index.columns
+            if judgement.rule == "key-counts-deleted" and set(columns) not in others:
+                twin = Need(columns=columns, live=True, reason="the same among live rows alone, as the model says")
+                if self._declared(twin) is not None:
+                    yield twin
+
+    def _again(self, index: Index, free: FreeNames) -> NewKey:
+        name = index.constraint or index.name
+        return NewKey(
+            columns=index.columns,
+            live=False,
+            reason="the constraint stays as it is, and is checked at once",
+            name=free.derive("uq", self.case.table.name, index.columns),
+            wanted=name,
+            constraint=True,
+            instead_of=index,
+        )
+
+    # -- together -----------------------------------------------------------------------------------------------------
+
+    def keys(self) -> Keys:
+        """Say what comes, what goes, and what is left to people."""
+        by_hand = [*self._reasons_against_new()]
+        old: list[Index] = []
+        for judgement in self.condemned:
+            if reason := self._reason_to_stay(judgement):
+                by_hand.append(reason)
+            else:
+                old.append(judgement.index)
+        invalid = [index for index in self.invalid if not dependants(self.case, index)]
+        free = FreeNames(self.case, gone=(index.name for index in invalid))
+        leaving = {(index.constraint or index.name).lower() for index in old}
+        new = [self._new(need, free, leaving) for need in (*self.wanted, *self._twins())]
+        new += [self._again(judgement.index, free) for judgement in self.deferrable]
+        required, nulls = self._required()
+        return Keys(
+            new=tuple(new),
+            old=tuple(old),
+            invalid=tuple(invalid),
+            settled=tuple(need for need in self.case.subject.needs if self._is_settled(need)),
+            required=required,
+            by_hand=(*by_hand, *nulls),
+        )
+
+    def _is_settled(self, need: Need) -> bool:
+        lowered = bool(self.case.rows.plain) and self.case.subject.normal in need.columns
+        return can_settle(self.case, need) and (lowered or self._has_duplicates(need))
+
+    def _required(self) -> tuple[tuple[Column, ...], tuple[str, ...]]:
+        """Columns that must not take NULL any more, and those of which rows have NULL today."""
+        subject = self.case.subject
+        marks = {subject.roles.get(role) for role in ("deleted_at", "active")}
+        names = {name for need in self._unmet for name in set(need.columns) - need.absent - marks}
+        columns = [column for column in self.case.table.columns if column.name in names and column.nullable]
+        texts = [
+            f"{self.case.rows.nulls[column.name]} rows have NULL in {column.name}, which is part of the key: NULL is "
+            "equal to nothing, so no unique index refuses such a row. Complete or delete them, then run the doctor "
+            f"again: it makes {column.name} NOT NULL."
+            for column in columns
+            if self.case.rows.nulls.get(column.name)
+        ]
+        return tuple(column for column in columns if not self.case.rows.nulls.get(column.name)), tuple(texts)
+
+    def _reasons_against_new(self) -> Iterable[str]:
+        for need in self._unmet:
+            columns = ", ".join(need.columns)
+            if self._has_duplicates(need) and not can_settle(self.case, need):
+                found = self.case.rows.duplicates[need]
+                yield (
+                    f"{found.groups} values of ({columns}) are in several rows, {found.rows} rows too many. No rule "
+                    "says which one is right: decide that, change or delete the others, then run the doctor again; it "
+                    "makes the key."
+                )
+
+    # -- what keeps an index ------------------------------------------------------------------------------------------
+
+    def _reason_to_stay(self, judgement: Judgement) -> str | None:
+        index, name = judgement.index, title(judgement.index)
+        if depending := dependants(self.case, index):
+            return (
+                f"{name} has to go, and {depending}.\nMove what depends on it first; the statement is then "
+                f"{_how_to_drop(index)}, once the right key stands."
+            )
+        met = (*self.wanted, *(need for need in self.case.subject.needs if self._is_met(need)))
+        for need in self.case.subject.needs:
+            serves = judgement.enforces[need] is Verdict.YES or set(need.columns) <= judgement.reads
+            served = self._is_met_without_null(need) or any(
+                set(each.columns) <= set(need.columns) and (need.live or not each.live) for each in met
+            )
+            if serves and not served and judgement.index.valid:
+                return (
+                    f"{name} has to go, but it is all that protects ({', '.join(need.columns)}) today, and the key "
+                    "that takes its place cannot be made yet. It stays; run the doctor again when the rest is done."
+                )
+        return None
+
+
+def _how_to_drop(index: Index) -> str:
+    if index.owner is Owner.NOTHING:
+        return f"DROP INDEX {index.name}"
+    return f"ALTER TABLE … DROP CONSTRAINT {index.constraint or index.name}"

@@ -1,0 +1,69 @@
+"""What happens to the unique keys of a table, as values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from accountlink.core.schema import Column, Index, Owner
+from accountlink.core.subject import Need
+from accountlink.doctor.case import Case
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewKey:
+    """A unique index to make.
+
+    Attributes:
+        columns: Its columns, in order.
+        live: Whether it leaves dead rows out.
+        reason: What it protects, for people.
+        name: The name under which it is made.
+        wanted: The name that it gets in the end: the one that the model declares.
+        constraint: Whether it becomes a constraint in the end, as the model declares it.
+        instead_of: A deferrable constraint whose name and place it takes.
+    """
+
+    columns: tuple[str, ...]
+    live: bool
+    reason: str
+    name: str
+    wanted: str
+    constraint: bool = False
+    instead_of: Index | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keys:
+    """What happens to the unique keys of a table.
+
+    Attributes:
+        new: What is made, in order.
+        old: What goes after that.
+        invalid: What was left behind by failed builds, and goes before.
+        settled: Needs whose duplicates are settled before.
+        required: Columns that must not take ``NULL`` any more.
+        by_hand: What cannot be decided here.
+    """
+
+    new: tuple[NewKey, ...]
+    old: tuple[Index, ...]
+    invalid: tuple[Index, ...]
+    settled: tuple[Need, ...]
+    required: tuple[Column, ...]
+    by_hand: tuple[str, ...]
+
+
+def dependants(case: Case, index: Index) -> str | None:
+    """Say what depends on an index, so that dropping it would fail or break something else."""
+    pointing = [
+        f"{key.name or 'a foreign key'} of {key.table}"
+        for key in case.table.referenced_by
+        if (key.index == index.name if key.index is not None else set(key.targets) == set(index.columns))
+    ]
+    if pointing:
+        return f"{', '.join(pointing)} stands on it"
+    if index.replica_identity:
+        return "logical replication identifies rows by it"
+    if case.catalogue.dialect == "sqlite" and index.owner is Owner.PRIMARY:
+        return "a primary key of SQLite is part of its table: build the table anew and copy the rows"
+    return None

@@ -1,0 +1,116 @@
+"""Names in emitted SQL: quoted as SQLAlchemy quotes them, and new ones that nothing else has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from hashlib import sha256
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from accountlink.core.schema import Relation
+from accountlink.core.subject import Subject
+from accountlink.doctor.case import Case
+
+_NAME_LENGTH: Final = 63
+"""PostgreSQL cuts longer names (NAMEDATALEN - 1), and two cut names can meet."""
+_ATTEMPTS: Final = 9
+_NAMED: Final = "named"
+"""A style of parameters that does not make the preparer double percent signs."""
+_DIALECTS: Final[dict[str, Callable[..., sa.Dialect]]] = {"postgresql": postgresql.dialect, "sqlite": sqlite.dialect}
+
+
+class Names:
+    """How one table and what belongs to it are written.
+
+    The schema is written where the mapping or the connection names one, and where the table is in another one than
+    ``public``. Elsewhere names stay as the application writes them, since its search path found the table so.
+    """
+
+    def __init__(self, case: Case) -> None:
+        self._preparer = _DIALECTS[case.catalogue.dialect](paramstyle=_NAMED).identifier_preparer
+        self._home = case.table.schema
+        given = case.subject.schema is not None or self._home not in (None, "public")
+        self._schema = self._home if given else None
+        self.table: Final = self.qualified(case.table.name)
+
+    def quote(self, name: str) -> str:
+        """Write a name, in quotation marks where it needs them."""
+        return self._preparer.quote(name)
+
+    def qualified(self, name: str) -> str:
+        """Write the name of something in the table's own schema."""
+        return self.quote(name) if self._schema is None else f"{self.quote(self._schema)}.{self.quote(name)}"
+
+    def elsewhere(self, schema: str | None, name: str) -> str:
+        """Write the name of another table, which may be in another schema."""
+        if schema is None or schema == self._home:
+            return self.qualified(name)
+        return f"{self.quote(schema)}.{self.quote(name)}"
+
+    def listed(self, columns: Iterable[str]) -> str:
+        """Write several columns."""
+        return ", ".join(map(self.quote, columns))
+
+
+class FreeNames:
+    """Gives out names that nothing in the table's schema has, as far as was asked."""
+
+    def __init__(self, case: Case, *, gone: Iterable[str] = ()) -> None:
+        table = case.table
+        taken = {table.name, *case.catalogue.taken, *(index.name for index in table.indexes)}
+        taken |= {index.constraint for index in table.indexes if index.constraint is not None}
+        self._taken = {name.lower() for name in taken} - {name.lower() for name in gone}
+
+    def is_free(self, name: str) -> bool:
+        """Whether a name can still be given; names that differ in case alone count as one, as SQLite has it."""
+        return name.lower() not in self._taken
+
+    def take(self, name: str) -> str:
+        """Give out a name."""
+        self._taken.add(name.lower())
+        return name
+
+    def derive(self, prefix: str, table: str, columns: Iterable[str]) -> str:
+        """Give out the first free name that says what it is for."""
+        wanted = derived(prefix, table, columns)
+        return self.take(next((name for name in wanted if self.is_free(name)), wanted[-1]))
+
+
+def derived(prefix: str, table: str, columns: Iterable[str]) -> tuple[str, ...]:
+    """The names that something new on these columns may get, in order."""
+    whole = "_".join((prefix, table, *columns))
+    return tuple(_fitting(whole, "" if number == 1 else f"_{number}") for number in range(1, _ATTEMPTS + 1))
+
+
+def candidates(subject: Subject) -> frozenset[str]:
+    """All names that a migration for this table may want: the reader of the catalogue is asked which are taken."""
+    wanted = {declared.name for declared in subject.declared}
+    for need in subject.needs:
+        wanted |= {*derived("uq", subject.table, need.columns)}
+        wanted |= {name for column in need.columns for name in derived("ck", subject.table, (column, "not_null"))}
+    return frozenset(wanted)
+
+
+def _fitting(name: str, suffix: str) -> str:
+    if len((name + suffix).encode()) <= _NAME_LENGTH:
+        return name + suffix
+    digest = sha256(name.encode()).hexdigest()[:8]
+    room = _NAME_LENGTH - len(f"_{digest}{suffix}")
+    return f"{name.encode()[:room].decode(errors='ignore')}_{digest}{suffix}"
+
+
+def is_writable(case: Case) -> bool:
+    """Whether all names can stand in a line of SQL, and in a comment beside it."""
+    table = case.table
+    names = [table.schema or "", table.name, *(column.name for column in table.columns)]
+    names += [name for index in table.indexes for name in (index.name, index.constraint or "")]
+    names += [name for key in table.referenced_by for name in (key.schema or "", key.table, *key.columns)]
+    names += [policy.name for policy in table.row_security.policies]
+    return all(name.isprintable() for name in names)
+
+
+def is_ordinary(case: Case) -> bool:
+    """Whether it is a table that has rows and indexes of its own."""
+    return case.table.relation not in (Relation.VIEW, Relation.FOREIGN)

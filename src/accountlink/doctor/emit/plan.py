@@ -1,0 +1,40 @@
+"""From what was found to the migration that repairs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from accountlink.doctor.case import Case
+from accountlink.doctor.emit import by_hand, postgresql, sqlite
+from accountlink.doctor.emit.decision import Decision
+from accountlink.doctor.emit.names import is_ordinary, is_writable
+from accountlink.doctor.findings import Finding
+from accountlink.doctor.repair import Repair
+
+
+def plan(case: Case, findings: Sequence[Finding]) -> Repair:
+    """Plan the migration that repairs what was found.
+
+    The steps are in an order in which no protection is lost, after whichever of them it is stopped: the right key
+    stands before a wrong one goes.
+
+    Args:
+        case: The table, judged.
+        findings: What the rules found in it.
+
+    Returns:
+        The migration; without steps where there is nothing to repair, or nothing that a migration could decide.
+    """
+    dialect, table = case.catalogue.dialect, case.name
+    if not findings:
+        return Repair(dialect=dialect, table=table)
+    if not is_ordinary(case) or not is_writable(case):
+        why = "It is no ordinary table" if not is_ordinary(case) else "A name in it has characters that cannot be shown"
+        told = tuple(f"{finding.rule}: {finding.message} {finding.fix}" for finding in findings)
+        return Repair(dialect=dialect, table=table, by_hand=(f"{why}, so no migration is written.", *told))
+    keys = Decision(case, findings).keys()
+    texts = tuple(by_hand.left(case, findings, keys))
+    if dialect == "sqlite":
+        outcome = sqlite.migrate(case, keys)
+        return Repair(dialect=dialect, table=table, steps=outcome.steps, by_hand=(*texts, *outcome.by_hand))
+    return Repair(dialect=dialect, table=table, steps=postgresql.steps(case, findings, keys), by_hand=texts)

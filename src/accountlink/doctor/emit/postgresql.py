@@ -1,0 +1,194 @@
+"""The migration of a PostgreSQL table, in the order in which no protection is ever lost."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from accountlink.core.schema import Index, Owner, Relation
+from accountlink.doctor.case import Case
+from accountlink.doctor.emit import columns
+from accountlink.doctor.emit.keys import Keys, NewKey
+from accountlink.doctor.emit.names import FreeNames, Names
+from accountlink.doctor.emit.settle import Settling, can_lower, live
+from accountlink.doctor.findings import Finding
+from accountlink.doctor.repair import Step
+
+_CREATE_INDEX: Final = re.compile(r"CREATE (UNIQUE )?INDEX ")
+_CONCURRENTLY: Final = (
+    "Neither readers nor writers wait (SHARE UPDATE EXCLUSIVE), but it waits itself for all older transactions."
+)
+
+
+def steps(case: Case, findings: Sequence[Finding], keys: Keys) -> tuple[Step, ...]:
+    """All steps, in order."""
+    return tuple(_Migration(case, findings, keys).steps())
+
+
+class _Migration:
+    """Writes the statements for one table."""
+
+    def __init__(self, case: Case, findings: Sequence[Finding], keys: Keys) -> None:
+        self._case = case
+        self._findings = findings
+        self._keys = keys
+        self._names = Names(case)
+        self._settling = Settling(case, self._names)
+        self._spans = case.table.relation is Relation.PARTITIONED
+
+    def steps(self) -> Iterator[Step]:
+        for index in self._keys.invalid:
+            yield self._drop_invalid(index)
+        yield from columns.to_text(self._case, self._names, self._findings)
+        if self._keys.settled or can_lower(self._case):
+            yield from self._settling.steps(self._keys.settled)
+        yield from columns.required(self._case, self._names, FreeNames(self._case), self._keys.required)
+        yield from map(self._create, self._keys.new)
+        for index in sorted(self._keys.old, key=lambda index: index.owner is not Owner.NOTHING):
+            yield self._drop(index)  # what waits politely comes first
+        for key in self._keys.new:
+            yield from self._finish(key)
+        yield from self._lower_dead()
+
+    # -- new keys -----------------------------------------------------------------------------------------------------
+
+    def _create(self, key: NewKey) -> Step:
+        q, table = self._names.quote, self._names.table
+        condition = live(self._case, self._names) if key.live else None
+        where = f" WHERE {condition}" if condition else ""
+        distinct = " NULLS NOT DISTINCT" if key.instead_of is not None and not key.instead_of.nulls_distinct else ""
+        definition = f"{q(key.name)} ON {table} ({self._names.listed(key.columns)}){distinct}{where}"
+        if self._spans:
+            return Step(
+                sql=f"CREATE UNIQUE INDEX {definition}",
+                why=f"The right key: {key.reason}. ALL WRITERS WAIT (SHARE) while it is built in every partition: "
+                "PostgreSQL builds no index of a partitioned table concurrently. For a large table, build it in each "
+                "partition concurrently first and attach the parts to one that is made ON ONLY the parent.",
+                undo=(f"DROP INDEX {self._names.qualified(key.name)}",),
+                alone=True,
+                undo_alone=True,
+            )
+        return Step(
+            sql=f"CREATE UNIQUE INDEX CONCURRENTLY {definition}",
+            why=f"The right key: {key.reason}. {_CONCURRENTLY} Where duplicates came in meanwhile it fails and leaves "
+            "an invalid index behind; the doctor then begins with that.",
+            undo=self._undo_create(key),
+            alone=True,
+            undo_alone=True,
+        )
+
+    def _undo_create(self, key: NewKey) -> tuple[str, ...]:
+        if key.instead_of is not None:
+            return ()  # it goes when the old constraint comes back
+        if key.constraint:  # it has become one
+            return (f"ALTER TABLE {self._names.table} DROP CONSTRAINT {self._names.quote(key.name)}",)
+        return (f"DROP INDEX CONCURRENTLY {self._names.qualified(key.name)}",)
+
+    def _finish(self, key: NewKey) -> Iterator[Step]:
+        if key.instead_of is not None:
+            yield self._swap(key, key.instead_of)
+        elif key.constraint and not self._spans:
+            yield self._constrain(key)
+        elif key.wanted != key.name:
+            yield self._rename(key)
+
+    def _constrain(self, key: NewKey) -> Step:
+        name, wanted = self._names.quote(key.name), self._names.quote(key.wanted)
+        table = self._names.table
+        renamed = () if name == wanted else (f"ALTER TABLE {table} RENAME CONSTRAINT {wanted} TO {name}",)
+        return Step(
+            sql=f"ALTER TABLE {table} ADD CONSTRAINT {wanted} UNIQUE USING INDEX {name}",
+            why="The model declares the key as a constraint: the index becomes one, and takes its name. All access to "
+            "the table waits for a moment (ACCESS EXCLUSIVE).",
+            undo=renamed,
+            alone=True,
+            undo_alone=True,
+        )
+
+    def _swap(self, key: NewKey, index: Index) -> Step:
+        q, table = self._names.quote, self._names.table
+        kind = "PRIMARY KEY" if index.owner is Owner.PRIMARY else "UNIQUE"
+        replaced = f"ALTER TABLE {table} DROP CONSTRAINT {q(key.wanted)}, ADD CONSTRAINT {q(key.wanted)}"
+        return Step(
+            sql=f"{replaced} {kind} USING INDEX {q(key.name)}",
+            why="The deferrable constraint gives its name to the same one that is checked at once, which stands "
+            "already. All access to the table waits for a moment (ACCESS EXCLUSIVE). The downgrade builds the old one "
+            "under that lock.",
+            undo=() if index.definition is None else (f"{replaced} {index.definition}",),
+            alone=True,
+            undo_alone=True,
+        )
+
+    def _rename(self, key: NewKey) -> Step:
+        made, wanted = self._names.qualified(key.name), self._names.qualified(key.wanted)
+        return Step(
+            sql=f"ALTER INDEX {made} RENAME TO {self._names.quote(key.wanted)}",
+            why="The name that the model declares is free now. Nobody waits (SHARE UPDATE EXCLUSIVE).",
+            undo=(f"ALTER INDEX {wanted} RENAME TO {self._names.quote(key.name)}",),
+            alone=True,
+            undo_alone=True,
+        )
+
+    # -- what goes ----------------------------------------------------------------------------------------------------
+
+    def _drop_invalid(self, index: Index) -> Step:
+        if index.owner is not Owner.NOTHING:
+            return self._drop_constraint(index, "Left invalid: it promises nothing, and may refuse rows all the same.")
+        how = "" if self._spans else "CONCURRENTLY "
+        locks = "All access to the table waits for a moment (ACCESS EXCLUSIVE)." if self._spans else _CONCURRENTLY
+        return Step(
+            sql=f"DROP INDEX {how}{self._names.qualified(index.name)}",
+            why="Left behind by a failed build: it promises nothing, and may refuse rows all the same. Make sure that "
+            f"nobody is building it at this moment. {locks}",
+            alone=True,
+        )
+
+    def _drop(self, index: Index) -> Step:
+        why = (
+            f"The unique key on ({', '.join(index.columns)}) is not what the policy says. This is its own name, and "
+            "without IF EXISTS a wrong one is an error."
+        )
+        if index.owner is not Owner.NOTHING:
+            return self._drop_constraint(index, why)
+        how = "" if self._spans else "CONCURRENTLY "
+        locks = "All access to the table waits for a moment (ACCESS EXCLUSIVE)." if self._spans else _CONCURRENTLY
+        again = (index.definition or "") if self._spans else _CREATE_INDEX.sub(_concurrent, index.definition or "", 1)
+        return Step(
+            sql=f"DROP INDEX {how}{self._names.qualified(index.name)}",
+            why=f"{why} {locks} The downgrade makes it again, and fails where rows use the freedom by then.",
+            undo=(again,) if again else (),
+            alone=True,
+            undo_alone=True,
+        )
+
+    def _drop_constraint(self, index: Index, why: str) -> Step:
+        name = self._names.quote(index.constraint or index.name)
+        table = self._names.table
+        if index.owner is Owner.PRIMARY:
+            why += (
+                "\nTHE TABLE HAS NO PRIMARY KEY AFTER THIS. Logical replication, if the table is published, refuses "
+                "updates and deletes until it has a replica identity."
+            )
+        again = f"ALTER TABLE {table} ADD CONSTRAINT {name} {index.definition}"
+        return Step(
+            sql=f"ALTER TABLE {table} DROP CONSTRAINT {name}",
+            why=f"{why} All access to the table waits for a moment (ACCESS EXCLUSIVE). The downgrade builds it again "
+            "under that lock, and fails where rows use the freedom by then.",
+            undo=(again,) if index.definition and index.valid else (),
+            alone=True,
+            undo_alone=True,
+        )
+
+    # -- at the end ---------------------------------------------------------------------------------------------------
+
+    def _lower_dead(self) -> Iterator[Step]:
+        """Dead rows come last, when no key counts them any more."""
+        condition = live(self._case, self._names)
+        if condition is not None and can_lower(self._case):
+            step = self._settling.lower(f"({condition}) IS NOT TRUE", " Dead rows too, so that they can be restored.")
+            yield Step(sql=step.sql, why=step.why, alone=True)
+
+
+def _concurrent(match: re.Match[str]) -> str:
+    return f"{match.group()}CONCURRENTLY "

@@ -1,0 +1,258 @@
+"""Settles duplicates: of all rows that share a key the newest stays, and keeps what its user would lose.
+
+Nothing of one user ever goes to another: neither a token nor a row that points to a link.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from accountlink.core.schema import Column, ForeignKey, Kind
+from accountlink.core.subject import Need
+from accountlink.doctor.case import Case
+from accountlink.doctor.emit.idioms import IDIOMS, Idiom
+from accountlink.doctor.emit.names import Names, derived
+from accountlink.doctor.repair import Step
+
+_LIST: Final = "accountlink_duplicates"
+_CREDENTIALS: Final = ("access_token", "refresh_token", "expires_at", "scopes")
+_REASON: Final = "duplicate"
+
+
+def can_settle(case: Case, need: Need) -> bool:
+    """Whether the policy says which of several rows stays: among links and active grants, but not among tokens."""
+    subject = case.subject
+    if subject.roles["id"] in need.columns or case.table.column(subject.roles["id"]) is None:
+        return False
+    return (need.live and bool(subject.live_sql)) if subject.soft else True
+
+
+def is_lowered(case: Case, need: Need) -> bool:
+    """Whether a key compares e-mail addresses of which some are brought into normal form."""
+    return case.subject.normal in need.columns and can_lower(case)
+
+
+def can_lower(case: Case) -> bool:
+    """Whether there are e-mail addresses that ``lower()`` brings into normal form, in a column that can be written."""
+    column = None if case.subject.normal is None else case.table.column(case.subject.normal)
+    return bool(case.rows.plain) and column is not None and column.generated is None
+
+
+def live(case: Case, names: Names, alias: str = "") -> str | None:
+    """The condition of a live row, or ``None`` where all rows are."""
+    roles, prefix = case.subject.roles, f"{alias}." if alias else ""
+    marks = [f"{prefix}{names.quote(roles['deleted_at'])} IS NULL"] if "deleted_at" in roles else []
+    marks += [f"{prefix}{names.quote(roles['active'])}"] if "active" in roles else []
+    return " AND ".join(marks) or None
+
+
+@dataclass(frozen=True)
+class Settling:
+    """Writes the statements that settle the duplicates of one table."""
+
+    case: Case
+    names: Names
+
+    @property
+    def _idiom(self) -> Idiom:
+        return IDIOMS[self.case.catalogue.dialect]
+
+    def steps(self, needs: Sequence[Need]) -> Iterator[Step]:
+        """Settle some needs, in one transaction; addresses are brought into normal form on the way.
+
+        Args:
+            needs: Needs whose duplicates can be settled.
+        """
+        yield from self._idiom.hold(self._tables())
+        if self.case.table.row_security.enabled:
+            why = "Fails, instead of leaving rows out in silence, where row-level security hides rows from this role."
+            yield Step(sql="SET LOCAL row_security = off", why=why)
+        for number, need in enumerate(needs):
+            names = derived(_LIST, self.case.table.name, ())
+            yield from self._one(need, self.names.quote(names[number]))
+        if can_lower(self.case):
+            yield self.lower(live(self.case, self.names), "")
+
+    def _tables(self) -> list[str]:
+        """The table, and those whose rows would go, or keep the table's rows from going, while it is settled."""
+        deleting = not self.case.subject.soft
+        pointing = {self._child(key) for key in self.case.table.referenced_by} if deleting else set()
+        return [self.names.table, *sorted(pointing - {self.names.table})]
+
+    def _child(self, key: ForeignKey) -> str:
+        return self.names.elsewhere(key.schema, key.table)
+
+    # -- one need -----------------------------------------------------------------------------------------------------
+
+    def _one(self, need: Need, name: str) -> Iterator[Step]:
+        yield Step(sql=self._idiom.temporary(name, self._query(need)), why=self._listing(need))
+        owned = "user_id" in self.case.subject.roles
+        if owned and (token := self._written("refresh_token")) is not None:
+            yield self._keep_token(need, name, token)
+        if owned:
+            yield from self._repoint(name)
+        yield self._mark(name) if self.case.subject.soft else self._delete(name)
+        yield from self._idiom.clear(name)
+
+    def _listing(self, need: Need) -> str:
+        found = self.case.rows.duplicates.get(need)
+        count = f" There were {found.groups} such keys, with {found.rows} rows too many." if found else ""
+        order = ", ".join((*self.case.subject.newest_by, self.case.subject.roles["id"]))
+        rows = "live rows" if need.live else "rows"
+        text = (
+            f"Lists each row that shares ({', '.join(need.columns)}) with a newer one, and the newest beside it: the "
+            f"one that links update already. Newest by {order}. Other {rows} are not touched.{count}"
+        )
+        if self.case.subject.roles.get("user_id") not in (None, *need.columns):
+            text += (
+                "\nUSERS LOSE A LINK HERE: of several owners of one account the newest stays, who proved last that it "
+                "is theirs."
+            )
+        return text
+
+    def _query(self, need: Need) -> str:
+        q, subject = self.names.quote, self.case.subject
+        row_id, user = q(subject.roles["id"]), subject.roles.get("user_id")
+        keys = ", ".join(self._compared(name, need) for name in need.columns)
+        order = ", ".join([*(self._idiom.newest(q(name)) for name in subject.newest_by), f"{row_id} DESC"])
+        there = [f"{q(name)} IS NOT NULL" for name in need.columns if self._column(name).nullable]
+        marks = live(self.case, self.names) if need.live else None
+        where = " AND ".join([*([marks] if marks else []), *there])
+        lines = [f"           {row_id} AS loser,", f"           first_value({row_id}) OVER newest AS keeper,"]
+        if user is not None:
+            lines.append(f"           {q(user)} = first_value({q(user)}) OVER newest AS same_user,")
+        inner = "\n".join([*lines, "           row_number() OVER newest AS place"]).strip()
+        filtered = f"     WHERE {where}\n" if where else ""
+        return (
+            f"SELECT * FROM (\n    SELECT {inner}\n      FROM {self.names.table}\n{filtered}"  # noqa: S608  # quoted
+            f"    WINDOW newest AS (PARTITION BY {keys} ORDER BY {order})\n) AS ranked WHERE place > 1"
+        )
+
+    def _compared(self, name: str, need: Need) -> str:
+        sql = self.names.quote(name)
+        text = self._idiom.bytewise(sql, self._column(name))
+        if name != self.case.subject.normal or not is_lowered(self.case, need):
+            return text
+        return f"CASE WHEN {self._idiom.capitals(sql)} THEN {self._idiom.lowered(sql)} ELSE {text} END"
+
+    # -- what the keeper gets -----------------------------------------------------------------------------------------
+
+    def _keep_token(self, need: Need, name: str, column: Column) -> Step:
+        q, roles = self.names.quote, self.case.subject.roles
+        token, row_id = q(column.name), q(roles["id"])
+        fits, note = "", ""
+        if (account := roles.get("account_id")) is not None and account not in need.columns:
+            one, other = (
+                self._idiom.bytewise(f"{alias}.{q(account)}", self._column(account)) for alias in ("lost", "kept")
+            )
+            fits = f"\n       AND (lost.{q(account)} IS NULL OR {one} = {other})"
+            note = " A token of another account is not taken."
+        return Step(
+            sql=(
+                f"UPDATE {self.names.table} AS kept SET {token} = found.token FROM (\n"  # noqa: S608  # quoted
+                f"    SELECT d.keeper, lost.{token} AS token, "
+                "row_number() OVER (PARTITION BY d.keeper ORDER BY d.place) AS nth\n"
+                f"      FROM {name} AS d\n"
+                f"      JOIN {self.names.table} AS lost ON lost.{row_id} = d.loser\n"
+                f"      JOIN {self.names.table} AS kept ON kept.{row_id} = d.keeper\n"
+                f"     WHERE d.same_user AND lost.{token} <> ''{fits}\n"
+                f") AS found WHERE found.nth = 1 AND kept.{row_id} = found.keeper"
+                f" AND (kept.{token} IS NULL OR kept.{token} = '')"
+            ),
+            why="A row that stays without a refresh token gets the newest one that its own user has in the others."
+            + note,
+        )
+
+    def _repoint(self, name: str) -> Iterator[Step]:
+        for key in self.case.table.referenced_by:
+            if key.targets == (self.case.subject.roles["id"],):
+                child, column = self._child(key), self.names.quote(key.columns[0])
+                yield Step(
+                    sql=f"UPDATE {child} AS pointing SET {column} = d.keeper\n"  # noqa: S608  # quoted
+                    f"  FROM {name} AS d WHERE pointing.{column} = d.loser AND d.same_user",
+                    why=f"What points to such a row from {key.table} points to the one that stays, where both are one "
+                    f"user's.\nFails where {key.table} allows one row for each link and both have one; nothing is "
+                    "changed then.",
+                )
+
+    # -- what becomes of the others -----------------------------------------------------------------------------------
+
+    def _mark(self, name: str) -> Step:
+        set_to = ",\n       ".join(f"{self.names.quote(column)} = {value}" for column, value in self._dead())
+        row_id = self.names.quote(self.case.subject.roles["id"])
+        return Step(
+            sql=f"UPDATE {self.names.table} AS lost\n   SET {set_to}\n"  # noqa: S608  # quoted
+            f"  FROM {name} AS d WHERE lost.{row_id} = d.loser",
+            why="The others are marked dead as unlink does it. It cannot be taken back: their credentials are wiped.",
+        )
+
+    def _dead(self) -> Iterator[tuple[str, str]]:
+        now = self._idiom.now
+        for role in ("deleted_at", "updated_at"):
+            if (column := self._written(role)) is not None:
+                yield column.name, now(column)
+        if (column := self._written("active")) is not None:
+            yield column.name, self._idiom.false
+        reason = self._written("reason")
+        if reason is not None and self._takes_reason(reason):
+            yield reason.name, f"'{_REASON}'"
+        if (column := self._written("version")) is not None:
+            yield column.name, f"coalesce(lost.{self.names.quote(column.name)}, 0) + 1"
+        for role in _CREDENTIALS if "user_id" in self.case.subject.roles else ():  # a grant's expiry is no credential
+            column = self._written(role)
+            if column is not None and column.nullable:
+                yield column.name, "NULL"
+
+    def _takes_reason(self, column: Column) -> bool:
+        fits = column.length is None or column.length >= len(_REASON)
+        return column.kind is Kind.TEXT and fits and _REASON not in self.case.subject.blocked_reasons
+
+    def _delete(self, name: str) -> Step:
+        row_id = self.names.quote(self.case.subject.roles["id"])
+        why = "The others are deleted. It cannot be taken back."
+        if pointing := self.case.table.referenced_by:
+            told = ", ".join(sorted({f"{key.table} (ON DELETE {key.on_delete})" for key in pointing}))
+            why += (
+                f"\nLOOK BEFORE YOU RUN IT: what still points to a deleted row follows its foreign key: {told}.\n"
+                "That is what belongs to another user's duplicate, or points by other columns. NO ACTION and RESTRICT "
+                "make this statement fail, and nothing is changed then. A foreign key without an index on its own "
+                "column makes it slow: each deleted row reads all of that table."
+            )
+        return Step(
+            sql=f"DELETE FROM {self.names.table} WHERE {row_id} IN (SELECT loser FROM {name})",  # noqa: S608  # quoted
+            why=why,
+        )
+
+    # -- e-mail addresses ---------------------------------------------------------------------------------------------
+
+    def lower(self, condition: str | None, note: str) -> Step:
+        """Bring e-mail addresses into normal form.
+
+        Args:
+            condition: Which rows; ``None``: all.
+            note: What to say of it beside what is always true.
+        """
+        column = self.names.quote(self.case.subject.normal or "")
+        more = f" AND {condition}" if condition else ""
+        return Step(
+            sql=f"UPDATE {self.names.table} SET {column} = {self._idiom.lowered(column)}\n"  # noqa: S608  # quoted
+            f" WHERE {self._idiom.capitals(column)}{more}",
+            why=f"Addresses of plain ASCII get the form that normalize_email makes: small letters.{note}\n"
+            "How they were spelled before cannot be brought back.",
+        )
+
+    # -- columns ------------------------------------------------------------------------------------------------------
+
+    def _column(self, name: str) -> Column:
+        column = self.case.table.column(name)
+        if column is None:
+            raise LookupError(f"{self.case.name} has no column {name}.")
+        return column
+
+    def _written(self, role: str) -> Column | None:
+        """The column of a role, if there is one and the database does not compute it."""
+        name = self.case.subject.roles.get(role)
+        column = None if name is None else self.case.table.column(name)
+        return None if column is None or column.generated is not None else column

@@ -1,0 +1,91 @@
+"""One look at one table: read the catalogue, ask the rows, apply the rules, plan the repair."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from enum import Enum
+
+import sqlalchemy as sa
+
+from accountlink.core.schema import Catalogue
+from accountlink.core.subject import Subject
+from accountlink.core.uniqueness import judge
+from accountlink.doctor.case import Case
+from accountlink.doctor.emit.names import candidates
+from accountlink.doctor.emit.plan import plan
+from accountlink.doctor.findings import Finding, Severity
+from accountlink.doctor.repair import Repair
+from accountlink.doctor.report import Report
+from accountlink.doctor.rows import ask_rows
+from accountlink.doctor.rules import judge_by_all, missing_key
+from accountlink.errors import ConfigurationError
+from accountlink.storage.schema import read_catalogue
+from accountlink.storage.subject import mapping_of, subject_of
+
+
+class Look(Enum):
+    """How far a look goes."""
+
+    EVERYTHING = "everything"
+    """The catalogue, and where that leaves a question open, the rows: such a question reads the whole table."""
+    CATALOGUE = "catalogue"
+    """The catalogue alone: a few milliseconds, whatever the table's size. Duplicates and addresses are not counted."""
+
+
+def examine(connection: sa.Connection, target: object, *, look: Look = Look.EVERYTHING) -> Report:
+    """Look at the table of a linker or a mapping, and plan its repair. Reads only.
+
+    Args:
+        connection: An open connection of the role that links.
+        target: An ``AccountLinker``, an ``AccountMapping`` or a ``GrantMapping``.
+        look: How far to look.
+
+    Returns:
+        The findings and the migration that repairs them.
+
+    Raises:
+        ConfigurationError: The target has no mapping, or the role may not read the table.
+        sqlalchemy.exc.DBAPIError: The database could not be asked.
+    """
+    mapping = mapping_of(target)
+    schema = connection.schema_for_object(mapping.table)
+    subject = subject_of(mapping, schema=schema)
+    catalogue = read_catalogue(connection, subject.table, schema=schema, names=sorted(candidates(subject)))
+    missing = _missing(subject, catalogue)
+    if missing is not None or catalogue.table is None:
+        found = (missing,) if missing is not None else ()
+        return Report(findings=found, repair=Repair(dialect=catalogue.dialect, table=subject.name))
+    table = catalogue.table
+    judgements = tuple(
+        judge(subject, table, index, dialect=catalogue.dialect) for index in table.indexes if index.unique
+    )
+    case = Case(subject=subject, catalogue=catalogue, table=table, judgements=judgements)
+    if look is Look.EVERYTHING:
+        if "SELECT" not in catalogue.may:
+            raise ConfigurationError(
+                f"The role {catalogue.role} may not read {subject.name}. Connect as the role that links, or grant it "
+                "SELECT."
+            )
+        case = replace(case, rows=ask_rows(connection, case))
+    findings = judge_by_all(case)
+    return Report(findings=findings, repair=plan(case, findings))
+
+
+def _missing(subject: Subject, catalogue: Catalogue) -> Finding | None:
+    """Without the table or one of its columns there is nothing to judge."""
+    if catalogue.table is None:
+        what, columns = "The table is not in this database", subject.needs[0].columns
+    else:
+        columns = tuple(name for name in sorted(set(subject.roles.values())) if catalogue.table.column(name) is None)
+        what = f"The table has no column {', '.join(columns)}, which the mapping names"
+    if not columns:
+        return None
+    return Finding(
+        rule=missing_key.RULE,
+        severity=Severity.ERROR,
+        table=subject.name,
+        object=None,
+        columns=columns,
+        message=f"{what}; nothing else was looked at.",
+        fix="Run the application's own migrations first, or look at the database that has it.",
+    )

@@ -1,0 +1,43 @@
+"""A migration as values: what to run, in which order, why, and how to take it back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One statement of a migration.
+
+    Attributes:
+        sql: The statement, without a semicolon at its end.
+        why: What it does and what it locks, for a reviewer: one or several lines.
+        undo: The statements that take it back, in order; empty where nothing has to be, or nothing can be (then
+            ``why`` says so).
+        alone: Whether it must run outside of a transaction (``CONCURRENTLY``). Neighbours that need not run in one
+            transaction together.
+        undo_alone: The same for its ``undo``.
+    """
+
+    sql: str
+    why: str
+    undo: tuple[str, ...] = ()
+    alone: bool = False
+    undo_alone: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Repair:
+    """A migration that repairs what was found in one table.
+
+    Attributes:
+        dialect: ``postgresql`` or ``sqlite``.
+        table: The table, for people.
+        steps: What to run, in order. Stopped after any of them, the doctor finds what is left.
+        by_hand: What no migration can decide, and what to do about it.
+    """
+
+    dialect: str
+    table: str
+    steps: tuple[Step, ...] = ()
+    by_hand: tuple[str, ...] = ()

@@ -1,0 +1,21 @@
+"""What one look at a table came to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from accountlink.doctor.findings import Finding
+from accountlink.doctor.repair import Repair
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """Findings, and the migration that repairs them.
+
+    Attributes:
+        findings: What is wrong; empty when nothing is.
+        repair: The migration; it is never run by the library.
+    """
+
+    findings: tuple[Finding, ...]
+    repair: Repair

@@ -1,0 +1,120 @@
+"""Asks the rows what the catalogue cannot tell: duplicates, addresses out of normal form, NULL in keys."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from accountlink.core.email import normalize_email
+from accountlink.core.subject import Need, Subject
+from accountlink.doctor.case import Case, Duplicates, Rows
+from accountlink.errors import InvalidIdentity
+
+_ODD_ADDRESSES: Final = 10_000
+"""How many addresses are brought into normal form here; a table with more of them has its finding anyway."""
+_CAPITALS: Final = {"postgresql": "[A-Z]", "sqlite": "*[A-Z]*"}
+_NOT_PLAIN: Final = {"postgresql": "[^!-~]", "sqlite": "*[^!-~]*"}
+
+
+def ask_rows(connection: sa.Connection, case: Case) -> Rows:
+    """Count what is wrong in the rows themselves: each question reads the table, and only what is open is asked."""
+    table = _Table(case.subject, connection.dialect.name)
+    plain, odd = table.out_of_form(connection)
+    return Rows(
+        plain=plain,
+        odd=odd,
+        duplicates={
+            need: table.duplicates(connection, need)
+            for need in case.subject.needs
+            if not case.protected(need) or (plain and case.subject.normal in need.columns)
+        },
+        nulls=table.nulls(connection, _nullable_keys(case)),
+    )
+
+
+def _nullable_keys(case: Case) -> list[str]:
+    """Columns of unmet needs that take NULL."""
+    names = {name for need in case.subject.needs if not case.protected(need) for name in need.columns}
+    return sorted(column.name for column in case.table.columns if column.name in names and column.nullable)
+
+
+class _Table:
+    """The table, by the database's own names."""
+
+    def __init__(self, subject: Subject, dialect: str) -> None:
+        self._subject = subject
+        self._dialect = dialect
+        names = {*subject.roles.values(), *(name for need in subject.needs for name in need.columns)}
+        self._table = sa.table(subject.table, *(sa.column(name) for name in sorted(names)), schema=subject.schema)
+
+    def _live(self) -> list[sa.ColumnElement[bool]]:
+        marks: list[sa.ColumnElement[bool]] = []
+        if (name := self._subject.roles.get("deleted_at")) is not None:
+            marks.append(self._table.c[name].is_(None))
+        if (name := self._subject.roles.get("active")) is not None:
+            marks.append(self._table.c[name].is_(sa.true()))
+        return marks
+
+    def duplicates(self, connection: sa.Connection, need: Need) -> Duplicates:
+        """How many keys several rows share."""
+        columns = [self._compared(name) for name in need.columns]
+        there = [self._table.c[name].is_not(None) for name in need.columns]
+        count = sa.func.count().label("n")
+        groups = (
+            sa.select(count)
+            .select_from(self._table)
+            .where(*there, *(self._live() if need.live else ()))
+            .group_by(*columns)
+            .having(sa.func.count() > 1)
+            .subquery()
+        )
+        query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(groups.c.n - 1), 0)).select_from(groups)
+        found = connection.execute(query).one()
+        return Duplicates(groups=int(found[0]), rows=int(found[1]))
+
+    def _compared(self, name: str) -> sa.ColumnElement[Any]:
+        """A column as the key compares it: an address in the form that the repair will give it."""
+        column = self._table.c[name]
+        if name != self._subject.normal:
+            return column
+        lowered = sa.func.lower(sa.collate(column, "C") if self._dialect == "postgresql" else column)
+        return sa.case((self._plain(column), lowered), else_=column)
+
+    def _plain(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+        """Whether an address needs ``lower()`` alone to be in normal form."""
+        return sa.and_(self._like(column, _CAPITALS), sa.not_(self._like(column, _NOT_PLAIN)))
+
+    def out_of_form(self, connection: sa.Connection) -> tuple[int, int]:
+        """How many addresses need ``lower()`` alone to be in normal form, and how many need more."""
+        if self._subject.normal is None:
+            return 0, 0
+        column = self._table.c[self._subject.normal]
+        count_plain = sa.select(sa.func.count()).select_from(self._table).where(self._plain(column))
+        count = connection.execute(count_plain).scalar_one()
+        odd = sa.select(column, sa.func.count()).where(self._like(column, _NOT_PLAIN)).group_by(column)
+        values = connection.execute(odd.limit(_ODD_ADDRESSES)).all()
+        return int(count), sum(number for value, number in values if not _is_normal(value))
+
+    def _like(self, column: sa.ColumnElement[Any], pattern: dict[str, str]) -> sa.ColumnElement[bool]:
+        """Match byte by byte, whatever the column's own type and collation are."""
+        text = sa.cast(column, sa.Text)
+        if self._dialect == "sqlite":
+            return text.op("GLOB", is_comparison=True)(sa.literal(pattern["sqlite"]))
+        return sa.collate(text, "C").op("~", is_comparison=True)(sa.literal(pattern["postgresql"]))
+
+    def nulls(self, connection: sa.Connection, names: list[str]) -> dict[str, int]:
+        """How many rows have NULL in a column."""
+        if not names:
+            return {}
+        counts = [(sa.func.count() - sa.func.count(self._table.c[name])).label(f"n{i}") for i, name in enumerate(names)]
+        select: Any = sa.select
+        found = connection.execute(select(*counts).select_from(self._table)).one()
+        return {name: int(count) for name, count in zip(names, found, strict=True) if count}
+
+
+def _is_normal(address: str) -> bool:
+    try:
+        return normalize_email(address) == address
+    except InvalidIdentity:
+        return False

@@ -1,0 +1,31 @@
+"""``invalid-index``: left behind by a failed ``CREATE UNIQUE INDEX CONCURRENTLY``.
+
+It may refuse rows and promises nothing, and a second attempt with ``IF NOT EXISTS`` finds its name taken and does
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from accountlink.doctor.case import Case, title
+from accountlink.doctor.findings import Finding, Severity
+
+RULE: Final = "invalid-index"
+
+
+def find(case: Case) -> Iterator[Finding]:
+    """Each unique index that is not valid."""
+    for index in case.table.indexes:
+        if index.unique and not index.valid:
+            yield Finding(
+                rule=RULE,
+                severity=Severity.ERROR,
+                table=case.name,
+                object=index.constraint or index.name,
+                columns=index.columns,
+                message=f"{title(index)} is invalid: its building failed, or goes on at this moment. It enforces "
+                "nothing that can be relied on, and may refuse rows all the same.",
+                fix=f"If nobody is building it now, drop {index.name} and build it again.",
+            )

@@ -1,0 +1,33 @@
+"""``key-counts-deleted``: a key that dead rows still occupy.
+
+What one user has disconnected then keeps the account from everybody else, and whatever inserts past accountlink fails
+with 23505 when its own row comes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from accountlink.doctor.case import Case, title
+from accountlink.doctor.findings import Finding, Severity
+
+RULE: Final = "key-counts-deleted"
+
+
+def find(case: Case) -> Iterator[Finding]:
+    """Each unconditional index on the key that refuses a row because of a dead one."""
+    for judgement in case.judgements:
+        index = judgement.index
+        if judgement.rule != RULE or not index.valid:
+            continue
+        yield Finding(
+            rule=RULE,
+            severity=Severity.ERROR,
+            table=case.name,
+            object=index.constraint or index.name,
+            columns=index.columns,
+            message=f"{title(index)} counts dead rows: what was unlinked still occupies ({', '.join(index.columns)}) "
+            "and refuses the rows that come after it.",
+            fix=f"Create the same key WHERE {case.subject.live_sql}, then drop {index.constraint or index.name}.",
+        )

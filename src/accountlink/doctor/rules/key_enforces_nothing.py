@@ -1,0 +1,63 @@
+"""``key-enforces-nothing``: a unique index that NULL switches off.
+
+In SQL two NULL are not equal, so a unique index never refuses a row that has one in its key. With a nullable
+``deleted_at`` as the last column of the key, every live row has one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from accountlink.core.subject import Need
+from accountlink.core.uniqueness import Cause, Judgement
+from accountlink.doctor.case import Case, counted, title
+from accountlink.doctor.findings import Finding, Severity
+
+RULE: Final = "key-enforces-nothing"
+
+
+def find(case: Case) -> Iterator[Finding]:
+    """Each index that would be the key if it had no NULL in it."""
+    for need in case.subject.needs:
+        if case.protected(need):
+            continue
+        for judgement in case.judgements:
+            cause = judgement.causes.get(need)
+            if cause is Cause.NULL:
+                yield _nullable(case, need, judgement)
+            elif cause is Cause.MARK:
+                yield _mark(case, need, judgement)
+
+
+def _nullable(case: Case, need: Need, judgement: Judgement) -> Finding:
+    index = judgement.index
+    nullable = tuple(
+        name for name in need.columns if (column := case.table.column(name)) is not None and column.nullable
+    )
+    count = sum(case.rows.nulls.get(name, 0) for name in nullable)
+    stored = f" There are {counted(count, 'row')} of that kind." if count else ""
+    return Finding(
+        rule=RULE,
+        severity=Severity.WARNING,
+        table=case.name,
+        object=index.constraint or index.name,
+        columns=nullable,
+        message=f"{title(index)} refuses no row with NULL in {', '.join(nullable)}, and such rows may exist.{stored}",
+        fix=f"Make {', '.join(nullable)} NOT NULL.",
+    )
+
+
+def _mark(case: Case, need: Need, judgement: Judgement) -> Finding:
+    index = judgement.index
+    return Finding(
+        rule=RULE,
+        severity=Severity.ERROR,
+        table=case.name,
+        object=index.constraint or index.name,
+        columns=index.columns,
+        message=f"{title(index)} has the mark of dead rows in its key, which is NULL in every live row: it refuses no "
+        "live row at all.",
+        fix=f"Create a unique index on ({', '.join(need.columns)}) WHERE {case.subject.live_sql}, then drop "
+        f"{index.constraint or index.name}.",
+    )

@@ -1,0 +1,44 @@
+"""``missing-key``: nothing enforces what must be unique.
+
+Without an index two callbacks at the same instant both insert: no check before the write can see the other one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from accountlink.core.subject import Need
+from accountlink.doctor.case import Case
+from accountlink.doctor.findings import Finding, Severity
+from accountlink.doctor.rules import partition_key
+
+RULE: Final = "missing-key"
+
+
+def find(case: Case) -> Iterator[Finding]:
+    """Each need that no index meets, where no other rule can say what keeps an index from it."""
+    for need in case.subject.needs:
+        if case.protected(need) or case.explained(need) or partition_key.splits(case, need):
+            continue
+        condition = " among live rows" if need.live else ""
+        yield Finding(
+            rule=RULE,
+            severity=Severity.ERROR,
+            table=case.name,
+            object=None,
+            columns=need.columns,
+            message=f"No unique index on ({', '.join(need.columns)}){condition} enforces that {need.reason}: parallel "
+            f"callbacks can store two rows.{_nearly(case, need)}",
+            fix=f"Create a unique index on ({', '.join(need.columns)})"
+            + (f" WHERE {case.subject.live_sql}." if need.live and case.subject.live_sql else "."),
+        )
+
+
+def _nearly(case: Case, need: Need) -> str:
+    """Name an index that would be it but for further columns."""
+    for judgement in case.judgements:
+        extra = judgement.reads - set(need.columns)
+        if set(need.columns) <= judgement.reads and extra:
+            return f" {judgement.index.name} lets rows through that differ in {', '.join(sorted(extra))}."
+    return ""

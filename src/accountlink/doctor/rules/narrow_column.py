@@ -1,0 +1,38 @@
+"""``narrow-column``: a column too short for what providers send.
+
+A value that does not fit fails the callback with a data error (22001, 22003), for some users and not for others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from accountlink.doctor.case import Case
+from accountlink.doctor.findings import Finding, Severity
+
+RULE: Final = "narrow-column"
+
+
+def find(case: Case) -> Iterator[Finding]:
+    """Each column that is shorter than what it has to hold."""
+    for name, least in sorted(case.subject.lengths.items()):
+        column = case.table.column(name)
+        if column is not None and column.length is not None and column.length < least:
+            yield _finding(case, name, f"{name} ({column.type}) takes fewer than {least} characters.", "text")
+    for name, least in sorted(case.subject.bits.items()):
+        column = case.table.column(name)
+        if column is not None and column.bits is not None and column.bits < least:
+            yield _finding(case, name, f"{name} ({column.type}) takes fewer than the {least} bits mapped.", "bigint")
+
+
+def _finding(case: Case, name: str, message: str, wanted: str) -> Finding:
+    return Finding(
+        rule=RULE,
+        severity=Severity.WARNING,
+        table=case.name,
+        object=name,
+        columns=(name,),
+        message=f"{message} A longer value fails the callback of whoever has one.",
+        fix=f"Make {name} {wanted}.",
+    )

@@ -1,0 +1,56 @@
+"""``stale-unique``: a unique constraint or index that forbids what the policy allows.
+
+It is usually the key of an earlier policy, which a migration meant to drop by another name: ``DROP … IF EXISTS`` of a
+name that is not there succeeds and does nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from accountlink.core.uniqueness import Judgement
+from accountlink.doctor.case import Case, title
+from accountlink.doctor.findings import Finding, Severity
+
+RULE: Final = "stale-unique"
+
+
+def find(case: Case) -> Iterator[Finding]:
+    """Each index that refuses two live rows of which the policy allows both."""
+    for judgement in case.judgements:
+        if not judgement.index.valid:
+            continue
+        if judgement.rule == RULE:
+            yield _finding(case, judgement)
+        elif judgement.refuses is None and judgement.undecided and not case.meant_for_open_need(judgement):
+            yield _undecided(case, judgement)
+
+
+def _finding(case: Case, judgement: Judgement) -> Finding:
+    index = judgement.index
+    return Finding(
+        rule=RULE,
+        severity=Severity.ERROR,
+        table=case.name,
+        object=index.constraint or index.name,
+        columns=index.columns,
+        message=f"{title(index)} allows one row per ({', '.join(index.columns)}), and the policy allows several: "
+        "the second is refused with blocked_by_constraint.",
+        fix=f"Drop it by its own name, {index.constraint or index.name}, and without IF EXISTS, once the right key "
+        "stands.",
+    )
+
+
+def _undecided(case: Case, judgement: Judgement) -> Finding:
+    index = judgement.index
+    return Finding(
+        rule=RULE,
+        severity=Severity.WARNING,
+        table=case.name,
+        object=index.constraint or index.name,
+        columns=index.columns,
+        message=f"{title(index)} may forbid what the policy allows. Its key or its condition has an expression whose "
+        "meaning could not be decided.",
+        fix="Compare it with the policy by hand; drop it if two links that should both exist collide in it.",
+    )

@@ -1,0 +1,75 @@
+"""What blocks a link at run time is what the doctor finds: the same rule, the same object."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from accountlink import AccountLinker, BlockedByConstraint, Linked
+from accountlink.doctor.examine import examine
+from tests.support.databases import run_sql
+from tests.support.models import identity
+from tests.support.schemas import Variation
+
+RIGHT_KEY: Final = "CREATE UNIQUE INDEX k ON links {key}"
+EMAIL: Final = "one@example.com"
+Call = tuple[int, str]
+"""A user who links an account; an account with ``-`` before it is unlinked instead."""
+
+
+def case(rule: str, shape: str, calls: list[Call], *keys: str, **fields: Any) -> Any:
+    variation = Variation(name=rule, shape=shape, keys=keys, rules=frozenset({rule}), **fields)
+    kinds = ["asyncpg", "psycopg"] if variation.only else ["sqlite", "asyncpg", "psycopg"]
+    return [pytest.param(kind, variation, calls, id=f"{kind}-{variation}-{keys[-1] if keys else ''}") for kind in kinds]
+
+
+CASES: Final = [
+    *case("stale-unique", "per-user", [(1, "a"), (1, "b")], RIGHT_KEY,
+          "CREATE UNIQUE INDEX s ON links (user_id, provider)"),
+    *case("stale-unique", "per-user-soft", [(1, "a"), (2, "a")], RIGHT_KEY,
+          "CREATE UNIQUE INDEX s ON links (provider, account_id) WHERE deleted_at IS NULL"),
+    *case("stale-unique", "exclusive", [(1, "a"), (2, "b")], RIGHT_KEY,
+          "CREATE UNIQUE INDEX s ON links (lower(email))"),
+    *case("key-counts-deleted", "exclusive-soft", [(1, "a"), (1, "-a"), (2, "a")],
+          "CREATE UNIQUE INDEX k ON links (provider, account_id)"),
+    *case("key-counts-deleted", "exclusive-flag", [(1, "a"), (1, "-a"), (2, "a")], RIGHT_KEY,
+          "CREATE UNIQUE INDEX f ON links (provider, account_id)"),
+    *case("wrong-predicate", "exclusive-flag", [(1, "a"), (1, "-a"), (2, "a")],
+          "CREATE UNIQUE INDEX k ON links (provider, account_id) WHERE is_active OR version > 1"),
+    *case("key-compares-differently", "exclusive", [(1, "a"), (2, "A")],
+          "CREATE UNIQUE INDEX k ON links (provider, lower(account_id))"),
+    *case("key-compares-differently", "exclusive", [(1, "a"), (2, "A")],
+          "CREATE UNIQUE INDEX k ON links (provider, account_id COLLATE nocase)",
+          before=("CREATE COLLATION nocase (provider = icu, locale = 'und-u-ks-level2', deterministic = false)",),
+          only="postgresql"),
+    *case("deferrable-key", "exclusive", [(1, "a")],
+          constraints=("CONSTRAINT k UNIQUE (provider, account_id) DEFERRABLE",), only="postgresql"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "variation", "calls"), CASES, indirect=["kind"])
+async def test_a_blocked_link_names_the_rule_that_finds_its_cause(
+    engine: AsyncEngine, variation: Variation, calls: list[Call]
+) -> None:
+    """``BlockedByConstraint`` carries the doctor's rule and, where the database tells it, the same true name."""
+    await run_sql(engine, *variation.statements(engine.dialect.name))
+    linker: AccountLinker[Any, Any] = AccountLinker(variation.mapping())  # type: ignore[arg-type]  # links only here
+    links: dict[str, Any] = {}
+    for user_id, account in calls[:-1]:
+        if account.startswith("-"):
+            await linker.unlink(engine, user_id=user_id, link_id=links[account[1:]])
+        else:
+            linked = await linker.link(engine, user_id=user_id, identity=identity(account, email=EMAIL))
+            assert isinstance(linked, Linked)
+            links[account] = linked.account.id
+    user_id, account = calls[-1]
+    with pytest.raises(BlockedByConstraint) as raised:
+        await linker.link(engine, user_id=user_id, identity=identity(account, email=EMAIL))
+    async with engine.connect() as connection:
+        report = await connection.run_sync(lambda sync: examine(sync, linker))
+    found = {finding.object for finding in report.findings if finding.rule == raised.value.rule}
+    assert variation.rules == {raised.value.rule}
+    assert found
+    assert raised.value.constraint in {None, *found}

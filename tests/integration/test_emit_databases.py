@@ -1,0 +1,590 @@
+"""What the doctor emits, on real databases: it runs, it repairs, and it touches nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sysconfig
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from accountlink import AccountMapping, LinkPolicy
+from accountlink.doctor.emit.alembic import alembic_revision
+from accountlink.doctor.emit.script import sql_script
+from accountlink.doctor.repair import Repair
+from tests.support.databases import Database, create, rows, run_sql
+from tests.support.emitted import downgrade, look, run_script, run_statements, statements
+from tests.support.models import EMAIL, EXCLUSIVE, EXCLUSIVE_SOFT, PER_USER_SOFT
+
+BOTH: Final = pytest.mark.parametrize("kind", ["asyncpg", "sqlite"])
+POSTGRESQL: Final = pytest.mark.parametrize("kind", ["asyncpg"])
+SQLITE: Final = pytest.mark.parametrize("kind", ["sqlite"])
+WHEN: Final = datetime(2026, 11, 20, 12, tzinfo=UTC)
+
+SQUAWK_EXCLUDES: Final = {
+    "prefer-robust-stmts": "it wants IF EXISTS and IF NOT EXISTS, under which a wrong name succeeds and does nothing; "
+    "after a failure the doctor writes the rest anew",
+    "ban-drop-constraint": "dropping the wrong constraint is the repair; the right key stands before",
+    "changing-column-type": "varchar to text writes no row again; what else it costs, the step says",
+    "renaming-object": "no query names an index; the model's own name keeps alembic check content",
+}
+"""The rules of squawk that emitted SQL breaks on purpose."""
+
+
+class Row(NamedTuple):
+    """A row of the table."""
+
+    id: int
+    user_id: int
+    provider: str
+    account_id: str | None
+    email: str | None
+    access_token: str | None
+    refresh_token: str | None
+    updated_at: Any
+    deleted_at: Any
+    reason: str | None
+    version: int
+
+
+def links(policy: LinkPolicy, *, soft: bool) -> AccountMapping[Any, Any]:
+    """A table of links without any key, and how it is mapped."""
+    table = sa.Table(
+        "links",
+        sa.MetaData(),
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+        sa.Column("user_id", sa.BigInteger, nullable=False),
+        sa.Column("provider", sa.Text, nullable=False),
+        sa.Column("account_id", sa.Text, nullable=policy is EMAIL),
+        sa.Column("email", sa.Text, nullable=policy is not EMAIL),
+        sa.Column("access_token", sa.Text),
+        sa.Column("refresh_token", sa.Text),
+        sa.Column("updated_at", sa.DateTime(timezone=True)),
+        sa.Column("deleted_at", sa.DateTime(timezone=True)),
+        sa.Column("reason", sa.Text),
+        sa.Column("version", sa.BigInteger, nullable=False),
+    )
+    sa.Table(
+        "events",
+        table.metadata,
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+        sa.Column("link_id", sa.ForeignKey("links.id", ondelete="SET NULL"), index=True),
+    )
+    marks: dict[str, Any] = {} if soft else {"deleted_at": None}
+    return AccountMapping(table, policy=policy, **marks)
+
+
+FILL: Final = """
+    INSERT INTO links
+    SELECT i, {user}, 'google', {account}, {email}, 'at-' || CAST(i AS text),
+           CASE (i / 3) % 4 WHEN 0 THEN NULL WHEN 1 THEN '' ELSE 'rt-' || CAST(i AS text) END,
+           CASE WHEN i % 11 = 0 THEN NULL ELSE {moment} END,
+           CASE WHEN i % 7 = 0 THEN {moment} END, NULL, i % 3
+      FROM {numbers}
+"""
+NUMBERS: Final = {
+    "postgresql": "generate_series(1, {count}) AS s (i)",
+    "sqlite": "(WITH RECURSIVE s (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM s WHERE i < {count}) SELECT i FROM s)",
+}
+MOMENT: Final = {
+    "postgresql": "timestamptz '2026-01-01 00:00:00Z' + (i * 7919 % 1009) * interval '1 minute'",
+    "sqlite": "strftime('%Y-%m-%d %H:%M:%S.000000', '2026-01-01', '+' || (i * 7919 % 1009) || ' minutes')",
+}
+
+
+async def fill(engine: AsyncEngine, count: int, *, user: str, account: str, email: str) -> None:
+    """Make many rows by one statement."""
+    dialect = engine.dialect.name
+    parts = {"user": user, "account": account, "email": email, "moment": MOMENT[dialect]}
+    filled = FILL.format(numbers=NUMBERS[dialect].format(count=count), **parts)
+    await run_sql(engine, filled, "INSERT INTO events SELECT id, id FROM links")
+
+
+async def read(engine: AsyncEngine) -> dict[int, Row]:
+    return {row[0]: Row(*row) for row in await rows(engine, "SELECT * FROM links ORDER BY id")}
+
+
+async def pointing(engine: AsyncEngine) -> dict[int, int | None]:
+    return {row[0]: row[1] for row in await rows(engine, "SELECT id, link_id FROM events")}
+
+
+def settled(
+    before: dict[int, Row], key: Callable[[Row], tuple[object, ...]], *, soft: bool
+) -> tuple[dict[int, int], dict[int, str]]:
+    """What should happen, worked out in Python: losers by their keeper, and the tokens that keepers get."""
+    groups: dict[tuple[object, ...], list[Row]] = defaultdict(list)
+    for row in before.values():
+        if not soft or row.deleted_at is None:
+            groups[key(row)].append(row)
+    losers: dict[int, int] = {}
+    tokens: dict[int, str] = {}
+    for group in groups.values():
+        first, *rest = sorted(group, key=lambda row: (str(row.updated_at or ""), row.id), reverse=True)
+        losers.update((row.id, first.id) for row in rest)
+        mine = [row.refresh_token for row in rest if row.refresh_token and may_give(row, first)]
+        if not first.refresh_token and mine:
+            tokens[first.id] = mine[0]
+    return losers, tokens
+
+
+def may_give(loser: Row, keeper: Row) -> bool:
+    """Whether a token may go from one row to the other."""
+    return loser.user_id == keeper.user_id and loser.account_id in (None, keeper.account_id)
+
+
+# A twentieth of the table's size are accounts in three rows each, of which one may be dead and one another user's; all
+# other rows are alone.
+SHARED: Final = "CASE WHEN i <= {many} THEN 'dup-' || CAST(i % {groups} AS text) ELSE 'acc-' || CAST(i AS text) END"
+OWNER: Final = "CASE WHEN (i / 3) % 10 = 3 THEN i ELSE i % {groups} END"
+SIZES: Final = {"postgresql": 100_000, "sqlite": 10_000}
+
+
+async def damaged(engine: AsyncEngine, *, email: str = "NULL", account: str = SHARED) -> None:
+    """Fill the table so that a twentieth of its size are groups of duplicates."""
+    count = SIZES[engine.dialect.name]
+    sizes = {"many": count // 20 * 3, "groups": count // 20}
+    await fill(
+        engine,
+        count,
+        user=OWNER.format(**sizes),
+        account=account.format(**sizes),
+        email=email.format(**sizes),
+    )
+
+
+async def repair(engine: AsyncEngine, mapping: AccountMapping[Any, Any]) -> Repair:
+    """Run what the doctor emits, and see that it finds nothing any more."""
+    report = await look(engine, mapping)
+    assert {"duplicates", "missing-key"} <= {finding.rule for finding in report.findings}
+    await run_script(engine, sql_script(report.repair))
+    again = await look(engine, mapping)
+    assert () == again.findings
+    assert () == again.repair.steps
+    return report.repair
+
+
+@BOTH
+async def test_of_several_owners_the_newest_stays_and_the_others_are_marked_dead(engine: AsyncEngine) -> None:
+    """Settling touches duplicates alone, keeps refresh tokens of the same user, and never hands one to another."""
+    mapping = links(EXCLUSIVE_SOFT, soft=True)
+    await create(engine, mapping.table.metadata)
+    await damaged(engine)
+    before = await read(engine)
+    losers, tokens = settled(before, lambda row: (row.provider, row.account_id), soft=True)
+    assert len(before) // 20 == len({*losers.values()})
+    assert len(tokens) > 100
+
+    done = await repair(engine, mapping)
+
+    after = await read(engine)
+    assert before.keys() == after.keys()
+    untouched = before.keys() - losers.keys() - tokens.keys()
+    assert {key: before[key] for key in untouched} == {key: after[key] for key in untouched}
+    assert {key: before[key]._replace(refresh_token=token) for key, token in tokens.items()} == {
+        key: after[key] for key in tokens
+    }
+    for key in losers:
+        old, new = before[key], after[key]
+        gone = old._replace(access_token=None, refresh_token=None, reason="duplicate", version=old.version + 1)
+        assert gone == new._replace(deleted_at=None, updated_at=old.updated_at)
+        assert new.deleted_at is not None
+        assert new.deleted_at == new.updated_at
+    mine = {key: keeper for key, keeper in losers.items() if before[key].user_id == before[keeper].user_id}
+    assert {key: mine.get(key, key) for key in before} == await pointing(engine)
+    assert any("USERS LOSE A LINK HERE" in step.why for step in done.steps)
+
+
+@BOTH
+async def test_of_several_owners_the_newest_stays_and_the_others_are_deleted(engine: AsyncEngine) -> None:
+    """Under Removal.DELETE the others go; what points to them follows the keeper where both are one user's."""
+    mapping = links(EXCLUSIVE, soft=False)
+    await create(engine, mapping.table.metadata)
+    await damaged(engine)
+    before = await read(engine)
+    losers, tokens = settled(before, lambda row: (row.provider, row.account_id), soft=False)
+
+    done = await repair(engine, mapping)
+
+    expected = {key: row for key, row in before.items() if key not in losers}
+    expected |= {key: before[key]._replace(refresh_token=token) for key, token in tokens.items()}
+    assert expected == await read(engine)
+    followed: dict[int, int | None] = {key: key for key in expected}
+    for key, keeper in losers.items():
+        followed[key] = keeper if before[key].user_id == before[keeper].user_id else None
+    assert followed == await pointing(engine)
+    assert any("events (ON DELETE SET NULL)" in step.why for step in done.steps)
+
+
+@BOTH
+async def test_addresses_are_lowered_and_tokens_of_another_account_stay_where_they_are(engine: AsyncEngine) -> None:
+    """Under an e-mail key spellings meet, odd addresses are left alone, and tokens pass between like accounts only."""
+    mapping = links(EMAIL, soft=False)
+    await create(engine, mapping.table.metadata)
+    spelled = (
+        "CASE WHEN i <= {many} THEN CASE i % 3 WHEN 0 THEN 'dup-' WHEN 1 THEN 'Dup-' ELSE 'DUP-' END"
+        " || CAST(i % {groups} AS text) || '@example.org' ELSE 'Someone-' || CAST(i AS text) || '@example.org' END"
+    )
+    account = "CASE i % 3 WHEN 0 THEN NULL ELSE 'account-' || CAST((i / 9) % 2 AS text) END"
+    await damaged(engine, email=spelled, account=account)
+    before = await read(engine)
+    losers, tokens = settled(before, lambda row: (row.user_id, row.provider, str(row.email).lower()), soft=False)
+    foreign = {key for key in losers if before[key].account_id not in (None, before[losers[key]].account_id)}
+    assert len(tokens) > 20
+    assert len(foreign) > 100
+
+    await repair(engine, mapping)
+
+    expected = {key: row for key, row in before.items() if key not in losers}
+    expected |= {key: before[key]._replace(refresh_token=token) for key, token in tokens.items()}
+    lowered = {key: row._replace(email=str(row.email).lower()) for key, row in expected.items()}
+    assert lowered == await read(engine)
+
+
+@BOTH
+async def test_an_odd_address_is_left_to_people(engine: AsyncEngine) -> None:
+    """What lower() does not bring into normal form is not written, and the migration says what to do."""
+    mapping = links(EMAIL, soft=False)
+    await create(engine, mapping.table.metadata)
+    await fill(engine, 2, user="i", account="NULL", email="CASE i WHEN 1 THEN 'Straße@Example.ORG' ELSE 'A@b.c' END")
+    report = await look(engine, mapping)
+    await run_script(engine, sql_script(report.repair))
+    assert ["Straße@Example.ORG", "a@b.c"] == [row.email for row in (await read(engine)).values()]
+    assert ["normalize_email" in text and "docs/email-keys.md" in text for text in report.repair.by_hand] == [True]
+
+
+@BOTH
+async def test_ids_that_repeat_are_left_to_people(engine: AsyncEngine) -> None:
+    """No row is settled by a key that says nothing of which one is right, and no index is tried that must fail."""
+    mapping = links(EXCLUSIVE, soft=False)
+    columns = ", ".join(f"{c.name} {c.type.compile(engine.dialect)}" for c in mapping.table.columns)
+    await run_sql(engine, f"CREATE TABLE links ({columns}, UNIQUE (provider, account_id))")
+    await run_sql(engine, "INSERT INTO links (id, user_id, provider, account_id, version) VALUES (1, 1, 'p', 'a', 1)")
+    await run_sql(engine, "INSERT INTO links (id, user_id, provider, account_id, version) VALUES (1, 2, 'p', 'b', 1)")
+    report = await look(engine, mapping)
+    assert [] == [step.sql for step in report.repair.steps if "INDEX" in step.sql]
+    assert any("1 values of (id) are in several rows" in text for text in report.repair.by_hand)
+    await run_script(engine, sql_script(report.repair))
+    assert [(2,)] == await rows(engine, "SELECT count(*) FROM links")
+
+
+# -- every statement --------------------------------------------------------------------------------------------------
+
+COLUMNS: Final = (
+    "id bigint GENERATED BY DEFAULT AS IDENTITY CONSTRAINT links_pkey PRIMARY KEY, user_id bigint NOT NULL, "
+    "provider text, account_id varchar(50) NOT NULL, refresh_token varchar(20), updated_at timestamp, "
+    "deleted_at timestamptz, version bigint"
+)
+BROKEN: Final = (
+    "CREATE SCHEMA app",
+    "CREATE COLLATION app.ignoring (provider = icu, locale = 'und-u-ks-level2', deterministic = false)",
+    f"CREATE TABLE app.links ({COLUMNS}, note text COLLATE app.ignoring)",
+    "ALTER TABLE app.links ADD CONSTRAINT uq_links UNIQUE (provider, account_id)",
+    "ALTER TABLE app.links ADD CONSTRAINT later UNIQUE (user_id, note) DEFERRABLE",
+    'CREATE UNIQUE INDEX "Stale ""one"": 100%" ON app.links (user_id, provider) WHERE version > 5',
+    "INSERT INTO app.links (user_id, provider, account_id) VALUES (1, 'google', 'a'), (2, 'google', 'b')",
+)
+
+
+def broken() -> AccountMapping[Any, Any]:
+    """The mapping of a table in which nearly everything is wrong; its model declares the right key by a taken name."""
+    moment = sa.DateTime(timezone=True)
+    table = sa.Table(
+        "links",
+        sa.MetaData(),
+        sa.Column("id", sa.BigInteger, primary_key=True),
+        sa.Column("user_id", sa.BigInteger, nullable=False),
+        sa.Column("provider", sa.Text, nullable=False),
+        sa.Column("account_id", sa.Text, nullable=False),
+        sa.Column("refresh_token", sa.Text),
+        sa.Column("updated_at", sa.DateTime),
+        sa.Column("deleted_at", moment),
+        sa.Column("version", sa.BigInteger),
+        schema="app",
+    )
+    live = table.c.deleted_at.is_(None)
+    sa.Index("uq_links", "user_id", "provider", "account_id", unique=True, postgresql_where=live, _table=table)
+    return AccountMapping(table, policy=PER_USER_SOFT)
+
+
+@pytest.fixture
+async def broken_schema(engine: AsyncEngine) -> AsyncIterator[None]:
+    """The table in which nearly everything is wrong; the schema goes with the test."""
+    await run_sql(engine, *BROKEN)
+    yield
+    await run_sql(engine, "DROP SCHEMA app CASCADE")
+
+
+async def shape(engine: AsyncEngine) -> list[tuple[Any, ...]]:
+    """What the catalogue says of indexes, constraints and columns, the validity of indexes included."""
+    return await rows(
+        engine,
+        """
+        SELECT c.relname, pg_get_indexdef(c.oid), CAST(i.indisvalid AS text) FROM pg_index i
+          JOIN pg_class c ON c.oid = i.indexrelid WHERE i.indrelid = to_regclass('app.links')
+        UNION ALL SELECT conname, pg_get_constraintdef(oid), '' FROM pg_constraint
+         WHERE conrelid = to_regclass('app.links') AND contype <> 'n'
+        UNION ALL SELECT attname, format_type(atttypid, atttypmod), CAST(attnotnull AS text) FROM pg_attribute
+         WHERE attrelid = to_regclass('app.links') AND attnum > 0 ORDER BY 1, 2
+        """,
+    )
+
+
+RIGHT_INDEX: Final = (
+    "CREATE UNIQUE INDEX uq_links ON app.links USING btree (user_id, provider, account_id) WHERE (deleted_at IS NULL)"
+)
+
+
+@POSTGRESQL
+@pytest.mark.usefixtures("broken_schema")
+async def test_the_script_repairs_everything_and_its_downgrade_takes_it_back(engine: AsyncEngine) -> None:
+    """Statement by statement up and down again, the table is what it was; up again, it is right."""
+    mapping = broken()
+    before, kept = await shape(engine), await rows(engine, "SELECT * FROM app.links")
+    report = await look(engine, mapping)
+    script = sql_script(report.repair)
+    assert () == report.repair.by_hand
+
+    await run_script(engine, script)
+    assert () == (await look(engine, mapping)).findings
+    assert ("uq_links", RIGHT_INDEX, "true") in await shape(engine)
+    assert ("later", "UNIQUE (user_id, note)", "") in await shape(engine)
+
+    await run_script(engine, downgrade(script))
+    assert before == await shape(engine)
+    assert kept == await rows(engine, "SELECT * FROM app.links")
+
+
+@POSTGRESQL
+@pytest.mark.usefixtures("broken_schema")
+async def test_stopped_anywhere_the_next_look_writes_the_rest(engine: AsyncEngine) -> None:
+    """After each statement in turn a new look emits what is left, no protection is lost, and the end is the same."""
+    mapping = broken()
+    whole = statements(sql_script((await look(engine, mapping)).repair))
+    for end in range(1, len(whole)):
+        await run_sql(engine, "DROP SCHEMA app CASCADE", *BROKEN)
+        await run_statements(engine, whole[:end])
+        assert any(_serves(row) for row in await shape(engine)), whole[:end]
+        await run_script(engine, sql_script((await look(engine, mapping)).repair))
+        assert () == (await look(engine, mapping)).findings, whole[:end]
+        assert [(2,)] == await rows(engine, "SELECT count(*) FROM app.links")
+
+
+def _serves(row: tuple[Any, ...]) -> bool:
+    """Whether it is a valid index that keeps accounts apart: the old one is stronger than need be."""
+    right = "(user_id, provider, account_id) WHERE (deleted_at IS NULL)"
+    return row[2] == "true" and str(row[1]).endswith((right, "btree (provider, account_id)"))
+
+
+@POSTGRESQL
+async def test_a_failed_build_is_cleared_away_first(engine: AsyncEngine) -> None:
+    """Duplicates that come in between leave an invalid index; the next migration drops it and settles them."""
+    mapping = links(EXCLUSIVE, soft=False)
+    await create(engine, mapping.table.metadata)
+    first = await look(engine, mapping)
+    await fill(engine, 2, user="i", account="'same'", email="NULL")
+    with pytest.raises(Exception, match="could not create unique index"):
+        await run_script(engine, sql_script(first.repair))
+    second = await look(engine, mapping)
+    assert {"invalid-index", "duplicates"} <= {finding.rule for finding in second.findings}
+    await run_script(engine, sql_script(second.repair))
+    assert () == (await look(engine, mapping)).findings
+
+
+@POSTGRESQL
+@pytest.mark.usefixtures("broken_schema")
+async def test_emitted_sql_passes_squawk(engine: AsyncEngine, tmp_path: Path) -> None:
+    """Nothing is objected to but by rules excluded by name, each with its reason, and none of those is idle."""
+    everything = sql_script((await look(engine, broken())).repair)
+    await create(engine, links(EXCLUSIVE_SOFT, soft=True).table.metadata)
+    await fill(engine, 20, user="i", account="'same'", email="NULL")
+    settling = sql_script((await look(engine, links(EXCLUSIVE_SOFT, soft=True))).repair)
+    assert "LOCK TABLE" in settling
+    excluded = f"--exclude={','.join(SQUAWK_EXCLUDES)}"
+    passed = squawk(tmp_path, everything, settling, options=[excluded])
+    assert (0, "") == (passed.returncode, passed.stderr), passed.stdout
+    plain = squawk(tmp_path, everything, settling, options=["--reporter=gcc"])
+    assert set() == {rule for rule in SQUAWK_EXCLUDES if f" {rule} " not in plain.stdout}
+
+
+def squawk(folder: Path, *scripts: str, options: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run the linter on scripts; without its program the test fails."""
+    files = [folder / f"{number}.sql" for number in range(len(scripts))]
+    for file, script in zip(files, scripts, strict=True):
+        file.write_text(script)
+    program = Path(sysconfig.get_path("scripts")) / "squawk"
+    return subprocess.run([program, "--pg-version=15.0", *options, *files], capture_output=True, text=True, check=False)
+
+
+# -- Alembic ----------------------------------------------------------------------------------------------------------
+
+
+ENV: Final = """
+import asyncio
+from alembic import context
+from sqlalchemy import pool
+from sqlalchemy.ext.asyncio import create_async_engine
+
+def run(connection):
+    context.configure(connection=connection, transaction_per_migration=True)
+    with context.begin_transaction():
+        context.run_migrations()
+
+async def main():
+    engine = create_async_engine(context.config.get_main_option("sqlalchemy.url"), poolclass=pool.NullPool)
+    async with engine.connect() as connection:
+        await connection.run_sync(run)
+    await engine.dispose()
+
+asyncio.run(main())
+"""
+
+
+async def migrate(folder: Path, database: Database, repair: Repair) -> Config:
+    """Upgrade by the emitted revision, with the asynchronous env.py of Alembic's documentation."""
+    config = Config(attributes={"configure_logger": False})
+    config.set_main_option("script_location", str(folder))
+    config.set_main_option("sqlalchemy.url", database.url)
+    revision = alembic_revision(repair, revision="a1b2", down_revision=None, created=WHEN)
+    await asyncio.to_thread(_write, folder, revision)
+    await asyncio.to_thread(command.upgrade, config, "head")
+    return config
+
+
+def _write(folder: Path, revision: str) -> None:
+    (folder / "versions").mkdir(parents=True)
+    (folder / "env.py").write_text(ENV)
+    (folder / "versions" / "a1b2_repair.py").write_text(revision)
+
+
+@POSTGRESQL
+@pytest.mark.usefixtures("broken_schema")
+async def test_an_alembic_revision_upgrades_and_downgrades_on_asyncpg(
+    database: Database, engine: AsyncEngine, tmp_path: Path
+) -> None:
+    """The revision repairs as the script does, and takes it back; names keep their colons and percent signs."""
+    mapping = broken()
+    before = await shape(engine)
+    report = await look(engine, mapping)
+    assert any('"Stale ""one"": 100%"' in step.sql for step in report.repair.steps)
+    config = await migrate(tmp_path / "alembic", database, report.repair)
+    assert () == (await look(engine, mapping)).findings
+    await asyncio.to_thread(command.downgrade, config, "base")
+    assert before == await shape(engine)
+
+
+@POSTGRESQL
+async def test_an_alembic_revision_settles_in_one_transaction(
+    database: Database, engine: AsyncEngine, tmp_path: Path
+) -> None:
+    """The temporary list of duplicates lives as long as Alembic's transaction, and the key is built after it."""
+    mapping = links(EXCLUSIVE_SOFT, soft=True)
+    await create(engine, mapping.table.metadata)
+    await fill(engine, 30, user="i", account="'same'", email="NULL")
+    await migrate(tmp_path / "alembic", database, (await look(engine, mapping)).repair)
+    assert () == (await look(engine, mapping)).findings
+    assert [(1,)] == await rows(engine, "SELECT count(*) FROM links WHERE deleted_at IS NULL")
+
+
+# -- SQLite -----------------------------------------------------------------------------------------------------------
+
+OWN_KEY: Final = (
+    """CREATE TABLE links (id INTEGER PRIMARY KEY AUTOINCREMENT, user_id bigint NOT NULL, provider text NOT NULL,
+         account_id text NOT NULL, "no: 100%" text DEFAULT 'a;
+         b', refresh_token text, updated_at datetime, deleted_at datetime, -- the mark
+         version bigint, CONSTRAINT old UNIQUE (provider, account_id))""",
+    "CREATE TABLE events (id INTEGER PRIMARY KEY, link_id integer REFERENCES links (id) ON DELETE CASCADE)",
+    "CREATE VIEW live AS SELECT * FROM links WHERE deleted_at IS NULL",
+    "CREATE TABLE log (id integer)",
+    "CREATE TRIGGER logged AFTER UPDATE ON links BEGIN INSERT INTO log VALUES (new.id); END",
+    "CREATE INDEX by_user ON links (user_id)",
+    "INSERT INTO links (id, user_id, provider, account_id) VALUES (1, 1, 'p', 'a'), (2, 2, 'p', 'b')",
+    "INSERT INTO links (id, user_id, provider, account_id) VALUES (90, 1, 'p', 'c')",
+    "DELETE FROM links WHERE id = 90",
+    "INSERT INTO events VALUES (1, 1), (2, 2)",
+)
+
+
+def own_key() -> AccountMapping[Any, Any]:
+    metadata = sa.MetaData()
+    names = ("provider", "account_id", "refresh_token")
+    table = sa.Table(
+        "links",
+        metadata,
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("user_id", sa.BigInteger, nullable=False),
+        *(sa.Column(name, sa.Text, nullable=name == "refresh_token") for name in names),
+        sa.Column("updated_at", sa.DateTime),
+        sa.Column("deleted_at", sa.DateTime),
+        sa.Column("version", sa.BigInteger),
+    )
+    return AccountMapping(table, policy=EXCLUSIVE_SOFT)
+
+
+async def schema(engine: AsyncEngine) -> list[tuple[Any, ...]]:
+    query = """
+        SELECT type, name, replace(sql, '"links"', 'links') FROM sqlite_master
+         WHERE tbl_name <> 'alembic_version' ORDER BY 1, 2
+    """
+    return await rows(engine, query)
+
+
+@SQLITE
+@pytest.mark.parametrize("way", ["script", "alembic"])
+async def test_a_key_in_the_tables_own_sql_goes_with_the_table_built_anew(
+    database: Database, engine: AsyncEngine, tmp_path: Path, way: str
+) -> None:
+    """Rows, indexes, triggers, views, what points there and the next id stay; and it all comes back."""
+    mapping = own_key()
+    await run_sql(engine, *OWN_KEY)
+    before, kept = await schema(engine), await rows(engine, "SELECT * FROM links")
+    report = await look(engine, mapping)
+    assert ["key-counts-deleted"] == [finding.rule for finding in report.findings]
+    script = sql_script(report.repair)
+
+    config = None
+    if way == "script":
+        await run_script(engine, script)
+    else:
+        config = await migrate(tmp_path / "alembic", database, report.repair)
+    assert () == (await look(engine, mapping)).findings
+    assert kept == await rows(engine, "SELECT * FROM links") == await rows(engine, "SELECT * FROM live")
+    assert [(1, 1), (2, 2)] == await rows(engine, "SELECT * FROM events")
+    await run_sql(engine, "UPDATE links SET version = 1 WHERE id = 2")
+    assert [(2,)] == await rows(engine, "SELECT id FROM log")
+    await run_sql(engine, "INSERT INTO links (user_id, provider, account_id) VALUES (3, 'p', 'd')")
+    assert [(91,)] == await rows(engine, "SELECT max(id) FROM links")
+    assert {"by_user", "logged", "live"} <= {row[1] for row in await schema(engine)}
+
+    await engine.dispose()
+    if config is None:
+        await run_script(engine, downgrade(script))
+    else:
+        await asyncio.to_thread(command.downgrade, config, "base")
+    assert before == await schema(engine)
+    assert [(3,)] == await rows(engine, "SELECT count(*) FROM links")
+
+
+@SQLITE
+async def test_a_revision_that_fails_in_sqlite_changes_nothing(
+    database: Database, engine: AsyncEngine, tmp_path: Path
+) -> None:
+    """Alembic has no transaction of its own for SQLite; the revision's own is rolled back."""
+    await run_sql(engine, *OWN_KEY)
+    repair = (await look(engine, own_key())).repair
+    before = await schema(engine)
+    again = [step for step in repair.steps if step.sql.startswith("CREATE UNIQUE INDEX")]
+    steps = (*repair.steps[: repair.steps.index(again[0])], *again, *again)
+    await engine.dispose()
+    with pytest.raises(sa.exc.OperationalError, match="already exists"):
+        await migrate(tmp_path / "alembic", database, replace(repair, steps=steps))
+    assert before == await schema(engine)
