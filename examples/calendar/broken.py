@@ -1,4 +1,4 @@
-"""How production came to refuse a second account: the first schema, the migration that missed, and the repair.
+"""How production came to refuse a second account: the first schema, and the migration that missed.
 
 The first release allowed one account per provider. The migration that was to allow several dropped the old
 constraint by the name that PostgreSQL would have given it. It had another one, and IF EXISTS turned the mistake into
@@ -40,10 +40,6 @@ NEW_KEY: Final = (
 SILENT_DROP: Final = {
     "postgresql": f"ALTER TABLE calendar_connections DROP CONSTRAINT IF EXISTS {ASSUMED_NAME}",
     "sqlite": f"DROP INDEX IF EXISTS {ASSUMED_NAME}",
-}
-TRUE_DROP: Final = {  # without IF EXISTS: a wrong name is an error
-    "postgresql": f"ALTER TABLE calendar_connections DROP CONSTRAINT {TRUE_NAME}",
-    "sqlite": f"DROP INDEX {TRUE_NAME}",
 }
 
 

@@ -16,6 +16,7 @@ from accountlink import (
     TokenSet,
     Unlinked,
 )
+from examples import doctor
 from examples.calendar import broken
 from examples.calendar.models import CalendarConnection, linker
 
@@ -165,9 +166,18 @@ async def stale_constraint(engine: AsyncEngine) -> None:
     say("blocked_by_constraint: her second google calendar; no row was changed")
     say(f"   constraint {broken.TRUE_NAME}, columns user_id, provider, rule stale-unique")
 
-    keys = await migrate(engine, broken.TRUE_DROP[dialect])
+    report = await doctor.look_at(engine, linker)
+    causes = [(finding.rule, finding.object, finding.columns) for finding in report.findings]
+    check("what the doctor finds", found=causes, expected=[("stale-unique", broken.TRUE_NAME, ("user_id", "provider"))])
+    say(f"accountlink doctor: stale-unique, {broken.TRUE_NAME} (user_id, provider)")
+    for statement in await doctor.run(engine, report):
+        say(f"   {statement}")
+    check("what the doctor finds then", found=(await doctor.look_at(engine, linker)).findings, expected=())
+    async with engine.connect() as connection:
+        keys = await broken.unique_keys(connection)
     check("what is unique after the repair", found=set(keys.values()), expected={("user_id", "provider", "email")})
-    say(f"the repair: {broken.TRUE_DROP[dialect]}")
+    check("the rows after the repair", found=await stored_rows(engine) == rows, expected=True)
+    say("a second look finds nothing, and no row was changed")
     second = await connect(engine, user_id=ADA, identity=google("ada.work@example.com"), tokens=first_consent("2"))
     check("the second account after the repair", found=second.change, expected=Change.CREATED)
     say(f"{second.change.value}: Ada's google calendar {second.account.email}")

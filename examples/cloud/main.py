@@ -22,9 +22,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that this file can be started by its path
 
 from accountlink import AccountLinkError, BlockedByConstraint, Linked, ProviderIdentity, TokenSet, tune_sqlite
+from examples import doctor
+from examples.cloud.broken import FULL_KEYS, migrate
 from examples.cloud.callback import callback
 from examples.cloud.faults import lookup_fails, owner_vanishes
-from examples.cloud.migration import FULL_KEYS, LIVE_KEYS, migrate
 from examples.cloud.models import Base, CloudProviderAccount, make_linker
 
 PAGE: Final = "https://app.example/settings/cloud"
@@ -143,7 +144,14 @@ async def full_keys(engine: AsyncEngine) -> None:
     expect("Ada's row", await stored(engine, "account-8"), before)
     print(f"   {blocked.constraint} on ({', '.join(blocked.columns)}): {blocked.rule}")
 
-    await migrate(engine, LIVE_KEYS)
+    report = await doctor.look_at(engine, linker)
+    expect("the causes", {finding.object for finding in report.findings}, {"uq_cloud_account", "uq_cloud_user_account"})
+    expect("their rule", {finding.rule for finding in report.findings}, {"key-counts-deleted"})
+    print("   accountlink doctor names both keys; the migration that it writes:")
+    for statement in await doctor.run(engine, report):
+        print(f"      {statement}")
+    expect("what the doctor finds then", (await doctor.look_at(engine, linker)).findings, ())
+    expect("Ada's row", await stored(engine, "account-8"), before)
     url = await connect(engine, BEN, "account-8")
     expect("the redirect", url, f"{PAGE}?connection=success")
     rows = await stored(engine, "account-8")

@@ -6,9 +6,8 @@ The columns are those of ``models.py``. Only the key lacks its condition, so tha
 from typing import Final
 
 import sqlalchemy as sa
-from sqlalchemy.schema import CreateIndex, DropIndex
 
-from examples.platforms.models import SCHEMA, Base, live_key
+from examples.platforms.models import SCHEMA, Base
 
 first_release: Final = sa.MetaData()
 _table: Final = Base.metadata.tables[f"{SCHEMA}.platform_connections"].to_metadata(first_release)
@@ -16,6 +15,3 @@ _table.indexes.clear()
 full_key: Final = sa.Index(
     "platform_connections_org_platform_account", _table.c.org_id, _table.c.platform, _table.c.account_id, unique=True
 )
-
-REPAIR: Final = (CreateIndex(live_key), DropIndex(full_key))
-"""In this order: between the two statements the table is never without a key."""

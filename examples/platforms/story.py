@@ -10,8 +10,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from accountlink import Change, Linked, LinkedAccount, OwnershipConflict, ProviderIdentity, TokenSet, Unlinked
+from examples import doctor
 from examples.platforms import broken
-from examples.platforms.models import PlatformConnection, linker, live_key
+from examples.platforms.models import PlatformConnection, linker
 
 BAKERY, AGENCY = UUID(int=0xBA), UUID(int=0xA6)
 
@@ -168,10 +169,19 @@ async def key_that_counts_deleted_rows(engine: AsyncEngine) -> None:
     say("restored: accountlink finds the organisation's own dead row and revives it; it has nothing to insert")
     say("   so the index does not stop accountlink here; it stops everything else that inserts into the table")
 
-    async with engine.begin() as connection:
-        for statement in broken.REPAIR:
-            await connection.execute(statement)
-    say(f"the repair: create {live_key.name} WHERE deleted_at IS NULL, then drop {broken.full_key.name}")
+    report = await doctor.look_at(engine, linker)
+    causes = [(finding.rule, finding.object) for finding in report.findings]
+    check("what the doctor finds", found=causes, expected=[("key-counts-deleted", broken.full_key.name)])
+    say(f"accountlink doctor: key-counts-deleted, {broken.full_key.name}")
+    for statement in await doctor.run(engine, report):
+        say(f"   {statement}")
+    check("what the doctor finds then", found=(await doctor.look_at(engine, linker)).findings, expected=())
+    check(
+        "the row after the repair",
+        found=await stored(engine, back),
+        expected=("Example Bakery", "fake-page-token-1", "live"),
+    )
+    say("a second look finds nothing, and the row is as it was")
     await disconnect(engine, org_id=BAKERY, link_id=first.account.id)
     check("what a bare INSERT meets after the repair", found=await bare_insert(engine, page), expected=None)
     say("a bare INSERT passes now (and is rolled back): it would have been a second row, under another id")

@@ -6,9 +6,8 @@ The columns are those of ``models.py``. The key takes the pair for the grant: it
 from typing import Final
 
 import sqlalchemy as sa
-from sqlalchemy.schema import CreateIndex
 
-from examples.sharing.models import Base, one_active_per_pair
+from examples.sharing.models import Base
 
 PAIR_KEY: Final = "patient_doctor_connections_patient_id_doctor_id_key"
 
@@ -19,11 +18,3 @@ _table: Final = Base.metadata.tables["patient_doctor_connections"].to_metadata(f
 _table.indexes.clear()
 _table.append_constraint(sa.UniqueConstraint("patient_id", "doctor_id", name=PAIR_KEY).ddl_if(dialect="postgresql"))
 sa.Index(PAIR_KEY, _table.c.patient_id, _table.c.doctor_id, unique=True).ddl_if(dialect="sqlite")
-
-REPAIR: Final = {  # without IF EXISTS: a wrong name is an error
-    "postgresql": (
-        CreateIndex(one_active_per_pair),
-        sa.text(f"ALTER TABLE patient_doctor_connections DROP CONSTRAINT {PAIR_KEY}"),
-    ),
-    "sqlite": (CreateIndex(one_active_per_pair), sa.text(f"DROP INDEX {PAIR_KEY}")),
-}

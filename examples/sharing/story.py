@@ -14,8 +14,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.sql import Executable
 
+from examples import doctor
 from examples.sharing import broken
-from examples.sharing.models import PatientDoctorConnection, one_active_per_pair
+from examples.sharing.models import PatientDoctorConnection, grants
 
 PATIENT, DOCTOR = UUID(int=0xA1), UUID(int=0xD0)
 
@@ -80,10 +81,13 @@ async def key_on_the_pair(engine: AsyncEngine) -> None:
     say(f"the same patient gives the same doctor access again: {refusal}")
     say("   the token could still be made; the doctor who redeems it is refused, today and for ever")
 
-    async with engine.begin() as connection:
-        for statement in broken.REPAIR[engine.dialect.name]:
-            await connection.execute(statement)
-    say(f"the repair: create {one_active_per_pair.name} WHERE is_active, then drop {broken.PAIR_KEY}")
+    report = await doctor.look_at(engine, grants)
+    causes = {(finding.rule, finding.object) for finding in report.findings}
+    check("what the doctor finds", found=("stale-unique", broken.PAIR_KEY) in causes, expected=True)
+    say(f"accountlink doctor: stale-unique, {broken.PAIR_KEY} (patient_id, doctor_id)")
+    for statement in await doctor.run(engine, report):
+        say(f"   {statement}")
+    check("what the doctor finds then", found=(await doctor.look_at(engine, grants)).findings, expected=())
     await give_to_doctor(engine, second)
     check("accesses that are active after the repair", found=await active_accesses(engine), expected=1)
     say("the same token is the doctor's now")

@@ -13,6 +13,9 @@ from accountlink.core.identity import ProviderIdentity
 from accountlink.core.outcomes import Change, Linked, LinkedAccount, OwnershipConflict, Unlinked
 from accountlink.core.policy import Key, LinkPolicy, Ownership, Removal
 from accountlink.core.secrecy import Secret
+from accountlink.doctor.diagnose import diagnose
+from accountlink.doctor.examine import Look
+from accountlink.doctor.findings import Finding, Severity
 from accountlink.errors import (
     AccountLinkError,
     AccountMismatch,
@@ -32,8 +35,10 @@ from accountlink.errors import (
     StoreUnavailable,
 )
 from accountlink.linker import AccountLinker
+from accountlink.storage.grants import GrantMapping
 from accountlink.storage.mapping import AccountMapping
 from accountlink.storage.mixin import LinkedAccountMixin
+from accountlink.storage.pooler import pooler_options
 from accountlink.storage.sqlite import tune_sqlite
 
 __all__ = [
@@ -46,6 +51,8 @@ __all__ = [
     "BlockedByConstraint",
     "Change",
     "ConfigurationError",
+    "Finding",
+    "GrantMapping",
     "InvalidCredentials",
     "InvalidIdentity",
     "Key",
@@ -55,6 +62,7 @@ __all__ = [
     "Linked",
     "LinkedAccount",
     "LinkedAccountMixin",
+    "Look",
     "OutcomeUnknown",
     "OwnerLookupFailed",
     "OwnerNotFound",
@@ -64,10 +72,13 @@ __all__ = [
     "Removal",
     "RetryTransaction",
     "Secret",
+    "Severity",
     "StoreBusy",
     "StoreUnavailable",
     "TokenSet",
     "Unlinked",
+    "diagnose",
     "normalize_email",
+    "pooler_options",
     "tune_sqlite",
 ]

@@ -36,7 +36,9 @@ The old constraint that a migration missed
    created: Ada's google calendar ada@example.com
    blocked_by_constraint: her second google calendar; no row was changed
       constraint calendar_connections_user_provider_unique, columns user_id, provider, rule stale-unique
-   the repair: {true_drop}
+   accountlink doctor: stale-unique, calendar_connections_user_provider_unique (user_id, provider)
+      {true_drop}
+   a second look finds nothing, and no row was changed
    created: Ada's google calendar ada.work@example.com
 """  # noqa: E501  # what is printed
 ON_SQLITE = STORY.format(

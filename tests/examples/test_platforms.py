@@ -34,12 +34,24 @@ The unique index that counts deleted rows
    a bare INSERT of the same page fails: {violation}
    restored: accountlink finds the organisation's own dead row and revives it; it has nothing to insert
       so the index does not stop accountlink here; it stops everything else that inserts into the table
-   the repair: create platform_connections_live_account WHERE deleted_at IS NULL, then drop platform_connections_org_platform_account
+   accountlink doctor: key-counts-deleted, platform_connections_org_platform_account
+{repair}
+   a second look finds nothing, and the row is as it was
    a bare INSERT passes now (and is rolled back): it would have been a second row, under another id
    restored: accountlink gives the same answer as before, the same id
-"""  # noqa: E501  # what is printed
-ON_SQLITE = STORY.format(violation="SQLITE_CONSTRAINT_UNIQUE")
-ON_POSTGRESQL = STORY.format(violation="SQLSTATE 23505")
+"""
+ON_SQLITE = STORY.format(
+    violation="SQLITE_CONSTRAINT_UNIQUE",
+    repair="""\
+      DROP INDEX platform_connections_org_platform_account
+      CREATE UNIQUE INDEX platform_connections_live_account ON platform_connections (org_id, platform, account_id) WHERE deleted_at IS NULL""",  # noqa: E501  # what is printed
+)
+ON_POSTGRESQL = STORY.format(
+    violation="SQLSTATE 23505",
+    repair="""\
+      CREATE UNIQUE INDEX CONCURRENTLY platform_connections_live_account ON cmis.platform_connections (org_id, platform, account_id) WHERE deleted_at IS NULL
+      DROP INDEX CONCURRENTLY cmis.platform_connections_org_platform_account""",  # noqa: E501  # as above
+)
 
 
 @pytest.fixture

@@ -28,11 +28,22 @@ The key on (patient_id, doctor_id)
    a patient gives a doctor access, and ends it
    the same patient gives the same doctor access again: {violation}
       the token could still be made; the doctor who redeems it is refused, today and for ever
-   the repair: create patient_doctor_connections_one_active WHERE is_active, then drop patient_doctor_connections_patient_id_doctor_id_key
+   accountlink doctor: stale-unique, patient_doctor_connections_patient_id_doctor_id_key (patient_id, doctor_id)
+{repair}
    the same token is the doctor's now
-"""  # noqa: E501  # what is printed
-ON_SQLITE = STORY.format(violation="SQLITE_CONSTRAINT_UNIQUE")
-ON_POSTGRESQL = STORY.format(violation="SQLSTATE 23505")
+"""
+ON_SQLITE = STORY.format(
+    violation="SQLITE_CONSTRAINT_UNIQUE",
+    repair="""\
+      DROP INDEX patient_doctor_connections_patient_id_doctor_id_key
+      CREATE UNIQUE INDEX patient_doctor_connections_one_active ON patient_doctor_connections (patient_id, doctor_id) WHERE is_active""",  # noqa: E501  # what is printed
+)
+ON_POSTGRESQL = STORY.format(
+    violation="SQLSTATE 23505",
+    repair="""\
+      CREATE UNIQUE INDEX CONCURRENTLY patient_doctor_connections_one_active ON patient_doctor_connections (patient_id, doctor_id) WHERE is_active
+      ALTER TABLE patient_doctor_connections DROP CONSTRAINT patient_doctor_connections_patient_id_doctor_id_key""",  # noqa: E501  # as above
+)
 COLUMNS = "id, patient_id, doctor_id, access_token, token_expires_at, is_active, created_at"
 
 

@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 import accountlink
 from accountlink import AccountLinker, AccountLinkError, InvalidIdentity, errors, normalize_email
+from accountlink.doctor.rules import RULES
 
 ROOT: Final = Path(__file__).parents[2]
 DOCS: Final = ROOT / "docs"
@@ -128,6 +129,35 @@ def test_a_page_of_an_error_lists_its_fields(code: str) -> None:
     documented = re.findall(r"^ {4}(\w+): ", attributes, re.MULTILINE)
     fields = text_of(DOCS / "errors" / f"{code}.md").partition("## Fields")[2]
     assert sorted(documented) == sorted(re.findall(r"^- `(\w+)`: ", fields, re.MULTILINE))
+
+
+# -- the doctor -------------------------------------------------------------------------------------------------------
+
+RULE_SECTIONS: Final = ["Meaning", "How it is found", "What the emitted migration does", "What is not seen"]
+RULE_NAMES: Final = sorted({*(vars(sys.modules[rule.__module__])["RULE"] for rule in RULES), "unsafe-pooling"})
+
+
+def test_every_rule_has_a_page_and_no_page_is_left_over() -> None:
+    """A rule's name is the name of its page, and no page describes a rule that does not exist."""
+    assert 13 == len(RULE_NAMES)
+    assert sorted(page.stem for page in (DOCS / "doctor").glob("*.md")) == RULE_NAMES
+
+
+def test_every_rule_has_a_row() -> None:
+    """The doctor's table names each rule once, with its page."""
+    rows = re.findall(r"^\| \[`([\w-]+)`\]\((\S+)\) \|", text_of(DOCS / "doctor.md"), re.MULTILINE)
+    assert [(name, f"doctor/{name}.md") for name in RULE_NAMES] == sorted(rows)
+
+
+@pytest.mark.parametrize("name", RULE_NAMES)
+def test_a_page_of_a_rule_has_every_section(name: str) -> None:
+    """Whoever looks a finding up finds what it means, how it was found, and what the migration will do."""
+    text = text_of(DOCS / "doctor" / f"{name}.md")
+    assert text.startswith(f"# `{name}`\n")
+    found = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    if name == "unsafe-pooling":  # no migration can repair the way to the table
+        found = ["What the emitted migration does" if section == "What to do" else section for section in found]
+    assert RULE_SECTIONS == found
 
 
 # -- links and names --------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import asyncio
 from importlib.util import find_spec
 
 import click
+from click.core import ParameterSource
 
 DEMO_NEEDS = ("aiosqlite", "httpx2", "joserfc", "rich", "starlette")
 
@@ -34,12 +35,77 @@ def demo(*, once: bool, database_url: str | None) -> None:
         click.echo('accountlink: the demo needs: pip install "accountlink[demo]"', err=True)
         raise click.exceptions.Exit(2)
 
-    from accountlink.cli.demo.output import output_for_terminal  # noqa: PLC0415  # the demo's extra
-    from accountlink.cli.demo.stage import CannotStart  # noqa: PLC0415  # as above
+    from accountlink.cli.demo.stage import CannotStart  # noqa: PLC0415  # the demo's extra
     from accountlink.cli.demo.story import UnexpectedOutcome, tell  # noqa: PLC0415  # as above
+    from accountlink.cli.output import output_for_terminal  # noqa: PLC0415  # rich, which no other command may need
 
     try:
         asyncio.run(tell(output_for_terminal(), database_url=database_url))
     except (CannotStart, UnexpectedOutcome) as problem:
         click.echo(f"accountlink: {problem}", err=True)
         raise click.exceptions.Exit(1) from None
+
+
+@accountlink.command()
+@click.option(
+    "--app",
+    "apps",
+    metavar="MODULE:ATTRIBUTE",
+    required=True,
+    multiple=True,
+    help="A linker or a mapping, such as myapp.accounts:linker. Can be given several times.",
+)
+@click.option(
+    "--database-url",
+    metavar="URL",
+    envvar="ACCOUNTLINK_DATABASE_URL",
+    show_envvar=True,
+    help="The database, as an async SQLAlchemy URL. Use the role that the application links with.",
+)
+@click.option(
+    "--engine",
+    metavar="MODULE:ATTRIBUTE",
+    help="The application's own engine instead, or a function that returns it: how it connects is looked at, too.",
+)
+@click.option("--format", "form", type=click.Choice(["table", "json", "github"]), default="table", show_default=True)
+@click.option(
+    "--emit",
+    type=click.Choice(["sql", "alembic"]),
+    help="Print the migration that repairs what was found, and nothing else, to stdout; the findings go to stderr.",
+)
+@click.option("--down-revision", metavar="ID", help="The revision that the one of --emit alembic follows.")
+@click.pass_context
+def doctor(
+    context: click.Context,
+    *,
+    apps: tuple[str, ...],
+    database_url: str | None,
+    engine: str | None,
+    form: str,
+    emit: str | None,
+    down_revision: str | None,
+) -> None:
+    """Find what blocks or fails to protect links in the database's schema.
+
+    Reads the catalogue, and writes nothing. Exits 0 when nothing is wrong, 1 when something was found, and 2 when it
+    could not look.
+    """
+    if engine is not None and context.get_parameter_source("database_url") is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--engine and --database-url name two databases. Give one of them.")
+    if down_revision is not None and emit != "alembic":
+        raise click.UsageError("--down-revision goes with --emit alembic.")
+
+    from accountlink.cli.doctor import Order, migration, run  # noqa: PLC0415  # rich, which no other command may need
+    from accountlink.cli.loading import CannotRun  # noqa: PLC0415  # as above
+    from accountlink.cli.output import Stream  # noqa: PLC0415  # as above
+    from accountlink.cli.reports import FORMATS  # noqa: PLC0415  # as above
+
+    try:
+        examined, repairs = asyncio.run(run(Order(apps=apps, database_url=database_url, engine=engine)))
+    except CannotRun as problem:
+        click.echo(f"accountlink: {problem}", err=True)
+        raise click.exceptions.Exit(2) from None
+    if emit is not None:
+        click.echo(migration(repairs, kind=emit, down_revision=down_revision), nl=False)
+    FORMATS[form](examined, Stream.OUT if emit is None else Stream.ERROR)
+    raise click.exceptions.Exit(1 if examined.findings else 0)

@@ -194,9 +194,7 @@ class AutocommitConnection(Place):
             return violations.read(error)
 
 
-async def place_of(
-    bind: Bind, mapping: TableMapping, *, several_statements: bool = False
-) -> Place | Failure:
+async def place_of(bind: Bind, mapping: TableMapping, *, several_statements: bool = False) -> Place | Failure:
     """Say whose transaction a bind is. A session is flushed.
 
     Args:
@@ -235,9 +233,7 @@ async def place_of(
     return AutocommitConnection(connection=connection, session=session, dialect=dialect)
 
 
-async def _connection_of(
-    bind: AsyncSession | AsyncConnection, mapping: TableMapping
-) -> tuple[AsyncConnection, bool]:
+async def _connection_of(bind: AsyncSession | AsyncConnection, mapping: TableMapping) -> tuple[AsyncConnection, bool]:
     """The connection that a session or a connection works on, and whether it commits each statement by itself."""
     connection = bind
     if isinstance(connection, AsyncSession):

@@ -8,8 +8,8 @@ import httpx2
 from sqlalchemy.exc import SQLAlchemyError
 
 from accountlink import AccountLinkError, Change
-from accountlink.cli.demo.output import Output
 from accountlink.cli.demo.stage import ORIGIN, Stage, set_stage
+from accountlink.cli.output import Output
 
 SETTINGS = f"{ORIGIN}/settings/accounts"
 ALICE, BOB = 1, 2

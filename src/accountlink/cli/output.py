@@ -1,23 +1,41 @@
-"""What the demo prints: rich on a terminal, plain text everywhere else."""
+"""What the commands print: rich on a terminal, plain text everywhere else."""
 
 import os
+import textwrap
 from collections.abc import Iterable, Sequence
+from enum import Enum
 from typing import Protocol
 
 import click
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
+
+WIDTH = 100
+"""Where plain text is wrapped."""
+_INDENT = "   "
+
+
+class Stream(Enum):
+    """Where to."""
+
+    OUT = "stdout"
+    ERROR = "stderr"
 
 
 class Output(Protocol):
-    """Where the story goes."""
+    """Where a command's text goes."""
 
     def heading(self, text: str) -> None:
-        """Begin a part of the story."""
+        """Begin a part."""
 
     def line(self, text: str) -> None:
-        """Tell one thing that happened and was checked."""
+        """Print one line, which stays one."""
+
+    def paragraph(self, text: str) -> None:
+        """Print a text, wrapped."""
 
     def table(self, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """Show rows."""
@@ -26,21 +44,29 @@ class Output(Protocol):
 class PlainOutput:
     """Plain text, for pipes, logs and people who set NO_COLOR."""
 
+    def __init__(self, stream: Stream = Stream.OUT) -> None:
+        self._stream = stream
+
     def heading(self, text: str) -> None:
         """Print the heading on a line of its own."""
-        click.echo(f"\n{text}")
+        self._print(f"\n{text}")
 
     def line(self, text: str) -> None:
         """Print the line, indented."""
-        click.echo(f"   {text}")
+        self._print(f"{_INDENT}{text}")
+
+    def paragraph(self, text: str) -> None:
+        """Print the text, indented, on lines that break between words only."""
+        for line in textwrap.wrap(text, WIDTH - len(_INDENT), break_long_words=False, break_on_hyphens=False):
+            self.line(line)
 
     def table(self, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """Print columns padded to their widest cell."""
-        lines = [headings, *rows]
-        widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
-        for line in lines:
-            cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-            click.echo("   " + "  ".join(cells).rstrip())
+        for line in aligned([headings, *rows]):
+            self.line(line)
+
+    def _print(self, text: str) -> None:
+        click.echo(text, err=self._stream is Stream.ERROR)
 
 
 class RichOutput:
@@ -55,7 +81,11 @@ class RichOutput:
 
     def line(self, text: str) -> None:
         """Print the line; a URL stays in one piece."""
-        self._console.print(f"   {escape(text)}", soft_wrap=True)
+        self._console.print(f"{_INDENT}{escape(text)}", soft_wrap=True)
+
+    def paragraph(self, text: str) -> None:
+        """Print the text, indented, as wide as the terminal is."""
+        self._console.print(Padding(Text(text), (0, 0, 0, len(_INDENT))))
 
     def table(self, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """Draw a table."""
@@ -63,6 +93,12 @@ class RichOutput:
         for row in rows:
             table.add_row(*map(escape, row))
         self._console.print(table)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows as lines whose columns are padded to their widest cell."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def output_for_terminal() -> Output:

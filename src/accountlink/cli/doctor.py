@@ -1,0 +1,108 @@
+"""``accountlink doctor``: reads the database through a connection that cannot write, and says what it found.
+
+``loading.py`` finds what the options name in the application, ``reaching.py`` reaches the database, ``reports.py``
+prints.
+"""
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from accountlink.cli.loading import CannotRun, load_engine, load_target
+from accountlink.cli.reaching import reach_engine, reach_url
+from accountlink.cli.reports import Examined
+from accountlink.doctor.emit.alembic import alembic_revision
+from accountlink.doctor.emit.script import sql_script
+from accountlink.doctor.examine import examine
+from accountlink.doctor.repair import Repair
+from accountlink.doctor.report import Report
+from accountlink.errors import ConfigurationError
+from accountlink.storage.subject import Mapping as TableMapping
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What the command was asked for.
+
+    Attributes:
+        apps: What to look at: ``module:attribute`` of linkers or mappings.
+        database_url: The database, unless ``engine`` names it.
+        engine: ``module:attribute`` of the application's engine.
+    """
+
+    apps: tuple[str, ...]
+    database_url: str | None = None
+    engine: str | None = None
+
+
+async def run(order: Order) -> tuple[Examined, tuple[Repair, ...]]:
+    """Look at every table that was asked for.
+
+    Returns:
+        What was found, and the migrations that repair it, in the order of the tables.
+
+    Raises:
+        CannotRun: Something that an option names cannot be used.
+    """
+    mappings = [load_target(name) for name in dict.fromkeys(order.apps)]
+    if order.engine is not None:
+        reached = reach_engine(load_engine(order.engine))
+    elif order.database_url is not None:
+        reached = reach_url(order.database_url)
+    else:
+        raise CannotRun("no database was named. Give --database-url or --engine, or set ACCOUNTLINK_DATABASE_URL.")
+    async with reached as way:
+        reports = [await _examined(way.connection, mapping) for mapping in mappings]
+    pooling = () if way.pooling is None else (way.pooling,)
+    return (
+        Examined(
+            tables=tuple(report.repair.table for report in reports),
+            dialect=way.connection.dialect.name,
+            findings=(*pooling, *(finding for report in reports for finding in report.findings)),
+        ),
+        tuple(report.repair for report in reports),
+    )
+
+
+async def _examined(connection: AsyncConnection, mapping: TableMapping) -> Report:
+    try:
+        return await connection.run_sync(examine, mapping)
+    except ConfigurationError as error:
+        raise CannotRun(str(error)) from None
+
+
+def _sql(repairs: Sequence[Repair], _: str | None) -> str:
+    """Return the migrations as SQL, one after the other."""
+    return "\n".join(sql_script(repair) for repair in repairs)
+
+
+def _alembic(repairs: Sequence[Repair], down_revision: str | None) -> str:
+    """Return all migrations as one Alembic revision: two that follow the same one would be two heads."""
+    together = Repair(
+        dialect=repairs[0].dialect,
+        table=", ".join(repair.table for repair in repairs),
+        steps=tuple(step for repair in repairs for step in repair.steps),
+        by_hand=tuple(remark for repair in repairs for remark in repair.by_hand),
+    )
+    return alembic_revision(
+        together, revision=secrets.token_hex(6), down_revision=down_revision, created=datetime.now(UTC)
+    )
+
+
+_EMITTED: Final[Mapping[str, Callable[[Sequence[Repair], str | None], str]]] = {"sql": _sql, "alembic": _alembic}
+
+
+def migration(repairs: Sequence[Repair], *, kind: str, down_revision: str | None = None) -> str:
+    """Return the text of a migration; empty when there is nothing to repair.
+
+    Args:
+        repairs: The migrations, all for one database.
+        kind: ``sql`` or ``alembic``.
+        down_revision: The revision that an Alembic revision follows.
+    """
+    due = [repair for repair in repairs if repair.steps or repair.by_hand]
+    return _EMITTED[kind](due, down_revision) if due else ""
