@@ -202,7 +202,7 @@ class _Redemption(Generic[UserId, LinkId]):
         live = await connection.run_sync(self.accounts.lock_live, self._of_owner())
         if self.read["al_id"] not in live:
             return None
-        if len(live) == 1 and not await ask(guard, connection, Concealed(self.read["al_owner"])):
+        if len(live) == 1 and not await ask(guard, connection, Concealed(self._owner())):
             raise LastAccount
         return await connection.run_sync(self._moved)
 
@@ -227,7 +227,11 @@ class _Redemption(Generic[UserId, LinkId]):
     def _moved(self, connection: sa.Connection) -> Transferred[UserId, LinkId] | None:
         self.patience.writes = True
         account = self.store.move(connection, self.shape, Parameters(self.parameters | self.read))
-        return None if account is None else Transferred(account=account, previous_owner_id=self.read["al_owner"])
+        return None if account is None else Transferred(account=account, previous_owner_id=self._owner())
+
+    def _owner(self) -> UserId:
+        assert self.owned is not None  # noqa: S101  # it was read
+        return self.owned.user_id
 
     def _is_of_account(self, account: LinkedAccount[Any, Any]) -> bool:
         return account.account_id is not None and self.claim.is_of(account.provider, account.account_id)

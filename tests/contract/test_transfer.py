@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import traceback
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections import Counter
 from datetime import timedelta
@@ -16,6 +17,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship,
 
 from accountlink import (
     AccountLinker,
+    AccountLinkError,
     AccountMapping,
     AlreadyOwner,
     BlockedByConstraint,
@@ -589,6 +591,52 @@ async def test_columns_that_take_no_null_are_emptied(engine: AsyncEngine) -> Non
         row = (await connection.execute(sa.select(table))).one()
     assert ("", "", []) == (row.access_token, row.refresh_token, row.scopes)
     assert (1970, 1, 1) == (row.expires_at.year, row.expires_at.month, row.expires_at.day)
+
+
+@HOWS
+async def test_a_row_that_nothing_moves_is_busy(engine: AsyncEngine, how: str) -> None:
+    """F17: a trigger that silently keeps the row: after three runs the call ends, and claims no success."""
+    case = await mixed(engine)
+    await case.link(1)
+    token = await case.claim(2)
+    if engine.dialect.name == "sqlite":
+        await run_sql(
+            engine,
+            "CREATE TRIGGER keep BEFORE UPDATE OF user_id ON connections BEGIN SELECT RAISE(IGNORE); END",
+        )
+    else:
+        await run_sql(
+            engine,
+            "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
+            "CREATE TRIGGER keep BEFORE UPDATE ON connections FOR EACH ROW EXECUTE FUNCTION keep()",
+        )
+    statements = Statements(engine)
+    async with bound(engine, how) as bind:
+        assert "store_busy" == await case.ended(token, 2, bind)
+    assert 6 == len([each for each in statements.seen if "twin" in each or each.startswith("UPDATE")])
+    assert [(1,)] == await rows(engine, "SELECT user_id FROM connections")
+
+
+async def test_no_refusal_holds_the_token(engine: AsyncEngine) -> None:
+    """A28: a traceback with the locals of every frame of the library shows no token, however it is refused."""
+    case = await mixed(engine)
+    link_id = await case.link(1)
+    token = await case.claim(2)
+    await case.linker.unlink(engine, user_id=1, link_id=link_id)
+    refused: dict[str, Any] = {"token_superseded": (token, 2), "token_for_another_user": (token, 3)}
+    refused["token_forged"] = (token + "x" * 9, 2)
+    refused["configuration_error"] = (token, "2")
+    refused["token_expired"] = (token, 2)
+    for code, (presented, user) in refused.items():
+        case.clock.move(hours=code == "token_expired")
+        with pytest.raises(AccountLinkError) as caught:
+            await case.linker.transfer(engine, presented, user_id=user)
+        error = caught.value
+        assert code == error.code
+        summary = traceback.TracebackException(type(error), error, error.__traceback__, capture_locals=True)
+        frames = [frame for frame in summary.stack if "/tests/" not in frame.filename]
+        assert frames, "nothing was looked at"
+        assert [] == [frame.name for frame in frames if presented[10:40] in repr(frame.locals)]
 
 
 # -- the owner's last way in ------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from accountlink.core.email import normalize_email
 from accountlink.core.identity import ProviderIdentity
 from accountlink.core.outcomes import LinkedAccount, LinkId, UserId
 from accountlink.core.policy import Key
-from accountlink.core.secrecy import ConcealedText, Parameters
+from accountlink.core.secrecy import ConcealedText, Parameters, concealed_id
 from accountlink.errors import ConfigurationError, InvalidIdentity
 from accountlink.storage.idtype import smallest_bits
 from accountlink.storage.mapping import CREDENTIAL_ROLES, AccountMapping
@@ -210,7 +210,8 @@ class Codec(Generic[UserId, LinkId]):
 
     def holding(self, account: LinkedAccount[UserId, LinkId], version: int | None) -> Parameters:
         """The parameters that name a row, its owner and its state, as they were read."""
-        filled = Parameters(al_id=account.id, al_owner=account.user_id, al_account_id=account.account_id)
+        filled = Parameters(al_id=account.id, al_account_id=account.account_id)
+        filled["al_owner"] = concealed_id(account.user_id)
         filled["al_provider"] = self.provider(account.provider)
         filled["al_version_read"] = version
         return filled
