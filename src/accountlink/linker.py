@@ -279,6 +279,7 @@ class AccountLinker(Generic[UserId, LinkId]):
             TokenExpired: It has ended, or is older than ``max_auth_age``.
             TokenSuperseded: The link has another owner or another state than when the token was issued.
             ConfigurationError: A call that the mapping, its policy or the linker cannot serve. Before any SQL.
+            LinkBlocked: His own dead row of the account carries one of the policy's ``blocked_reasons``.
             LastAccount: It is the owner's last link, and ``guard_last`` knows of no other way for him to sign in.
             BlockedByConstraint: Another unique constraint forbids the write.
             OwnerLookupFailed, OwnerNotFound, RetryTransaction, StoreBusy, StoreUnavailable, OutcomeUnknown: As for

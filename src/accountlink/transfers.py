@@ -18,7 +18,7 @@ from accountlink.core.facts import Failure, Obstacle
 from accountlink.core.outcomes import AlreadyOwner, LinkedAccount, LinkId, Transferred, UserId
 from accountlink.core.policy import Ownership
 from accountlink.core.secrecy import Concealed, Parameters
-from accountlink.errors import ConfigurationError, LastAccount, TokenForAnotherUser, TokenRejected
+from accountlink.errors import ConfigurationError, LastAccount, LinkBlocked, TokenForAnotherUser, TokenRejected
 from accountlink.storage.accounts import AccountStore
 from accountlink.storage.ledger import checked_ledger
 from accountlink.storage.mapping import AccountMapping
@@ -136,6 +136,7 @@ class Transfers(Generic[UserId, LinkId]):
         Raises:
             TokenExpired: It is.
             TokenSuperseded: The link is not as it was when the token was issued.
+            LinkBlocked: The claimant's own link to the account was removed for one of the policy's reasons.
             LastAccount: The link is the owner's last way to sign in.
             BlockedByConstraint, OwnerNotFound, OwnerLookupFailed: A unique index forbids it.
             StoreBusy, StoreUnavailable, RetryTransaction, OutcomeUnknown: The database's troubles.
@@ -154,12 +155,12 @@ class Transfers(Generic[UserId, LinkId]):
         result: _End[UserId, LinkId] = await attempts.redeem(
             place, attempt, redemption.patience, look=redemption.obstacle, provider=lambda: redemption.provider
         )
-        if isinstance(result, TokenRejected):
+        if isinstance(result, (TokenRejected, LinkBlocked)):
             raise after_lost_claim(result, ambiguous=redemption.patience.ambiguous)
         return result
 
 
-_End = Transferred[UserId, LinkId] | AlreadyOwner[UserId, LinkId] | TokenRejected
+_End = Transferred[UserId, LinkId] | AlreadyOwner[UserId, LinkId] | TokenRejected | LinkBlocked
 """What a redemption may come to, errors of the database aside."""
 
 
@@ -216,7 +217,7 @@ class _Redemption(Generic[UserId, LinkId]):
         owned, version = claimed.named, claimed.version
         fits = owned is not None and version is not None and self.claim.fits(_state(owned, version))
         decided = of_claim(claimed, expired=self.expired, fits=fits)
-        if isinstance(decided, TokenRejected):
+        if isinstance(decided, (TokenRejected, LinkBlocked)):
             return decided
         if decided is Step.OWNED and claimed.own is not None:
             return AlreadyOwner(account=claimed.own)

@@ -244,6 +244,35 @@ async def test_there_and_back_while_a_transfer_waits_supersedes_it(case: Case, d
     assert [(case.user(1), "new")] == await case.links.stored(case.engine, "user_id", "access_token")
 
 
+CHANGES = {
+    "another owner": "user_id = 9, access_token = 'of-9'",
+    "dead": "deleted_at = now()",
+    "another account": "account_id = 'other'",
+}
+
+
+@POSTGRESQL
+@pytest.mark.parametrize("how", ["engine", "session"])
+@pytest.mark.parametrize("table", ["mixin-exclusive-soft", "exclusive-soft-ledger"])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+async def test_what_the_applications_own_code_changes_meanwhile_counts(
+    case: Case, database: Database, change: str, how: str
+) -> None:
+    """A04: code that knows no version changes owner, life or account while a transfer waits: it is superseded."""
+    await case.link(1)
+    token = await case.claim(2)
+    others = database.engine()
+    async with others.connect() as rival, AsyncSession(case.engine) as session:
+        await rival.exec_driver_sql(f"UPDATE connections SET {change}")
+        waiter = asyncio.create_task(case.transfer(token, 2, case.engine if how == "engine" else session))
+        await waiting(others)
+        await rival.commit()
+        before = await case.stored()
+        with pytest.raises(TokenSuperseded):
+            await waiter
+    assert before == await case.stored()
+
+
 async def waiting(engine: AsyncEngine) -> None:
     """Wait until somebody waits for a lock."""
     for _ in range(500):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from accountlink import (
     AccountLinkError,
     BlockedByConstraint,
+    LinkBlocked,
     LinkedAccount,
     OutcomeUnknown,
     OwnerLookupFailed,
@@ -78,6 +79,9 @@ CLAIMS: Final[dict[str, tuple[dict[str, Any], object]]] = {
     "in another state": ({"fits": False}, TokenSuperseded),
     "dead": ({"live": False}, TokenSuperseded),
     "gone": ({"named": None}, TokenSuperseded),
+    "barred from the account": ({"why": "fraud"}, LinkBlocked),
+    "barred, and too old": ({"why": "fraud", "expired": True}, TokenExpired),
+    "barred, and in another state": ({"why": "fraud", "fits": False}, TokenSuperseded),
     "too old, and in another state": ({"expired": True, "fits": False}, TokenExpired),
     "too old, and gone": ({"expired": True, "named": None}, TokenExpired),
     "the claimant's": ({"own": MINE}, Step.OWNED),

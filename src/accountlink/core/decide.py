@@ -9,6 +9,7 @@ from accountlink.core.facts import Claimed, Failure, Obstacle, Trouble
 from accountlink.errors import (
     AccountLinkError,
     BlockedByConstraint,
+    LinkBlocked,
     OutcomeUnknown,
     OwnerLookupFailed,
     OwnerNotFound,
@@ -121,7 +122,7 @@ def after_violation(
     )
 
 
-def of_claim(claimed: Claimed[Any, Any], *, expired: bool, fits: bool) -> Step | TokenRejected:
+def of_claim(claimed: Claimed[Any, Any], *, expired: bool, fits: bool) -> Step | TokenRejected | LinkBlocked:
     """Decide what a genuine transfer token of this user comes to, given what the database holds.
 
     Who has the account is told so first: the token of a transfer whose answer was lost may be over by now.
@@ -140,12 +141,14 @@ def of_claim(claimed: Claimed[Any, Any], *, expired: bool, fits: bool) -> Step |
         return TokenExpired()
     if claimed.named is None or not claimed.live or not fits:
         return TokenSuperseded()
+    if claimed.why is not None:
+        return LinkBlocked(provider=claimed.named.provider, reason=claimed.why)
     return Step.MOVE
 
 
-def after_lost_claim(rejected: TokenRejected, *, ambiguous: bool) -> AccountLinkError:
+def after_lost_claim(refused: AccountLinkError, *, ambiguous: bool) -> AccountLinkError:
     """Decide what a refusal comes to that follows an attempt whose answer did not come: that one may have worked."""
-    return OutcomeUnknown() if ambiguous else rejected
+    return OutcomeUnknown() if ambiguous else refused
 
 
 def _blocked(failure: Failure, obstacle: Obstacle[Any, Any], *, rule: str) -> BlockedByConstraint:

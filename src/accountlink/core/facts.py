@@ -47,12 +47,14 @@ class Claimed(Generic[UserId, LinkId]):
         live: Whether that row is live.
         version: Its version, or its epoch in the ledger.
         own: A live row of the claimant's own for the account that the token is about, whatever its id.
+        why: The reason, one of the policy's ``blocked_reasons``, for which a dead row of his own was removed.
     """
 
     named: LinkedAccount[UserId, LinkId] | None = field(default=None, repr=False)
     live: bool = False
     version: int | None = None
     own: LinkedAccount[UserId, LinkId] | None = field(default=None, repr=False)
+    why: str | None = None
 
 
 class Trouble(Enum):

@@ -25,7 +25,7 @@ from accountlink.storage.statements import Columns, Condition, Shape, Statements
 
 _select: Final[Callable[..., sa.Select[Any]]] = cast("Any", sa.select)
 """Columns are chosen by the mapping, at run time: their types are not known here."""
-_NAMED: Final = sa.true().label("named")
+_NO_REASON: Final[sa.ColumnElement[Any]] = sa.cast(sa.null(), sa.Text).label("why")
 IsOfAccount = Callable[[LinkedAccount[Any, Any]], bool]
 """Whether a row is a link to the provider account that a token is about."""
 
@@ -34,14 +34,23 @@ class TransferStatements(Statements):
     """Builds the statements of a transfer."""
 
     def claimed(self) -> sa.CompoundSelect[Any]:
-        """The row of an id, live or dead, whoever has it; and the claimant's own live row of the same account."""
+        """The row of an id, live or dead, whoever has it; and what the claimant himself has of the same account.
+
+        Of his own that is a live row, and a dead one that the policy forbids to restore.
+        """
         twin = self._t.alias("twin")
         c = {role: twin.c[column.key] for role, column in self._c.items()}
-        named = _select(*self.row(), *self.epoch(), self.live().label("live"), self.is_mine().label("mine"), _NAMED)
+        facts = (self.live().label("live"), self.is_mine().label("mine"), sa.true().label("named"))
+        named = _select(*self.row(), *self.epoch(), *facts, _NO_REASON)
+        told: Condition = sa.false()
+        why = _NO_REASON
+        if self._policy.blocked_reasons:
+            told = sa.and_(sa.not_(self.live(c)), c["reason"].in_(sorted(self._policy.blocked_reasons)))
+            why = sa.case((told, c["reason"]), else_=sa.null())
         own = (
-            _select(*self.row(c), *self.no_epoch(), sa.true(), sa.true(), sa.false())
+            _select(*self.row(c), *self.no_epoch(), self.live(c), sa.true(), sa.false(), why)
             .join_from(self._t, twin, self._of_one_account(c))
-            .where(self._is_the_link(), self.is_mine(c), self.live(c), c["id"] != self._c["id"])
+            .where(self._is_the_link(), self.is_mine(c), sa.or_(self.live(c), told), c["id"] != self._c["id"])
         )
         return sa.union_all(named.where(self._is_the_link()), own)
 
@@ -124,7 +133,8 @@ class TransferStore(Generic[UserId, LinkId]):
             account = self._codec.account(row)
             if not is_of_account(account):
                 continue  # of another account, under the id of a row that is gone
-            live, mine, named = map(bool, row[-3:])
+            live, mine, named = map(bool, row[-4:-1])
+            found = replace(found, why=row[-1] or found.why)
             if live and mine:
                 found = replace(found, own=account)
             if named:
