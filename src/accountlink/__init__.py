@@ -10,7 +10,15 @@
 from accountlink.core.credentials import TokenSet
 from accountlink.core.email import normalize_email
 from accountlink.core.identity import ProviderIdentity
-from accountlink.core.outcomes import Change, Linked, LinkedAccount, OwnershipConflict, Unlinked
+from accountlink.core.outcomes import (
+    AlreadyOwner,
+    Change,
+    Linked,
+    LinkedAccount,
+    OwnershipConflict,
+    Transferred,
+    Unlinked,
+)
 from accountlink.core.policy import Key, LinkPolicy, Ownership, Removal
 from accountlink.core.secrecy import Secret
 from accountlink.doctor.diagnose import diagnose
@@ -33,9 +41,15 @@ from accountlink.errors import (
     RetryTransaction,
     StoreBusy,
     StoreUnavailable,
+    TokenExpired,
+    TokenForAnotherUser,
+    TokenForged,
+    TokenRejected,
+    TokenSuperseded,
 )
 from accountlink.linker import AccountLinker
 from accountlink.storage.grants import GrantMapping
+from accountlink.storage.ledger import transfer_ledger
 from accountlink.storage.mapping import AccountMapping
 from accountlink.storage.mixin import LinkedAccountMixin
 from accountlink.storage.pooler import pooler_options
@@ -47,6 +61,7 @@ __all__ = [
     "AccountMapping",
     "AccountMismatch",
     "AccountNotFound",
+    "AlreadyOwner",
     "AmbiguousAccount",
     "BlockedByConstraint",
     "Change",
@@ -75,10 +90,17 @@ __all__ = [
     "Severity",
     "StoreBusy",
     "StoreUnavailable",
+    "TokenExpired",
+    "TokenForAnotherUser",
+    "TokenForged",
+    "TokenRejected",
     "TokenSet",
+    "TokenSuperseded",
+    "Transferred",
     "Unlinked",
     "diagnose",
     "normalize_email",
     "pooler_options",
+    "transfer_ledger",
     "tune_sqlite",
 ]

@@ -13,10 +13,14 @@ from accountlink import (
     AccountLinkError,
     AccountMismatch,
     AccountNotFound,
+    AlreadyOwner,
     BlockedByConstraint,
     Change,
     Linked,
     OwnershipConflict,
+    TokenForAnotherUser,
+    TokenSuperseded,
+    Transferred,
     Unlinked,
 )
 from tests.support.databases import Database, create, rows, run_sql
@@ -67,7 +71,27 @@ class Stage:
             ),
             "unlinked": (lambda bind: unlink(bind, user_id=1, link_id=1), kind(Unlinked)),
             "not-unlinked": (lambda bind: unlink(bind, user_id=1, link_id=2), kind(AccountNotFound)),
+            "transferred": (self.transfer, kind(Transferred)),
+            "owned": (lambda bind: self.transfer(bind, times=2), kind(AlreadyOwner)),
+            "rejected": (lambda bind: self.transfer(bind, user=3), kind(TokenForAnotherUser)),
+            "superseded": (self.superseded, kind(TokenSuperseded)),
         }
+
+    async def token(self, bind: Any) -> str:
+        conflict = await self.linker.link(bind, user_id=1, identity=identity("theirs"))
+        assert isinstance(conflict, OwnershipConflict)
+        return str(conflict.transfer_token)
+
+    async def transfer(self, bind: Any, *, user: int = 1, times: int = 1) -> object:
+        token, outcome = await self.token(bind), None
+        for _ in range(times):
+            outcome = await self.linker.transfer(bind, token, user_id=user, credentials=tokens("x"))
+        return outcome
+
+    async def superseded(self, bind: Any) -> object:
+        token = await self.token(bind)
+        await self.linker.unlink(bind, user_id=2, link_id=2)
+        return await self.linker.transfer(bind, token, user_id=1)
 
 
 ENDINGS = (
@@ -82,6 +106,10 @@ ENDINGS = (
     "foreign",
     "unlinked",
     "not-unlinked",
+    "transferred",
+    "owned",
+    "rejected",
+    "superseded",
 )
 
 

@@ -39,6 +39,7 @@ from accountlink import (
     AccountMapping,
     AccountMismatch,
     AccountNotFound,
+    AlreadyOwner,
     AmbiguousAccount,
     BlockedByConstraint,
     ConfigurationError,
@@ -60,7 +61,11 @@ from accountlink import (
     RetryTransaction,
     StoreBusy,
     StoreUnavailable,
+    TokenExpired,
+    TokenForAnotherUser,
+    TokenForged,
     TokenSet,
+    Transferred,
     Unlinked,
     tune_sqlite,
 )
@@ -158,7 +163,8 @@ async def stage_on(engine: AsyncEngine) -> Stage:
         await connection.execute(sa.insert(User), users)
     linker: AccountLinker[Any, Any] = AccountLinker(Connection, secrets=SECRETS)
     ids: dict[str, int] = {}
-    names = ((ME, "live"), (ME, "live-2"), (ME, "dead"), (ME, "fraud"), (SOLE, "sole"), (OWNER_ID, "theirs"))
+    names = [(ME, "live"), (ME, "live-2"), (ME, "dead"), (ME, "fraud"), (SOLE, "sole"), (OWNER_ID, "theirs")]
+    names += [(OWNER_ID, f"moving-{how}") for how in BINDS] + [(OTHER_OWNER_ID, "lonely")]
     for user, name in names:
         linked = await linker.link(
             engine, user_id=user, identity=identity(name), credentials=tokens("old"), values=LABEL
@@ -238,6 +244,34 @@ def endings(stage: Stage, how: str, *, sqlite: bool) -> dict[str, tuple[Call, tu
             (type(None),),
         ),
     }
+
+    def transfer(by: AccountLinker[Any, Any], name: str, *, user: int = ME, times: int = 1) -> Call:
+        async def call(bind: Any) -> object:
+            conflict = await linker.link(bind, user_id=ME, identity=identity(name), credentials=tokens())
+            assert isinstance(conflict, OwnershipConflict)
+            assert conflict.transfer_token is not None
+            for _ in range(times - 1):
+                await by.transfer(bind, conflict.transfer_token, user_id=user, credentials=tokens())
+            return await by.transfer(bind, conflict.transfer_token, user_id=user, credentials=tokens())
+
+        return call
+
+    late: AccountLinker[Any, Any] = AccountLinker(
+        Connection, secrets=SECRETS, clock=lambda: datetime.max.replace(tzinfo=UTC)
+    )
+    other: AccountLinker[Any, Any] = AccountLinker(Connection, secrets=["another-secret-of-32-bytes-or-more"])
+    found |= {
+        "forged": (transfer(other, "theirs"), (TokenForged,)),
+        "another user's": (transfer(linker, "theirs", user=SOLE), (TokenForAnotherUser,)),
+        "expired": (transfer(late, "theirs"), (TokenExpired,)),
+    }
+    if how != "autocommit":
+        found["owner's last"] = (transfer(guarded, "lonely"), (LastAccount,))
+        found["owner's guard"] = (transfer(failing, "lonely"), (LookupError,))
+    found["moved"] = (
+        transfer(linker, f"moving-{how}", times=2 if how in ("session", "autocommit") else 1),
+        (Transferred, AlreadyOwner),
+    )
     if how != "autocommit":
         found["last"] = (lambda bind: guarded.unlink(bind, user_id=SOLE, link_id=stage.sole), (LastAccount,))
         found["guard"] = (lambda bind: failing.unlink(bind, user_id=SOLE, link_id=stage.sole), (LookupError,))

@@ -1,6 +1,6 @@
 """What an application writes, as a strict type checker reads it. Nothing here runs; test_public_types.py checks it."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import assert_never, assert_type
 from uuid import UUID
 
@@ -12,6 +12,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from accountlink import (
     AccountLinker,
     AccountMapping,
+    AlreadyOwner,
     Change,
     Key,
     Linked,
@@ -24,7 +25,9 @@ from accountlink import (
     Removal,
     Secret,
     TokenSet,
+    Transferred,
     Unlinked,
+    transfer_ledger,
 )
 
 
@@ -122,6 +125,15 @@ async def others(bind: AsyncSession, user: UUID) -> None:
     assert_type(unlinked, Unlinked[UUID, int])
     for account in await linker.accounts(bind, user_id=user, provider="google"):
         assert_type(account, LinkedAccount[UUID, int])
+    moved = await linker.transfer(bind, "token", user_id=user, max_auth_age=timedelta(minutes=2))
+    match moved:
+        case Transferred(account=taken, previous_owner_id=former):
+            assert_type(taken, LinkedAccount[UUID, int])
+            assert_type(former, UUID)
+        case AlreadyOwner(account=held):
+            assert_type(held, LinkedAccount[UUID, int])
+        case _:
+            assert_never(moved)
     owner = await linker.find_owner(bind, provider="google", account_id="1")
     assert_type(owner, LinkedAccount[UUID, int] | None)
     assert_type(await linker.account(bind, user_id=user, link_id=7), LinkedAccount[UUID, int])
@@ -132,7 +144,7 @@ async def another_way_in(connection: AsyncConnection, user_id: UUID) -> bool:
     return user_id.int > 0 and not connection.closed
 
 
-guarded = AccountLinker(Connection, guard_last=another_way_in)
+guarded = AccountLinker(Connection, guard_last=another_way_in, ledger=transfer_ledger(Base.metadata))
 assert_type(guarded, AccountLinker[UUID, int])
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from accountlink import (
     AccountLinkError,
     BlockedByConstraint,
+    LinkBlocked,
     LinkedAccount,
     OutcomeUnknown,
     OwnerLookupFailed,
@@ -17,10 +18,21 @@ from accountlink import (
     RetryTransaction,
     StoreBusy,
     StoreUnavailable,
+    TokenExpired,
+    TokenSuperseded,
     attempts,
 )
-from accountlink.core.decide import CAUSES, RETRIES, Step, after_failure, after_lookup_failure, after_violation
-from accountlink.core.facts import Answer, Arm, Failure, Obstacle, Trouble, UniqueIndex
+from accountlink.core.decide import (
+    CAUSES,
+    RETRIES,
+    Step,
+    after_failure,
+    after_lookup_failure,
+    after_lost_claim,
+    after_violation,
+    of_claim,
+)
+from accountlink.core.facts import Answer, Arm, Claimed, Failure, Obstacle, Trouble, UniqueIndex
 from accountlink.storage.transactions import Place
 
 ERROR: Final = RuntimeError("as the driver raised it")
@@ -52,6 +64,44 @@ def said(verdict: object) -> tuple[object, ...]:
     if isinstance(verdict, AccountLinkError):
         return (type(verdict), vars(verdict))
     return (verdict,)
+
+
+# -- a claim ----------------------------------------------------------------------------------------------------------
+
+MINE: Final[LinkedAccount[int, int]] = LinkedAccount(id=41, user_id=2, provider="google", account_id="1")
+CLAIMS: Final[dict[str, tuple[dict[str, Any], object]]] = {
+    "as it was": ({}, Step.MOVE),
+    "too old": ({"expired": True}, TokenExpired),
+    "in another state": ({"fits": False}, TokenSuperseded),
+    "dead": ({"live": False}, TokenSuperseded),
+    "gone": ({"named": None}, TokenSuperseded),
+    "barred from the account": ({"why": "fraud"}, LinkBlocked),
+    "barred, and too old": ({"why": "fraud", "expired": True}, TokenExpired),
+    "barred, and in another state": ({"why": "fraud", "fits": False}, TokenSuperseded),
+    "too old, and in another state": ({"expired": True, "fits": False}, TokenExpired),
+    "too old, and gone": ({"expired": True, "named": None}, TokenExpired),
+    "the claimant's": ({"own": MINE}, Step.OWNED),
+    "the claimant's, too old, in another state": ({"own": MINE, "expired": True, "fits": False}, Step.OWNED),
+    "gone, and the claimant has another row": ({"own": MINE, "named": None, "expired": True}, Step.OWNED),
+    "dead, and the claimant has another row": ({"own": MINE, "live": False}, Step.OWNED),
+}
+
+
+@pytest.mark.parametrize(("facts", "expected"), CLAIMS.values(), ids=CLAIMS)
+def test_what_a_claim_comes_to(facts: dict[str, Any], expected: object) -> None:
+    """A18, F03: who has the account is told so whatever else is wrong; then expiry; then the state of the row."""
+    given: dict[str, Any] = {"named": OWNER, "live": True, "version": 3, "own": None, "expired": False, "fits": True}
+    given |= facts
+    expired, fits = given.pop("expired"), given.pop("fits")
+    decided = of_claim(Claimed(**given), expired=expired, fits=fits)
+    assert expected == (decided if isinstance(decided, Step) else type(decided))
+
+
+def test_a_refusal_after_a_lost_answer_is_unknown() -> None:
+    """F03: the attempt whose answer was lost may be what changed the link, so that nothing is denied."""
+    rejected = TokenSuperseded()
+    assert rejected is after_lost_claim(rejected, ambiguous=False)
+    assert isinstance(after_lost_claim(rejected, ambiguous=True), OutcomeUnknown)
 
 
 # -- after a database error -----------------------------------------------------------------------------------------

@@ -38,6 +38,25 @@ class Answer(Generic[UserId, LinkId]):
     why: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Claimed(Generic[UserId, LinkId]):
+    """What the database holds of the link that a transfer token names.
+
+    Attributes:
+        named: The row of that id, live or dead, whoever has it.
+        live: Whether that row is live.
+        version: Its version, or its epoch in the ledger.
+        own: A live row of the claimant's own for the account that the token is about, whatever its id.
+        why: The reason, one of the policy's ``blocked_reasons``, for which a dead row of his own was removed.
+    """
+
+    named: LinkedAccount[UserId, LinkId] | None = field(default=None, repr=False)
+    live: bool = False
+    version: int | None = None
+    own: LinkedAccount[UserId, LinkId] | None = field(default=None, repr=False)
+    why: str | None = None
+
+
 class Trouble(Enum):
     """What a database error means for whoever made the call."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Callable
 from typing import Any, Final, Generic, NoReturn, TypeVar
+from uuid import UUID
 
 _MASK: Final = "'**********'"
 T = TypeVar("T")
@@ -68,6 +69,47 @@ class ConcealedText(str):
 
     def __repr__(self) -> str:
         return _MASK
+
+
+class ConcealedNumber(int):
+    """The same for a whole number."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return _MASK
+
+    def __str__(self) -> str:
+        return int.__repr__(self)
+
+
+class ConcealedUuid(UUID):
+    """The same for a UUID, and for the text that a database without UUIDs takes for it."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return _MASK
+
+    @property
+    def hex(self) -> str:
+        """Its 32 digits."""
+        return ConcealedText(super().hex)
+
+
+def concealed_id(value: Any) -> Any:  # an id of whatever type its column has
+    """Another user's id, for a statement's parameters: what a log shows of them does not tell who he is."""
+    match value:
+        case bool():
+            return value
+        case int():
+            return ConcealedNumber(value)
+        case UUID():
+            return ConcealedUuid(int=value.int)
+        case str():
+            return ConcealedText(value)
+        case _:
+            return value
 
 
 class Parameters(dict[str, Any]):
