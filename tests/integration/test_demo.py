@@ -49,16 +49,26 @@ STORY = r"""
    ownership conflict: https://app\.example/settings/accounts\?error=ownership_conflict#transfer_token=.{8}\.\.\.
    Alice's row is untouched: every column is as it was
 
-4\. Alice disconnects
+4\. Bob takes it over, since he has just proved that it is his
+   with the same token Alice gets nowhere: https://app\.example/settings/accounts\?error=token_for_another_user
+   transferred: link \d+ is Bob's, under its id
+   nothing of Alice's tokens is left in it
+   a second click: it is his already, and nothing is written
+
+5\. Bob connects it, and it holds his tokens
+   updated: link \d+, the same id as before
+   the browser is sent to https://app\.example/settings/accounts\?connection=success
+
+6\. Bob disconnects
    unlinked: link \d+ is kept, marked as disconnected, and its tokens are wiped
 
-5\. Alice reconnects
+7\. Bob reconnects
    restored: link \d+, the same id as before
    the browser is sent to https://app\.example/settings/accounts\?connection=success
 
 In the end, without the tokens
    link  owner  provider  account       e-mail            disconnected
-   \d+ +Alice  demo      248289761001  team@example\.org  no
+   \d+ +Bob    demo      248289761001  team@example\.org  no
 """
 
 
@@ -181,6 +191,14 @@ class TestChecksWhatItSays:
 
         monkeypatch.setattr(Backend, "callback", callback)
 
+    @staticmethod
+    def _taking_over_only_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+        async def take_over(self: Backend, request: Request) -> Response:
+            request.session["notice"] = "transferred"
+            return RedirectResponse(f"{ORIGIN}/settings/accounts?connection=success", status_code=303)
+
+        monkeypatch.setattr(Backend, "take_over", take_over)
+
     @pytest.mark.parametrize(
         ("outcome", "problem"),
         [
@@ -188,6 +206,7 @@ class TestChecksWhatItSays:
             (_table_is_gone, "the demo broke off: OperationalError"),
             (_disconnecting_does_nothing, "the account is still on the page"),
             (_every_callback_says_success, "one row was expected, not 0"),
+            (_taking_over_only_says_so, "a refusal was expected, not"),
         ],
         indirect=["outcome"],
     )
@@ -441,6 +460,20 @@ class TestBackend:
         assert "#transfer_token=" in conflict.headers["Location"]
         assert conflict.headers["Cache-Control"] == "no-store"
         assert conflict.headers["Referrer-Policy"] == "no-referrer"
+
+    async def test_taking_over_is_a_post_of_a_token(self, stage: Stage) -> None:
+        """A GET moves nothing; without a user, with no token or a made-up one, nothing moves either (A23)."""
+        async with stage.browser() as alice, stage.browser() as bob:
+            await alice.get(await start(alice, 1))
+            rows = await stage.rows()
+            conflict = await bob.get(await start(bob, 2))
+            token = str(conflict.url).partition("#transfer_token=")[2]
+            assert (await bob.get("/take-over", params={"transfer_token": token})).status_code == 405
+            async with stage.browser() as nobody:
+                assert (await nobody.post("/take-over", data={"transfer_token": token})).status_code == 401
+            for body in ({}, {"transfer_token": ""}, {"transfer_token": token[:-4]}, {"transfer_token": "\u2028"}):
+                assert error_at(await bob.post("/take-over", data=body)) == "token_forged"
+            assert rows == await stage.rows()
 
     async def test_session_cookie(self, stage: Stage) -> None:
         """The session's cookie can be set by this host alone, and read by no script."""

@@ -24,7 +24,7 @@ def accountlink() -> None:
     "The tables accountlink_demo_* in it are dropped and made anew, and stay afterwards.",
 )
 def demo(*, once: bool, database_url: str | None) -> None:
-    """Two people, one provider account: link, relink, conflict, unlink, restore.
+    """Two people, one provider account: link, relink, conflict, transfer, unlink, restore.
 
     Runs a small backend, Authlib and an OpenID Connect provider in this one process: no network, no account
     anywhere, no credentials. Exits 1 if anything does not come out as it should.

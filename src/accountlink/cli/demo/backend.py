@@ -6,6 +6,7 @@ The one thing to replace is ``sign_in``, which stands in for however your own us
 import logging
 from datetime import UTC, datetime
 from typing import Any, assert_never
+from urllib.parse import parse_qs
 
 import httpx2
 from authlib.integrations.starlette_client import (  # type: ignore[import-untyped]  # Authlib ships no types
@@ -24,10 +25,12 @@ from starlette.routing import Route
 from accountlink import (
     AccountLinker,
     AccountLinkError,
+    AlreadyOwner,
     Linked,
     OwnershipConflict,
     ProviderIdentity,
     TokenSet,
+    Transferred,
     Unlinked,
 )
 
@@ -125,6 +128,31 @@ class Backend:
                 assert_never(outcome)
         return _redirect(self._settings_url)
 
+    async def take_over(self, request: Request) -> Response:
+        """Give the signed-in user the account of a conflict, once he has confirmed that he wants it.
+
+        The page's script sends the token from the address's fragment in the body. A POST: no preview of a link, and no
+        other site (the session's cookie is SameSite), moves anything.
+        """
+        user_id = request.session.get("user_id")
+        if user_id is None:
+            return Response("Sign in first.", status_code=401)
+        sent = parse_qs((await request.body()).decode("ascii", "replace"))
+        [token, *_] = sent.get("transfer_token", [""])
+        try:
+            outcome = await self._linker.transfer(self._engine, token, user_id=user_id)
+        except AccountLinkError as error:
+            return self._failed(error.code)
+        match outcome:
+            case Transferred(account=account, previous_owner_id=former):
+                logger.info("user %s: link %s taken over from user %s", user_id, account.id, former)
+            case AlreadyOwner(account=account):
+                logger.info("user %s: link %s is his already", user_id, account.id)
+            case _:
+                assert_never(outcome)
+        request.session["notice"] = outcome.code
+        return _redirect(outcome.redirect_url(self._settings_url))
+
     async def settings(self, request: Request) -> Response:
         """Show the signed-in user's accounts; a real backend has a page here."""
         user_id = request.session.get("user_id")
@@ -188,6 +216,7 @@ def create_app(backend: Backend, *, session_secret: str) -> Starlette:
             Route("/connect", backend.connect, methods=["POST"]),
             Route("/callback", backend.callback),
             Route("/disconnect/{link_id:int}", backend.disconnect, methods=["POST"]),
+            Route("/take-over", backend.take_over, methods=["POST"]),
             Route("/settings/accounts", backend.settings),
         ],
         middleware=[

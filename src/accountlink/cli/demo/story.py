@@ -38,6 +38,10 @@ class Person:
         """Press "connect", sign in at the provider, and be sent back through the callback."""
         return await self.browser.post("/connect")
 
+    async def take_over(self, token: str) -> httpx2.Response:
+        """Press "it is mine" in the dialogue that a conflict opens."""
+        return await self.browser.post("/take-over", data={"transfer_token": token})
+
     async def disconnect(self, link_id: int) -> httpx2.Response:
         """Press "disconnect" beside one account."""
         return await self.browser.post(f"/disconnect/{link_id}")
@@ -79,13 +83,19 @@ async def _tell(output: Output, stage: Stage, alice: Person, bob: Person) -> Non
     output.line("the same row holds the new tokens")
 
     output.heading("3. Bob signs in and connects the same provider account")
-    await _conflict(output, stage, bob)
+    token = await _conflict(output, stage, bob)
 
-    output.heading("4. Alice disconnects")
-    await _unlink(output, stage, alice, link_id)
+    output.heading("4. Bob takes it over, since he has just proved that it is his")
+    await _take_over(output, stage, former=alice, claimant=bob, token=token)
 
-    output.heading("5. Alice reconnects")
-    await _link(output, stage, alice, expected=Change.RESTORED, link_id=link_id)
+    output.heading("5. Bob connects it, and it holds his tokens")
+    await _link(output, stage, bob, expected=Change.UPDATED, link_id=link_id)
+
+    output.heading("6. Bob disconnects")
+    await _unlink(output, stage, bob, link_id)
+
+    output.heading("7. Bob reconnects")
+    await _link(output, stage, bob, expected=Change.RESTORED, link_id=link_id)
 
     output.heading("In the end, without the tokens")
     output.table(["link", "owner", "provider", "account", "e-mail", "disconnected"], [_shown(await _only_row(stage))])
@@ -108,8 +118,8 @@ async def _link(output: Output, stage: Stage, person: Person, *, expected: Chang
     return int(row["id"])
 
 
-async def _conflict(output: Output, stage: Stage, person: Person) -> None:
-    """Let the person connect an account that is somebody else's: told so, and nothing is touched."""
+async def _conflict(output: Output, stage: Stage, person: Person) -> str:
+    """Let the person connect an account that is somebody else's: told so, given a token, and nothing is touched."""
     owners_row = await _only_row(stage)
     await person.sign_in()
     arrived = await person.connect()
@@ -121,6 +131,29 @@ async def _conflict(output: Output, stage: Stage, person: Person) -> None:
     _expect(await _only_row(stage) == owners_row, "the owner's row was touched")
     output.line(f"ownership conflict: {address}{mark}{token[:SHOWN_OF_TOKEN]}...")
     output.line(f"{PEOPLE[owners_row['user_id']]}'s row is untouched: every column is as it was")
+    return token
+
+
+async def _take_over(output: Output, stage: Stage, *, former: Person, claimant: Person, token: str) -> None:
+    """Let the token be redeemed: not by the owner, by the claimant, and by him again."""
+    before = await _only_row(stage)
+    address = str((await former.take_over(token)).url)
+    _expect(address == f"{SETTINGS}?error=token_for_another_user", f"a refusal was expected, not {address}")
+    _expect(await _only_row(stage) == before, "a refused transfer touched the row")
+    output.line(f"with the same token {PEOPLE[former.user_id]} gets nowhere: {address}")
+
+    page = _page(await claimant.take_over(token), at=f"{SETTINGS}?connection=success")
+    row = await _only_row(stage)
+    _expect(page["notice"] == "transferred", f"a transfer was expected, not {page['notice']}")
+    _expect((row["id"], row["user_id"]) == (before["id"], claimant.user_id), "the row is not the claimant's")
+    _expect((row["access_token"], row["refresh_token"]) == (None, None), "the former owner's tokens are still stored")
+    output.line(f"transferred: link {row['id']} is {PEOPLE[claimant.user_id]}'s, under its id")
+    output.line(f"nothing of {PEOPLE[former.user_id]}'s tokens is left in it")
+
+    page = _page(await claimant.take_over(token), at=f"{SETTINGS}?connection=success")
+    _expect(page["notice"] == "already_owner", f"a second click should change nothing, not end in {page['notice']}")
+    _expect(await _only_row(stage) == row, "a second click touched the row")
+    output.line("a second click: it is his already, and nothing is written")
 
 
 async def _unlink(output: Output, stage: Stage, person: Person, link_id: int) -> None:
