@@ -44,6 +44,8 @@ CASES: Final = [
           "CREATE UNIQUE INDEX k ON links (provider, account_id COLLATE nocase)",
           before=("CREATE COLLATION nocase (provider = icu, locale = 'und-u-ks-level2', deterministic = false)",),
           only="postgresql"),
+    *case("stale-unique", "per-user", [(1, "a"), (1, "b")], RIGHT_KEY,
+          constraints=("CONSTRAINT s EXCLUDE USING btree (user_id WITH =, provider WITH =)",), only="postgresql"),
     *case("deferrable-key", "exclusive", [(1, "a")],
           constraints=("CONSTRAINT k UNIQUE (provider, account_id) DEFERRABLE",), only="postgresql"),
 ]  # fmt: skip

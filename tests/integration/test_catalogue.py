@@ -181,7 +181,7 @@ async def test_columns(engine: AsyncEngine) -> None:
         {"name": "at", "type": "timestamp without time zone", "kind": Kind.MOMENT},
         {"name": "atz", "type": "timestamp with time zone", "kind": Kind.MOMENT, "default": "now()"},
         {"name": "uid", "type": "uuid", "kind": Kind.UUID},
-        {"name": "feeling", "type": "mood", "kind": Kind.ENUM, "default": "'ok'::mood"},
+        {"name": "feeling", "type": "mood", "kind": Kind.ENUM, "default": "'ok'::mood", "labels": ("ok",)},
         {"name": "data", "type": "jsonb", "kind": Kind.OTHER},
         {"name": "texts", "type": "text[]", "kind": Kind.OTHER},
         {"name": "low", "type": "text", "generated": "lower(plain)"} | text,

@@ -17,6 +17,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
+import asyncpg
 import pytest
 import sqlalchemy as sa
 from click.testing import CliRunner, Result
@@ -28,6 +29,7 @@ from accountlink.cli.commands import accountlink
 from accountlink.cli.loading import CannotRun
 from accountlink.cli.output import Stream
 from accountlink.cli.reports import Examined
+from accountlink.doctor import reading
 from accountlink.doctor.findings import Finding, Severity
 from accountlink.testing.postgres import PostgresServer
 from tests.support.databases import Database
@@ -35,6 +37,7 @@ from tests.support.pgbouncer import run_pgbouncer
 
 APP: Final = """
 import os
+from functools import cache
 
 from sqlalchemy import BigInteger, Integer, create_engine
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -94,6 +97,52 @@ def failing():
 
 def needing(argument):
     return engine
+
+
+def in_memory():
+    return create_async_engine("sqlite+aiosqlite://")
+
+
+def tuned_in_memory():
+    return tune_sqlite(in_memory())
+
+
+def by_uri():
+    return create_async_engine("sqlite+aiosqlite:///file:shop.db?uri=true&mode=rwc")
+
+
+def tuned_by_uri():
+    return tune_sqlite(by_uri())
+
+
+@cache
+def kept():
+    return tuned()
+
+
+def linkers():
+    return linker
+
+
+def __getattr__(name):
+    if name == "broken":
+        raise RuntimeError("dsn=postgresql://me:hidden@host/db")
+    raise AttributeError(name)
+
+
+class Settings:
+    @property
+    def secret(self):
+        print("the application says hello")
+        raise LookupError("dsn=postgresql://me:hidden@host/db")
+
+
+class Proxy:
+    def __getattribute__(self, name):
+        raise RuntimeError("working outside of a context: hidden")
+
+
+settings, proxy = Settings(), Proxy()
 """
 STALE: Final = "CREATE UNIQUE INDEX one_each ON connections (user_id, provider)"
 FULL: Final = "CREATE UNIQUE INDEX connections_key ON connections (provider, account_id)"
@@ -208,7 +257,7 @@ class TestVerdict:
 
         assert (1, "") == (result.exit_code, said(result))
         assert "\nerror  stale-unique  connections  one_each  (user_id, provider)\n" in result.stdout
-        assert "   Fix: Drop it by its own name, one_each" in result.stdout
+        assert re.search(r"^   Fix: .*one_each", result.stdout, re.MULTILINE)
         assert re.search(r"\n1 finding in connections \(\w+\): 1 error\.\n$", result.stdout)
 
     def test_several_tables(self, shop: str, url: str) -> None:
@@ -222,9 +271,9 @@ class TestVerdict:
         assert expected == [(found["table"], found["object"]) for found in json.loads(result.stdout)["findings"]]
         assert "2 findings in connections, mailboxes (" in doctor(*arguments, "--database-url", url).stdout
 
-    @pytest.mark.parametrize("attribute", ["linker", "mapping", "Container.linker"])
+    @pytest.mark.parametrize("attribute", ["linker", "mapping", "Container.linker", "linkers", "Connection"])
     def test_what_is_named(self, shop: str, sqlite_url: str, attribute: str) -> None:
-        """A linker, a mapping, and what stands inside of something else can be named."""
+        """A linker, a mapping, a model, a function, and what stands inside of something else can be named."""
         assert 0 == doctor("--app", f"{shop}:{attribute}", "--database-url", sqlite_url).exit_code
 
     def test_url_from_the_environment(self, shop: str, sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,6 +367,16 @@ class TestFormats:
         assert "\x1b[1m" in coloured.stdout
         assert "\x1b" not in plain.stdout
 
+    def test_coloured_in_a_pipe(self, shop: str, sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """FORCE_COLOR colours a pipe as well, in which a finding's head stays on one line, whatever its length."""
+        name = "one_" + "each_" * 11
+        make(shop, sqlite_url, STALE.replace("one_each", name))
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.delenv("NO_COLOR", raising=False)
+        result = doctor("--app", f"{shop}:linker", "--database-url", sqlite_url, color=True)
+
+        assert f"\n\x1b[1merror  stale-unique  connections  {name}  (user_id, provider)\x1b[0m\n" in result.stdout
+
 
 class TestEmit:
     def test_sql_repairs(self, shop: str, sqlite_url: str) -> None:
@@ -329,7 +388,7 @@ class TestEmit:
         assert "2 findings in connections (SQLite): 2 errors." in result.stderr
         assert "finding" not in result.stdout
         with sqlite3.connect("shop.db") as connection:
-            connection.executescript(result.stdout)
+            connection.executescript(re.sub(r"^\..*\n", "", result.stdout))  # a line for the program sqlite3
         connection.close()
 
         again = doctor(*arguments)
@@ -366,6 +425,20 @@ class TestEmit:
             result = doctor("--app", f"{shop}:linker", "--database-url", url, "--emit", kind)
             assert (0, "") == (result.exit_code, result.stdout)
 
+    def test_nothing_is_repaired_that_is_ignored(self, shop: str, url: str) -> None:
+        """A migration for the other findings names what stays, and changes nothing of it."""
+        make(shop, url, STALE, "DROP INDEX uq_connections_link")
+        arguments = ("--app", f"{shop}:linker", "--database-url", url, "--emit", "sql")
+        both = doctor(*arguments).stdout
+        stale = doctor(*arguments, "--ignore", "missing-key").stdout
+        missing = doctor(*arguments, "--ignore", "stale-unique:one_each").stdout
+
+        drop, create = (re.compile(f"^{verb} .*(INDEX|CONSTRAINT)", re.MULTILINE) for verb in ("DROP", "CREATE UNIQUE"))
+        found = [(drop.search(text) is not None, create.search(text) is not None) for text in (both, stale, missing)]
+        assert [(True, True), (True, False), (False, True)] == found
+        assert "missing-key: (provider, account_id) is ignored" in re.sub(r"\n-- *", " ", stale)
+        assert "stale-unique: one_each is ignored" in missing
+
     def test_format_of_the_findings(self, shop: str, sqlite_url: str) -> None:
         """The findings beside a migration have the format that was asked for, on stderr."""
         make(shop, sqlite_url, STALE)
@@ -399,12 +472,17 @@ class TestOnlyReads:
     @pytest.mark.parametrize("option", ["--database-url", "--engine"])
     def test_sqlite_file_is_not_made(self, shop: str, option: str) -> None:
         """A mistyped path is told, and leaves no empty database behind."""
-        where = {"--database-url": "sqlite+aiosqlite:///shop.db", "--engine": f"{shop}:engine"}[option]
-        result = doctor("--app", f"{shop}:linker", option, where)
+        by_url, by_name = "sqlite+aiosqlite:///", f"{shop}:"
+        where = {
+            "--database-url": [f"{by_url}shop.db", f"{by_url}file:shop.db?uri=true&mode=rwc"],
+            "--engine": [f"{by_name}engine", f"{by_name}tuned_by_uri"],
+        }[option]
+        results = [doctor("--app", f"{shop}:linker", option, each) for each in where]
 
-        assert 2 == result.exit_code
-        assert "the database file shop.db cannot be opened: unable to open database file. " in said(result)
-        assert not Path("shop.db").exists()
+        assert [2, 2] == [result.exit_code for result in results]
+        for name, result in zip(("shop.db", "file:shop.db"), results, strict=True):
+            assert f"the database file {name} cannot be opened: unable to open database file. " in said(result)
+        assert [] == list(Path().glob("*.db*"))
 
     def test_sqlite_in_wal_mode(self, shop: str, sqlite_url: str) -> None:
         """A database in WAL mode is read beside a writer that holds the write lock, and sees what was committed."""
@@ -423,7 +501,7 @@ class TestOnlyReads:
     def test_database_itself_refuses_writes(self, shop: str, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """A write on the doctor's connection fails in the database, which says so in one line."""
 
-        def writing(connection: sa.Connection, _: object) -> None:
+        def writing(connection: sa.Connection, _: object, **__: object) -> None:
             connection.exec_driver_sql("CREATE TABLE written (id integer)")
 
         monkeypatch.setattr(command, "examine", writing)
@@ -431,6 +509,59 @@ class TestOnlyReads:
 
         assert 2 == result.exit_code
         assert re.search(r"SQLSTATE 25006|attempt to write a readonly database", said(result))
+
+
+class TestIgnore:
+    def test_accepted(self, shop: str, url: str) -> None:
+        """What was accepted is neither reported nor repaired: exit 0, and ok. People see how much there is of it."""
+        make(shop, url, STALE)
+        arguments = ("--app", f"{shop}:linker", "--database-url", url)
+        table = doctor(*arguments, "--ignore", "stale-unique")
+        form = doctor(*arguments, "--ignore", "stale-unique", "--format", "json")
+        written = doctor(*arguments, "--ignore", "stale-unique", "--emit", "sql")
+
+        assert [0, 0, 0] == [result.exit_code for result in (table, form, written)]
+        assert re.fullmatch(r"No findings in connections \(\w+\), 1 ignored\.\n", table.stdout)
+        assert {"ok": True, "findings": []} == json.loads(form.stdout)
+        assert "" == written.stdout
+
+    @pytest.mark.parametrize(
+        ("pattern", "left"),
+        [
+            ("stale-unique:one_each", ["one_box"]),
+            ("stale-unique:mailboxes", ["one_each"]),
+            ("stale-unique:elsewhere", ["one_each", "one_box"]),
+            ("missing-key", ["one_each", "one_box"]),
+        ],
+    )
+    def test_about_one_thing(self, shop: str, sqlite_url: str, pattern: str, left: list[str]) -> None:
+        """A rule can be ignored for one object or one table: the others' findings stay, and so does exit 1."""
+        make(shop, sqlite_url, STALE, STALE_MAILBOX)
+        apps = ("--app", f"{shop}:linker", "--app", f"{shop}:mailboxes", "--database-url", sqlite_url)
+        result = doctor(*apps, "--ignore", pattern, "--format", "json")
+
+        assert 1 == result.exit_code
+        assert left == [found["object"] for found in json.loads(result.stdout)["findings"]]
+
+    def test_several(self, shop: str, sqlite_url: str) -> None:
+        """Given several times, each counts; the engine's own finding can be ignored, too."""
+        make(shop, sqlite_url, STALE)
+        arguments = ("--app", f"{shop}:linker", "--engine", f"{shop}:engine")
+        ignored = ("--ignore", "unsafe-pooling", "--ignore", "stale-unique")
+
+        assert [1, 1, 0] == [doctor(*arguments, *ignored[:count]).exit_code for count in (0, 2, 4)]
+
+    @pytest.mark.parametrize("pattern", ["stale", "", "stale-unique:", "Stale-Unique", ":one_each"])
+    def test_unknown(self, pattern: str) -> None:
+        """What names no rule is a usage error: a slip of the pen would accept nothing, or too much."""
+        result = doctor("--app", "a:b", "--ignore", pattern)
+        assert (2, True) == (result.exit_code, "--ignore: " in result.stderr)
+
+    def test_table_is_not_there(self, shop: str, database: Database) -> None:
+        """A table that is missing is told even so: without it nothing was looked at."""
+        make(shop, database.url, "CREATE TABLE other (id integer)")
+        result = doctor("--app", f"{shop}:linker", "--database-url", database.url, "--ignore", "missing-key")
+        assert 1 == result.exit_code
 
 
 class TestEngine:
@@ -442,6 +573,23 @@ class TestEngine:
 
         assert ["unsafe-pooling"] == [found["rule"] for found in json.loads(untuned.stdout)["findings"]]
         assert (1, 0, 0) == (untuned.exit_code, tuned.exit_code, by_url.exit_code)
+
+    @pytest.mark.parametrize(
+        ("attribute", "rules"),
+        [
+            ("in_memory", ["unsafe-pooling", "missing-key"]),
+            ("tuned_in_memory", ["missing-key"]),
+            ("by_uri", ["unsafe-pooling"]),
+            ("tuned_by_uri", []),
+            ("kept", []),
+        ],
+    )
+    @pytest.mark.usefixtures("sqlite_url")
+    def test_on_sqlite(self, shop: str, attribute: str, rules: list[str]) -> None:
+        """An SQLite engine is read, however its database is named, tuned or not."""
+        result = doctor("--app", f"{shop}:linker", "--engine", f"{shop}:{attribute}", "--format", "json")
+
+        assert rules == [found["rule"] for found in json.loads(result.stdout)["findings"]], result.stderr
 
     def test_goes_before_the_environment(self, shop: str, sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """An engine on the command line is meant, whatever the environment says; beside a URL it is a usage error."""
@@ -471,6 +619,9 @@ class TestEngine:
             ("failing", "cannot be called: RuntimeError at shop_"),
             ("needing", "cannot be called: TypeError"),
             ("nothing", "has no nothing"),
+            ("broken", "broken cannot be read: RuntimeError at shop_"),
+            ("settings.secret", "settings.secret cannot be read: LookupError at shop_"),
+            ("proxy", "proxy cannot be read: RuntimeError at shop_"),
         ],
     )
     def test_that_is_none(self, shop: str, attribute: str, problem: str) -> None:
@@ -602,6 +753,11 @@ class TestCannotRun:
             ("{shop}.accounts:linker", "there is no module {shop}.accounts."),
             ("{shop}:liker", "the module {shop} has no liker."),
             ("{shop}:number", "{shop}:number names no linker. The doctor takes an AccountLinker"),
+            ("{shop}:Base", "{shop}:Base names no linker."),
+            ("{shop}:failing", "--app: the function {shop}:failing cannot be called: RuntimeError at {shop}.py:"),
+            ("{shop}:broken", "--app: {shop}:broken cannot be read: RuntimeError at {shop}.py:"),
+            ("{shop}:settings.secret", "--app: {shop}:settings.secret cannot be read: LookupError at {shop}.py:"),
+            ("{shop}:proxy", "--app: {shop}:proxy cannot be read: RuntimeError at {shop}.py:"),
         ],
     )
     def test_app(self, shop: str, name: str, problem: str) -> None:
@@ -610,6 +766,7 @@ class TestCannotRun:
 
         assert 2 == result.exit_code
         assert problem.format(shop=shop) in one_line(result)
+        assert "hidden" not in result.output
 
     @pytest.mark.parametrize(
         ("source", "problem"),
@@ -658,7 +815,7 @@ class TestCannotRun:
     def test_database_that_fails_under_way(self, shop: str, sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """A database error while it is read is one line without the statement's parameters."""
 
-        def failing(connection: sa.Connection, _: object) -> None:
+        def failing(connection: sa.Connection, _: object, **__: object) -> None:
             connection.execute(sa.text("SELECT * FROM nowhere WHERE a = :a"), {"a": "hidden"})
 
         monkeypatch.setattr(command, "examine", failing)
@@ -667,6 +824,104 @@ class TestCannotRun:
         assert 2 == result.exit_code
         assert "OperationalError: no such table: nowhere." in one_line(result)
         assert "hidden" not in result.output
+
+
+class TestUnexpected:
+    """Whatever else goes wrong is no finding: exit 2, one line, and no text that may quote a secret."""
+
+    @pytest.mark.parametrize("error", [RuntimeError("hidden"), KeyError("hidden"), SystemExit(0), SystemExit("hidden")])
+    def test_while_it_looks(
+        self, shop: str, sqlite_url: str, monkeypatch: pytest.MonkeyPatch, error: BaseException
+    ) -> None:
+        """An error that nobody foresaw is told by its class, with how to see more."""
+
+        def failing(*_: object, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(command, "examine", failing)
+        result = doctor("--app", f"{shop}:linker", "--database-url", sqlite_url)
+
+        assert 2 == result.exit_code
+        assert f"the doctor could not look: {type(error).__name__}" in one_line(result)
+        assert "Set ACCOUNTLINK_TRACEBACK=1 to see it" in one_line(result)
+        assert "hidden" not in result.output
+
+    @pytest.mark.parametrize(
+        ("kind", "told"),
+        [
+            ("LookupError", "LookupError at {name}.py:10, which"),
+            ("OSError", "cannot be read: OSError at {name}.py:10."),
+        ],
+    )
+    def test_in_the_applications_own_code(self, shop: str, tmp_path: Path, kind: str, told: str) -> None:
+        """What an engine's listener raises is told with the application's file and line, and without its text."""
+        source = """
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import create_async_engine
+
+engine = create_async_engine("sqlite+aiosqlite://")
+
+
+@sa.event.listens_for(engine.sync_engine, "do_connect")
+def on_do_connect(*_):
+    raise KIND("dsn with hidden password")
+"""
+        name = f"listening_{next(_numbers)}"
+        (tmp_path / f"{name}.py").write_text(source.replace("KIND", kind), encoding="utf-8")
+        result = run("--app", f"{shop}:linker", "--engine", f"{name}:engine")
+
+        assert (2, "", True) == (result.returncode, result.stdout, told.format(name=name) in result.stderr), (
+            result.stderr
+        )
+        assert "hidden" not in result.stderr
+        assert "Traceback" not in result.stderr
+
+    def test_shown_when_asked_for(self, shop: str, sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Who sets the variable gets the traceback and the text, and the same exit code."""
+
+        def failing(*_: object, **__: object) -> None:
+            raise RuntimeError("shown")
+
+        monkeypatch.setattr(command, "examine", failing)
+        monkeypatch.setenv("ACCOUNTLINK_TRACEBACK", "1")
+        result = CliRunner().invoke(accountlink, ["doctor", "--app", f"{shop}:linker", "--database-url", sqlite_url])
+        assert (2, True) == (result.exit_code, "RuntimeError: shown\n" in result.stderr)
+
+    def test_while_it_prints(self, shop: str, sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What cannot be printed, as where an encoding does not know a name, is no finding and no success either."""
+
+        def failing(*_: object) -> None:
+            "hidden\u00fc".encode("ascii")
+
+        monkeypatch.setitem(reports.FORMATS, "table", failing)
+        result = doctor("--app", f"{shop}:linker", "--database-url", sqlite_url)
+
+        assert (2, True) == (result.exit_code, "UnicodeEncodeError" in one_line(result))
+        assert "hidden" not in result.output
+
+
+class TestLocked:
+    @pytest.mark.parametrize("kind", ["asyncpg", "psycopg"])
+    @pytest.mark.usefixtures("kind")
+    def test_does_not_wait_for_ever(
+        self, shop: str, url: str, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Behind a migration that holds the table the command ends in time: exit 2, and one line that says why."""
+        monkeypatch.setattr(reading, "LOCK_TIMEOUT", "200ms")
+
+        async def locked() -> Result:
+            holder = await asyncpg.connect(postgres.url(driver="asyncpg").replace("+asyncpg", ""))
+            try:
+                async with holder.transaction():
+                    await holder.execute("LOCK TABLE connections IN ACCESS EXCLUSIVE MODE")
+                    return await asyncio.to_thread(doctor, "--app", f"{shop}:linker", "--database-url", url)
+            finally:
+                await holder.close()
+
+        result = asyncio.run(locked())
+        assert 2 == result.exit_code
+        assert "SQLSTATE 55P03" in one_line(result)
+        assert "Run the doctor again when nothing holds the table" in one_line(result)
 
 
 def test_every_format_has_one_interface() -> None:

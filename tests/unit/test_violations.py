@@ -129,7 +129,7 @@ STATES: Final = {
     "23503": Trouble.OTHER,
     "23514": Trouble.OTHER,
     "23502": Trouble.OTHER,
-    "23P01": Trouble.OTHER,
+    "23P01": Trouble.UNIQUE,
     "22P02": Trouble.OTHER,
     "42501": Trouble.OTHER,
     "42P01": Trouble.OTHER,

@@ -1,11 +1,15 @@
 """The commands. Each command's own imports wait until it is called, since some need further extras."""
 
 import asyncio
+import os
+import traceback
 from importlib.util import find_spec
 
 import click
 from click.core import ParameterSource
 
+TRACEBACK = "ACCOUNTLINK_TRACEBACK"
+"""The environment variable that lets an unexpected error be shown."""
 DEMO_NEEDS = ("aiosqlite", "httpx2", "joserfc", "rich", "starlette")
 
 
@@ -53,7 +57,8 @@ def demo(*, once: bool, database_url: str | None) -> None:
     metavar="MODULE:ATTRIBUTE",
     required=True,
     multiple=True,
-    help="A linker or a mapping, such as myapp.accounts:linker. Can be given several times.",
+    help="A linker, a mapping, a model, or a function that returns one, such as myapp.accounts:linker. Can be given "
+    "several times.",
 )
 @click.option(
     "--database-url",
@@ -74,6 +79,14 @@ def demo(*, once: bool, database_url: str | None) -> None:
     help="Print the migration that repairs what was found, and nothing else, to stdout; the findings go to stderr.",
 )
 @click.option("--down-revision", metavar="ID", help="The revision that the one of --emit alembic follows.")
+@click.option(
+    "--ignore",
+    "ignored",
+    metavar="RULE[:NAME]",
+    multiple=True,
+    help="Accept what a rule finds, or what it finds about one object or table: it is neither reported nor repaired. "
+    "Can be given several times.",
+)
 @click.pass_context
 def doctor(
     context: click.Context,
@@ -84,6 +97,7 @@ def doctor(
     form: str,
     emit: str | None,
     down_revision: str | None,
+    ignored: tuple[str, ...],
 ) -> None:
     """Find what blocks or fails to protect links in the database's schema.
 
@@ -96,16 +110,38 @@ def doctor(
         raise click.UsageError("--down-revision goes with --emit alembic.")
 
     from accountlink.cli.doctor import Order, migration, run  # noqa: PLC0415  # rich, which no other command may need
-    from accountlink.cli.loading import CannotRun  # noqa: PLC0415  # as above
+    from accountlink.cli.loading import CannotRun, where_of  # noqa: PLC0415  # as above
     from accountlink.cli.output import Stream  # noqa: PLC0415  # as above
     from accountlink.cli.reports import FORMATS  # noqa: PLC0415  # as above
+    from accountlink.doctor.ignoring import Ignored  # noqa: PLC0415  # as above
+    from accountlink.errors import ConfigurationError  # noqa: PLC0415  # as above
 
     try:
-        examined, repairs = asyncio.run(run(Order(apps=apps, database_url=database_url, engine=engine)))
+        accepted = Ignored.of(ignored)
+    except ConfigurationError as problem:
+        raise click.UsageError(f"--ignore: {problem}") from None
+    try:
+        examined, repairs = asyncio.run(
+            run(Order(apps=apps, database_url=database_url, engine=engine, ignored=accepted))
+        )
+        if emit is not None:
+            click.echo(migration(repairs, kind=emit, down_revision=down_revision), nl=False)
+        FORMATS[form](examined, Stream.OUT if emit is None else Stream.ERROR)
+    except BrokenPipeError:
+        raise  # nobody reads on, which click knows how to end
     except CannotRun as problem:
         click.echo(f"accountlink: {problem}", err=True)
         raise click.exceptions.Exit(2) from None
-    if emit is not None:
-        click.echo(migration(repairs, kind=emit, down_revision=down_revision), nl=False)
-    FORMATS[form](examined, Stream.OUT if emit is None else Stream.ERROR)
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever it is, it is no finding, and may quote a secret
+        if os.environ.get(TRACEBACK):
+            traceback.print_exc()
+        click.echo(f"accountlink: {_unexpected(error, where_of(error))}", err=True)
+        raise click.exceptions.Exit(2) from None
     raise click.exceptions.Exit(1 if examined.findings else 0)
+
+
+def _unexpected(error: BaseException, where: str) -> str:
+    return (
+        f"the doctor could not look: {type(error).__name__}{where}, which it did not expect. Its text is not shown, "
+        f"since it may quote a secret. Set {TRACEBACK}=1 to see it with its traceback, and do not let a log keep that."
+    )

@@ -6,8 +6,9 @@ prints.
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -18,6 +19,7 @@ from accountlink.cli.reports import Examined
 from accountlink.doctor.emit.alembic import alembic_revision
 from accountlink.doctor.emit.script import sql_script
 from accountlink.doctor.examine import examine
+from accountlink.doctor.ignoring import Ignored
 from accountlink.doctor.repair import Repair
 from accountlink.doctor.report import Report
 from accountlink.errors import ConfigurationError
@@ -32,11 +34,13 @@ class Order:
         apps: What to look at: ``module:attribute`` of linkers or mappings.
         database_url: The database, unless ``engine`` names it.
         engine: ``module:attribute`` of the application's engine.
+        ignored: Findings that were accepted.
     """
 
     apps: tuple[str, ...]
     database_url: str | None = None
     engine: str | None = None
+    ignored: Ignored = field(default_factory=Ignored)
 
 
 async def run(order: Order) -> tuple[Examined, tuple[Repair, ...]]:
@@ -56,21 +60,22 @@ async def run(order: Order) -> tuple[Examined, tuple[Repair, ...]]:
     else:
         raise CannotRun("no database was named. Give --database-url or --engine, or set ACCOUNTLINK_DATABASE_URL.")
     async with reached as way:
-        reports = [await _examined(way.connection, mapping) for mapping in mappings]
-    pooling = () if way.pooling is None else (way.pooling,)
+        reports = [await _examined(way.connection, mapping, order.ignored) for mapping in mappings]
+    pooling, accepted = order.ignored.split(() if way.pooling is None else (way.pooling,))
     return (
         Examined(
             tables=tuple(report.repair.table for report in reports),
             dialect=way.connection.dialect.name,
             findings=(*pooling, *(finding for report in reports for finding in report.findings)),
+            ignored=len(accepted) + sum(len(report.ignored) for report in reports),
         ),
         tuple(report.repair for report in reports),
     )
 
 
-async def _examined(connection: AsyncConnection, mapping: TableMapping) -> Report:
+async def _examined(connection: AsyncConnection, mapping: TableMapping, ignored: Ignored) -> Report:
     try:
-        return await connection.run_sync(examine, mapping)
+        return await connection.run_sync(partial(examine, ignore=ignored.patterns), mapping)
     except ConfigurationError as error:
         raise CannotRun(str(error)) from None
 

@@ -3,19 +3,26 @@
 import inspect
 import sys
 import sysconfig
-from collections.abc import Callable
-from contextlib import redirect_stdout
-from functools import reduce
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from functools import cache, reduce
 from importlib import import_module
 from pathlib import Path
 from traceback import extract_tb
-from types import ModuleType
+from types import FunctionType, MethodType, ModuleType
+from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from accountlink.arguments import mapping_of as mapping_of_model
 from accountlink.errors import AccountLinkError, ConfigurationError
+from accountlink.storage.mixin import LinkedAccountMixin
 from accountlink.storage.subject import Mapping as TableMapping
 from accountlink.storage.subject import mapping_of
+
+_FUNCTIONS: Final = (FunctionType, MethodType, type(cache(lambda: None)))
+"""What is called to get what it returns; an engine made once is often behind ``functools.cache``."""
+_DONE: Final = {"Import": "imported", "Read": "read", "Call": "called"}
 
 
 class CannotRun(Exception):
@@ -23,7 +30,7 @@ class CannotRun(Exception):
 
 
 def load_target(name: str) -> TableMapping:
-    """Return the mapping of what ``--app`` names: a linker, or a mapping itself.
+    """Return the mapping of what ``--app`` names: a linker, a mapping itself, a model, or a function that returns one.
 
     Args:
         name: ``module:attribute``.
@@ -31,11 +38,14 @@ def load_target(name: str) -> TableMapping:
     Raises:
         CannotRun: There is no such thing, it cannot be imported, or it is nothing that the doctor looks at.
     """
-    target = _load("--app", name)
-    try:
-        return mapping_of(target)
-    except ConfigurationError as error:
-        raise CannotRun(f"--app {name} names no linker. {error}") from None
+    found = _load("--app", name)
+    with _application(f"--app: {name}", "Read"):  # what is found may be a proxy, which runs code at every question
+        try:
+            if isinstance(found, type) and issubclass(found, LinkedAccountMixin):
+                return mapping_of_model(found)
+            return mapping_of(found)
+        except ConfigurationError as error:
+            raise CannotRun(f"--app {name} names no linker. {error}") from None
 
 
 def load_engine(name: str) -> AsyncEngine:
@@ -48,63 +58,79 @@ def load_engine(name: str) -> AsyncEngine:
         CannotRun: There is no such thing, it cannot be imported, or it is no asynchronous engine.
     """
     found = _load("--engine", name)
-    if inspect.isfunction(found) and not inspect.iscoroutinefunction(found):
-        found = _called(name, found)
-    if not isinstance(found, AsyncEngine):
-        raise CannotRun(
-            f"--engine {name} is {type(found).__name__}. Name an AsyncEngine, or a function without arguments (no "
-            "coroutine function) that returns one; or give --database-url."
-        )
-    return found
+    with _application(f"--engine: {name}", "Read"):
+        if isinstance(found, AsyncEngine):
+            return found
+    raise CannotRun(
+        f"--engine {name} is {type(found).__name__}. Name an AsyncEngine, or a function without arguments (no "
+        "coroutine function) that returns one; or give --database-url."
+    )
 
 
 def _load(option: str, name: str) -> object:
     module_name, colon, attribute = name.partition(":")
     if not (colon and module_name and attribute and all(attribute.split("."))):
         raise CannotRun(f"{option} takes module:attribute, such as myapp.accounts:linker, not {name!r}.")
-    module = _imported(option, module_name)
-    try:
-        return reduce(getattr, attribute.split("."), module)
-    except AttributeError:
-        raise CannotRun(f"{option}: the module {module_name} has no {attribute}. Check the name's spelling.") from None
+    found: object = _imported(option, module_name)
+    with _application(f"{option}: {name}", "Read"):
+        try:
+            found = reduce(getattr, attribute.split("."), found)
+        except AttributeError:
+            raise CannotRun(
+                f"{option}: the module {module_name} has no {attribute}. Check the name's spelling."
+            ) from None
+        if not isinstance(found, _FUNCTIONS) or inspect.iscoroutinefunction(found):
+            return found
+    with _application(f"{option}: the function {name}", "Call"):
+        returned: object = found()
+        return returned
 
 
 def _imported(option: str, name: str) -> ModuleType:
     folder = str(Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    try:
-        with redirect_stdout(sys.stderr):  # what an application prints is no part of a report
+    with _application(f"{option}: the module {name}", "Import"):
+        try:
             return import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
-            raise CannotRun(_failed(f"{option}: the module {name}", "imported", error)) from None
-        raise CannotRun(
-            f"{option}: there is no module {error.name}. Run the command where python -c 'import {name}' works: in the "
-            "project's folder, and in the environment that the application is installed in."
-        ) from None
-    except (Exception, SystemExit) as error:  # noqa: BLE001  # the application's own code may raise anything
-        raise CannotRun(_failed(f"{option}: the module {name}", "imported", error)) from None
+        except ModuleNotFoundError as error:
+            if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
+                raise
+            raise CannotRun(
+                f"{option}: there is no module {error.name}. Run the command where python -c 'import {name}' works: in "
+                "the project's folder, and in the environment that the application is installed in."
+            ) from None
 
 
-def _called(name: str, function: Callable[[], object]) -> object:
+@contextmanager
+def _application(what: str, verb: str) -> Iterator[None]:
+    """Run the application's own code: what it prints is no part of a report, and what it raises is told, not shown."""
     try:
         with redirect_stdout(sys.stderr):
-            return function()
+            yield
+    except CannotRun:
+        raise
     except (Exception, SystemExit) as error:  # noqa: BLE001  # the application's own code may raise anything
-        raise CannotRun(_failed(f"--engine: the function {name}", "called", error)) from None
+        raise CannotRun(_failed(what, verb, error)) from None
 
 
-def _failed(what: str, done: str, error: BaseException) -> str:
+def _failed(what: str, verb: str, error: BaseException) -> str:
     """Say where an application's own code failed, but not with what text, unless it is ours: it may quote a setting."""
-    own = [frame for frame in extract_tb(error.__traceback__) if _is_applications(frame.filename)]
-    where = f" at {Path(own[-1].filename).name}:{own[-1].lineno}" if own else ""
     text = ""
     if isinstance(error, AccountLinkError):
         text = f": {error}".rstrip(".")
     elif isinstance(error, ModuleNotFoundError):
         text = f": there is no module {error.name}"
-    return f"{what} cannot be {done}: {type(error).__name__}{where}{text}. Import it in Python to see the traceback."
+    return (
+        f"{what} cannot be {_DONE[verb]}: {type(error).__name__}{where_of(error)}{text}. {verb} it in Python to see "
+        "the traceback."
+    )
+
+
+def where_of(error: BaseException) -> str:
+    """Say where in the application's own code an error came up, if it did: `` at file.py:7``."""
+    own = [frame for frame in extract_tb(error.__traceback__) if _is_applications(frame.filename)]
+    return f" at {Path(own[-1].filename).name}:{own[-1].lineno}" if own else ""
 
 
 def _is_applications(file: str) -> bool:

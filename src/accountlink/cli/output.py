@@ -1,6 +1,7 @@
 """What the commands print: rich on a terminal, plain text everywhere else."""
 
 import os
+import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from enum import Enum
@@ -76,8 +77,8 @@ class RichOutput:
         self._console = console
 
     def heading(self, text: str) -> None:
-        """Print the heading in bold."""
-        self._console.print(f"\n[bold]{escape(text)}[/bold]", highlight=False)
+        """Print the heading in bold, on one line of its own."""
+        self._console.print(f"\n[bold]{escape(text)}[/bold]", highlight=False, soft_wrap=True)
 
     def line(self, text: str) -> None:
         """Print the line; a URL stays in one piece."""
@@ -106,7 +107,7 @@ def output_for_terminal() -> Output:
 
     Source: https://no-color.org
     """
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)  # FORCE_COLOR colours a pipe, too
     if console.is_terminal and not os.environ.get("NO_COLOR"):
         return RichOutput(console)
     return PlainOutput()

@@ -10,14 +10,17 @@ from urllib.parse import quote
 
 import sqlalchemy as sa
 from sqlalchemy import URL, make_url
-from sqlalchemy.exc import ArgumentError, InvalidRequestError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError, NoSuchModuleError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from accountlink.cli.loading import CannotRun
+from accountlink.cli.loading import CannotRun, where_of
+from accountlink.core.facts import Failure, Trouble
 from accountlink.doctor.findings import Finding
 from accountlink.doctor.pooling import check_pooling
+from accountlink.doctor.reading import begin_reading, transactional
 from accountlink.errors import AccountLinkError, StoreUnavailable
 from accountlink.storage.pooler import pooler_options
+from accountlink.storage.sqlite import in_transaction
 from accountlink.storage.violations import FAILURES, read
 
 _ASYNC: Final = {
@@ -29,6 +32,14 @@ _ASYNC: Final = {
 _EXTRAS: Final = {"aiosqlite": "accountlink[sqlite]", "psycopg": "accountlink[psycopg]"}
 _ADAPTED: Final = re.compile(r"^(?:\([\w.]+\) )?<class '[\w.]+'>: ")
 """How SQLAlchemy's asyncpg adapter begins a message: with the class of the error below."""
+_TRUE: Final = ("true", "t", "yes", "y", "on", "1")
+"""What SQLAlchemy takes for yes in a URL."""
+_IN_MEMORY: Final = "file::memory:"
+_CHECK: Final = "Check the URL, that the server answers, and what the role may do."
+_REMEDIES: Final = {
+    Trouble.BUSY: "Run the doctor again when nothing holds the table, such as a migration that is under way, or with "
+    "more time.",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,13 +86,10 @@ async def reach_engine(engine: AsyncEngine) -> AsyncIterator[Way]:
     if engine.dialect.name not in _ASYNC:
         raise CannotRun(f"--engine is one of {engine.dialect.name}. accountlink knows PostgreSQL and SQLite.")
     try:
-        if file := _file(engine.url):
-            _probe(file)
+        reader = _sqlite_reader(engine.url) if _has_file(engine.url) else engine  # before the engine makes a file
         pooling = await _judged(engine)
-        if engine.dialect.name == "sqlite" and file:
-            reader = _sqlite_reader(engine.url)
-        else:
-            reader = engine if pooling is None else await _with_answers_of_its_own(engine)
+        if pooling is not None and engine.dialect.name != "sqlite":
+            reader = await _with_answers_of_its_own(engine)
         async with _reading(reader, engine.url) as connection:
             yield Way(connection=connection, pooling=pooling)
     finally:
@@ -129,29 +137,40 @@ def _engine(url: URL) -> AsyncEngine:
 
 def _sqlite_reader(url: URL) -> AsyncEngine:
     """Make an engine that opens the file as it is: it makes none, and changes no setting that the file keeps."""
-    if file := _file(url):
-        _probe(file)
-        url = url.set(database=f"file:{quote(file)}").update_query_dict({"mode": "rw", "uri": "true"})
-    return _engine(url)
+    if not _has_file(url):
+        return _engine(url)
+    given = str(url.database)
+    as_uri = url if _is_uri(url) else url.set(database=f"file:{quote(given)}")
+    mode = str(url.query.get("mode", "rw")) if _is_uri(url) else "rw"
+    engine = _engine(as_uri.update_query_dict({"mode": "rw" if mode == "rwc" else mode, "uri": "true"}))
+    _probe(engine, given)
+    return engine
 
 
-def _file(url: URL) -> str | None:
-    """The file of an SQLite database; ``None`` for one in memory, one with a name of its own, and other databases."""
+def _is_uri(url: URL) -> bool:
+    return str(url.database).startswith("file:") and str(url.query.get("uri", "")).lower() in _TRUE
+
+
+def _has_file(url: URL) -> bool:
+    """Whether it is an SQLite database with a file, and not one in memory, however that is written."""
     if url.get_backend_name() != "sqlite" or url.database in {None, "", ":memory:"}:
-        return None
-    return None if str(url.database).startswith("file:") else url.database
+        return False
+    if not _is_uri(url):
+        return True
+    return "vfs" not in url.query and url.query.get("mode") != "memory" and url.database not in {"file:", _IN_MEMORY}
 
 
-def _probe(file: str) -> None:
+def _probe(engine: AsyncEngine, name: str) -> None:
     """Open the file once before aiosqlite does.
 
     After a failed open aiosqlite's thread still reports to the event loop, which may be closed by then: the
     answer to a mistyped path would be a traceback from a thread.
     """
+    (uri,), _ = engine.dialect.create_connect_args(engine.url)
     try:
-        sqlite3.connect(f"file:{quote(file)}?mode=rw", uri=True).close()
+        sqlite3.connect(str(uri), uri=True).close()
     except sqlite3.Error as error:
-        raise CannotRun(f"the database file {file} cannot be opened: {error}. Check the path.") from None
+        raise CannotRun(f"the database file {name} cannot be opened: {error}. Check the path.") from None
 
 
 async def _judged(engine: AsyncEngine) -> Finding | None:
@@ -201,13 +220,17 @@ async def _reading(engine: AsyncEngine, url: URL) -> AsyncIterator[AsyncConnecti
         cleanup.push_async_callback(engine.dispose)
         cleanup.enter_context(_told(url))
         with _connecting(engine):
-            connection = await cleanup.enter_async_context(engine.connect())
-        if engine.dialect.name == "sqlite":
-            await connection.exec_driver_sql("PRAGMA query_only = ON")
-            await connection.exec_driver_sql("BEGIN")  # one state of the database for the whole look
-        else:
-            connection = await connection.execution_options(postgresql_readonly=True)
+            connection = await cleanup.enter_async_context(transactional(engine).connect())
+        await connection.run_sync(_begin)
         yield connection
+
+
+def _begin(connection: sa.Connection) -> None:
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("PRAGMA query_only = ON")
+        if not in_transaction(connection):  # a tuned engine has begun one
+            connection.exec_driver_sql("BEGIN")  # one state of the database for the whole look
+    begin_reading(connection, rows=True)
 
 
 @contextmanager
@@ -231,9 +254,10 @@ def _told(url: URL) -> Iterator[None]:
     except AccountLinkError as error:
         raise CannotRun(str(error)) from None
     except FAILURES as error:
+        where, failure = where_of(error), read(error)
+        remedy = _REMEDIES.get(failure.trouble, _CHECK)
         raise CannotRun(
-            f"the database at {_shown(url)} cannot be read: {_cause(error, url)} Check the URL, that the server "
-            "answers, and what the role may do."
+            f"the database at {_shown(url)} cannot be read: {_cause(failure, url, where)} {remedy}"
         ) from None
 
 
@@ -242,10 +266,13 @@ def _shown(url: URL) -> str:
     return place.render_as_string()
 
 
-def _cause(error: BaseException, url: URL) -> str:
-    state = read(error).sqlstate
+def _cause(failure: Failure, url: URL, where: str) -> str:
+    """Say what the database or its driver said; of what the application's own code raised, only the class and place."""
+    error = failure.error
     below = getattr(error, "orig", None) or error
-    kind = type(below).__name__ if state is None else f"SQLSTATE {state}"
+    kind = type(below).__name__ if failure.sqlstate is None else f"SQLSTATE {failure.sqlstate}"
+    if where and failure.sqlstate is None and not isinstance(error, DBAPIError):
+        return f"{kind}{where}."
     text = _ADAPTED.sub("", (str(below).splitlines() or [""])[0]).rstrip(".")
     secrets = [url.password, *(value for name, value in url.query.items() if "pass" in name)]
     if any(secret and str(secret) in text for secret in secrets):

@@ -21,23 +21,26 @@ class Examined:
         tables: The tables that were looked at.
         dialect: The database that they are in.
         findings: What is wrong; empty when nothing is.
+        ignored: How many more there are that were accepted.
     """
 
     tables: tuple[str, ...]
     dialect: str
     findings: tuple[Finding, ...]
+    ignored: int = 0
 
     @property
     def summary(self) -> str:
         """One line for people."""
         where = f"{', '.join(self.tables)} ({_NAMES.get(self.dialect, self.dialect)})"
+        ignored = f", {self.ignored} ignored" if self.ignored else ""
         if not self.findings:
-            return f"No findings in {where}."
+            return f"No findings in {where}{ignored}."
         counts = {
             severity.value: sum(finding.severity is severity for finding in self.findings) for severity in Severity
         }
         told = ", ".join(_counted(count, noun) for noun, count in counts.items() if count)
-        return f"{_counted(len(self.findings), 'finding')} in {where}: {told}."
+        return f"{_counted(len(self.findings), 'finding')} in {where}: {told}{ignored}."
 
 
 Show = Callable[[Examined, Stream], None]

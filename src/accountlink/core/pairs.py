@@ -19,8 +19,10 @@ from accountlink.core.subject import Row, Subject
 Options = list[tuple[Value, Value]]
 """What a column may hold in the two rows of a pair."""
 
-_MOST: Final = 50_000
+_MOST: Final = 20_000
 """How many pairs are looked at; an index that would take more is not decided."""
+_TURNS: Final = 6
+"""How many values of one column are tried because an expression mentions them."""
 _TEXTS: Final = (Kind.TEXT, Kind.PADDED, Kind.ENUM)
 _SECRETS: Final = ("access_token", "refresh_token", "token_hash")
 """Columns whose values differ between any two rows, unless there is none."""
@@ -53,6 +55,7 @@ class Pairs:
         self._expressions = expressions
         self._dialect = dialect
         self._roles = {name: role for role, name in subject.roles.items()}
+        self._mentions_more = False
         self.cut_short = False
         """Whether some pairs were left out, because there are too many."""
 
@@ -70,17 +73,43 @@ class Pairs:
         """All pairs that there may be."""
         return self.equal_in(())
 
-    def as_written(self) -> Iterator[tuple[Row, Row]]:
-        """Pairs of rows as accountlink writes them: its own columns in any way, the others as a new row gets them."""
-        choices = {column.name: self._written(column) or self._by_default(column) for column in self._relevant}
+    def as_written(self, *, alike: Collection[str]) -> Iterator[tuple[Row, Row]]:
+        """Pairs of rows as accountlink writes them: its own columns in any way, the others as a new row gets them.
+
+        Args:
+            alike: Columns in which only pairs that differ at most in case are wanted.
+        """
+        choices = {}
+        for column in self._relevant:
+            options = self._written(column) or self._by_default(column)
+            if column.name in alike:
+                options = [(a, b) for a, b in options if same(folded(a), folded(b))]
+            choices[column.name] = options
         return self._all(choices)
 
     def _all(self, choices: dict[str, Options]) -> Iterator[tuple[Row, Row]]:
-        self.cut_short = prod(len(options) for options in choices.values()) > _MOST
-        for chosen in islice(product(*choices.values()), _MOST):
-            first = dict(zip(choices, (a for a, _ in chosen), strict=True))
-            second = dict(zip(choices, (b for _, b in chosen), strict=True))
-            yield self._with_generated(first), self._with_generated(second)
+        self.cut_short = self._mentions_more or prod(len(options) for options in choices.values()) > _MOST
+        possible = False
+        for refused in (self._refused, lambda _: False):  # checks that no model row meets are not understood
+            for chosen in islice(product(*choices.values()), _MOST):
+                first = self._with_generated(dict(zip(choices, (a for a, _ in chosen), strict=True)))
+                second = self._with_generated(dict(zip(choices, (b for _, b in chosen), strict=True)))
+                if not (refused(first) or refused(second)):
+                    possible = True
+                    yield first, second
+            if possible:
+                return
+
+    def _refused(self, row: Row) -> bool:
+        """Whether a check of the table refuses the row."""
+        return any(check.evaluate(row) is False for check in self._checks)
+
+    @cached_property
+    def _checks(self) -> list[Expression]:
+        """The checks about columns that the index's expressions read."""
+        names = [column.name for column in self._table.columns]
+        parsed = [parse(check, columns=names, dialect=self._dialect) for check in self._table.checks]
+        return [check for check in parsed if check.columns & self._computed]
 
     # -- columns ------------------------------------------------------------------------------------------------------
 
@@ -122,7 +151,7 @@ class Pairs:
         if role is None:
             return []
         if role == "id":
-            return [(one, other), *((value, one) for value in further if value != one)]
+            return [(one, other), *((a, b) for a, b in product(further, further) if a != b)]
         if role == "deleted_at":
             return list(product((None, _MOMENTS[0]), (None, _MOMENTS[1])))
         if role == "active":
@@ -131,11 +160,14 @@ class Pairs:
         if role in _SECRETS:
             return [("token-1", "token-2"), *(null[:1] or [("", "")])]
         spelt: Options = [("x", "X")] if column.name in self._subject.identifiers and isinstance(one, str) else []
-        turned: Options = [pair for value in further for pair in ((value, value), (one, value), (value, one))]
-        return [(one, one), (one, other), *spelt, *null, *turned]
+        turned: Options = list(product([one, *further], [one, *further])) if further else []
+        run_together: Options = [("x", "xy"), ("yz", "z")] if column.name in self._joined else []
+        return list(dict.fromkeys([(one, one), (one, other), *spelt, *null, *turned, *run_together]))
 
     def _of_application(self, column: Column) -> Options:
-        """Whatever a column of the application may hold."""
+        """Whatever a column of the application may hold; what a trigger makes of it cannot be told."""
+        if self._table.rewritten and column.name in self._computed:
+            return [(UNKNOWN, UNKNOWN)]
         if column.kind is Kind.BOOLEAN:
             return list(product(_states(column), _states(column)))
         values: list[Value] = [*_two(column), *self._turning(column), *([None] if column.nullable else [])]
@@ -161,10 +193,26 @@ class Pairs:
         """Values of a column's kind at which an expression of the index may turn: those that it mentions."""
         if column.name not in self._computed:
             return []
-        mentioned = [v for expression in self._expressions for v in literals(expression.sql, dialect=self._dialect)]
+        texts = [expression.sql for expression in (*self._expressions, *self._checks)]
+        mentioned = [value for text in texts for value in literals(text, dialect=self._dialect)]
+        values: list[Value] = []
         if column.kind is Kind.INTEGER:
-            return [near for v in mentioned if isinstance(v, int) for near in (v - 1, v, v + 1)]
-        return [v for v in mentioned if isinstance(v, str)] if column.kind in _TEXTS else []
+            values = [near for v in mentioned if isinstance(v, int) for near in (v - 1, v, v + 1)]
+        elif column.labels:
+            values = list(column.labels)
+        elif column.kind in _TEXTS:
+            values = [v for v in mentioned if isinstance(v, str)]
+        values = list(dict.fromkeys(values))
+        self._mentions_more = self._mentions_more or len(values) > _TURNS
+        return values[:_TURNS]
+
+    @cached_property
+    def _joined(self) -> frozenset[str]:
+        """Columns that an expression runs together with others, where no border may be left between them."""
+        joining = [
+            expression for expression in self._expressions if "||" in expression.sql or "concat" in expression.sql
+        ]
+        return frozenset().union(*(expression.columns for expression in joining))
 
 
 def same(a: Value, b: Value) -> bool:
@@ -172,12 +220,19 @@ def same(a: Value, b: Value) -> bool:
     return a is b or (type(a) is type(b) and a == b)
 
 
+def folded(value: Value) -> Value:
+    """A text without its case."""
+    return value.casefold() if isinstance(value, str) else value
+
+
 def _states(column: Column) -> tuple[Value, ...]:
     return (True, False, None) if column.nullable else (True, False)
 
 
 def _two(column: Column) -> tuple[Value, Value]:
-    """Two values of a column's kind that differ."""
+    """Two values of a column's kind that differ, unless it has but one."""
+    if column.labels:
+        return column.labels[0], column.labels[-1]
     if column.kind in _TEXTS:
         return "x", "y"
     if column.kind is Kind.INTEGER:

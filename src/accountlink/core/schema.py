@@ -38,6 +38,7 @@ class Column:
         default: The expression that fills it when a row does not say, as the database writes it.
         generated: The expression of a generated column.
         identity: Whether the database numbers it (identity, ``serial``, SQLite's rowid).
+        labels: What an enumeration consists of.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Column:
     default: str | None = None
     generated: str | None = None
     identity: bool = False
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -209,6 +211,8 @@ class Table:
         row_security: Its row-level security.
         partitioning: How it is split, if it is.
         referenced_by: Foreign keys that point to it.
+        checks: Conditions that every row meets (PostgreSQL: the validated ones).
+        rewritten: Whether a trigger may change rows as they are written.
         sql: The statement that made it (SQLite).
         triggers: The statements that made its triggers (SQLite).
         without_rowid: Whether it has no rowid (SQLite).
@@ -222,6 +226,8 @@ class Table:
     row_security: RowSecurity = RowSecurity()
     partitioning: Partitioning | None = None
     referenced_by: tuple[ForeignKey, ...] = ()
+    checks: tuple[str, ...] = ()
+    rewritten: bool = False
     sql: str | None = None
     triggers: tuple[str, ...] = ()
     without_rowid: bool = False

@@ -56,7 +56,8 @@ class Subject:
         table: Its name.
         needs: What must be unique in it.
         roles: The columns that accountlink reads or writes, by role.
-        identifiers: Those that tell users, providers and accounts apart, byte by byte.
+        identifiers: Those that hold identifiers of others, which differ when one byte does. How the application tells
+            its own users apart is its own affair.
         normal: The column that holds e-mail addresses in normal form, if the key compares one.
         lengths: How many characters a column must take at least.
         bits: How wide an integer column must be at least.

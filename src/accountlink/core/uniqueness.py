@@ -13,7 +13,7 @@ from enum import Enum
 from functools import cached_property
 
 from accountlink.core.expressions import UNKNOWN, Expression, Opaque, Unknown, Value, equal, parse
-from accountlink.core.pairs import Pairs, same
+from accountlink.core.pairs import Pairs, folded, same
 from accountlink.core.schema import Index, Kind, Table
 from accountlink.core.subject import Need, Row, Subject
 
@@ -117,8 +117,12 @@ class _Judge:
 
     @cached_property
     def reads(self) -> frozenset[str]:
-        """The columns that the key reads."""
-        return frozenset().union(*({part} if isinstance(part, str) else part.columns for part in self.parts))
+        """The columns that the key reads, those behind generated columns included."""
+        read = frozenset().union(*({part} if isinstance(part, str) else part.columns for part in self.parts))
+        made = [
+            column.generated for column in self.table.columns if column.name in read and column.generated is not None
+        ]
+        return read.union(*(self._parse(sql).columns for sql in made))
 
     @cached_property
     def _pairs(self) -> Pairs:
@@ -208,7 +212,8 @@ class _Judge:
         """The worst kind of allowed pair that the index refuses, and whether one was undecided."""
         refused_kinds: set[Allowed] = set()
         undecided = False
-        for first, second in self._pairs.as_written():
+        alike = {part.column for part in self.index.parts if part.column is not None}
+        for first, second in self._pairs.as_written(alike=alike):
             if any(self._forbidden(need, first, second) is not False for need in self.subject.needs):
                 continue
             refused = self.collide(first, second)
@@ -219,13 +224,16 @@ class _Judge:
                 if Allowed.LIVE in refused_kinds:
                     break
         worst = next((kind for kind in Allowed if kind in refused_kinds), None)
-        return worst, undecided or self._pairs.cut_short
+        exact = {part.column for part in self.index.parts if part.exact}
+        has_key = any(need.key and set(need.columns) <= exact for need in self.subject.needs)
+        # With the whole key in it, what is left out of the pairs could only be another spelling of the same.
+        return worst, undecided or (self._pairs.cut_short and not has_key)
 
     def _sort(self, first: Row, second: Row) -> Allowed:
         if not (self.subject.is_live(first) is True and self.subject.is_live(second) is True):
             return Allowed.DEAD
-        folded = [{name: _folded(value) for name, value in row.items()} for row in (first, second)]
-        spelt_apart = any(self._forbidden(need, *folded) is True for need in self.subject.needs)
+        without_case = [{name: folded(value) for name, value in row.items()} for row in (first, second)]
+        spelt_apart = any(self._forbidden(need, *without_case) is True for need in self.subject.needs)
         return Allowed.SPELLING if spelt_apart else Allowed.LIVE
 
     def is_conditional(self) -> bool:
@@ -252,7 +260,3 @@ def judge(subject: Subject, table: Table, index: Index, *, dialect: str) -> Judg
         conditional=by.is_conditional(),
         reads=by.reads,
     )
-
-
-def _folded(value: Value) -> Value:
-    return value.casefold() if isinstance(value, str) else value

@@ -15,7 +15,7 @@ see ``docs/doctor.md``.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -28,6 +28,7 @@ from accountlink.doctor.emit.alembic import downgrade_lines, printed, upgrade_li
 from accountlink.doctor.emit.script import commented
 from accountlink.doctor.examine import examine
 from accountlink.doctor.findings import Finding
+from accountlink.doctor.ignoring import Ignored
 from accountlink.doctor.report import Report
 from accountlink.errors import AccountLinkError
 from accountlink.storage.subject import Mapping, mapping_of
@@ -44,7 +45,7 @@ _NAMED: Final = re.compile(
 )
 
 
-def watch(target_metadata: sa.MetaData | Sequence[sa.MetaData], *targets: object) -> None:
+def watch(target_metadata: sa.MetaData | Sequence[sa.MetaData], *targets: object, ignore: Collection[str] = ()) -> None:
     """Let autogenerate look at the tables of linkers, wherever it compares this metadata with a database.
 
     ``alembic check`` then fails by the doctor's findings, and ``alembic revision --autogenerate`` writes the migration
@@ -54,15 +55,18 @@ def watch(target_metadata: sa.MetaData | Sequence[sa.MetaData], *targets: object
         target_metadata: What ``context.configure(target_metadata=...)`` gets.
         targets: ``AccountLinker``, ``AccountMapping`` or ``GrantMapping``, each with a table in the database that the
             metadata is compared with.
+        ignore: Findings in these tables to leave out, and not to repair: ``rule``, or ``rule:name`` for those about one
+            object or one table.
 
     Raises:
-        ConfigurationError: A target has no mapping.
+        ConfigurationError: A target has no mapping, or there is no rule of such a name.
     """
     metadata = target_metadata if isinstance(target_metadata, sa.MetaData) else target_metadata[0]
-    watched: dict[str, Mapping] = metadata.info.setdefault(_WATCHED, {})
+    watched: dict[str, tuple[Mapping, frozenset[str]]] = metadata.info.setdefault(_WATCHED, {})
+    ignored = Ignored.of(ignore)
     for target in targets:
         mapping = mapping_of(target)
-        watched[mapping.table.fullname] = mapping
+        watched[mapping.table.fullname] = (mapping, ignored.patterns)
 
 
 class FindingOp(ops.MigrateOperation):
@@ -103,11 +107,11 @@ class UndoOp(ops.MigrateOperation):
 def _compare(context: AutogenContext, upgrade_ops: ops.UpgradeOps, _: object) -> None:
     """Look at the watched tables of the metadata, after Alembic has compared the rest."""
     made = {(op.schema, op.table_name) for op in upgrade_ops.ops if isinstance(op, ops.CreateTableOp)}
-    for mapping in _watched(context):
+    for mapping, ignored in _watched(context):
         if context.connection is None or (mapping.table.schema, mapping.table.name) in made:
             continue  # a table that this very migration makes, with its keys
         try:
-            report = examine(context.connection, mapping)
+            report = examine(context.connection, mapping, ignore=ignored)
         except AccountLinkError as error:
             raise util.CommandError(f"accountlink doctor: {error}") from None
         if report.findings:
@@ -121,7 +125,7 @@ if (priorities := getattr(util, "DispatchPriority", None)) is not None:  # Alemb
 comparators.dispatch_for("schema", **_last)(_compare)
 
 
-def _watched(context: AutogenContext) -> Iterator[Mapping]:
+def _watched(context: AutogenContext) -> Iterator[tuple[Mapping, frozenset[str]]]:
     for metadata in util.to_list(context.metadata, []):
         yield from metadata.info.get(_WATCHED, {}).values()
 

@@ -86,6 +86,13 @@ def title(index: Index, *, lower: bool = False) -> str:
     return f"the {kind} {index.constraint or index.name}" if lower else f"The {kind} {index.constraint or index.name}"
 
 
+def how_to_drop(case: Case, index: Index) -> str:
+    """Say how an index goes, after what stands before."""
+    if case.catalogue.dialect == "sqlite" and index.definition is None:
+        return "build the table anew without that key, which is part of its own definition"
+    return f"drop {index.constraint or index.name} by this name, and without IF EXISTS"
+
+
 def counted(number: int, noun: str) -> str:
     """Write a number with its noun."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

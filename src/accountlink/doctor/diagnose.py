@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 
 import sqlalchemy as sa
@@ -9,48 +10,61 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from accountlink import attempts
 from accountlink.doctor.examine import Look, examine
-from accountlink.doctor.findings import Finding
+from accountlink.doctor.findings import Finding, Severity
+from accountlink.doctor.ignoring import Ignored
 from accountlink.doctor.pooling import check_pooling
+from accountlink.doctor.reading import begin_reading, transactional
 from accountlink.doctor.report import Report
 from accountlink.errors import ConfigurationError
 from accountlink.storage.subject import Mapping, mapping_of
 from accountlink.storage.transactions import place_of
 
 
-async def diagnose(engine: AsyncEngine, linker: object, *, look: Look = Look.EVERYTHING) -> list[Finding]:
+async def diagnose(
+    engine: AsyncEngine, linker: object, *, look: Look = Look.EVERYTHING, ignore: Collection[str] = ()
+) -> list[Finding]:
     """Find what blocks or fails to protect links: in the table's schema, and on the way to it. Changes nothing.
 
     Args:
         engine: The application's own engine, since its role and its settings are looked at too.
         linker: An ``AccountLinker``, an ``AccountMapping`` or a ``GrantMapping``.
         look: ``Look.EVERYTHING`` asks the rows too where the catalogue leaves a question open, which reads the whole
-            table; ``Look.CATALOGUE`` takes a few milliseconds, as a health endpoint wants it.
+            table, however long that takes; ``Look.CATALOGUE`` takes a few milliseconds, as a health endpoint wants it.
+        ignore: Findings that were accepted: ``rule``, or ``rule:name`` for those about one object or one table. That
+            the table itself, or a column of it, is missing is always told, and so is an engine whose answers may be
+            somebody else's.
 
     Returns:
         The findings; empty when nothing is wrong. An engine whose answers may be somebody else's
         (``unsafe-pooling`` behind a pooler) gives that finding alone, since nothing else that it says can be relied on.
 
     Raises:
-        ConfigurationError: Not an engine, nothing that has a mapping, or a role that may not read the table.
-        StoreBusy: A lock, a statement or a connection was not to be had in time.
-        StoreUnavailable: The database cannot be reached.
+        ConfigurationError: Not an engine, nothing that has a mapping, no rule of such a name, or a role that may not
+            read the table.
+        StoreBusy: A lock, a statement or a connection was not to be had in time. Where PostgreSQL sets no bound of its
+            own, a look waits five seconds for a lock, and ``Look.CATALOGUE`` ten for the answer to a question.
+        StoreUnavailable: The database cannot be reached. psycopg does not tell this from a server that refuses the
+            role or its password.
         sqlalchemy.exc.DBAPIError: Any other answer of the database, as SQLAlchemy raised it, without parameters.
+        asyncpg.PostgresError: The same with SQLAlchemy 2.0, where the server refuses the role, its password or the
+            database.
     """
     given: object = engine
     if not isinstance(given, AsyncEngine):
         raise ConfigurationError(
             f"diagnose() takes an AsyncEngine, not {type(given).__name__}: it looks at how the engine connects."
         )
-    mapping = mapping_of(linker)
+    mapping, ignored = mapping_of(linker), Ignored.of(ignore)
     pooling = await check_pooling(engine)
-    if pooling is not None and engine.dialect.name != "sqlite":
+    accepted = pooling is not None and ignored.holds(pooling)
+    sure = pooling is not None and pooling.severity is Severity.ERROR
+    if pooling is not None and engine.dialect.name != "sqlite" and (sure or not accepted):
         return [pooling]
-    place = attempts.reached(await place_of(engine, mapping, several_statements=True))
-    report = await attempts.read_catalogue(place, partial(_read, mapping=mapping, look=look))
-    return [*([pooling] if pooling is not None else []), *report.findings]
+    place = attempts.reached(await place_of(transactional(engine), mapping, several_statements=True))
+    report = await attempts.read_catalogue(place, partial(_read, mapping=mapping, look=look, ignored=ignored))
+    return [*([pooling] if pooling is not None and not accepted else []), *report.findings]
 
 
-def _read(connection: sa.Connection, *, mapping: Mapping, look: Look) -> Report:
-    if connection.dialect.name == "postgresql":
-        connection.execute(sa.text("SET TRANSACTION READ ONLY"))
-    return examine(connection, mapping, look=look)
+def _read(connection: sa.Connection, *, mapping: Mapping, look: Look, ignored: Ignored) -> Report:
+    begin_reading(connection, rows=look is Look.EVERYTHING)
+    return examine(connection, mapping, look=look, ignore=ignored.patterns)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from enum import Enum
+from typing import Final
 
 import sqlalchemy as sa
 
-from accountlink.core.schema import Catalogue
+from accountlink.core.schema import Catalogue, Relation
 from accountlink.core.subject import Subject
 from accountlink.core.uniqueness import judge
 from accountlink.doctor.case import Case
 from accountlink.doctor.emit.names import candidates
 from accountlink.doctor.emit.plan import plan
 from accountlink.doctor.findings import Finding, Severity
+from accountlink.doctor.ignoring import Ignored, rest_of
 from accountlink.doctor.repair import Repair
 from accountlink.doctor.report import Report
 from accountlink.doctor.rows import ask_rows
@@ -21,6 +24,9 @@ from accountlink.doctor.rules import judge_by_all, missing_key
 from accountlink.errors import ConfigurationError
 from accountlink.storage.schema import read_catalogue
 from accountlink.storage.subject import mapping_of, subject_of
+
+_ELSEWHERE: Final = (Relation.VIEW, Relation.FOREIGN)
+"""What has no keys of its own."""
 
 
 class Look(Enum):
@@ -32,29 +38,36 @@ class Look(Enum):
     """The catalogue alone: a few milliseconds, whatever the table's size. Duplicates and addresses are not counted."""
 
 
-def examine(connection: sa.Connection, target: object, *, look: Look = Look.EVERYTHING) -> Report:
+def examine(
+    connection: sa.Connection, target: object, *, look: Look = Look.EVERYTHING, ignore: Collection[str] = ()
+) -> Report:
     """Look at the table of a linker or a mapping, and plan its repair. Reads only.
 
     Args:
         connection: An open connection of the role that links.
         target: An ``AccountLinker``, an ``AccountMapping`` or a ``GrantMapping``.
         look: How far to look.
+        ignore: Findings to leave out, and not to repair: ``rule``, or ``rule:name`` for those about one object or one
+            table. That the table itself, or a column of it, is missing is always told.
 
     Returns:
         The findings and the migration that repairs them.
 
     Raises:
-        ConfigurationError: The target has no mapping, or the role may not read the table.
+        ConfigurationError: The target has no mapping, there is no rule of such a name, or the role may not read the
+            table.
         sqlalchemy.exc.DBAPIError: The database could not be asked.
     """
+    accepted = Ignored.of(ignore)
     mapping = mapping_of(target)
     schema = connection.schema_for_object(mapping.table)
     subject = subject_of(mapping, schema=schema)
     catalogue = read_catalogue(connection, subject.table, schema=schema, names=sorted(candidates(subject)))
     missing = _missing(subject, catalogue)
     if missing is not None or catalogue.table is None:
-        found = (missing,) if missing is not None else ()
-        return Report(findings=found, repair=Repair(dialect=catalogue.dialect, table=subject.name))
+        elsewhere = catalogue.table is not None and catalogue.table.relation in _ELSEWHERE
+        found, ignored = (accepted if elsewhere else Ignored()).split(() if missing is None else (missing,))
+        return Report(findings=found, repair=Repair(dialect=catalogue.dialect, table=subject.name), ignored=ignored)
     table = catalogue.table
     judgements = tuple(
         judge(subject, table, index, dialect=catalogue.dialect) for index in table.indexes if index.unique
@@ -67,14 +80,20 @@ def examine(connection: sa.Connection, target: object, *, look: Look = Look.EVER
                 "SELECT."
             )
         case = replace(case, rows=ask_rows(connection, case))
-    findings = judge_by_all(case)
-    return Report(findings=findings, repair=plan(case, findings))
+    findings, ignored = accepted.split(judge_by_all(case))
+    rest = rest_of(case, findings, ignored)
+    return Report(findings=findings, repair=rest.completed(plan(rest.case, rest.findings)), ignored=ignored)
 
 
 def _missing(subject: Subject, catalogue: Catalogue) -> Finding | None:
     """Without the table or one of its columns there is nothing to judge."""
+    fix = "Run the application's own migrations first, or look at the database that has it."
     if catalogue.table is None:
-        what, columns = "The table is not in this database", subject.needs[0].columns
+        seen = "" if catalogue.role is None else f", as far as the role {catalogue.role} can see"
+        what, columns = f"The table is not in this database{seen}", subject.needs[0].columns
+    elif catalogue.table.relation in _ELSEWHERE:
+        what, columns = f"It is a {catalogue.table.relation.value}, whose keys are elsewhere", subject.needs[0].columns
+        fix = "Map the table behind it, and look at that."
     else:
         columns = tuple(name for name in sorted(set(subject.roles.values())) if catalogue.table.column(name) is None)
         what = f"The table has no column {', '.join(columns)}, which the mapping names"
@@ -87,5 +106,5 @@ def _missing(subject: Subject, catalogue: Catalogue) -> Finding | None:
         object=None,
         columns=columns,
         message=f"{what}; nothing else was looked at.",
-        fix="Run the application's own migrations first, or look at the database that has it.",
+        fix=fix,
     )

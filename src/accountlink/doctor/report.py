@@ -15,7 +15,9 @@ class Report:
     Attributes:
         findings: What is wrong; empty when nothing is.
         repair: The migration; it is never run by the library.
+        ignored: What is wrong, too, and was not to be reported.
     """
 
     findings: tuple[Finding, ...]
     repair: Repair
+    ignored: tuple[Finding, ...] = ()

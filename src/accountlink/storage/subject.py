@@ -69,7 +69,7 @@ def _links(mapping: AccountMapping[Any, Any], schema: str | None) -> Subject:
         table=mapping.table.name,
         needs=(link_key, Need(columns=(names["id"],), live=False, reason="a link's id names one row", key=False)),
         roles=names,
-        identifiers=frozenset(names[role] for role in ("user_id", "account_id") if role in names),
+        identifiers=frozenset({names["account_id"]} if "account_id" in names else ()),
         normal=names[mapping.email_key_role] if by_email else None,
         lengths=_lengths(mapping),
         bits=_bits(mapping),

@@ -22,6 +22,7 @@ FAILURES: Final = (SQLAlchemyError, OSError, asyncpg.PostgresError, asyncpg.Inte
 
 _STATES: Final = {
     "23505": Trouble.UNIQUE,
+    "23P01": Trouble.UNIQUE,  # an exclusion constraint: what it is on is found like an index
     "55000": Trouble.DEFERRABLE,
     "40001": Trouble.SERIALIZATION,
     "40P01": Trouble.SERIALIZATION,

@@ -40,5 +40,7 @@ RULES: Final[tuple[Callable[[Case], Iterable[Finding]], ...]] = (
 
 
 def judge_by_all(case: Case) -> tuple[Finding, ...]:
-    """Apply every rule."""
+    """Apply every rule; where no row can ever be live, nothing else can be judged."""
+    if (never := key_enforces_nothing.never_live(case)) is not None:
+        return (never,)
     return tuple(finding for rule in RULES for finding in rule(case))

@@ -35,7 +35,7 @@ def find(case: Case) -> Iterator[Finding]:
         object=culprits[0].name if culprits else None,
         columns=(),
         message=f"Row-level security can hide another user's row from the role {case.catalogue.role}: the owner of an "
-        "account cannot be looked up, and a conflict is not told.",
+        "account cannot be looked up, and a conflict is not told. For the same reason no row was counted here.",
         fix=f"Give {case.catalogue.role} a permissive policy FOR SELECT USING (true) on this table, or link as a role "
         "that may see every row.",
     )

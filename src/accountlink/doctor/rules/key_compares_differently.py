@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from accountlink.core.schema import Column, Kind
-from accountlink.doctor.case import Case, counted, title
+from accountlink.doctor.case import Case, counted, how_to_drop, title
 from accountlink.doctor.findings import Finding, Severity
 
 RULE: Final = "key-compares-differently"
@@ -32,7 +32,7 @@ def find(case: Case) -> Iterator[Finding]:
             object=index.constraint or index.name,
             columns=index.columns,
             message=f"{title(index)} takes identifiers that differ in case for one: the second is refused.",
-            fix=f"Create the key on the columns themselves, then drop {index.constraint or index.name}.",
+            fix=f"Create the key on the columns themselves, then {how_to_drop(case, index)}.",
         )
     if (column_name := case.subject.normal) is not None and (case.rows.plain or case.rows.odd):
         yield Finding(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from accountlink.doctor.case import Case, title
+from accountlink.doctor.case import Case, how_to_drop, title
 from accountlink.doctor.findings import Finding, Severity
 
 RULE: Final = "key-counts-deleted"
@@ -29,5 +29,5 @@ def find(case: Case) -> Iterator[Finding]:
             columns=index.columns,
             message=f"{title(index)} counts dead rows: what was unlinked still occupies ({', '.join(index.columns)}) "
             "and refuses the rows that come after it.",
-            fix=f"Create the same key WHERE {case.subject.live_sql}, then drop {index.constraint or index.name}.",
+            fix=f"Create the same key WHERE {case.subject.live_sql}, then {how_to_drop(case, index)}.",
         )

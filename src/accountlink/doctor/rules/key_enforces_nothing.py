@@ -30,6 +30,27 @@ def find(case: Case) -> Iterator[Finding]:
                 yield _mark(case, need, judgement)
 
 
+def never_live(case: Case) -> Finding | None:
+    """A mark of dead rows that every new row has: a key for live rows then keeps nothing apart."""
+    name = case.subject.roles.get("deleted_at")
+    column = None if name is None else case.table.column(name)
+    if column is None or column.generated is not None:
+        return None
+    if (column.nullable and column.default in (None, "NULL", "null")) or (column.default or "").startswith("NULL::"):
+        return None
+    why = "has a default" if column.nullable else "takes no NULL"
+    return Finding(
+        rule=RULE,
+        severity=Severity.ERROR,
+        table=case.name,
+        object=column.name,
+        columns=(column.name,),
+        message=f"{column.name} {why}, so that every new row is dead from its beginning: no key for live rows keeps "
+        "anything apart. Nothing else was looked at.",
+        fix=f"Make {column.name} nullable and without a default, with NULL in every live row; or map another mark.",
+    )
+
+
 def _nullable(case: Case, need: Need, judgement: Judgement) -> Finding:
     index = judgement.index
     nullable = tuple(

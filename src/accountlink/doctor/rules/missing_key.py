@@ -38,7 +38,13 @@ def find(case: Case) -> Iterator[Finding]:
 def _nearly(case: Case, need: Need) -> str:
     """Name an index that would be it but for further columns."""
     for judgement in case.judgements:
-        extra = judgement.reads - set(need.columns)
+        extra = sorted(judgement.reads - set(need.columns))
         if set(need.columns) <= judgement.reads and extra:
-            return f" {judgement.index.name} lets rows through that differ in {', '.join(sorted(extra))}."
+            told = f" {judgement.index.name} lets rows through that differ in {', '.join(extra)}."
+            if not set(extra) <= set(case.subject.roles.values()):
+                told += (
+                    " If that keeps tenants apart, the policy does not know it: make it part of the provider's slug, "
+                    "or give each tenant a table."
+                )
+            return told
     return ""

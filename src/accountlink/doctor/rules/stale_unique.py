@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from accountlink.core.uniqueness import Judgement
-from accountlink.doctor.case import Case, title
+from accountlink.doctor.case import Case, how_to_drop, title
 from accountlink.doctor.findings import Finding, Severity
 
 RULE: Final = "stale-unique"
@@ -37,8 +37,7 @@ def _finding(case: Case, judgement: Judgement) -> Finding:
         columns=index.columns,
         message=f"{title(index)} allows one row per ({', '.join(index.columns)}), and the policy allows several: "
         "the second is refused with blocked_by_constraint.",
-        fix=f"Drop it by its own name, {index.constraint or index.name}, and without IF EXISTS, once the right key "
-        "stands.",
+        fix=f"Once the right key stands, {how_to_drop(case, index)}.",
     )
 
 

@@ -62,7 +62,8 @@ def read(connection: sa.Connection, table: str, *, schema: str | None, names: Se
     if found.oid is None:
         return Catalogue(dialect="postgresql", version=found.version, role=found.role, table=None, taken=taken)
     told = connection.execute(READ, {"oid": found.oid}).one()
-    checked = _never_null(_loads(told.checks))
+    checks = tuple(_loads(told.checks))
+    checked = _never_null(checks)
     return Catalogue(
         dialect="postgresql",
         version=found.version,
@@ -82,6 +83,8 @@ def read(connection: sa.Connection, table: str, *, schema: str | None, names: Se
             ),
             partitioning=_partitioning(_loads(found.partition_key), inherited=found.inherited),
             referenced_by=tuple(map(_foreign_key, _loads(told.referenced_by))),
+            checks=checks,
+            rewritten=found.rewritten,
         ),
     )
 
@@ -120,6 +123,7 @@ def _column(row: dict[str, Any], checked: frozenset[str]) -> Column:
         collation=row["collation"],
         default=None if row["generated"] else filled,
         generated=filled if row["generated"] else None,
+        labels=tuple(row["labels"] or ()),
         identity=row["identity"] or (filled is not None and _SERIAL.match(filled) is not None),
     )
 

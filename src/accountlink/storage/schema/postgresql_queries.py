@@ -30,6 +30,9 @@ FIND: Final = sa.text("""
            pg_catalog.row_security_active(c.oid) AS row_security_active,
            c.relkind IN ('r', 'f')
                AND EXISTS (SELECT FROM pg_catalog.pg_inherits h WHERE h.inhparent = c.oid) AS inherited,
+           EXISTS (SELECT FROM pg_catalog.pg_trigger g
+                    WHERE g.tgrelid = c.oid AND NOT g.tgisinternal AND g.tgenabled <> 'D'
+                      AND g.tgtype & 3 = 3) AS rewritten,  -- BEFORE, for each row
            (SELECT CAST(pg_catalog.json_agg(a.attname ORDER BY k.place) AS pg_catalog.text)
               FROM pg_catalog.pg_partitioned_table p
              CROSS JOIN pg_catalog.unnest(CAST(p.partattrs AS smallint[])) WITH ORDINALITY AS k (attnum, place)
@@ -83,6 +86,8 @@ _COLUMNS: Final = """
              WHERE l.attnum = a.attnum) AS domain_checks,
            CASE WHEN a.attcollation <> b.typcollation THEN c.collname END AS collation,
            COALESCE(c.collisdeterministic, true) AND b.typname <> 'citext' AS exact,
+           (SELECT pg_catalog.json_agg(e.enumlabel ORDER BY e.enumsortorder)
+              FROM pg_catalog.pg_enum e WHERE e.enumtypid = b.oid) AS labels,
            a.attgenerated <> '' AS generated,
            a.attidentity <> '' AS identity,
            COALESCE(pg_catalog.pg_get_expr(f.adbin, f.adrelid), pg_catalog.pg_get_expr(t.typdefaultbin, 0)) AS filled

@@ -104,6 +104,7 @@ class _Reader:
             referenced_by=self._referenced_by(found.name, [row.name for row in columns], primary),
             sql=found.sql,
             triggers=tuple(row.sql for row in statements if row.type == "trigger"),
+            rewritten=any(row.type == "trigger" for row in statements),
             without_rowid=ddl.without_rowid,
         )
 
