@@ -10,12 +10,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from accountlink import (
     AccountLinker,
     AccountLinkError,
+    AlreadyOwner,
     Linked,
     OwnerLookupFailed,
     OwnerNotFound,
     OwnershipConflict,
     ProviderIdentity,
     TokenSet,
+    Transferred,
 )
 
 logger = logging.getLogger(__name__)
@@ -73,6 +75,39 @@ async def callback(
             logger.info("user %s, %s: link %s %s", user_id, provider, account.id, change.value)
         case OwnershipConflict():
             logger.info("user %s, %s: the account is user %s's", user_id, provider, outcome.owner_id)
+        case _:
+            assert_never(outcome)
+    return outcome.redirect_url(page)
+
+
+async def take_over(
+    linker: AccountLinker[int, int], engine: AsyncEngine, *, user_id: int, token: str, page: str
+) -> str:
+    """Give the signed-in user the account of a conflict, once he has said in the dialogue that he wants it.
+
+    Call it for a POST whose body has the token, which the page's script took from the fragment. Never for a GET: mail
+    scanners and previews open links.
+
+    Args:
+        linker: The application's linker.
+        engine: The application's engine.
+        user_id: Who is signed in; never what a request says.
+        token: What the request says is a transfer token; it is looked at before any SQL.
+        page: Where the browser goes, from the configuration.
+
+    Returns:
+        The page's URL with ``?connection=success``, also for a second click; or ``?error=`` and why not.
+    """
+    try:
+        outcome = await linker.transfer(engine, token, user_id=user_id)
+    except AccountLinkError as error:
+        logger.warning("user %s: no transfer: %s", user_id, error.code)
+        return _failed(page, error)
+    match outcome:
+        case Transferred(account=account, previous_owner_id=former):
+            logger.info("user %s: link %s taken over from user %s", user_id, account.id, former)
+        case AlreadyOwner(account=account):
+            logger.info("user %s: link %s is his already", user_id, account.id)
         case _:
             assert_never(outcome)
     return outcome.redirect_url(page)

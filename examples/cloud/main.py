@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that this fil
 from accountlink import AccountLinkError, BlockedByConstraint, Linked, ProviderIdentity, TokenSet, tune_sqlite
 from examples import doctor
 from examples.cloud.broken import FULL_KEYS, migrate
-from examples.cloud.callback import callback
+from examples.cloud.callback import callback, take_over
 from examples.cloud.faults import lookup_fails, owner_vanishes
 from examples.cloud.models import Base, CloudProviderAccount, make_linker
 
@@ -70,6 +70,36 @@ async def conflict(engine: AsyncEngine) -> None:
     expect("Ada's row", await stored(engine, "account-2"), before)
     print(f"Ben connects Ada's account: {address}{mark}{token[:SHOWN_OF_TOKEN]}...")
     print("   Ada's row is untouched")
+
+
+async def transfer(engine: AsyncEngine) -> None:
+    """Ben says that the account is his: the token of his conflict moves it to him, once, and to nobody else."""
+    await connect(engine, ADA, "account-9")
+    token = (await connect(engine, BEN, "account-9")).partition("#transfer_token=")[2]
+    [before] = await stored(engine, "account-9")
+    url = await take_over(linker, engine, user_id=ADA, token=token, page=PAGE)
+    expect("the redirect", url, f"{PAGE}?error=token_for_another_user")
+    expect("Ada's row", await stored(engine, "account-9"), [before])
+
+    url = await take_over(linker, engine, user_id=BEN, token=token, page=PAGE)
+    expect("the redirect", url, f"{PAGE}?connection=success")
+    [after] = await stored(engine, "account-9")
+    expect("the row's id and owner", (after["id"], after["user_id"]), (before["id"], BEN))
+    expect("what is left of Ada's tokens", (after["access_token"], after["refresh_token"]), (None, None))
+    print(f"Ben takes it over with his conflict's token: {url}")
+    print("   the same row is his, and nothing of Ada's tokens is left in it; with that token Ada got nowhere")
+
+    url = await take_over(linker, engine, user_id=BEN, token=token, page=PAGE)
+    expect("the redirect", url, f"{PAGE}?connection=success")
+    expect("the row", await stored(engine, "account-9"), [after])
+    print(f"A second click: {url}, and nothing is written")
+
+    await connect(engine, BEN, "account-9")
+    back = (await connect(engine, ADA, "account-9")).partition("#transfer_token=")[2]
+    expect("the redirect", await take_over(linker, engine, user_id=ADA, token=back, page=PAGE), url)
+    url = await take_over(linker, engine, user_id=BEN, token=token, page=PAGE)
+    expect("the redirect", url, f"{PAGE}?error=token_superseded")
+    print(f"Ada has proved since that it is hers, and has it back; Ben's old token: {url}")
 
 
 async def race(engine: AsyncEngine) -> None:
@@ -168,6 +198,7 @@ async def story(engine: AsyncEngine) -> None:
     await make_tables(engine)
     await first_link_and_reconnect(engine)
     await conflict(engine)
+    await transfer(engine)
     await race(engine)
     await unusable(engine)
     if engine.dialect.name == "postgresql":

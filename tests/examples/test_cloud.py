@@ -36,6 +36,10 @@ BEGINNING = r"""Ada connects her cloud account: https://app\.example/settings/cl
 Ada connects it again: https://app\.example/settings/cloud\?connection=success, the same row with new tokens
 Ben connects Ada's account: https://app\.example/settings/cloud\?error=ownership_conflict#transfer_token=.{8}\.\.\.
    Ada's row is untouched
+Ben takes it over with his conflict's token: https://app\.example/settings/cloud\?connection=success
+   the same row is his, and nothing of Ada's tokens is left in it; with that token Ada got nowhere
+A second click: https://app\.example/settings/cloud\?connection=success, and nothing is written
+Ada has proved since that it is hers, and has it back; Ben's old token: https://app\.example/settings/cloud\?error=token_superseded
 20 callbacks of Ada's at once: 1 created, 19 updated, one row
 A callback without an account id: https://app\.example/settings/cloud\?error=invalid_identity
 A callback without a token: https://app\.example/settings/cloud\?error=invalid_credentials
@@ -108,6 +112,7 @@ async def test_the_program_on_a_given_database(database: Database, tmp_path: Pat
         *vanished,
         ("account-8", 1, False),
         ("account-8", 2, True),
+        ("account-9", 1, True),
     ] == [(account, user, bool(live)) for account, user, live in before]
 
     again = start("--database-url", database.url, folder=tmp_path)
@@ -155,6 +160,14 @@ async def test_conflict(engine: AsyncEngine) -> None:
     await cloud.conflict(engine)
     found = "SELECT user_id, provider_account_id, version FROM cloud_provider_accounts"
     assert [(1, "account-2", 1)] == await rows(engine, found)
+
+
+@pytest.mark.usefixtures("tables")
+async def test_transfer(engine: AsyncEngine) -> None:
+    """The row moves to Ben and back to Ada, each time a version on; the first token is void after that (A18)."""
+    await cloud.transfer(engine)
+    found = "SELECT user_id, provider_account_id, version FROM cloud_provider_accounts"
+    assert [(1, "account-9", 3)] == await rows(engine, found)
 
 
 @pytest.mark.usefixtures("tables")
