@@ -290,7 +290,8 @@ async def test_a_lock_that_is_not_given_is_busy(
             await session.execute(sa.text("SET LOCAL lock_timeout = '150ms'"))
             bind = session
         with pytest.raises(StoreBusy) as caught:
-            await call(bind)
+            async with asyncio.timeout(20):
+                await call(bind)
         assert "55P03" == caught.value.sqlstate
         assert BEFORE == await watch.rows(OWNED.format("sub"))
         await holder.rollback()
