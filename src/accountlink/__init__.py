@@ -10,7 +10,15 @@
 from accountlink.core.credentials import TokenSet
 from accountlink.core.email import normalize_email
 from accountlink.core.identity import ProviderIdentity
-from accountlink.core.outcomes import Change, Linked, LinkedAccount, OwnershipConflict, Unlinked
+from accountlink.core.outcomes import (
+    AlreadyOwner,
+    Change,
+    Linked,
+    LinkedAccount,
+    OwnershipConflict,
+    Transferred,
+    Unlinked,
+)
 from accountlink.core.policy import Key, LinkPolicy, Ownership, Removal
 from accountlink.core.secrecy import Secret
 from accountlink.errors import (
@@ -30,8 +38,14 @@ from accountlink.errors import (
     RetryTransaction,
     StoreBusy,
     StoreUnavailable,
+    TokenExpired,
+    TokenForAnotherUser,
+    TokenForged,
+    TokenRejected,
+    TokenSuperseded,
 )
 from accountlink.linker import AccountLinker
+from accountlink.storage.ledger import transfer_ledger
 from accountlink.storage.mapping import AccountMapping
 from accountlink.storage.mixin import LinkedAccountMixin
 from accountlink.storage.sqlite import tune_sqlite
@@ -42,6 +56,7 @@ __all__ = [
     "AccountMapping",
     "AccountMismatch",
     "AccountNotFound",
+    "AlreadyOwner",
     "AmbiguousAccount",
     "BlockedByConstraint",
     "Change",
@@ -66,8 +81,15 @@ __all__ = [
     "Secret",
     "StoreBusy",
     "StoreUnavailable",
+    "TokenExpired",
+    "TokenForAnotherUser",
+    "TokenForged",
+    "TokenRejected",
     "TokenSet",
+    "TokenSuperseded",
+    "Transferred",
     "Unlinked",
     "normalize_email",
+    "transfer_ledger",
     "tune_sqlite",
 ]

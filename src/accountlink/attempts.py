@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, NoReturn, TypeVar
@@ -13,7 +13,7 @@ from accountlink.core import decide
 from accountlink.core.decide import Step
 from accountlink.core.facts import Answer, Arm, Failure, Obstacle, Trouble
 from accountlink.core.outcomes import LinkId, UserId
-from accountlink.errors import StoreBusy
+from accountlink.errors import OutcomeUnknown, StoreBusy
 from accountlink.storage.transactions import Foreign, Place, Talk, Work
 
 T = TypeVar("T")
@@ -150,6 +150,37 @@ async def settle(
             if settled is not None:
                 return settled
     raise StoreBusy
+
+
+async def redeem(
+    place: Place,
+    attempt: Callable[[], Awaitable[T | Failure | None]],
+    patience: Patience,
+    *,
+    look: Callable[..., Obstacle[UserId, LinkId]],
+    provider: Callable[[], str],
+) -> T:
+    """Run a transfer until it is settled.
+
+    Args:
+        place: Where.
+        attempt: The transfer; its answer is ``None`` when a concurrent transaction came between.
+        patience: What is left of trying again.
+        look: Finds out what is behind a unique violation, the present owner's row aside.
+        provider: For messages, once the row is read.
+    """
+    while patience.causes > 0 and patience.runs > 0:
+        result = await attempt()
+        if result is None:
+            patience.runs -= 1
+        elif not isinstance(result, Failure):
+            return result
+        elif result.trouble not in (Trouble.UNIQUE, Trouble.DEFERRABLE):
+            await patience.recover(place, result)
+        else:
+            patience.causes -= 1
+            await _explained(place, result, look, provider(), patience)
+    raise OutcomeUnknown if patience.ambiguous else StoreBusy
 
 
 async def _explained(

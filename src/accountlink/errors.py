@@ -254,7 +254,7 @@ class LinkBlocked(AccountLinkError):
 
 
 class LastAccount(AccountLinkError):
-    """Unlinking would leave the user without a way to sign in; nothing was changed."""
+    """Unlinking, or a transfer, would leave the user who has the link without a way to sign in; nothing was changed."""
 
     code = "last_account"
 
@@ -262,6 +262,69 @@ class LastAccount(AccountLinkError):
         super().__init__(
             "This is the user's last linked account and guard_last knows of no other way to sign in. "
             "Let the user link another account or set a password first."
+        )
+
+
+class TokenRejected(AccountLinkError):
+    """The root of what can be wrong with a transfer token; each class below says which. Nothing was changed.
+
+    No message and no attribute tells who the owner is, or what the token holds.
+    """
+
+    code = "token_rejected"
+
+    def __init__(
+        self, *, problem: str = "The transfer token is refused.", remedy: str = "Let the user link the account again."
+    ) -> None:
+        super().__init__(f"{problem} {remedy}")
+
+
+class TokenForged(TokenRejected):
+    """Not a transfer token of this application and this table, or one whose secret was removed."""
+
+    code = "token_forged"
+
+    def __init__(self) -> None:
+        super().__init__(
+            problem="This is no transfer token that a secret of this linker signed for this table.",
+            remedy="Pass the token as it came, unchanged; if its secret was removed, let the user link the account "
+            "again.",
+        )
+
+
+class TokenForAnotherUser(TokenRejected):
+    """The token was given to another user than the one who presents it."""
+
+    code = "token_for_another_user"
+
+    def __init__(self) -> None:
+        super().__init__(
+            problem="This transfer token was given to another user than the one who is signed in.",
+            remedy="Let the user who met the conflict sign in, or let this one link the account himself.",
+        )
+
+
+class TokenExpired(TokenRejected):
+    """The token's time is over, or it is older than the application accepts."""
+
+    code = "token_expired"
+
+    def __init__(self) -> None:
+        super().__init__(
+            problem="This transfer token is too old.",
+            remedy="Let the user link the account again: the new conflict carries a new token.",
+        )
+
+
+class TokenSuperseded(TokenRejected):
+    """The link is no longer as it was when the token was issued: its owner or its state changed in between."""
+
+    code = "token_superseded"
+
+    def __init__(self) -> None:
+        super().__init__(
+            problem="The link has changed since this transfer token was issued.",
+            remedy="Let the user link the account again: it may be free now, or the new conflict carries a new token.",
         )
 
 

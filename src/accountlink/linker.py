@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-import secrets as randomness
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final, Generic, assert_never, overload
 
+import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from accountlink import attempts
+from accountlink.arguments import Ids, check_kind, mapping_of, moment_of
 from accountlink.core.credentials import TokenSet
 from accountlink.core.decide import RUNS
 from accountlink.core.facts import Answer, Arm
 from accountlink.core.identity import ProviderIdentity
 from accountlink.core.outcomes import (
+    AlreadyOwner,
     Change,
     Linked,
     LinkedAccount,
     LinkId,
     OwnershipConflict,
+    Transferred,
     Unlinked,
     UserId,
     conflict_with,
 )
 from accountlink.core.policy import Ownership, Removal
-from accountlink.core.secrecy import Parameters
+from accountlink.core.secrecy import Concealed, Parameters
 from accountlink.core.text import check_identifier, check_provider
 from accountlink.errors import (
     AccountMismatch,
@@ -37,15 +40,15 @@ from accountlink.errors import (
     LinkBlocked,
     OutcomeUnknown,
     StoreBusy,
+    TokenForged,
 )
 from accountlink.storage.accounts import AccountStore
-from accountlink.storage.idtype import IdType
 from accountlink.storage.mapping import AccountMapping, HasIds
-from accountlink.storage.mixin import LinkedAccountMixin, policy_of
-from accountlink.storage.sessions import forget_held, refresh_held
+from accountlink.storage.sessions import forget_held, hand_over_held, refresh_held
 from accountlink.storage.transactions import Bind, Place, ask, place_of
 from accountlink.storage.values import shape_of
-from accountlink.tokens.signing import RowState, Secrets, TransferSigner
+from accountlink.tokens.signing import Secrets
+from accountlink.transfers import Guard, Transfers, ledger_of
 
 TRANSFER_LIFETIME: Final = timedelta(minutes=10)
 LOCK_TIMEOUT: Final = timedelta(seconds=10)
@@ -53,8 +56,6 @@ _MS: Final = timedelta(milliseconds=1)
 
 Values = Mapping[Any, object]
 """Application columns to fill: mapped attributes or columns of the table, and their values."""
-Guard = Callable[[AsyncConnection, UserId], Awaitable[bool]]
-"""Has the user another way to sign in? Asked inside the transaction that would take the last account away."""
 
 
 def _now() -> datetime:
@@ -70,8 +71,10 @@ class AccountLinker(Generic[UserId, LinkId]):
         accounts: A model with :class:`LinkedAccountMixin`, or an :class:`AccountMapping` onto a table of your own.
         secrets: Keys that sign transfer tokens, at least 32 bytes each, newest first; without them there are none.
         clock: Returns the present moment, aware; stamps rows and ends tokens.
-        guard_last: Asked with the connection and the user id before his last account is unlinked: has he another way to
-            sign in? Without it the last account may go.
+        guard_last: Asked with the connection and the user id before his last account is unlinked, or goes to another
+            user: has he another way to sign in? Without it the last account may go.
+        ledger: The table that ``transfer_ledger(Base.metadata)`` makes: for a table of links without a ``version``
+            column, whose conflicts carry transfer tokens then. A table that has the column needs and uses none.
         transfer_lifetime: How long a transfer token can be redeemed.
         lock_timeout: How long a transaction of accountlink's own waits for another one's lock, where the PostgreSQL
             server, role or connection sets no ``lock_timeout`` itself; ``None`` waits for ever. In a caller's
@@ -89,6 +92,7 @@ class AccountLinker(Generic[UserId, LinkId]):
         secrets: Secrets = ...,
         clock: Callable[[], datetime] = ...,
         guard_last: Guard[UserId] | None = ...,
+        ledger: sa.Table | None = ...,
         transfer_lifetime: timedelta = ...,
         lock_timeout: timedelta | None = ...,
     ) -> None: ...
@@ -101,6 +105,7 @@ class AccountLinker(Generic[UserId, LinkId]):
         secrets: Secrets = ...,
         clock: Callable[[], datetime] = ...,
         guard_last: Guard[UserId] | None = ...,
+        ledger: sa.Table | None = ...,
         transfer_lifetime: timedelta = ...,
         lock_timeout: timedelta | None = ...,
     ) -> None: ...
@@ -112,18 +117,20 @@ class AccountLinker(Generic[UserId, LinkId]):
         secrets: Secrets = (),
         clock: Callable[[], datetime] = _now,
         guard_last: Guard[UserId] | None = None,
+        ledger: sa.Table | None = None,
         transfer_lifetime: timedelta = TRANSFER_LIFETIME,
         lock_timeout: timedelta | None = LOCK_TIMEOUT,
     ) -> None:
-        self.mapping: Final[AccountMapping[UserId, LinkId]] = _mapping_of(accounts)
-        self._store: Final = AccountStore(self.mapping)
+        self.mapping: Final[AccountMapping[UserId, LinkId]] = mapping_of(accounts)
+        kept = ledger_of(self.mapping, ledger)
+        self._store: Final = AccountStore(self.mapping, kept)
         self._codec: Final = self._store.codec
-        self._user_type: Final = IdType.of(self.mapping.columns["user_id"])
-        self._link_type: Final = IdType.of(self.mapping.columns["id"])
-        self._signer: Final = None if secrets in ((), []) else TransferSigner(secrets)
+        self._ids: Final = Ids(self.mapping)
+        self._transfers: Final = Transfers(
+            self._store, secrets=secrets, ledger=kept, lifetime=transfer_lifetime, guard=guard_last
+        )
         self._clock: Final = clock
         self._guard: Final = guard_last
-        self._lifetime: Final = transfer_lifetime
         self._lock_timeout: Final = None if lock_timeout is None else f"{max(1, round(lock_timeout / _MS))}ms"
 
     # -- linking ------------------------------------------------------------------------------------------------------
@@ -173,9 +180,9 @@ class AccountLinker(Generic[UserId, LinkId]):
             sqlalchemy.exc.DBAPIError: Any other violation (a foreign key, a check, another table's unique index), as
                 SQLAlchemy raised it, without the statement's parameters.
         """
-        self._check_user(user_id)
-        _check_kind("identity", identity, ProviderIdentity)
-        _check_kind("credentials", credentials, TokenSet, type(None))
+        self._ids.check_user(user_id)
+        check_kind("identity", identity, ProviderIdentity)
+        check_kind("credentials", credentials, TokenSet, type(None))
         brought = self._codec.credentials(credentials)
         insert, insert_values = self._codec.application("insert", values)
         update, more_values = self._codec.application("update", update_values)
@@ -189,7 +196,7 @@ class AccountLinker(Generic[UserId, LinkId]):
             | {"al_user_id": user_id}
         )
         if expect is not None:
-            self._check_link(expect)
+            self._ids.check_link(expect)
             parameters["al_id"] = expect
         place = await self._place(bind)
         self._bound(place, parameters)
@@ -229,22 +236,8 @@ class AccountLinker(Generic[UserId, LinkId]):
         identity: ProviderIdentity,
         claimant: UserId,
     ) -> OwnershipConflict:
-        token = expires_at = None
-        if self._signer is not None and version is not None:
-            expires_at = (self._now() + self._lifetime).replace(microsecond=0)
-            state = RowState(
-                owner=owned.user_id,
-                provider=identity.provider,
-                account_id=identity.account_id,
-                version=version,
-            )
-            token = self._signer.sign(
-                link_id=owned.id,
-                claimant=claimant,
-                state=state,
-                jti=randomness.token_bytes(16),
-                expires_at=expires_at,
-            )
+        offer = self._transfers.offer(owned, version, claimant=claimant, now=self._now())
+        token, expires_at = offer or (None, None)
         conflict = OwnershipConflict(
             provider=identity.provider,
             account_id=identity.account_id,
@@ -252,6 +245,68 @@ class AccountLinker(Generic[UserId, LinkId]):
             expires_at=expires_at,
         )
         return conflict_with(owned.user_id, conflict)
+
+    # -- transferring -------------------------------------------------------------------------------------------------
+
+    async def transfer(
+        self,
+        bind: Bind,
+        token: str,
+        *,
+        user_id: UserId,
+        credentials: TokenSet | None = None,
+        max_auth_age: timedelta | None = None,
+    ) -> Transferred[UserId, LinkId] | AlreadyOwner[UserId, LinkId]:
+        """Give another user's link to the user who has proved control of the provider account.
+
+        The row keeps its id, and with it whatever of the application hangs on that. Nothing of the former owner's
+        credentials is left in it. Idempotent: the same token again, also after it has ended, finds the user the owner.
+
+        Args:
+            bind: As for :meth:`link`. On PostgreSQL two statements: one reads, one decides and writes.
+            token: The ``transfer_token`` of his :class:`OwnershipConflict`, as it came.
+            user_id: The signed-in user, in the column's own Python type; never what a request said.
+            credentials: His tokens; without them the link has none until he links again.
+            max_auth_age: Refuse a token that was issued longer ago than this, though it has not ended yet.
+
+        Returns:
+            ``Transferred``: the link is his now, by this call; ``previous_owner_id`` says who had it.
+            ``AlreadyOwner``: a live link to the account was his already; nothing was written.
+
+        Raises:
+            TokenForged: No transfer token of this linker. Before any SQL.
+            TokenForAnotherUser: It was given to another user. Before any SQL.
+            TokenExpired: It has ended, or is older than ``max_auth_age``.
+            TokenSuperseded: The link has another owner or another state than when the token was issued.
+            ConfigurationError: A call that the mapping, its policy or the linker cannot serve. Before any SQL.
+            LastAccount: It is the owner's last link, and ``guard_last`` knows of no other way for him to sign in.
+            BlockedByConstraint: Another unique constraint forbids the write.
+            OwnerLookupFailed, OwnerNotFound, RetryTransaction, StoreBusy, StoreUnavailable, OutcomeUnknown: As for
+                :meth:`link`.
+            sqlalchemy.exc.DBAPIError: Any other violation, as for :meth:`link`.
+        """
+        presented, token = Concealed[object](token), ""  # a traceback with locals shows what a frame still holds
+        self._ids.check_user(user_id)
+        check_kind("credentials", credentials, TokenSet, type(None))
+        check_kind("max_auth_age", max_auth_age, timedelta, type(None))
+        claim = self._transfers.claim(presented, claimant=user_id)
+        if not self._ids.may_be_link(claim.link_id):
+            raise TokenForged
+        now = self._now()
+        brought = self._codec.credentials(credentials)
+        parameters = Parameters(self._codec.transfer(now) | brought | {"al_id": claim.link_id, "al_user_id": user_id})
+        place = await self._place(bind, several_statements=self._guard is not None)
+        self._bound(place, parameters)
+        outcome = await self._transfers.redeem(
+            place,
+            claim,
+            parameters,
+            shape=shape_of(parameters),
+            expired=claim.has_expired(now, max_age=max_auth_age),
+        )
+        if place.session is not None and isinstance(outcome, Transferred):
+            attempts.done(place, await hand_over_held(place.session, self.mapping, outcome.account.id))
+        return outcome
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -269,7 +324,7 @@ class AccountLinker(Generic[UserId, LinkId]):
             InvalidIdentity: A provider that cannot be one.
             ConfigurationError, StoreBusy, StoreUnavailable, RetryTransaction: As for :meth:`link`.
         """
-        self._check_user(user_id)
+        self._ids.check_user(user_id)
         parameters = Parameters(al_user_id=user_id)
         if provider is not None:
             parameters["al_provider"] = self._codec.provider(check_provider(provider))
@@ -293,10 +348,10 @@ class AccountLinker(Generic[UserId, LinkId]):
             InvalidIdentity: A provider that cannot be one.
             StoreBusy, StoreUnavailable, RetryTransaction: As for :meth:`link`.
         """
-        self._check_user(user_id)
+        self._ids.check_user(user_id)
         parameters = Parameters(al_user_id=user_id)
         if link_id is not None:
-            self._check_link(link_id)
+            self._ids.check_link(link_id)
             parameters["al_id"] = link_id
         if provider is not None:
             parameters["al_provider"] = self._codec.provider(check_provider(provider))
@@ -358,8 +413,8 @@ class AccountLinker(Generic[UserId, LinkId]):
                 AUTOCOMMIT.
             StoreBusy, StoreUnavailable, RetryTransaction, OutcomeUnknown: As for :meth:`link`.
         """
-        self._check_user(user_id)
-        self._check_link(link_id)
+        self._ids.check_user(user_id)
+        self._ids.check_link(link_id)
         parameters = Parameters(al_user_id=user_id, al_id=link_id) | self._codec.removal(self._now())
         if reason is not None:
             if self.mapping.policy.removal is Removal.DELETE:
@@ -407,7 +462,7 @@ class AccountLinker(Generic[UserId, LinkId]):
         async def talk(connection: AsyncConnection) -> LinkedAccount[UserId, LinkId] | None:
             live = await connection.run_sync(self._store.lock_live, parameters)
             last = list(live) == [parameters["al_id"]]
-            if last and not await ask(guard, connection, parameters["al_user_id"]):
+            if last and not await ask(guard, connection, Concealed(parameters["al_user_id"])):
                 raise LastAccount
             return await connection.run_sync(self._store.unlink, parameters)
 
@@ -415,34 +470,8 @@ class AccountLinker(Generic[UserId, LinkId]):
 
     # -- what a call must bring ---------------------------------------------------------------------------------------
 
-    def _check_user(self, user_id: object) -> None:
-        if user_id is None or not self._user_type.accepts(user_id):
-            wanted = self._user_type.python
-            raise ConfigurationError(
-                f"user_id is {type(user_id).__name__}, and the column {self.mapping.columns['user_id'].name!r} takes "
-                f"{wanted.__name__ if wanted else 'a value'}. Convert it before the call."
-            )
-        if not self._user_type.holds(user_id):
-            raise ConfigurationError(
-                f"user_id is outside what the column {self.mapping.columns['user_id'].name!r} can hold. "
-                "Check where it comes from, or widen the column."
-            )
-
-    def _check_link(self, link_id: object) -> None:
-        if link_id is None or not self._link_type.accepts(link_id):
-            wanted = self._link_type.python
-            raise ConfigurationError(
-                f"The link's id is {type(link_id).__name__}, and the column {self.mapping.columns['id'].name!r} takes "
-                f"{wanted.__name__ if wanted else 'a value'}. Convert it before the call."
-            )
-        if not self._link_type.holds(link_id):
-            raise AccountNotFound
-
     def _now(self) -> datetime:
-        now = self._clock()
-        if now.tzinfo is None:
-            raise ConfigurationError("clock= returned a naive datetime. Return datetime.now(UTC).")
-        return now
+        return moment_of(self._clock)
 
     def _bound(self, place: Place, parameters: Parameters) -> None:
         """Let the statement bound its own waiting, in a transaction of our own; a caller's settings are his."""
@@ -451,19 +480,3 @@ class AccountLinker(Generic[UserId, LinkId]):
 
     async def _place(self, bind: Bind, *, several_statements: bool = False) -> Place:
         return attempts.reached(await place_of(bind, self.mapping, several_statements=several_statements))
-
-
-def _check_kind(name: str, value: object, *kinds: type) -> None:
-    if not isinstance(value, kinds):
-        raise ConfigurationError(f"{name}= takes a {kinds[0].__name__}, not {type(value).__name__}.")
-
-
-def _mapping_of(accounts: Any) -> AccountMapping[Any, Any]:  # checked here
-    if isinstance(accounts, AccountMapping):
-        return accounts
-    if isinstance(accounts, type) and issubclass(accounts, LinkedAccountMixin):
-        model: type[Any] = accounts
-        return AccountMapping(model, policy=policy_of(accounts))
-    raise ConfigurationError(
-        "AccountLinker takes a model with LinkedAccountMixin, or an AccountMapping of your own table and its policy."
-    )

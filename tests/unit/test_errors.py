@@ -47,6 +47,11 @@ TABLE: Final[list[tuple[str, str, dict[str, Any], str]]] = [
     ("AmbiguousAccount", "ambiguous_account", LINK | {"count": 2}, "Name one by its link_id"),
     ("LinkBlocked", "link_blocked", LINK | {"reason": "fraud"}, "Clear the row's reason"),
     ("LastAccount", "last_account", {}, "Let the user link another account or set a password first"),
+    ("TokenRejected", "token_rejected", {}, "Let the user link the account again"),
+    ("TokenForged", "token_forged", {}, "Pass the token as it came"),
+    ("TokenForAnotherUser", "token_for_another_user", {}, "Let the user who met the conflict sign in"),
+    ("TokenExpired", "token_expired", {}, "the new conflict carries a new token"),
+    ("TokenSuperseded", "token_superseded", {}, "it may be free now"),
 ]
 ROWS: Final = pytest.mark.parametrize(
     ("name", "code", "fields", "remedy"), TABLE, ids=[f"{name}-{i}" for i, (name, *_) in enumerate(TABLE)]
@@ -79,7 +84,14 @@ def test_an_error_has_a_code_fields_and_a_remedy(name: str, code: str, fields: d
 @ROWS
 def test_an_error_has_the_one_root(name: str, code: str, fields: dict[str, Any], remedy: str) -> None:
     """One ``except`` catches everything that accountlink raises of its own, and is no broader class's."""
-    assert (AccountLinkError, Exception, BaseException, object) == type(make(name, fields)).__mro__[1:]
+    above = [kind for kind in type(make(name, fields)).__mro__[1:] if kind is not errors.TokenRejected]
+    assert [AccountLinkError, Exception, BaseException, object] == above
+
+
+def test_what_is_wrong_with_a_token_has_one_root() -> None:
+    """One ``except`` catches every refusal of a token, and nothing else."""
+    below = {name for name, kind in classes().items() if issubclass(kind, errors.TokenRejected)}
+    assert {"TokenRejected", "TokenForged", "TokenForAnotherUser", "TokenExpired", "TokenSuperseded"} == below
 
 
 @ROWS
@@ -143,6 +155,13 @@ def test_a_missing_account_and_another_users_account_are_one_answer() -> None:
     """A25: the error has no field and no word that could tell the two apart."""
     assert ({}, str(errors.AccountNotFound())) == (vars(errors.AccountNotFound()), str(errors.AccountNotFound()))
     assert [] == list(inspect.signature(errors.AccountNotFound).parameters)
+
+
+def test_a_refused_token_says_nothing_of_the_owner() -> None:
+    """A25: no refusal takes or holds anything that depends on who the owner is."""
+    for name in ("TokenForged", "TokenForAnotherUser", "TokenExpired", "TokenSuperseded"):
+        assert [] == list(inspect.signature(classes()[name]).parameters)
+        assert {} == vars(make(name, {}))
 
 
 def test_row_level_security_is_named_as_a_possible_cause() -> None:

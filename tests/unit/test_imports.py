@@ -132,7 +132,7 @@ def test_the_errors_know_nothing_of_accountlink() -> None:
 
 
 def test_only_storage_and_the_linker_know_sqlalchemy() -> None:
-    """SQLAlchemy and the drivers are storage's business; the linker knows the type of a connection."""
+    """SQLAlchemy and the drivers are storage's business; linker and transfers know the type of a connection."""
     library = [path for path in PACKAGE.rglob("*.py") if not {"cli", "testing"} & set(path.relative_to(PACKAGE).parts)]
     drivers = ("sqlalchemy", "asyncpg", "psycopg", "aiosqlite", "sqlite3")
     knowing = {
@@ -140,4 +140,4 @@ def test_only_storage_and_the_linker_know_sqlalchemy() -> None:
         for path in library
         if any(_within(name, driver) for name in _imports(path) for driver in drivers)
     }
-    assert set() == knowing - {"storage", "linker.py", "grants.py", "doctor"}
+    assert set() == knowing - {"storage", "linker.py", "transfers.py", "grants.py", "doctor"}

@@ -16,7 +16,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accountlink import Change, ConfigurationError, Linked, LinkedAccount, OwnershipConflict, Unlinked
+from accountlink import (
+    AlreadyOwner,
+    Change,
+    ConfigurationError,
+    Linked,
+    LinkedAccount,
+    OwnershipConflict,
+    Transferred,
+    Unlinked,
+)
 from accountlink.core.outcomes import conflict_with
 
 OWNER = "owner-canary-7f3a"
@@ -28,8 +37,17 @@ ACCOUNT: LinkedAccount[UUID, int] = LinkedAccount(
 )
 LINKED: Linked[UUID, int] = Linked(account=ACCOUNT, change=Change.CREATED)
 UNLINKED: Unlinked[UUID, int] = Unlinked(account=ACCOUNT)
+FORMER = UUID("00000000-0000-4000-8000-0000000dead0")
+TRANSFERRED: Transferred[UUID, int] = Transferred(account=ACCOUNT, previous_owner_id=FORMER)
+OWNED: AlreadyOwner[UUID, int] = AlreadyOwner(account=ACCOUNT)
 PLAIN = OwnershipConflict(provider="google", account_id="248289761001", transfer_token=TOKEN, expires_at=ENDS)
-OUTCOMES: dict[str, Any] = {"Linked": LINKED, "OwnershipConflict": PLAIN, "Unlinked": UNLINKED}
+OUTCOMES: dict[str, Any] = {
+    "Linked": LINKED,
+    "OwnershipConflict": PLAIN,
+    "Unlinked": UNLINKED,
+    "Transferred": TRANSFERRED,
+    "AlreadyOwner": OWNED,
+}
 
 
 def conflict(owner: object = OWNER, *, token: str | None = TOKEN) -> OwnershipConflict:
@@ -81,9 +99,13 @@ def test_outcomes_are_matched() -> None:
 
 def test_each_outcome_has_a_stable_code() -> None:
     """The code of an outcome is the word that clients read, and belongs to its class."""
-    assert {"Linked": "linked", "OwnershipConflict": "ownership_conflict", "Unlinked": "unlinked"} == {
-        name: outcome.code for name, outcome in OUTCOMES.items()
-    }
+    assert {
+        "Linked": "linked",
+        "OwnershipConflict": "ownership_conflict",
+        "Unlinked": "unlinked",
+        "Transferred": "transferred",
+        "AlreadyOwner": "already_owner",
+    } == {name: outcome.code for name, outcome in OUTCOMES.items()}
     assert [] == [
         field.name for each in OUTCOMES.values() for field in dataclasses.fields(each) if field.name == "code"
     ]
@@ -122,14 +144,16 @@ def test_a_generic_outcome_can_be_made_with_its_types_named() -> None:
     assert Unlinked(account=account) == Unlinked[UUID, int](account=account)
 
 
-@pytest.mark.parametrize("kind", [Linked, OwnershipConflict, Unlinked, LinkedAccount])
+@pytest.mark.parametrize("kind", [Linked, OwnershipConflict, Unlinked, Transferred, AlreadyOwner, LinkedAccount])
 def test_an_outcome_is_keyword_only(kind: Any) -> None:
     """A08: provider and account id cannot be swapped by position."""
     with pytest.raises(TypeError):
         kind(ACCOUNT, Change.CREATED)
 
 
-@pytest.mark.parametrize("outcome", [LINKED, UNLINKED, ACCOUNT], ids=["Linked", "Unlinked", "LinkedAccount"])
+@pytest.mark.parametrize(
+    "outcome", [LINKED, UNLINKED, TRANSFERRED, OWNED, ACCOUNT], ids=lambda each: type(each).__name__
+)
 def test_an_outcome_survives_a_copy(outcome: object) -> None:
     """A worker that gets an outcome by pickle has the same value."""
     for twin in (copy.copy(outcome), copy.deepcopy(outcome), pickle.loads(pickle.dumps(outcome))):  # noqa: S301  # ours
@@ -138,9 +162,9 @@ def test_an_outcome_survives_a_copy(outcome: object) -> None:
 
 def test_a_snapshot_shows_neither_user_nor_email() -> None:
     """A28: a log of a snapshot names the link and the account, and not the person."""
-    shown = f"{LINKED!r} {UNLINKED} {ACCOUNT}"
+    shown = f"{LINKED!r} {UNLINKED} {ACCOUNT} {TRANSFERRED} {OWNED!r}"
     assert "248289761001" in shown
-    assert [] == [word for word in (str(USER), "beef", "ada@") if word in shown]
+    assert [] == [word for word in (str(USER), "beef", "ada@", str(FORMER), "dead0") if word in shown]
 
 
 # -- the owner ------------------------------------------------------------------------------------------------------
@@ -281,7 +305,8 @@ def test_a_redirect_keeps_the_query_of_its_base(base: str, expected: str) -> Non
     """A28: the query is merged, every byte of it kept, and the token is in the fragment alone."""
     assert expected.format("error=ownership_conflict") + f"#transfer_token={TOKEN}" == conflict().redirect_url(base)
     assert expected.format("error=ownership_conflict") == conflict(token=None).redirect_url(base)
-    assert expected.format("connection=success") == LINKED.redirect_url(base)
+    for done in (LINKED, TRANSFERRED, OWNED):
+        assert expected.format("connection=success") == done.redirect_url(base)
 
 
 def test_a_redirect_sets_its_parameter_once() -> None:

@@ -13,7 +13,8 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from itsdangerous import BadSignature, URLSafeSerializer
+from itsdangerous import BadSignature, Signer, URLSafeSerializer
+from itsdangerous.encoding import base64_encode
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from accountlink import (
@@ -23,13 +24,15 @@ from accountlink import (
     LinkedAccountMixin,
     LinkPolicy,
     ProviderIdentity,
+    TokenForged,
 )
-from accountlink.tokens.signing import PURPOSE, RowState, TransferSigner, tagged
+from accountlink.tokens.signing import MAX_TOKEN, PURPOSE, Claim, RowState, TransferSigner, tagged
 
 SALT: Final = b"accountlink.transfer.v1"
 NEW: Final = "new-" + "n" * 40
 OLD: Final = "old-" + "o" * 40
 OLDER: Final = "older-" + "p" * 40
+ISSUED: Final = datetime(2026, 1, 2, 2, 54, 5, tzinfo=UTC)
 ENDS: Final = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 JTI: Final = bytes(range(16))
 OWNER: Final = "owner-canary-7f3a"
@@ -43,8 +46,19 @@ def state(**fields: Any) -> RowState:
 
 
 def sign(*secrets: str | bytes, **fields: Any) -> str:
-    given: dict[str, Any] = {"link_id": 41, "claimant": CLAIMANT, "state": state(), "jti": JTI, "expires_at": ENDS}
-    return TransferSigner(secrets or (NEW,)).sign(**(given | fields))
+    given: dict[str, Any] = {
+        "link_id": 41,
+        "claimant": CLAIMANT,
+        "state": state(),
+        "jti": JTI,
+        "issued_at": ISSUED,
+        "expires_at": ENDS,
+    }
+    return signer(*secrets).sign(**(given | fields))
+
+
+def signer(*secrets: str | bytes, table: str = "links") -> TransferSigner:
+    return TransferSigner(secrets or (NEW,), table=table)
 
 
 def verify(token: str, *secrets: str | bytes, salt: bytes = SALT, **signer: Any) -> dict[str, Any]:
@@ -118,12 +132,13 @@ def test_a_token_needs_no_escaping_in_a_fragment() -> None:
 
 
 def test_a_token_says_what_it_is_for() -> None:
-    """A20: purpose, id, end, link and claimant are in the signed payload, and beside the digest nothing else."""
+    """A20: purpose, id, moments, link and claimant are in the signed payload, and beside keyed digests nothing else."""
     read = verify(sign())
-    assert {"p", "j", "e", "l", "c", "d"} == set(read)
-    assert ("transfer", PURPOSE) == (read["p"], read["p"])
+    assert {"p", "v", "t", "j", "i", "e", "l", "c", "a", "d"} == set(read)
+    assert ("transfer", PURPOSE, 1) == (read["p"], read["p"], read["v"])
     assert JTI == _raw(read["j"])
-    assert int(ENDS.timestamp()) == read["e"]
+    assert (int(ISSUED.timestamp()), int(ENDS.timestamp())) == (read["i"], read["e"])
+    assert [16] * 3 == [len(_raw(read[name])) for name in "tad"]
     assert ("i41", "u00000000000040008000000000000001") == (read["l"], read["c"])
     assert 16 == len(_raw(read["d"]))
 
@@ -207,6 +222,182 @@ def test_a_boolean_is_no_id() -> None:
     assert "boolean" in str(caught.value)
 
 
+# -- reading --------------------------------------------------------------------------------------------------------
+
+
+def read(token: object, *secrets: str | bytes, table: str = "links") -> Claim:
+    return signer(*secrets, table=table).read(token)
+
+
+def signed(payload: object, *, secret: str = NEW) -> str:
+    """Whatever one likes, under the right signature."""
+    made = Signer(secret, salt=SALT, key_derivation="hmac", digest_method=sha256)
+    return made.sign(base64_encode(json.dumps(payload))).decode()
+
+
+def forged(token: object, *secrets: str | bytes, table: str = "links") -> bool:
+    try:
+        read(token, *secrets, table=table)
+    except TokenForged as error:
+        return "token_forged" == error.code and error.__cause__ is error.__context__ is None
+    return False
+
+
+def test_a_token_is_read_as_it_was_signed() -> None:
+    """A18: link, claimant, moments and state come back, of the types that they had."""
+    claim = read(sign())
+    assert (41, int(ISSUED.timestamp()), int(ENDS.timestamp())) == (claim.link_id, claim.issued_at, claim.expires_at)
+    assert (True, False, False) == (claim.is_for(CLAIMANT), claim.is_for(str(CLAIMANT)), claim.is_for(1))
+    assert claim.is_of("provider-canary", ACCOUNT)
+    assert claim.fits(state())
+
+
+@given(st.integers(-(2**63), 2**63) | st.text() | st.uuids(), st.integers(-(2**63), 2**63) | st.text() | st.uuids())
+def test_ids_come_back_as_what_they_were(link_id: object, claimant: object) -> None:
+    """A08: a number, a text and a UUID are read back as themselves, whatever they hold."""
+    claim = read(sign(link_id=link_id, claimant=claimant))
+    assert (type(link_id), link_id) == (type(claim.link_id), claim.link_id)
+    assert claim.is_for(claimant)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"owner": "owner-canary-7f3b"},
+        {"owner": UUID(int=7)},
+        {"provider": "provider-canarz"},
+        {"account_id": "account-canary-91bd"},
+        {"version": 4},
+        {"version": 30},
+        {"provider": "provider-canary" + ACCOUNT[0], "account_id": ACCOUNT[1:]},
+    ],
+    ids=str,
+)
+def test_a_claim_fits_one_state_of_the_row(other: dict[str, Any]) -> None:
+    """A04: whatever of owner, provider, account and version is another, the claim fits no more."""
+    assert not read(sign()).fits(state(**other))
+
+
+def test_a_claim_is_of_one_account() -> None:
+    """A18: another subject of the same provider is another account, and so is the same subject elsewhere."""
+    claim = read(sign())
+    assert [False] * 3 == [
+        claim.is_of("provider-canary", ACCOUNT + "0"),
+        claim.is_of("provider-canarz", ACCOUNT),
+        claim.is_of("provider-canary" + ACCOUNT[0], ACCOUNT[1:]),
+    ]
+
+
+def test_each_secret_reads_its_own_tokens_and_states() -> None:
+    """A21: a token of an older secret is read whole, its digests too, whatever place its secret has in the list."""
+    for secrets in ((OLD,), (OLD, NEW), (NEW, OLD), (NEW, OLDER, OLD)):
+        claim = read(sign(OLD), *secrets)
+        assert claim.fits(state())
+        assert claim.is_of("provider-canary", ACCOUNT)
+    assert forged(sign(OLD), NEW, OLDER)
+
+
+def test_a_token_of_one_table_is_none_of_another() -> None:
+    """A20: the same secrets, link and claimant, another table: forged; and no digest is the same."""
+    ours, theirs = sign(), TransferSigner([NEW], table="others")
+    assert forged(ours, table="others")
+    other = payload(
+        theirs.sign(link_id=41, claimant=CLAIMANT, state=state(), jti=JTI, issued_at=ISSUED, expires_at=ENDS)
+    )
+    assert [] == [name for name in "tad" if payload(ours)[name] == other[name]]
+
+
+GOOD: Final = payload(sign())
+SHAPES: Final[dict[str, object]] = {
+    "no object": [],
+    "a text": "transfer",
+    "nothing": None,
+    "an empty object": {},
+    "another purpose": GOOD | {"p": "grant"},
+    "a later version": GOOD | {"v": 2},
+    "a version that is true": GOOD | {"v": True},
+    "an end that is a text": GOOD | {"e": str(GOOD["e"])},
+    "an end that is a fraction": GOOD | {"e": GOOD["e"] + 0.5},
+    "an end that is true": GOOD | {"e": True},
+    "an end that never comes": GOOD | {"e": 10**400},
+    "an end beyond the calendar": GOOD | {"e": 10**12},
+    "an issue beyond the calendar": GOOD | {"i": 10**12},
+    "a link without a type": GOOD | {"l": "41"},
+    "a link of no type": GOOD | {"l": "float:7.0"},
+    "a link that is a number": GOOD | {"l": 41},
+    "a link that is no number": GOOD | {"l": "i4x1"},
+    "a link of a thousand digits": GOOD | {"l": "i" + "9" * 1_000},
+    "a link of other digits": GOOD | {"l": "i\u0664"},
+    "a link that is no UUID": GOOD | {"l": "u12"},
+    "an empty link": GOOD | {"l": ""},
+    "a claimant that is a number": GOOD | {"c": 1},
+    "a digest that is short": GOOD | {"d": "AAAA"},
+    "a digest that is long": GOOD | {"d": "A" * 1_000},
+    "a digest that is no base64": GOOD | {"d": "\u00e4"},
+    "an account that is empty": GOOD | {"a": ""},
+    "another table": GOOD | {"t": GOOD["d"]},
+} | {f"no {name}": {key: value for key, value in GOOD.items() if key != name} for name in GOOD}
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_a_signed_token_of_another_shape_is_forged(shape: object) -> None:
+    """A20: what the secret has signed for something else, or in another version, is no transfer token."""
+    assert read(signed(GOOD)).fits(state())
+    assert forged(signed(shape))
+
+
+@pytest.mark.parametrize(
+    "value", [b"{", b"\xff\xfe", b"[" * 20_000, b"9" * 5_000, b"NaN", b""], ids=lambda v: repr(v[:4])
+)
+def test_a_signed_token_that_is_no_json_is_forged(value: bytes) -> None:
+    """A20: nor is anything that does not parse, nests without end, or counts beyond what Python reads."""
+    made = Signer(NEW, salt=SALT, key_derivation="hmac", digest_method=sha256)
+    assert forged(made.sign(base64_encode(value)).decode())
+
+
+@given(st.text() | st.binary() | st.integers() | st.none() | st.lists(st.text(), max_size=3))
+def test_whatever_is_presented_is_forged(presented: object) -> None:
+    """A20: nothing that anybody can write is an error other than that it is forged."""
+    assert forged(presented)
+
+
+@given(st.text(alphabet="abcAB01.-_=+/ \n", max_size=60), st.integers(0, 400))
+def test_a_token_with_something_in_it_is_itself_or_forged(extra: str, place: int) -> None:
+    """A19: a token that is read in spite of what was put into it says the same."""
+    token = sign()
+    changed = token[:place] + extra + token[place:]
+    assert forged(changed) or read(token).link_id == read(changed).link_id
+
+
+def test_a_token_of_any_length_is_judged_by_its_length_first() -> None:
+    """A40: five megabytes are refused without a look at the signature, and the longest ids of a column are read."""
+    assert forged("a" * 5_000_000)
+    assert forged(sign() + "=" * MAX_TOKEN)
+    assert read(sign(link_id="\U0001f511" * 255, claimant="\U0001f511" * 255)).is_for("\U0001f511" * 255)
+
+
+def test_a_token_ends_with_the_leeway() -> None:
+    """F20, A22: until 60 seconds after its end it is good, and from the next second on it is not."""
+    claim = read(sign())
+    seconds = (-601, 0, 1, 60, 60.5, 61, 10**6)
+    expired = [claim.has_expired(ENDS + timedelta(seconds=each)) for each in seconds]
+    assert [False, False, False, False, True, True, True] == expired
+
+
+def test_an_age_is_counted_from_the_issue_without_leeway() -> None:
+    """A22: `max_age` refuses what was signed longer ago, though its end has not come; a signer ahead is no reason."""
+    claim = read(sign())
+    ages = (-30, 0, 59, 60, 61)
+    old = [claim.has_expired(ISSUED + timedelta(seconds=each), max_age=timedelta(seconds=60)) for each in ages]
+    assert [False, False, False, False, True] == old
+
+
+def test_a_claim_does_not_show_what_it_holds() -> None:
+    """A28: a log of a claim, or of the state that it is compared with, shows neither key nor claimant nor owner."""
+    shown = f"{read(sign())!r} {state()!r}"
+    assert [] == [word for word in (OWNER, CLAIMANT.hex, NEW, "Concealed") if word in shown]
+
+
 # -- secrets --------------------------------------------------------------------------------------------------------
 
 
@@ -264,10 +455,17 @@ UNUSABLE: Final[dict[str, object]] = {
 def test_an_unusable_secret_is_refused(secrets: object) -> None:
     """A21: what is no secret of 32 bytes is refused with the remedy, and is not shown."""
     with pytest.raises(ConfigurationError) as caught:
-        TransferSigner(cast("Any", secrets))
+        TransferSigner(cast("Any", secrets), table="links")
     assert "configuration_error" == caught.value.code
     assert re.search(r"token_urlsafe|takes a list", str(caught.value))
     assert "sss" not in str(caught.value)
+
+
+@pytest.mark.parametrize("link_id", [7.0, b"7", True], ids=str)
+def test_a_link_id_that_no_token_can_carry_has_none(link_id: Any) -> None:
+    """A08: an id that would not come back as what it was gets no token, rather than one that finds another row."""
+    owned: LinkedAccount[int, Any] = LinkedAccount(id=link_id, user_id=7, provider="google", account_id=ACCOUNT)
+    assert linker()._conflict(owned, 3, IDENTITY, 8).transfer_token is None
 
 
 # -- through the linker ---------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any, Final
 
-from accountlink.core.facts import Failure, Obstacle, Trouble
+from accountlink.core.facts import Claimed, Failure, Obstacle, Trouble
 from accountlink.errors import (
     AccountLinkError,
     BlockedByConstraint,
@@ -15,6 +15,9 @@ from accountlink.errors import (
     RetryTransaction,
     StoreBusy,
     StoreUnavailable,
+    TokenExpired,
+    TokenRejected,
+    TokenSuperseded,
 )
 
 RUNS: Final = 3
@@ -36,6 +39,8 @@ class Step(Enum):
 
     AGAIN = "run the statement again"
     CONFLICT = "answer that another user is the owner"
+    OWNED = "answer that the claimant has the account already"
+    MOVE = "let the link change hands"
 
 
 def after_failure(
@@ -119,6 +124,33 @@ def after_violation(
         constraint=failure.constraint if obstacle.index is None else obstacle.index.name,
         row_security=obstacle.index is not None and obstacle.index.row_security,
     )
+
+
+def of_claim(claimed: Claimed[Any, Any], *, expired: bool, fits: bool) -> Step | TokenRejected:
+    """Decide what a genuine transfer token of this user comes to, given what the database holds.
+
+    Who has the account is told so first: the token of a transfer whose answer was lost may be over by now.
+
+    Args:
+        claimed: What was found.
+        expired: Whether the token is too old.
+        fits: Whether the row is in the state that the token was signed for.
+
+    Returns:
+        ``Step.OWNED``, ``Step.MOVE``, or the error to raise.
+    """
+    if claimed.own is not None:
+        return Step.OWNED
+    if expired:
+        return TokenExpired()
+    if claimed.named is None or not claimed.live or not fits:
+        return TokenSuperseded()
+    return Step.MOVE
+
+
+def after_lost_claim(rejected: TokenRejected, *, ambiguous: bool) -> AccountLinkError:
+    """Decide what a refusal comes to that follows an attempt whose answer did not come: that one may have worked."""
+    return OutcomeUnknown() if ambiguous else rejected
 
 
 def _blocked(failure: Failure, obstacle: Obstacle[Any, Any], *, rule: str) -> BlockedByConstraint:

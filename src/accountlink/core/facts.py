@@ -38,6 +38,23 @@ class Answer(Generic[UserId, LinkId]):
     why: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Claimed(Generic[UserId, LinkId]):
+    """What the database holds of the link that a transfer token names.
+
+    Attributes:
+        named: The row of that id, live or dead, whoever has it.
+        live: Whether that row is live.
+        version: Its version, or its epoch in the ledger.
+        own: A live row of the claimant's own for the account that the token is about, whatever its id.
+    """
+
+    named: LinkedAccount[UserId, LinkId] | None = field(default=None, repr=False)
+    live: bool = False
+    version: int | None = None
+    own: LinkedAccount[UserId, LinkId] | None = field(default=None, repr=False)
+
+
 class Trouble(Enum):
     """What a database error means for whoever made the call."""
 

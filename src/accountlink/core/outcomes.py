@@ -127,8 +127,8 @@ class OwnershipConflict(_OwnedByAnother):
         provider: The provider of the account.
         account_id: The account that the current user has just proved to control.
         transfer_token: Proves, for this user only, that he controls the account now; ``None`` without secrets, or for
-            a table that cannot tell one state of its rows from another (no ``version``). Readable, but it does not tell
-            who the owner is.
+            a table that cannot tell one state of its rows from another (neither a ``version`` nor a ledger). Readable,
+            but it does not tell who the owner is.
         expires_at: When the transfer token ends, aware; ``None`` without a token.
     """
 
@@ -184,6 +184,51 @@ class Unlinked(_NoTruth, Generic[UserId, LinkId]):
 
     code: ClassVar[str] = "unlinked"
     account: LinkedAccount[UserId, LinkId]
+
+
+@_sealed
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Transferred(_NoTruth, Generic[UserId, LinkId]):
+    """The link is this user's now, under its old id, and nothing of the former owner's credentials is left in it.
+
+    Attributes:
+        account: The row, as it is now.
+        previous_owner_id: Who had it: for the server, to let him know. A ``repr`` does not show it; encoders do, so do
+            not send the outcome itself to a browser.
+    """
+
+    code: ClassVar[str] = "transferred"
+    account: LinkedAccount[UserId, LinkId]
+    previous_owner_id: UserId = field(repr=False)
+
+    def redirect_url(self, base: str) -> str:
+        """Return ``base`` with ``connection=success`` merged into its query.
+
+        Raises:
+            ConfigurationError: ``base`` has a fragment, white space or control characters.
+        """
+        return _with_query(base, "connection", "success")
+
+
+@_sealed
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AlreadyOwner(_NoTruth, Generic[UserId, LinkId]):
+    """A live link to this account is the user's already: by an earlier transfer or by a link. Nothing was written.
+
+    Attributes:
+        account: His row, as it is.
+    """
+
+    code: ClassVar[str] = "already_owner"
+    account: LinkedAccount[UserId, LinkId]
+
+    def redirect_url(self, base: str) -> str:
+        """Return ``base`` with ``connection=success`` merged into its query.
+
+        Raises:
+            ConfigurationError: ``base`` has a fragment, white space or control characters.
+        """
+        return _with_query(base, "connection", "success")
 
 
 def _with_query(base: str, name: str, value: str) -> str:

@@ -29,9 +29,9 @@ S = TypeVar("S")
 class AccountStore(Generic[UserId, LinkId]):
     """The table of links of one mapping. Its methods are synchronous work for a :class:`~.transactions.Place`."""
 
-    def __init__(self, mapping: AccountMapping[UserId, LinkId]) -> None:
+    def __init__(self, mapping: AccountMapping[UserId, LinkId], ledger: sa.Table | None = None) -> None:
         self.mapping: Final = mapping
-        self.statements: Final = Statements(mapping)
+        self.statements: Final = Statements(mapping, ledger)
         self.codec: Final[Codec[UserId, LinkId]] = Codec(
             mapping,
             self.statements.row_roles,
@@ -50,6 +50,24 @@ class AccountStore(Generic[UserId, LinkId]):
             found = self._built[key] = build()
         return found
 
+    @property
+    def tells_states(self) -> bool:
+        """Whether one state of a row can be told from another: by its version, or by the ledger."""
+        return self.mapping.written("version") or self.statements.ledger is not None
+
+    def version_of(self, row: sa.Row[Any], at: int = 0, *, epoch: int) -> int | None:
+        """The version of a row, or its epoch in the ledger; ``None`` where nothing tells its states apart.
+
+        Args:
+            row: What was read.
+            at: Where the row begins in it.
+            epoch: Where the epoch is, if there is one.
+        """
+        if self.statements.ledger is not None:
+            found: int | None = row[epoch]
+            return found
+        return self.codec.version(row, at) if self.tells_states else None
+
     # -- linking ------------------------------------------------------------------------------------------------------
 
     def link(self, connection: sa.Connection, shape: Shape, parameters: Parameters) -> Answer[UserId, LinkId] | None:
@@ -64,7 +82,7 @@ class AccountStore(Generic[UserId, LinkId]):
         return Answer(
             arm=Arm(row[0]),
             account=None if row[1] is None else self.codec.account(row, 1),
-            version=self.codec.version(row, 1),
+            version=self.version_of(row, 1, epoch=self._width + 2),
             why=row[self._width + 1],
         )
 
@@ -86,14 +104,18 @@ class AccountStore(Generic[UserId, LinkId]):
         if own is not None and not own.fits:
             return Answer(arm=Arm.MISMATCH)
         if (owner := self._owner(connection, parameters)) is not None:
-            return Answer(arm=Arm.CONFLICT, account=self.codec.account(owner), version=self.codec.version(owner))
+            version = self.version_of(owner, epoch=self._width)
+            return Answer(arm=Arm.CONFLICT, account=self.codec.account(owner), version=version)
         if own is None:
             return self.insert(connection, shape, parameters)
         if own.blocked:
             return Answer(arm=Arm.BLOCKED, why=own.why)
         was_live = bool(own.was_live)
         update = self._once(("update", was_live, shape), lambda: self.statements.update(shape, was_live=was_live))
-        written = connection.execute(update, Parameters(parameters, al_id=own[0])).one()
+        parameters = Parameters(parameters, al_id=own[0])
+        written = connection.execute(update, parameters).one()
+        if not was_live:
+            self.raise_epoch(connection, parameters)
         return Answer(arm=Arm.UPDATED if was_live else Arm.RESTORED, account=self.codec.account(written))
 
     def insert(self, connection: sa.Connection, shape: Shape, parameters: Parameters) -> Answer[UserId, LinkId]:
@@ -117,7 +139,7 @@ class AccountStore(Generic[UserId, LinkId]):
             ours=self._is_ours(connection, failure, index),
             is_key=index is not None and self._is_key(index.columns),
             owner=None if owner is None else self.codec.account(owner),
-            version=None if owner is None else self.codec.version(owner),
+            version=None if owner is None else self.version_of(owner, epoch=self._width),
             own_live=any(row.live and row.mine for row in rows),
             dead=any(not row.live for row in rows),
             snapshot=keeps_snapshot(connection),
@@ -164,20 +186,39 @@ class AccountStore(Generic[UserId, LinkId]):
 
     def unlink(self, connection: sa.Connection, parameters: Parameters) -> LinkedAccount[UserId, LinkId] | None:
         """Remove the user's link, or read it when it is dead already; ``None``: neither, or a race came between."""
+        if connection.dialect.name == "sqlite":
+            return self._unlink_in_steps(connection, parameters)
         reason, bounded = "al_reason" in parameters, "al_lock_timeout" in parameters
         if self.mapping.policy.removal is Removal.DELETE:
-            delete = self._once(("delete", bounded), lambda: self.statements.delete(bounded=bounded))
-            row = connection.execute(delete, parameters).first()
-        elif connection.dialect.name == "sqlite":
-            remove = self._once(("remove", reason), lambda: self.statements.remove(reason=reason))
-            row = connection.execute(remove, parameters).first() or self._named(connection, parameters)
+            unlink = self._once(("delete", bounded), lambda: self.statements.delete_and_raise(bounded=bounded))
         else:
-            either = self._once(
+            unlink = self._once(
                 ("remove or read", reason, bounded),
                 lambda: self.statements.remove_or_read(reason=reason, bounded=bounded),
             )
-            row = connection.execute(either, parameters).first()
+        row = connection.execute(unlink, parameters).first()
         return None if row is None else self.codec.account(row)
+
+    def _unlink_in_steps(
+        self, connection: sa.Connection, parameters: Parameters
+    ) -> LinkedAccount[UserId, LinkId] | None:
+        reason = "al_reason" in parameters
+        if self.mapping.policy.removal is Removal.DELETE:
+            remove: Any = self._once("delete", lambda: self.statements.delete(bounded=False))
+        else:
+            remove = self._once(("remove", reason), lambda: self.statements.remove(reason=reason))
+        row = connection.execute(remove, parameters).first()
+        if row is not None:
+            self.raise_epoch(connection, parameters)
+        elif self.mapping.policy.removal is Removal.SOFT:
+            row = self._named(connection, parameters)
+        return None if row is None else self.codec.account(row)
+
+    def raise_epoch(self, connection: sa.Connection, parameters: Parameters) -> None:
+        """Raise the epoch of the named link where a ledger keeps it (SQLite)."""
+        ledger = self.statements.ledger
+        if ledger is not None:
+            connection.execute(self._once("raise", lambda: self.statements.raise_epoch(ledger)), parameters)
 
     def exists(self, connection: sa.Connection, parameters: Parameters) -> bool:
         """Whether the user has this link, live or dead."""

@@ -22,6 +22,11 @@ def _bits(kind: sa.types.TypeEngine[Any]) -> int:
     return 63 if isinstance(kind, sa.BigInteger) else 15 if isinstance(kind, sa.SmallInteger) else 31
 
 
+def smallest_bits(kind: sa.types.TypeEngine[Any]) -> int:
+    """How many bits a whole number has in a column on each of the databases, its sign aside; of an unknown type few."""
+    return min(_bits(variant) for variant in (kind, *_variants(kind))) if isinstance(kind, sa.Integer) else 15
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IdType:
     """The Python type that an id column takes, and the range it can hold."""

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, Mapper, QueryableAttribute
 
 from accountlink.core.outcomes import LinkId, UserId
-from accountlink.core.policy import Key, LinkPolicy
+from accountlink.core.policy import Key, LinkPolicy, Ownership, Removal
 from accountlink.errors import ConfigurationError
 from accountlink.storage.checks import check
 from accountlink.storage.targets import Attribute, column_of, mapper_of, table_of
@@ -209,6 +209,15 @@ class AccountMapping(Generic[UserId, LinkId]):
         """Whether accountlink writes the role's column: there is one, and the database does not compute it."""
         column = self.columns.get(role)
         return column is not None and column.computed is None
+
+    @property
+    def reuses_ids(self) -> bool:
+        """Whether a transfer token could meet a new row under the id of a deleted one.
+
+        SQLite gives the id of a deleted row again. A version that begins at random tells the two apart.
+        """
+        exclusive = self.policy.ownership is Ownership.EXCLUSIVE
+        return exclusive and self.policy.removal is Removal.DELETE and self.written("version")
 
     def _adopt_version_id(self) -> bool:
         """Take the ORM's ``version_id_col`` for the version: it must rise whenever a row is written beside the ORM."""

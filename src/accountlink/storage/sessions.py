@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import InstanceState, object_mapper
+from sqlalchemy.orm import InstanceState, Mapper, object_mapper
 
 from accountlink.core.facts import Failure
 from accountlink.storage import violations
@@ -23,6 +24,15 @@ async def refresh_held(session: AsyncSession, mapping: AccountMapping[Any, Any],
     return None
 
 
+async def hand_over_held(session: AsyncSession, mapping: AccountMapping[Any, Any], link_id: object) -> Failure | None:
+    """The same for a row that has another user now: what the object holds of the former one is read anew, too."""
+    try:
+        await sheltered(_refresh(session, mapping, link_id, attributes=_columns_and_user))
+    except violations.FAILURES as error:
+        return violations.read(error)
+    return None
+
+
 async def forget_held(session: AsyncSession, mapping: AccountMapping[Any, Any], link_id: object) -> Failure | None:
     """Let the session know that a row it holds is deleted; a rollback brings the object back with the row."""
     try:
@@ -32,12 +42,25 @@ async def forget_held(session: AsyncSession, mapping: AccountMapping[Any, Any], 
     return None
 
 
-async def _refresh(session: AsyncSession, mapping: AccountMapping[Any, Any], link_id: object) -> None:
+def _columns(mapper: Mapper[Any], _: AccountMapping[Any, Any]) -> Iterable[str]:
+    return mapper.column_attrs.keys()
+
+
+def _columns_and_user(mapper: Mapper[Any], mapping: AccountMapping[Any, Any]) -> Iterable[str]:
+    owner = mapping.columns["user_id"]
+    return [*mapper.column_attrs.keys(), *(r.key for r in mapper.relationships if owner in r.local_columns)]
+
+
+async def _refresh(
+    session: AsyncSession,
+    mapping: AccountMapping[Any, Any],
+    link_id: object,
+    *,
+    attributes: Callable[[Mapper[Any], AccountMapping[Any, Any]], Iterable[str]] = _columns,
+) -> None:
     for held in _held(session, mapping, link_id):
         state: InstanceState[Any] = sa.inspect(held)
-        loaded = [
-            attribute.key for attribute in object_mapper(held).column_attrs if attribute.key not in state.unloaded
-        ]
+        loaded = [key for key in attributes(object_mapper(held), mapping) if key not in state.unloaded]
         if loaded:
             await session.refresh(held, attribute_names=loaded)
 

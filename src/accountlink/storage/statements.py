@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final, Protocol, cast
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from accountlink.core.policy import Key, Ownership, Removal
+from accountlink.storage.ledger import Ledger
 from accountlink.storage.mapping import CREDENTIAL_ROLES, AccountMapping
 
 Condition = sa.ColumnElement[bool]
@@ -72,8 +74,10 @@ class Shape:
 class Statements:
     """Builds the statements of one mapping."""
 
-    def __init__(self, mapping: AccountMapping[Any, Any]) -> None:
+    def __init__(self, mapping: AccountMapping[Any, Any], ledger: sa.Table | None = None) -> None:
         self._mapping = mapping
+        self.ledger: Final = None if ledger is None or mapping.written("version") else Ledger(ledger, mapping.table)
+        """Tells the states of a row apart where the table has no version of its own."""
         self._t = mapping.table
         self._c = mapping.columns
         self._policy = mapping.policy
@@ -144,6 +148,14 @@ class Statements:
         c: Columns = self._c if source is None else source
         return [c[role].label(role) for role in self.row_roles]
 
+    def epoch(self, c: Columns | None = None) -> list[sa.ColumnElement[Any]]:
+        """The epoch of a row, where a ledger keeps it."""
+        return [] if self.ledger is None else [self.ledger.epoch((c or self._c)["id"]).label("epoch")]
+
+    def no_epoch(self) -> list[sa.ColumnElement[Any]]:
+        """What stands for it where it is not asked for."""
+        return [] if self.ledger is None else [sa.cast(sa.null(), sa.BigInteger).label("epoch")]
+
     def _nothing(self) -> list[sa.ColumnElement[Any]]:
         return [sa.null().label(role) for role in self.row_roles]
 
@@ -156,9 +168,9 @@ class Statements:
         yield self._c["id"].desc()
 
     def other(self) -> sa.Select[Any]:
-        """The live row of another user, if an account has one owner only."""
+        """The live row of another user, if an account has one owner only; at its end, where there is one, the epoch."""
         return (
-            _select(*self.row())
+            _select(*self.row(), *self.epoch())
             .where(self.same_account(), self._c["user_id"] != self.bind("user_id"), self.live())
             .limit(_ONE)
         )
@@ -200,7 +212,7 @@ class Statements:
         if self._policy.removal is Removal.SOFT:
             for role in CREDENTIAL_ROLES:
                 if role in c and role not in shape.credentials:
-                    values[c[role]] = sa.case((was_live, c[role]), else_=_nothing_in(c[role]))
+                    values[c[role]] = sa.case((was_live, c[role]), else_=nothing_in(c[role]))
             values |= {c[role]: sa.null() for role in ("deleted_at", "reason") if role in c and c[role].nullable}
             if writes("active"):
                 values[c["active"]] = sa.true()
@@ -236,7 +248,7 @@ class Statements:
         if writes("active"):
             values[c["active"]] = sa.true()
         if writes("version"):
-            values[c["version"]] = _ONE
+            values[c["version"]] = self.bind("version") if self._mapping.reuses_ids else _ONE
         for column in self.defaults:
             if column not in values:
                 values[column] = _value("default", column)
@@ -279,7 +291,8 @@ class Statements:
                 reading = reading.where(sa.exists(_select(_ONE).select_from(own).where(own.c.fits)))
             other = reading.cte("other")
             nobody_else = [~sa.exists(_select(_ONE).select_from(other))]
-            answers.append(_select(_arm("conflict"), *self.row(other.c), _why()))
+            epoch = [] if self.ledger is None else [other.c.epoch]
+            answers.append(_select(_arm("conflict"), *self.row(other.c), _why(), *epoch))
         allowed = [own.c.fits, sa.not_(own.c.blocked), *nobody_else]
         updated = (
             sa.update(self._t)
@@ -295,16 +308,21 @@ class Statements:
             .cte("updated")
         )
         change = sa.case((updated.c.was_live, _word("updated")), else_=_word("restored"))
-        answers.append(_select(change.label("arm"), *self.row(updated.c), _why()))
+        no_epoch = self.no_epoch()
+        answers.append(_select(change.label("arm"), *self.row(updated.c), _why(), *no_epoch))
         if not shape.expect:
             inserted = self._insert_arm(shape, [sa.not_(has_own), *nobody_else])
-            answers.append(_select(_arm("created"), *self.row(inserted.c), _why()))
+            answers.append(_select(_arm("created"), *self.row(inserted.c), _why(), *no_epoch))
         if self._policy.blocked_reasons:
-            blocked = _select(_arm("blocked"), *self._nothing(), own.c.why)
+            blocked = _select(_arm("blocked"), *self._nothing(), own.c.why, *no_epoch)
             answers.append(blocked.where(own.c.fits, own.c.blocked, *nobody_else))
         if shape.expect or self._policy.key is Key.EMAIL:
-            answers.append(_select(_arm("mismatch"), *self._nothing(), _why()).where(sa.not_(own.c.fits)))
-        return sa.union_all(*answers)
+            mismatch = _select(_arm("mismatch"), *self._nothing(), _why(), *no_epoch)
+            answers.append(mismatch.where(sa.not_(own.c.fits)))
+        answer = sa.union_all(*answers)
+        if self.ledger is None or self._policy.removal is Removal.DELETE:
+            return answer
+        return answer.add_cte(self.ledger.raised_by(updated, sa.not_(updated.c.was_live)))
 
     def _insert_arm(self, shape: Shape, conditions: list[Condition]) -> sa.CTE:
         values = self._inserted(shape)
@@ -355,6 +373,18 @@ class Statements:
         bound = [self._bounded()] if bounded else []
         return sa.delete(self._t).where(*bound, self._is_named()).returning(*self.row())
 
+    def delete_and_raise(self, *, bounded: bool) -> sa.Executable:
+        """The same in one statement with raising its epoch, where there is one (PostgreSQL)."""
+        deletion = self.delete(bounded=bounded)
+        if self.ledger is None:
+            return deletion
+        removed = deletion.cte("removed")
+        return _select(*self.row(removed.c)).add_cte(self.ledger.raised_by(removed))
+
+    def raise_epoch(self, ledger: Ledger) -> sa.Insert:
+        """Raise the epoch of the named link (SQLite)."""
+        return ledger.raise_one(self.bind("id"))
+
     def remove(self, *, reason: bool, bounded: bool = False) -> sa.sql.dml.ReturningUpdate[Any]:
         """Mark the user's live row as dead and wipe its credentials."""
         c = self._c
@@ -376,7 +406,8 @@ class Statements:
         """The same in one statement with reading a row that is dead already (PostgreSQL)."""
         removed = self.remove(reason=reason, bounded=bounded).cte("removed")
         dead = _select(*self.row()).where(self._is_named(), sa.not_(self.live()))
-        return sa.union_all(_select(*self.row(removed.c)), dead)
+        either = sa.union_all(_select(*self.row(removed.c)), dead)
+        return either if self.ledger is None else either.add_cte(self.ledger.raised_by(removed))
 
 
 def _word(name: str) -> sa.ColumnClause[str]:
@@ -387,9 +418,18 @@ def _arm(name: str) -> sa.Label[str]:
     return _word(name).label("arm")
 
 
-def _nothing_in(column: sa.Column[Any]) -> sa.ColumnElement[Any]:
-    """What stands for no credential: NULL, or an empty text where the column takes no NULL."""
-    return _word("") if not column.nullable and isinstance(column.type, sa.String) else sa.null()
+def nothing_in(column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+    """What stands for no credential: NULL, or where the column takes none an empty value, and for an end 1970."""
+    if column.nullable:
+        return sa.null()
+    kind: Any = column.type.impl if isinstance(column.type, sa.types.TypeDecorator) else column.type
+    if isinstance(kind, sa.String):
+        return sa.literal("", column.type)
+    if isinstance(kind, sa.Integer):
+        return sa.literal(0, column.type)
+    if isinstance(kind, sa.DateTime):
+        return sa.literal(datetime(1970, 1, 1, tzinfo=UTC if kind.timezone else None), column.type)
+    return sa.literal([], column.type) if isinstance(kind, (sa.JSON, sa.ARRAY)) else sa.null()
 
 
 def _why() -> sa.Label[str]:

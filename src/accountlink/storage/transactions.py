@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from accountlink.core.facts import Failure
+from accountlink.core.secrecy import Concealed
 from accountlink.errors import ConfigurationError
 from accountlink.storage import sqlite, violations
 from accountlink.storage.cancellation import sheltered
@@ -66,10 +67,12 @@ class Foreign(Exception):
         self.error = error
 
 
-async def ask(question: Callable[[AsyncConnection, U], Awaitable[T]], connection: AsyncConnection, subject: U) -> T:
+async def ask(
+    question: Callable[[AsyncConnection, U], Awaitable[T]], connection: AsyncConnection, subject: Concealed[U]
+) -> T:
     """Ask the application, inside a conversation; what its code raises is its own, database errors included."""
     try:
-        return await question(connection, subject)
+        return await question(connection, subject.reveal())
     except violations.FAILURES as error:
         if connection.invalidated:
             raise  # it is the conversation's own connection that was lost

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets as randomness
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import Enum
@@ -16,9 +17,12 @@ from accountlink.core.outcomes import LinkedAccount, LinkId, UserId
 from accountlink.core.policy import Key
 from accountlink.core.secrecy import ConcealedText, Parameters
 from accountlink.errors import ConfigurationError, InvalidIdentity
+from accountlink.storage.idtype import smallest_bits
 from accountlink.storage.mapping import CREDENTIAL_ROLES, AccountMapping
 from accountlink.storage.statements import Shape
 
+_VERSION_BITS = 47
+"""A random version stays a number that every reader of JSON keeps whole, for as long as it is counted up."""
 MOMENTS = ("expires_at", "created_at", "updated_at", "deleted_at")
 
 
@@ -46,6 +50,11 @@ def read_moment(value: Any) -> datetime | None:  # whatever the column's type re
 def read_scopes(value: Any) -> frozenset[str]:
     """Read scopes back from one text or from a list."""
     return split_scopes(value) if isinstance(value, str) else frozenset(value or ())
+
+
+def first_version(kind: sa.types.TypeEngine[Any]) -> int:
+    """Where the version of a new row begins that may stand under the id of a deleted one: at random."""
+    return 1 + randomness.randbelow(2 ** min(smallest_bits(kind) - 1, _VERSION_BITS))
 
 
 def _slugs(kind: sa.types.TypeEngine[Any]) -> dict[str, Any]:
@@ -186,12 +195,25 @@ class Codec(Generic[UserId, LinkId]):
     def stamps(self, now: datetime) -> Parameters:
         """The parameters that the clock, and the functions of the application's own columns, fill in a link."""
         filled = self._stamped(("created_at", "updated_at"), now)
+        if self._mapping.reuses_ids:
+            filled["al_version"] = first_version(self._columns["version"].type)
         filled.update((name, call()) for name, call in self._defaults.items())
         return filled
 
     def removal(self, now: datetime) -> Parameters:
         """The same for an unlink."""
         return self._stamped(("deleted_at", "updated_at"), now)
+
+    def transfer(self, now: datetime) -> Parameters:
+        """The same for a transfer."""
+        return self._stamped(("updated_at",), now)
+
+    def holding(self, account: LinkedAccount[UserId, LinkId], version: int | None) -> Parameters:
+        """The parameters that name a row, its owner and its state, as they were read."""
+        filled = Parameters(al_id=account.id, al_owner=account.user_id, al_account_id=account.account_id)
+        filled["al_provider"] = self.provider(account.provider)
+        filled["al_version_read"] = version
+        return filled
 
     def _stamped(self, roles: tuple[str, ...], now: datetime) -> Parameters:
         filled = Parameters((f"al_{role}", self._moments[role](now)) for role in roles if role in self._moments)
@@ -249,10 +271,10 @@ class Codec(Generic[UserId, LinkId]):
 def shape_of(
     parameters: Parameters,
     *,
-    insert: tuple[sa.Column[Any], ...],
-    update: tuple[sa.Column[Any], ...],
+    insert: tuple[sa.Column[Any], ...] = (),
+    update: tuple[sa.Column[Any], ...] = (),
 ) -> Shape:
-    """The shape of a call to link, by the parameters that it brings."""
+    """The shape of a call to link or transfer, by the parameters that it brings."""
     return Shape(
         email="al_email" in parameters or "al_email_key" in parameters,
         credentials=tuple(role for role in CREDENTIAL_ROLES if f"al_{role}" in parameters),

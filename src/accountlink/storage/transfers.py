@@ -1,0 +1,157 @@
+"""Moves a link from its owner to another user: one statement reads, one decides.
+
+What a token vouches for is a keyed digest, and the key does not travel to the database. So the row is read first, is
+compared in Python, and is then written on the condition that it still is as it was read: the same owner, account and
+version, and live. The second statement alone decides; what happens between the two makes it write nothing.
+
+Source: PostgreSQL 15 documentation, sections 13.2.1 (an UPDATE that waited looks at its condition again) and 7.8.4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final, Generic, cast
+
+import sqlalchemy as sa
+
+from accountlink.core.facts import Claimed
+from accountlink.core.outcomes import LinkedAccount, LinkId, UserId
+from accountlink.core.secrecy import Parameters
+from accountlink.storage.accounts import AccountStore
+from accountlink.storage.ledger import Ledger
+from accountlink.storage.mapping import CREDENTIAL_ROLES
+from accountlink.storage.statements import Columns, Condition, Shape, Statements, nothing_in
+
+_select: Final[Callable[..., sa.Select[Any]]] = cast("Any", sa.select)
+"""Columns are chosen by the mapping, at run time: their types are not known here."""
+_NAMED: Final = sa.true().label("named")
+IsOfAccount = Callable[[LinkedAccount[Any, Any]], bool]
+"""Whether a row is a link to the provider account that a token is about."""
+
+
+class TransferStatements(Statements):
+    """Builds the statements of a transfer."""
+
+    def claimed(self) -> sa.CompoundSelect[Any]:
+        """The row of an id, live or dead, whoever has it; and the claimant's own live row of the same account."""
+        twin = self._t.alias("twin")
+        c = {role: twin.c[column.key] for role, column in self._c.items()}
+        named = _select(*self.row(), *self.epoch(), self.live().label("live"), self.is_mine().label("mine"), _NAMED)
+        own = (
+            _select(*self.row(c), *self.no_epoch(), sa.true(), sa.true(), sa.false())
+            .join_from(self._t, twin, self._of_one_account(c))
+            .where(self._is_the_link(), self.is_mine(c), self.live(c), c["id"] != self._c["id"])
+        )
+        return sa.union_all(named.where(self._is_the_link()), own)
+
+    def move(self, shape: Shape) -> sa.sql.dml.ReturningUpdate[Any]:
+        """Give the row to the claimant, if it still is as it was read."""
+        bound = [self._bounded()] if shape.bounded else []
+        return self._move(shape, *bound, *self._still())
+
+    def move_and_raise(self, shape: Shape, ledger: Ledger) -> sa.sql.dml.ReturningUpdate[Any]:
+        """The same where a ledger keeps the epochs (PostgreSQL).
+
+        The row is locked first, then its epoch is raised on the condition that it is the one that was read: that sees
+        what others have committed since this statement began, which a plain reading of the ledger would not. Rows are
+        locked before epochs here as in every other statement.
+        """
+        bound = [self._bounded()] if shape.bounded else []
+        still = self._still()
+        locked = _select(self._c["id"].label("id")).where(*bound, *still).with_for_update().cte("locked")
+        raised = ledger.raised_by(locked, read=sa.bindparam("al_version_read", type_=sa.BigInteger))
+        return self._move(shape, *still, sa.exists(_select(sa.literal_column("1")).select_from(raised)))
+
+    def _move(self, shape: Shape, *conditions: Condition) -> sa.sql.dml.ReturningUpdate[Any]:
+        return sa.update(self._t).where(*conditions).values(self._moved(shape)).returning(*self.row())
+
+    def _still(self) -> list[Condition]:
+        owner = sa.bindparam("al_owner", type_=self._c["user_id"].type)
+        still = [self._is_the_link(), self._c["user_id"] == owner, self.same_account(), self.live()]
+        if self._mapping.written("version"):
+            still.append(self._c["version"] == sa.bindparam("al_version_read", type_=self._c["version"].type))
+        return still
+
+    def _moved(self, shape: Shape) -> dict[sa.Column[Any], Any]:
+        """What a transfer sets. The account's own columns stay as they are, its e-mail address among them."""
+        c, writes = self._c, self._mapping.written
+        values: dict[sa.Column[Any], Any] = {c["user_id"]: self.bind("user_id")}
+        values |= self._credentials(shape)
+        if writes("updated_at"):
+            values[c["updated_at"]] = self.bind("updated_at")
+        if "reason" in c and c["reason"].nullable:
+            values[c["reason"]] = sa.null()
+        if writes("version"):
+            values[c["version"]] = self._risen()
+        return self._with_onupdate(values)
+
+    def _credentials(self, shape: Shape) -> dict[sa.Column[Any], Any]:
+        """The claimant's credentials, and nothing of the former owner's: every column that holds any is written.
+
+        This is the one place where a transfer writes credentials: whatever comes to encrypt them, encrypts these.
+        """
+        columns = {role: self._c[role] for role in CREDENTIAL_ROLES if role in self._c}
+        return {
+            column: self.bind(role) if role in shape.credentials else nothing_in(column)
+            for role, column in columns.items()
+        }
+
+    def _is_the_link(self) -> Condition:
+        return self._c["id"] == self.bind("id")
+
+    def _of_one_account(self, c: Columns) -> Condition:
+        return sa.and_(*(c[role] == self._c[role] for role in ("provider", "account_id")))
+
+
+class TransferStore(Generic[UserId, LinkId]):
+    """Runs the statements of a transfer. Its methods are synchronous work for a :class:`~.transactions.Place`."""
+
+    def __init__(self, accounts: AccountStore[UserId, LinkId], ledger: sa.Table | None) -> None:
+        self._accounts: Final = accounts
+        self._codec: Final = accounts.codec
+        self._statements: Final = TransferStatements(accounts.mapping, ledger)
+        self._claimed: Final = self._statements.claimed()
+        self._moves: dict[tuple[str, Shape], sa.Executable] = {}
+
+    def claimed(
+        self, connection: sa.Connection, parameters: Parameters, is_of_account: IsOfAccount
+    ) -> Claimed[UserId, LinkId]:
+        """Read the link that a token names, and whether its account is the claimant's already."""
+        width = len(self._statements.row_roles)
+        found: Claimed[UserId, LinkId] = Claimed()
+        for row in connection.execute(self._claimed, parameters):
+            account = self._codec.account(row)
+            if not is_of_account(account):
+                continue  # of another account, under the id of a row that is gone
+            live, mine, named = map(bool, row[-3:])
+            if live and mine:
+                found = replace(found, own=account)
+            if named:
+                version = self._accounts.version_of(row, epoch=width)
+                found = replace(found, named=account, live=live, version=version)
+        if found.named is None and found.own is None:  # only a token whose row is gone costs this
+            listed = self._accounts.accounts(connection, Parameters(al_user_id=parameters["al_user_id"]))
+            return Claimed(own=next((account for account in listed if is_of_account(account)), None))
+        return found
+
+    def move(
+        self, connection: sa.Connection, shape: Shape, parameters: Parameters
+    ) -> LinkedAccount[UserId, LinkId] | None:
+        """Give the row to the claimant; ``None`` when it is not as it was read any more."""
+        key = (connection.dialect.name, shape)
+        if key not in self._moves:
+            self._moves[key] = self._built(*key)
+        row = connection.execute(self._moves[key], parameters).first()
+        if row is None:
+            return None
+        if connection.dialect.name == "sqlite":
+            self._accounts.raise_epoch(connection, parameters)
+        # An outbox gets its event here on SQLite, and as another part of the same statement on PostgreSQL.
+        return self._codec.account(row)
+
+    def _built(self, dialect: str, shape: Shape) -> sa.Executable:
+        ledger = self._statements.ledger
+        if ledger is None or dialect == "sqlite":  # whose epochs nobody else can raise meanwhile
+            return self._statements.move(shape)
+        return self._statements.move_and_raise(shape, ledger)
