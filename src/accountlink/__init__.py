@@ -9,6 +9,7 @@
 
 from accountlink.core.credentials import TokenSet
 from accountlink.core.email import normalize_email
+from accountlink.core.grants import AlreadyGranted, Grant, Granted, IssuedGrant, Revoked
 from accountlink.core.identity import ProviderIdentity
 from accountlink.core.outcomes import (
     AlreadyOwner,
@@ -28,6 +29,7 @@ from accountlink.errors import (
     AmbiguousAccount,
     BlockedByConstraint,
     ConfigurationError,
+    GrantRejected,
     InvalidCredentials,
     InvalidIdentity,
     LastAccount,
@@ -44,7 +46,10 @@ from accountlink.errors import (
     TokenRejected,
     TokenSuperseded,
 )
+from accountlink.grants import ShareGrants
 from accountlink.linker import AccountLinker
+from accountlink.storage.grants import GrantMapping
+from accountlink.storage.grants_table import grants_table
 from accountlink.storage.ledger import transfer_ledger
 from accountlink.storage.mapping import AccountMapping
 from accountlink.storage.mixin import LinkedAccountMixin
@@ -56,13 +61,19 @@ __all__ = [
     "AccountMapping",
     "AccountMismatch",
     "AccountNotFound",
+    "AlreadyGranted",
     "AlreadyOwner",
     "AmbiguousAccount",
     "BlockedByConstraint",
     "Change",
     "ConfigurationError",
+    "Grant",
+    "GrantMapping",
+    "GrantRejected",
+    "Granted",
     "InvalidCredentials",
     "InvalidIdentity",
+    "IssuedGrant",
     "Key",
     "LastAccount",
     "LinkBlocked",
@@ -78,7 +89,9 @@ __all__ = [
     "ProviderIdentity",
     "Removal",
     "RetryTransaction",
+    "Revoked",
     "Secret",
+    "ShareGrants",
     "StoreBusy",
     "StoreUnavailable",
     "TokenExpired",
@@ -89,6 +102,7 @@ __all__ = [
     "TokenSuperseded",
     "Transferred",
     "Unlinked",
+    "grants_table",
     "normalize_email",
     "transfer_ledger",
     "tune_sqlite",

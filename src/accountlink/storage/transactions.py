@@ -197,9 +197,7 @@ class AutocommitConnection(Place):
             return violations.read(error)
 
 
-async def place_of(
-    bind: Bind, mapping: TableMapping, *, several_statements: bool = False
-) -> Place | Failure:
+async def place_of(bind: Bind, mapping: TableMapping, *, several_statements: bool = False) -> Place | Failure:
     """Say whose transaction a bind is. A session is flushed.
 
     Args:
@@ -232,15 +230,14 @@ async def place_of(
         return CallersTransaction(connection=connection, session=session, dialect=dialect)
     if several_statements:
         raise ConfigurationError(
-            "guard_last needs a transaction around several statements, and this connection is in AUTOCOMMIT. "
+            "guard_last, or one_active_per_pair, needs a transaction around several statements, and this connection is "
+            "in AUTOCOMMIT. "
             "Pass the engine, or a connection in a transaction."
         )
     return AutocommitConnection(connection=connection, session=session, dialect=dialect)
 
 
-async def _connection_of(
-    bind: AsyncSession | AsyncConnection, mapping: TableMapping
-) -> tuple[AsyncConnection, bool]:
+async def _connection_of(bind: AsyncSession | AsyncConnection, mapping: TableMapping) -> tuple[AsyncConnection, bool]:
     """The connection that a session or a connection works on, and whether it commits each statement by itself."""
     connection = bind
     if isinstance(connection, AsyncSession):
