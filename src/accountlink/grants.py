@@ -27,7 +27,7 @@ from accountlink.storage.idtype import IdType
 from accountlink.storage.live_links import LiveLinks
 from accountlink.storage.mapping import AccountMapping
 from accountlink.storage.sessions import hand_over_held, refresh_held
-from accountlink.storage.transactions import AutocommitConnection, Bind, Place, Work, place_of
+from accountlink.storage.transactions import AutocommitConnection, Bind, FreshTransactions, Place, Work, place_of
 
 TOKEN_BYTES: Final = 32
 """Of randomness in a token: 256 bits."""
@@ -315,8 +315,7 @@ class ShareGrants:
 
     async def _place(self, bind: Bind, *, pairs: bool = False) -> Place:
         if pairs and isinstance(bind, AsyncEngine) and bind.dialect.name == "postgresql":
-            bind = bind.execution_options(isolation_level="READ COMMITTED")
-            return attempts.reached(await place_of(bind, self.mapping, several_statements=True))
+            return FreshTransactions(engine=bind, dialect="postgresql")
         place = attempts.reached(await place_of(bind, self.mapping))
         if pairs and isinstance(place, AutocommitConnection) and place.dialect == "postgresql":
             raise ConfigurationError(

@@ -317,7 +317,7 @@ class GrantStatements:
         """End what has expired. Without waiting, what somebody is just writing is left for the next time."""
         due = [self._c["active"].is_(sa.true()), self._c["expires_at"] <= self._now("expires_at")]
         if not waits:
-            free = _select(self._c["id"]).where(*due).with_for_update(skip_locked=True).cte("due")
+            free = _select(self._c["id"].label("id")).where(*due).with_for_update(skip_locked=True).cte("due")
             due = [*due, self._c["id"] == free.c.id]
         return sa.update(self._t).where(*due).values(self._ended()).returning(self._c["id"])
 

@@ -178,6 +178,18 @@ class OwnTransactions(_OwnConnections):
         return result
 
 
+class FreshTransactions(OwnTransactions):
+    """The same where each statement has to see what others committed before it, however isolated the engine is."""
+
+    def _alone(self, _: object, work: Work[T]) -> T:
+        with self.engine.sync_engine.connect() as connected:
+            connection = connected.execution_options(isolation_level="READ COMMITTED")
+            with connection.begin():
+                result = work(connection)
+                self.ambiguous = True
+        return result
+
+
 @dataclass(kw_only=True, eq=False)
 class AutocommitConnection(Place):
     """A connection, given by the caller, that commits each statement by itself."""
@@ -230,8 +242,7 @@ async def place_of(bind: Bind, mapping: TableMapping, *, several_statements: boo
         return CallersTransaction(connection=connection, session=session, dialect=dialect)
     if several_statements:
         raise ConfigurationError(
-            "guard_last, or one_active_per_pair, needs a transaction around several statements, and this connection is "
-            "in AUTOCOMMIT. "
+            "guard_last needs a transaction around several statements, and this connection is in AUTOCOMMIT. "
             "Pass the engine, or a connection in a transaction."
         )
     return AutocommitConnection(connection=connection, session=session, dialect=dialect)
