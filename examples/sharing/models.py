@@ -1,6 +1,6 @@
 """The table of patients' shares with doctors as the system has it, with the constraints that it needs.
 
-accountlink does nothing with this table yet: issuing and redeeming such tokens comes with a later version.
+``grants`` says which column plays which part, for ``ShareGrants`` (``shares.py``) and for the doctor.
 """
 
 from datetime import datetime
@@ -8,6 +8,8 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import DateTime, Index, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from accountlink import GrantMapping
 
 
 class Base(DeclarativeBase):
@@ -43,3 +45,14 @@ one_active_per_pair = Index(
     sqlite_where=PatientDoctorConnection.is_active,
 )
 """Optional: at most one access at a time. Ended ones do not count, nor do tokens that nobody has redeemed yet."""
+
+grants = GrantMapping(
+    PatientDoctorConnection,
+    one_active_per_pair=True,
+    grantor_id=PatientDoctorConnection.patient_id,
+    grantee_id=PatientDoctorConnection.doctor_id,
+    token=PatientDoctorConnection.access_token,  # in plain text, as this table has always held it
+    expires_at=PatientDoctorConnection.token_expires_at,
+    active=PatientDoctorConnection.is_active,
+)
+"""What accountlink is told about the table."""

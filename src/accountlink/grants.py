@@ -26,6 +26,7 @@ from accountlink.storage.grants import GrantMapping
 from accountlink.storage.idtype import IdType
 from accountlink.storage.live_links import LiveLinks
 from accountlink.storage.mapping import AccountMapping
+from accountlink.storage.mixin import LinkedAccountMixin
 from accountlink.storage.sessions import hand_over_held, refresh_held
 from accountlink.storage.transactions import AutocommitConnection, Bind, FreshTransactions, Place, Work, place_of
 
@@ -40,6 +41,8 @@ _MS: Final = timedelta(milliseconds=1)
 _NO_TEXT: Final = b"\xff"
 """No text has this byte in UTF-8, so that what is hashed with it in front is the hash of no token."""
 T = TypeVar("T")
+Accounts = AccountLinker[Any, Any] | AccountMapping[Any, Any] | type[LinkedAccountMixin]
+"""What says where links live: a linker, a mapping, or a model with the mixin."""
 
 
 class ShareGrants:
@@ -67,7 +70,7 @@ class ShareGrants:
         self,
         grants: sa.Table | GrantMapping,
         *,
-        accounts: Any = None,  # checked by mapping_of
+        accounts: Accounts | None = None,
         clock: Callable[[], datetime] | None = None,
         one_active_per_pair: bool = False,
         lock_timeout: timedelta | None = LOCK_TIMEOUT,
@@ -392,7 +395,7 @@ def _mapping_of(grants: object, *, one_active_per_pair: bool) -> GrantMapping:
     return mapping.with_one_active_per_pair() if one_active_per_pair else mapping
 
 
-def _links_of(mapping: GrantMapping, accounts: Any) -> LiveLinks | None:
+def _links_of(mapping: GrantMapping, accounts: Accounts | None) -> LiveLinks | None:
     """The linked accounts that the grants of a table are about."""
     if "link_id" not in mapping.columns:
         if accounts is not None:

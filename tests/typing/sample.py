@@ -1,6 +1,6 @@
 """What an application writes, as a strict type checker reads it. Nothing here runs; test_public_types.py checks it."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import assert_never, assert_type
 from uuid import UUID
 
@@ -12,7 +12,12 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from accountlink import (
     AccountLinker,
     AccountMapping,
+    AlreadyGranted,
     Change,
+    Grant,
+    Granted,
+    GrantMapping,
+    IssuedGrant,
     Key,
     Linked,
     LinkedAccount,
@@ -22,9 +27,12 @@ from accountlink import (
     OwnershipConflict,
     ProviderIdentity,
     Removal,
+    Revoked,
     Secret,
+    ShareGrants,
     TokenSet,
     Unlinked,
+    grants_table,
 )
 
 
@@ -134,6 +142,27 @@ async def another_way_in(connection: AsyncConnection, user_id: UUID) -> bool:
 
 guarded = AccountLinker(Connection, guard_last=another_way_in)
 assert_type(guarded, AccountLinker[UUID, int])
+
+
+shares = ShareGrants(grants_table(Base.metadata, user_id=Connection.user_id, link_id=Connection.id), accounts=linker)
+ShareGrants(GrantMapping(Calendar, grantor_id=Calendar.owner_id, expires_at=Calendar.gone_at), accounts=Connection)
+
+
+async def share(bind: AsyncSession | AsyncEngine, user: UUID, other: UUID) -> str:
+    """Give access, and answer for every outcome that there is."""
+    issued = await shares.issue(bind, grantor_id=user, link_id=7, expires_in=timedelta(days=7))
+    assert_type(issued, IssuedGrant)
+    assert_type(issued.token, str)
+    for grant in await shares.active(bind, grantee_id=other):
+        assert_type(grant, Grant)
+    assert_type(await shares.revoke(bind, grantor_id=user, grant_id=issued.id), Revoked)
+    assert_type(await shares.expire(bind), int)
+    outcome = await shares.redeem(bind, issued.token, grantee_id=other)
+    match outcome:
+        case Granted(grant=grant) | AlreadyGranted(grant=grant):
+            return grant.expires_at.isoformat()
+        case _:
+            assert_never(outcome)
 
 
 def secrets(tokens: TokenSet) -> tuple[str, str | None]:
