@@ -19,8 +19,9 @@ from accountlink.core.decide import CAUSES, RUNS
 from accountlink.core.facts import Failure, Trouble
 from accountlink.core.grants import AlreadyGranted, Grant, Granted, IssuedGrant, Revoked, after_violation, issued_with
 from accountlink.core.secrecy import Concealed, ConcealedText, Parameters
-from accountlink.errors import AccountNotFound, ConfigurationError, GrantRejected, StoreBusy
+from accountlink.errors import AccountNotFound, ConfigurationError, GrantRejected, OutcomeUnknown, StoreBusy
 from accountlink.linker import LOCK_TIMEOUT, AccountLinker
+from accountlink.storage.grant_statements import plain_type
 from accountlink.storage.grant_store import GrantStore
 from accountlink.storage.grants import GrantMapping
 from accountlink.storage.idtype import IdType
@@ -32,6 +33,8 @@ from accountlink.storage.transactions import AutocommitConnection, Bind, FreshTr
 
 TOKEN_BYTES: Final = 32
 """Of randomness in a token: 256 bits."""
+TOKEN_LENGTH: Final = 43
+"""Characters: of a token in URL-safe base64 without padding, and of its SHA-256 too."""
 MAX_TOKEN: Final = 4096
 """Characters: a longer text is no token, here or in a table that held tokens before."""
 MAX_USES: Final = 2**31 - 1
@@ -166,7 +169,7 @@ class ShareGrants:
             if redeemed is not None:
                 break
         else:
-            raise StoreBusy
+            raise OutcomeUnknown if patience.ambiguous else StoreBusy
         if redeemed.outcome is None:
             raise GrantRejected
         await self._in_step(place, redeemed.outcome.grant.id, redeemed.ended)
@@ -298,6 +301,7 @@ class ShareGrants:
 
     def _presented(self, token: Concealed[Any], *, user: object = None) -> Parameters:
         """The parameters by which a token is looked up; what cannot be one is looked up, too, and not found."""
+        stored = None if user is None else self._types["grantee_id"].stored(user)
         text = token.reveal()
         if not isinstance(text, str) or len(text) > MAX_TOKEN or not _storable(text):
             text = randomness.token_urlsafe(TOKEN_BYTES)
@@ -306,7 +310,6 @@ class ShareGrants:
         digest = sha256(text.encode()).digest()
         filled = Parameters(al_token_hash=ConcealedText(_base64(digest)))
         if user is not None and self.mapping.is_own:
-            stored = self._types["grantee_id"].stored(user)
             use = sha256(_NO_TEXT + digest + str(stored).encode("utf-8", "surrogatepass")).digest()
             filled["al_use_hash"] = ConcealedText(_base64(use))
         return filled
@@ -392,7 +395,19 @@ def _mapping_of(grants: object, *, one_active_per_pair: bool) -> GrantMapping:
         raise ConfigurationError(
             "ShareGrants takes the table that grants_table(Base.metadata) makes, or a GrantMapping of your own table."
         )
+    _check_token(mapping.columns[mapping.token_role], mapping)
     return mapping.with_one_active_per_pair() if one_active_per_pair else mapping
+
+
+def _check_token(column: sa.Column[Any], mapping: GrantMapping) -> None:
+    kind = plain_type(column.type)
+    if not isinstance(kind, sa.String):
+        raise ConfigurationError(f"{column.name!r} of {mapping.name!r} is {kind!r}, and a token, or its hash, is text.")
+    if kind.length is not None and kind.length < TOKEN_LENGTH:
+        raise ConfigurationError(
+            f"{column.name!r} of {mapping.name!r} takes {kind.length} characters, and a token, or its hash, has "
+            f"{TOKEN_LENGTH}. Widen it."
+        )
 
 
 def _links_of(mapping: GrantMapping, accounts: Accounts | None) -> LiveLinks | None:

@@ -16,6 +16,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship,
 
 from accountlink import (
     AccountLinker,
+    AccountLinkError,
     AccountMapping,
     AccountNotFound,
     AlreadyGranted,
@@ -36,6 +37,7 @@ from accountlink import (
 from accountlink.core.uniqueness import Verdict, judge
 from accountlink.storage.schema import read_catalogue
 from accountlink.storage.subject import subject_of
+from tests.contract.test_canaries import locals_of
 from tests.support.binds import BINDS, bound
 from tests.support.claims import SlowClock, Statements
 from tests.support.databases import Database, rows, run_sql
@@ -772,6 +774,42 @@ async def test_waiting_is_bounded(engine: AsyncEngine, name: str) -> None:
     assert "granted" == await case.ended(case.redeem(issued.token))
 
 
+@HOWS
+@pytest.mark.parametrize("name", ["own", "patients"])
+async def test_no_error_shows_a_token(engine: AsyncEngine, name: str, how: str) -> None:
+    """A28: refused, misused, blocked, forbidden by a foreign trigger: no text, attribute or frame has the token."""
+    case = await Sharing.made(SHARED[name](), engine)
+    table, c = case.shares.mapping.table, case.shares.mapping.columns
+    used, waiting = await case.issue(), await case.issue()
+    await case.redeem(used.token)
+    await case.revoke(grant_id=used.id)
+    columns = f"{c['grantor_id'].name}, {c['grantee_id'].name}"
+    await run_sql(engine, f"CREATE UNIQUE INDEX once_ever ON {table.name} ({columns})")
+    calls: list[Any] = [
+        lambda bind: case.redeem(used.token, 3, bind),
+        lambda bind: case.redeem(waiting.token, 2, bind),
+        lambda bind: case.shares.redeem(bind, waiting.token, grantee_id="no id"),
+        lambda bind: case.shares.redeem("no bind", waiting.token, grantee_id=case.user(3)),  # type: ignore[arg-type]  # on purpose
+        lambda bind: case.revoke(3, bind, token=waiting.token),
+        lambda bind: case.revoke(3, bind, token=waiting.token, grant_id=waiting.id),
+    ]
+    for call in calls:
+        async with bound(engine, how) as bind:
+            with pytest.raises(AccountLinkError) as caught:
+                await call(bind)
+        told = [*locals_of(caught.value), ("attributes", repr(vars(caught.value)))]
+        assert len(told) > 3
+        assert [] == [where for where, text in told for token in (used.token, waiting.token) if token in text]
+    async with engine.begin() as connection:
+        await connection.run_sync(case.shared.metadata.drop_all)
+    async with bound(engine, how) as bind:
+        with pytest.raises(sa.exc.DBAPIError) as foreign:
+            await case.redeem(waiting.token, 2, bind)
+        if how != "engine":
+            await bind.rollback()
+    assert [] == [where for where, text in locals_of(foreign.value) if waiting.token in text]
+
+
 # -- what else the table has ------------------------------------------------------------------------------------------
 
 
@@ -902,6 +940,11 @@ def test_a_mapping_that_cannot_serve_is_refused() -> None:
         GrantMapping(table, **{role: table.c[name] for role, name in given.items()})  # type: ignore[arg-type]  # roles
 
     mapped()
+    for kind, named in ((sa.Uuid(), "is text"), (sa.String(32), "32 characters")):
+        table = grants_table(sa.MetaData())
+        table.c.token_hash.type = kind
+        with pytest.raises(ConfigurationError, match=named):
+            ShareGrants(table)
     wrong: list[tuple[Any, str]] = [
         (lambda: mapped(sa.Column("grantee_id", sa.Integer, nullable=False)), "nullable"),
         (lambda: mapped(sa.Column("id", sa.Integer)), "identify"),

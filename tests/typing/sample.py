@@ -144,7 +144,7 @@ guarded = AccountLinker(Connection, guard_last=another_way_in)
 assert_type(guarded, AccountLinker[UUID, int])
 
 
-shares = ShareGrants(grants_table(Base.metadata, user_id=Connection.user_id, link_id=Connection.id), accounts=linker)
+shares = ShareGrants(grants_table(Base.metadata, user_id=sa.Uuid(), link_id=Connection.id), accounts=linker)
 ShareGrants(GrantMapping(Calendar, grantor_id=Calendar.owner_id, expires_at=Calendar.gone_at), accounts=Connection)
 
 
