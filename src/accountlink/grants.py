@@ -105,7 +105,8 @@ class ShareGrants:
             AccountNotFound: The grantor has no such live link: it does not exist, or it is another user's.
             ConfigurationError: A call that the table cannot serve. Before any SQL.
             BlockedByConstraint: Another unique constraint forbids the row.
-            RetryTransaction, StoreBusy, StoreUnavailable, OutcomeUnknown: As for :meth:`AccountLinker.link`.
+            RetryTransaction, StoreBusy, StoreUnavailable: As for :meth:`AccountLinker.link`.
+            OutcomeUnknown: A grant may be there whose token nobody has. Issue another.
             sqlalchemy.exc.DBAPIError: Any other violation, such as a grantor who is no user, without parameters.
         """
         self._check("grantor_id", grantor_id)

@@ -365,6 +365,18 @@ async def test_what_was_issued_ends_with_all_that_came_of_it(case: Sharing, by: 
 
 
 @OWNED
+async def test_a_use_counts_no_longer_than_its_token(case: Sharing) -> None:
+    """A31: a use that a revocation could not see yet has ended with its token's row, whatever its own flag says."""
+    issued = await case.issue(max_uses=2)
+    used = (await case.redeem(issued.token)).grant
+    assert [used.id] == await case.active(grantee_id=2)
+    await run_sql(case.engine, "UPDATE accountlink_grants SET active = false WHERE max_uses = 2")
+    assert (True, False) == ((await case.flags())[used.id], (await case.flags())[issued.id])
+    assert [] == await case.active(grantee_id=2)
+    assert "grant_rejected" == await case.ended(case.redeem(issued.token))
+
+
+@OWNED
 async def test_the_hash_of_a_use_is_no_tokens(case: Sharing) -> None:
     """A20: neither the stored hash of a use nor what it is made of can be presented as a token."""
     issued = await case.issue(max_uses=2)

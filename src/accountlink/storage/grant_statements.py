@@ -99,7 +99,7 @@ class GrantStatements:
             return conditions
         use = self._t.alias("use")
         used = _select(_ONE).select_from(use).where(use.c.token_hash == self._use()).correlate_except(use)
-        return [*conditions, c["issued_id"].is_(None), c["uses"] < c["max_uses"], sa.not_(sa.exists(used))]
+        return [*conditions, c["uses"] < c["max_uses"], sa.not_(sa.exists(used))]
 
     def _counts(self) -> list[Condition]:
         """A grant that gives access now: redeemed and alive, as is the token that it is a use of."""
