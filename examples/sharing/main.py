@@ -1,4 +1,4 @@
-"""Patients who share with doctors: the table, and the constraint that broke it.
+"""Patients who share with doctors: the table, what the application writes, and the constraint that broke it.
 
     python examples/sharing/main.py [--database-url URL]
 
@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from accountlink import tune_sqlite
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from examples.sharing import broken, models, story  # a script's path begins at its own folder
+from examples.sharing import broken, models, shares, story  # a script's path begins at its own folder
 
 
 @asynccontextmanager
@@ -52,10 +52,12 @@ async def tables(engine: AsyncEngine, metadata: sa.MetaData) -> AsyncIterator[No
 
 
 async def tell(database_url: str | None) -> None:
-    """Tell both stories, each on fresh tables."""
+    """Tell the three stories, each on fresh tables."""
     async with opened(database_url) as engine:
         async with tables(engine, models.Base.metadata):
             await story.right_constraints(engine)
+        async with tables(engine, models.Base.metadata):
+            await shares.tokens_that_work_once(engine)
         async with tables(engine, broken.first_release):
             await story.key_on_the_pair(engine)
 

@@ -1,6 +1,6 @@
 """The table of patients' shares with doctors as the system has it, with the constraints that it needs.
 
-accountlink looks after the schema of this table; issuing and redeeming such tokens comes with a later version.
+``grants`` says which column plays which part, for ``ShareGrants`` (``shares.py``) and for the doctor.
 """
 
 from datetime import datetime
@@ -55,4 +55,4 @@ grants = GrantMapping(
     expires_at=PatientDoctorConnection.token_expires_at,
     active=PatientDoctorConnection.is_active,
 )
-"""What the doctor is told about the table."""
+"""What accountlink is told about the table."""

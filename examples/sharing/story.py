@@ -1,7 +1,7 @@
 """Two stories about the bare table: which constraint broke it, and which constraints it needs.
 
 There is no call of accountlink here. What these functions do by hand (issue, redeem, end) is only as much as it takes
-to show the constraints; it is not how grants should be made. They come with a later version.
+to show the constraints; it is not how grants should be made. That is in ``shares.py``.
 """
 
 import secrets
@@ -124,7 +124,6 @@ async def right_constraints(engine: AsyncEngine) -> None:
     await give_to_doctor(engine, third)
     check("accesses that are active in the end", found=await active_accesses(engine), expected=1)
     say("once the earlier access is ended, the later token is redeemed")
-    say("not shown, because it does not exist yet: issuing and redeeming by accountlink comes with a later version")
 
 
 # -- how the stories look at the database ------------------------------------------------------------------------------

@@ -9,6 +9,7 @@
 
 from accountlink.core.credentials import TokenSet
 from accountlink.core.email import normalize_email
+from accountlink.core.grants import AlreadyGranted, Grant, Granted, IssuedGrant, Revoked
 from accountlink.core.identity import ProviderIdentity
 from accountlink.core.outcomes import (
     AlreadyOwner,
@@ -31,6 +32,7 @@ from accountlink.errors import (
     AmbiguousAccount,
     BlockedByConstraint,
     ConfigurationError,
+    GrantRejected,
     InvalidCredentials,
     InvalidIdentity,
     LastAccount,
@@ -47,8 +49,10 @@ from accountlink.errors import (
     TokenRejected,
     TokenSuperseded,
 )
+from accountlink.grants import ShareGrants
 from accountlink.linker import AccountLinker
 from accountlink.storage.grants import GrantMapping
+from accountlink.storage.grants_table import grants_table
 from accountlink.storage.ledger import transfer_ledger
 from accountlink.storage.mapping import AccountMapping
 from accountlink.storage.mixin import LinkedAccountMixin
@@ -61,15 +65,20 @@ __all__ = [
     "AccountMapping",
     "AccountMismatch",
     "AccountNotFound",
+    "AlreadyGranted",
     "AlreadyOwner",
     "AmbiguousAccount",
     "BlockedByConstraint",
     "Change",
     "ConfigurationError",
     "Finding",
+    "Grant",
     "GrantMapping",
+    "GrantRejected",
+    "Granted",
     "InvalidCredentials",
     "InvalidIdentity",
+    "IssuedGrant",
     "Key",
     "LastAccount",
     "LinkBlocked",
@@ -86,8 +95,10 @@ __all__ = [
     "ProviderIdentity",
     "Removal",
     "RetryTransaction",
+    "Revoked",
     "Secret",
     "Severity",
+    "ShareGrants",
     "StoreBusy",
     "StoreUnavailable",
     "TokenExpired",
@@ -99,6 +110,7 @@ __all__ = [
     "Transferred",
     "Unlinked",
     "diagnose",
+    "grants_table",
     "normalize_email",
     "pooler_options",
     "transfer_ledger",

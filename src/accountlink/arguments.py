@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Final
 
-from accountlink.errors import AccountNotFound, ConfigurationError
+from accountlink.errors import AccountLinkError, AccountNotFound, ConfigurationError
 from accountlink.storage.idtype import IdType
 from accountlink.storage.mapping import AccountMapping
 from accountlink.storage.mixin import LinkedAccountMixin, policy_of
@@ -30,10 +30,7 @@ class Ids:
         if user_id is None or not self._user_type.accepts(user_id):
             raise _wrong_type("user_id", user_id, self._user.name, self._user_type)
         if not self._user_type.holds(user_id):
-            raise ConfigurationError(
-                f"user_id is outside what the column {self._user.name!r} can hold. "
-                "Check where it comes from, or widen the column."
-            )
+            raise _out_of_range("user_id", self._user.name)
 
     def check_link(self, link_id: object) -> None:
         """Refuse what is no link id of this table.
@@ -52,11 +49,45 @@ class Ids:
         return self._link_type.accepts(link_id) and self._link_type.holds(link_id)
 
 
+def _out_of_range(what: str, column: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{what} is outside what the column {column!r} can hold. Check where it comes from, or widen the column."
+    )
+
+
 def _wrong_type(what: str, value: object, column: str, wanted: IdType) -> ConfigurationError:
     return ConfigurationError(
         f"{what} is {type(value).__name__}, and the column {column!r} takes "
         f"{wanted.python.__name__ if wanted.python else 'a value'}. Convert it before the call."
     )
+
+
+def check_id(
+    what: str,
+    value: object,
+    column: str,
+    kind: IdType,
+    *,
+    outside: Callable[[], AccountLinkError] | None = None,
+) -> None:
+    """Refuse what is no id of a column.
+
+    Args:
+        what: The argument's name.
+        value: What was given.
+        column: The column's name.
+        kind: Its type.
+        outside: Makes the error for what is outside of what the column can hold, if that is not a mistake in the call.
+
+    Raises:
+        ConfigurationError: Of another type, or outside what the column can hold.
+    """
+    if value is None or not kind.accepts(value):
+        raise _wrong_type(what, value, column, kind)
+    if not kind.holds(value):
+        if outside is not None:
+            raise outside()
+        raise _out_of_range(what, column)
 
 
 def check_kind(name: str, value: object, *kinds: type) -> None:

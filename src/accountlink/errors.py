@@ -328,5 +328,17 @@ class TokenSuperseded(TokenRejected):
         )
 
 
+class GrantRejected(AccountLinkError):
+    """No such grant of this user: unknown, expired, ended, used up, his own, or another's. One answer for them all."""
+
+    code = "grant_rejected"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "There is no such grant for this user to use. Ask whoever gives the access for a new token; "
+            "to revoke, use the id or the token of a grant that this user has issued."
+        )
+
+
 def _named(constraint: str | None) -> str:
     return f"The unique constraint or index {constraint!r}" if constraint else "A unique constraint or index"

@@ -123,6 +123,7 @@ class AccountLinker(Generic[UserId, LinkId]):
     ) -> None:
         self.mapping: Final[AccountMapping[UserId, LinkId]] = mapping_of(accounts)
         kept = ledger_of(self.mapping, ledger)
+        self.ledger: Final[sa.Table | None] = kept
         self._store: Final = AccountStore(self.mapping, kept)
         self._codec: Final = self._store.codec
         self._ids: Final = Ids(self.mapping)

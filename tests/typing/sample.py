@@ -13,7 +13,12 @@ from accountlink import (
     AccountLinker,
     AccountMapping,
     AlreadyOwner,
+    AlreadyGranted,
     Change,
+    Grant,
+    Granted,
+    GrantMapping,
+    IssuedGrant,
     Key,
     Linked,
     LinkedAccount,
@@ -23,11 +28,14 @@ from accountlink import (
     OwnershipConflict,
     ProviderIdentity,
     Removal,
+    Revoked,
     Secret,
+    ShareGrants,
     TokenSet,
     Transferred,
     Unlinked,
     transfer_ledger,
+    grants_table,
 )
 
 
@@ -146,6 +154,27 @@ async def another_way_in(connection: AsyncConnection, user_id: UUID) -> bool:
 
 guarded = AccountLinker(Connection, guard_last=another_way_in, ledger=transfer_ledger(Base.metadata))
 assert_type(guarded, AccountLinker[UUID, int])
+
+
+shares = ShareGrants(grants_table(Base.metadata, user_id=sa.Uuid(), link_id=Connection.id), accounts=linker)
+ShareGrants(GrantMapping(Calendar, grantor_id=Calendar.owner_id, expires_at=Calendar.gone_at), accounts=Connection)
+
+
+async def share(bind: AsyncSession | AsyncEngine, user: UUID, other: UUID) -> str:
+    """Give access, and answer for every outcome that there is."""
+    issued = await shares.issue(bind, grantor_id=user, link_id=7, expires_in=timedelta(days=7))
+    assert_type(issued, IssuedGrant)
+    assert_type(issued.token, str)
+    for grant in await shares.active(bind, grantee_id=other):
+        assert_type(grant, Grant)
+    assert_type(await shares.revoke(bind, grantor_id=user, grant_id=issued.id), Revoked)
+    assert_type(await shares.expire(bind), int)
+    outcome = await shares.redeem(bind, issued.token, grantee_id=other)
+    match outcome:
+        case Granted(grant=grant) | AlreadyGranted(grant=grant):
+            return grant.expires_at.isoformat()
+        case _:
+            assert_never(outcome)
 
 
 def secrets(tokens: TokenSet) -> tuple[str, str | None]:

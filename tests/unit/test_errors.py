@@ -52,6 +52,7 @@ TABLE: Final[list[tuple[str, str, dict[str, Any], str]]] = [
     ("TokenForAnotherUser", "token_for_another_user", {}, "Let the user who met the conflict sign in"),
     ("TokenExpired", "token_expired", {}, "the new conflict carries a new token"),
     ("TokenSuperseded", "token_superseded", {}, "it may be free now"),
+    ("GrantRejected", "grant_rejected", {}, "Ask whoever gives the access for a new token"),
 ]
 ROWS: Final = pytest.mark.parametrize(
     ("name", "code", "fields", "remedy"), TABLE, ids=[f"{name}-{i}" for i, (name, *_) in enumerate(TABLE)]
@@ -162,6 +163,12 @@ def test_a_refused_token_says_nothing_of_the_owner() -> None:
     for name in ("TokenForged", "TokenForAnotherUser", "TokenExpired", "TokenSuperseded"):
         assert [] == list(inspect.signature(classes()[name]).parameters)
         assert {} == vars(make(name, {}))
+
+
+def test_a_refused_grant_is_one_answer() -> None:
+    """A25: the refusal takes and holds nothing by which unknown, expired, ended, used up and foreign could differ."""
+    assert [] == list(inspect.signature(errors.GrantRejected).parameters)
+    assert {} == vars(errors.GrantRejected())
 
 
 def test_row_level_security_is_named_as_a_possible_cause() -> None:

@@ -16,7 +16,7 @@ LinkId = TypeVar("LinkId")
 C = TypeVar("C")
 
 
-def _sealed(cls: type[C]) -> type[C]:
+def sealed(cls: type[C]) -> type[C]:
     """Let an attempt to change a frozen value say so.
 
     With slots, Python's own ``__setattr__`` of a frozen class raises a bare ``TypeError`` for a name that is no field
@@ -31,7 +31,7 @@ def _sealed(cls: type[C]) -> type[C]:
     return cls
 
 
-class _NoTruth:
+class NoTruth:
     """An outcome is matched; asking whether it is true is a mistake that would read a conflict as success."""
 
     __slots__ = ()
@@ -51,7 +51,7 @@ class Change(Enum):
     """The user's dead row, live again under its old id."""
 
 
-@_sealed
+@sealed
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LinkedAccount(Generic[UserId, LinkId]):
     """A snapshot of one stored link. Fields whose column is not mapped are ``None``.
@@ -79,9 +79,9 @@ class LinkedAccount(Generic[UserId, LinkId]):
     deleted_at: datetime | None = None
 
 
-@_sealed
+@sealed
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Linked(_NoTruth, Generic[UserId, LinkId]):
+class Linked(NoTruth, Generic[UserId, LinkId]):
     """The row holds this identity and these credentials.
 
     Attributes:
@@ -102,7 +102,7 @@ class Linked(_NoTruth, Generic[UserId, LinkId]):
         return _with_query(base, "connection", "success")
 
 
-class _OwnedByAnother(_NoTruth):
+class _OwnedByAnother(NoTruth):
     """Keeps the owner out of the dataclass fields, and so out of ``repr``, ``asdict``, pickles and encoders."""
 
     __slots__ = ("_owner",)
@@ -118,7 +118,7 @@ class _OwnedByAnother(_NoTruth):
         return self._owner.reveal()
 
 
-@_sealed
+@sealed
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OwnershipConflict(_OwnedByAnother):
     """Another user is the live owner of this provider account. Nothing was written.
@@ -173,9 +173,9 @@ def conflict_with(owner_id: object, conflict: OwnershipConflict) -> OwnershipCon
     return conflict
 
 
-@_sealed
+@sealed
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Unlinked(_NoTruth, Generic[UserId, LinkId]):
+class Unlinked(NoTruth, Generic[UserId, LinkId]):
     """The link is dead or gone, by this call or by an earlier one.
 
     Attributes:
@@ -186,9 +186,9 @@ class Unlinked(_NoTruth, Generic[UserId, LinkId]):
     account: LinkedAccount[UserId, LinkId]
 
 
-@_sealed
+@sealed
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Transferred(_NoTruth, Generic[UserId, LinkId]):
+class Transferred(NoTruth, Generic[UserId, LinkId]):
     """The link is this user's now, under its old id, and nothing of the former owner's credentials is left in it.
 
     Attributes:
@@ -210,9 +210,9 @@ class Transferred(_NoTruth, Generic[UserId, LinkId]):
         return _with_query(base, "connection", "success")
 
 
-@_sealed
+@sealed
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AlreadyOwner(_NoTruth, Generic[UserId, LinkId]):
+class AlreadyOwner(NoTruth, Generic[UserId, LinkId]):
     """A live link to this account is the user's already: by an earlier transfer or by a link. Nothing was written.
 
     Attributes:

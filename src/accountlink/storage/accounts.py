@@ -11,12 +11,10 @@ from accountlink.core.facts import Answer, Arm, Failure, Obstacle, UniqueIndex
 from accountlink.core.outcomes import LinkedAccount, LinkId, UserId
 from accountlink.core.policy import Ownership, Removal
 from accountlink.core.secrecy import Parameters
-from accountlink.core.uniqueness import judge
+from accountlink.storage.blocking import blocking_rule
 from accountlink.storage.catalogue import keeps_snapshot, unique_index
 from accountlink.storage.mapping import AccountMapping
-from accountlink.storage.schema import read_catalogue
 from accountlink.storage.statements import Shape, Statements
-from accountlink.storage.subject import subject_of
 from accountlink.storage.values import Codec
 
 _REMEMBERED: Final = 256
@@ -143,18 +141,8 @@ class AccountStore(Generic[UserId, LinkId]):
             own_live=any(row.live and row.mine for row in rows),
             dead=any(not row.live for row in rows),
             snapshot=keeps_snapshot(connection),
-            rule=None if owner is not None or index is None else self._rule(connection, index),
+            rule=None if owner is not None or index is None else blocking_rule(connection, self.mapping, index),
         )
-
-    def _rule(self, connection: sa.Connection, index: UniqueIndex) -> str | None:
-        """The doctor's rule by which an index of ours blocks what the policy allows."""
-        schema = connection.schema_for_object(self.mapping.table)
-        table = read_catalogue(connection, self.mapping.table.name, schema=schema).table
-        subject = subject_of(self.mapping, schema=schema)
-        if table is None or any(table.column(name) is None for name in subject.roles.values()):
-            return None
-        found = next((known for known in table.indexes if known.unique and known.name == index.name), None)
-        return None if found is None else judge(subject, table, found, dialect=connection.dialect.name).rule
 
     def _is_ours(self, connection: sa.Connection, failure: Failure, index: UniqueIndex | None) -> bool:
         table = failure.table if index is None else index.table

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from accountlink.core.policy import Key, Ownership, Removal
 from accountlink.errors import ConfigurationError
+from accountlink.storage.targets import TableMapping
 
 if TYPE_CHECKING:
     from accountlink.storage.mapping import AccountMapping
@@ -29,12 +30,12 @@ def check(mapping: AccountMapping[Any, Any]) -> None:
         need(mapping.email_key_role, "Key.EMAIL compares it")
     if policy.blocked_reasons:
         need("reason", "blocked_reasons are compared with it")
-    _check_parts(mapping)
+    check_parts(mapping)
     _check_removal(mapping)
     _check_computed(mapping)
     _check_texts(mapping)
     link_id = columns["id"]
-    if not _is_unique(mapping.table, link_id):
+    if not is_unique(mapping.table, link_id):
         raise ConfigurationError(
             f"{link_id.name!r} alone does not identify a row of {name!r}. Map one unique column as the link's id: "
             "composite keys are not supported."
@@ -55,7 +56,7 @@ def _check_removal(mapping: AccountMapping[Any, Any]) -> None:
         )
 
 
-def _is_unique(table: sa.Table, column: sa.Column[Any]) -> bool:
+def is_unique(table: sa.Table, column: sa.Column[Any]) -> bool:
     """Whether a column identifies a row by itself, as far as the declared table says."""
     uniques = [table.primary_key, *(c for c in table.constraints if isinstance(c, sa.UniqueConstraint))]
     if column.unique or any(tuple(unique.columns) == (column,) for unique in uniques):
@@ -69,7 +70,7 @@ def _is_unique(table: sa.Table, column: sa.Column[Any]) -> bool:
     )
 
 
-def _check_parts(mapping: AccountMapping[Any, Any]) -> None:
+def check_parts(mapping: TableMapping) -> None:
     """One column plays one part: two would overwrite each other in every statement."""
     played: dict[sa.Column[Any], str] = {}
     for role, column in mapping.columns.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any, Final, TypedDict, Unpack
 
@@ -9,6 +10,8 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Mapper
 
 from accountlink.errors import ConfigurationError
+from accountlink.storage.checks import check_parts, is_unique
+from accountlink.storage.grants_table import is_own, wants_one_per_pair
 from accountlink.storage.targets import Attribute, column_of, mapper_of, table_of
 
 GRANT_ROLES: Final = (
@@ -20,9 +23,14 @@ GRANT_ROLES: Final = (
     "expires_at",
     "active",
     "link_id",
+    "link_version",
     "created_at",
     "updated_at",
+    "redeemed_at",
+    "ended_at",
 )
+OWN_ROLES: Final = ("issued_id", "max_uses", "uses")
+"""What only the library's own table has; in another, a column of such a name is the application's."""
 
 
 class GrantColumns(TypedDict, total=False):
@@ -36,8 +44,11 @@ class GrantColumns(TypedDict, total=False):
     expires_at: Attribute | None
     active: Attribute | None
     link_id: Attribute | None
+    link_version: Attribute | None
     created_at: Attribute | None
     updated_at: Attribute | None
+    redeemed_at: Attribute | None
+    ended_at: Attribute | None
 
 
 class GrantMapping:
@@ -53,14 +64,18 @@ class GrantMapping:
         grantee_id: The user who has redeemed the token; ``NULL`` until then.
         token_hash: The hash of the token. Give this, or
         token: the token itself, in a table that holds it in plain text.
-        expires_at: When the token can be redeemed no more.
+        expires_at: When the grant ends at the latest, token and access alike: an aware or naive (UTC) timestamp, or
+            whole seconds since 1970.
         active: A flag that is true until the grant has ended.
         link_id: The linked account that the grant is about.
+        link_version: The state of that account when the grant was issued: a big whole number.
         created_at: When the row was made.
         updated_at: When accountlink last wrote the row.
+        redeemed_at: When the token was redeemed.
+        ended_at: When the grant was ended, or found to have expired.
 
     Raises:
-        ConfigurationError: A column that every grant needs is missing; the message says which.
+        ConfigurationError: A column that every grant needs is missing, or cannot play its part; the message says which.
     """
 
     def __init__(
@@ -69,11 +84,16 @@ class GrantMapping:
         columns: Mapping[str, Any] = given
         if unknown := sorted(set(columns) - set(GRANT_ROLES)):
             raise TypeError(f"GrantMapping() got an unexpected keyword argument {unknown[0]!r}")
-        self.one_active_per_pair: Final = one_active_per_pair
+        self.one_active_per_pair: bool = one_active_per_pair
+        """Whether a pair of grantor and grantee has at most one active grant."""
         self.mapper: Final[Mapper[Any] | None] = mapper_of(target)
         self.table: Final[sa.Table] = table_of(target, self.mapper)
+        self.is_own: Final = is_own(self.table)
+        """Whether it is the table that :func:`grants_table` makes."""
+        self.one_active_per_pair |= wants_one_per_pair(self.table)
+        roles = (*GRANT_ROLES, *OWN_ROLES) if self.is_own else GRANT_ROLES
         self.columns: Final[dict[str, sa.Column[Any]]] = {
-            role: column for role in GRANT_ROLES if (column := self._column(role, columns)) is not None
+            role: column for role in roles if (column := self._column(role, columns)) is not None
         }
         self._check()
 
@@ -81,6 +101,18 @@ class GrantMapping:
     def name(self) -> str:
         """The table's name, for messages."""
         return self.table.fullname
+
+    def with_one_active_per_pair(self) -> GrantMapping:
+        """The same mapping, of a table where a pair has at most one active grant."""
+        mapping = copy.copy(self)
+        mapping.one_active_per_pair = True
+        return mapping
+
+    @property
+    def declares_pair_key(self) -> bool:
+        """Whether the model declares a unique index that lets a pair have one active grant."""
+        pair = {self.columns["grantor_id"], self.columns["grantee_id"]}
+        return any(index.unique and set(index.expressions) == pair for index in self.table.indexes)
 
     @property
     def token_role(self) -> str:
@@ -99,7 +131,27 @@ class GrantMapping:
                     f"{self.name!r} has no {role!r} column mapped, and every table of grants needs it. "
                     f"Map {role}=... or add it."
                 )
+        check_parts(self)
+        self._check_columns()
         if ("token_hash" in self.columns) == ("token" in self.columns):
             raise ConfigurationError(
                 f"Map one of token_hash=... and token=... of {self.name!r}: the hash, or the token in plain text."
             )
+
+    def _check_columns(self) -> None:
+        name, c = self.name, self.columns
+        if not c["grantee_id"].nullable:
+            raise ConfigurationError(
+                f"{c['grantee_id'].name!r} of {name!r} takes no NULL, which it holds until the token is redeemed. "
+                "Make it nullable."
+            )
+        if not is_unique(self.table, c["id"]):
+            raise ConfigurationError(
+                f"{c['id'].name!r} alone does not identify a row of {name!r}. Map one unique column as the grant's id."
+            )
+        for role, column in c.items():
+            if column.computed is not None and role not in ("id", "created_at", "updated_at"):
+                raise ConfigurationError(
+                    f"{column.name!r} of {name!r} is a generated column, and accountlink has to write {role!r}. "
+                    f"Map {role}=... to an ordinary column, or {role}=None where it may be left out."
+                )

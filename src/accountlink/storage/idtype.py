@@ -59,6 +59,10 @@ class IdType:
         except (TypeError, ValueError, AttributeError, LookupError):
             return False
 
+    def stored(self, value: Any) -> Any:  # what the driver is given
+        """A value as the column's own processor makes it, where that is an application's."""
+        return self.processors[0](value) if self.processors else value
+
     def holds(self, value: object) -> bool:
         """Whether the column can hold a value of its type."""
         if isinstance(value, str):

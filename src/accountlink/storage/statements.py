@@ -128,14 +128,7 @@ class Statements:
         return sa.and_(sa.not_(self.live()), sa.func.coalesce(sa.or_(*reasons), sa.false())) if reasons else sa.false()
 
     def _bounded(self) -> Condition:
-        """Always true, and evaluated before anything waits: sets the transaction's ``lock_timeout`` where none is set.
-
-        Source: PostgreSQL documentation, sections 9.27.1 (``set_config``, local to the transaction) and 20.11.1.
-        """
-        unset = sa.func.current_setting(_word("lock_timeout")) == _word("0")
-        wanted = sa.bindparam("al_lock_timeout", type_=sa.Text)
-        set_it = sa.case((unset, sa.func.set_config(_word("lock_timeout"), wanted, sa.true())), else_=_word(""))
-        return _select(set_it).scalar_subquery().is_not(None)
+        return bounded()
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
@@ -408,6 +401,17 @@ class Statements:
         dead = _select(*self.row()).where(self._is_named(), sa.not_(self.live()))
         either = sa.union_all(_select(*self.row(removed.c)), dead)
         return either if self.ledger is None else either.add_cte(self.ledger.raised_by(removed))
+
+
+def bounded() -> Condition:
+    """Always true, and evaluated before anything waits: sets the transaction's ``lock_timeout`` where none is set.
+
+    Source: PostgreSQL documentation, sections 9.27.1 (``set_config``, local to the transaction) and 20.11.1.
+    """
+    unset = sa.func.current_setting(_word("lock_timeout")) == _word("0")
+    wanted = sa.bindparam("al_lock_timeout", type_=sa.Text)
+    set_it = sa.case((unset, sa.func.set_config(_word("lock_timeout"), wanted, sa.true())), else_=_word(""))
+    return _select(set_it).scalar_subquery().is_not(None)
 
 
 def _word(name: str) -> sa.ColumnClause[str]:

@@ -15,11 +15,21 @@ Attribute = QueryableAttribute[Any] | sa.Column[Any]
 
 
 class TableMapping(Protocol):
-    """What every mapping has: a table, and the mapper of its model if it has one."""
+    """What every mapping has: a table, its columns by role, and the mapper of its model if it has one."""
 
     @property
     def table(self) -> sa.Table:
         """The table."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """The table's name, for messages."""
+        ...
+
+    @property
+    def columns(self) -> dict[str, sa.Column[Any]]:
+        """Its columns by role."""
         ...
 
     @property

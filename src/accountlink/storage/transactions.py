@@ -178,6 +178,18 @@ class OwnTransactions(_OwnConnections):
         return result
 
 
+class FreshTransactions(OwnTransactions):
+    """The same where each statement has to see what others committed before it, however isolated the engine is."""
+
+    def _alone(self, _: object, work: Work[T]) -> T:
+        with self.engine.sync_engine.connect() as connected:
+            connection = connected.execution_options(isolation_level="READ COMMITTED")
+            with connection.begin():
+                result = work(connection)
+                self.ambiguous = True
+        return result
+
+
 @dataclass(kw_only=True, eq=False)
 class AutocommitConnection(Place):
     """A connection, given by the caller, that commits each statement by itself."""

@@ -20,6 +20,7 @@ from accountlink.errors import ConfigurationError, InvalidIdentity
 from accountlink.storage.idtype import smallest_bits
 from accountlink.storage.mapping import CREDENTIAL_ROLES, AccountMapping
 from accountlink.storage.statements import Shape
+from accountlink.storage.targets import TableMapping
 
 _VERSION_BITS = 47
 """A random version stays a number that every reader of JSON keeps whole, for as long as it is counted up."""
@@ -79,7 +80,7 @@ class _NoContext:
         raise ConfigurationError(self._complaint)
 
 
-def _caller(mapping: AccountMapping[Any, Any], column: sa.Column[Any], function: Any) -> Callable[[], Any]:
+def caller(mapping: TableMapping, column: sa.Column[Any], function: Any) -> Callable[[], Any]:
     """How to ask a column's own ``default`` or ``onupdate`` function for its value, once per call.
 
     SQLAlchemy asks them for the outermost statement only: inside one with several arms it would write NULL.
@@ -106,8 +107,8 @@ class Codec(Generic[UserId, LinkId]):
         self._columns = mapping.columns
         self._position = {role: index for index, role in enumerate(row_roles)}
         self._moments = {role: moment_writer(mapping.columns[role].type) for role in MOMENTS if role in mapping.columns}
-        self._defaults = {f"al_default_{c.key}": _caller(mapping, c, c.default) for c in defaults}
-        self._onupdate = {f"al_onupdate_{c.key}": _caller(mapping, c, c.onupdate) for c in onupdate}
+        self._defaults = {f"al_default_{c.key}": caller(mapping, c, c.default) for c in defaults}
+        self._onupdate = {f"al_onupdate_{c.key}": caller(mapping, c, c.onupdate) for c in onupdate}
         self._slugs = _slugs(mapping.columns["provider"].type)
         self._stored = {value: slug for slug, value in self._slugs.items()}
         scopes = mapping.columns.get("scopes")

@@ -1,0 +1,244 @@
+"""Grants under fire: from tasks and from processes, a token never works more often, or for more users, than it says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+
+from accountlink import tune_sqlite
+from tests.support.databases import Database, rows
+from tests.support.shares import OWN, PAIRED, SHARED, Sharing, patients
+
+ROOT: Final = Path(__file__).parents[2]
+PROCESSES: Final = 4
+EACH: Final = 25
+ALL: Final = PROCESSES * EACH
+ONE_TABLE_EACH: Final = pytest.mark.parametrize("name", ["own", "own-pairs", "patients", "patients-index", "counted"])
+
+
+def a_real_pool(database: Database) -> AsyncEngine:
+    return database.engine(pool_size=32 if database.is_postgresql else 4, max_overflow=0)
+
+
+async def made(name: str, database: Database, **options: Any) -> Sharing:
+    return await Sharing.made(SHARED[name](), a_real_pool(database), clock=None, **options)
+
+
+async def many(case: Sharing, calls: list[tuple[str, int]]) -> Counter[str]:
+    """Redeem all at once."""
+    return Counter(await asyncio.gather(*(case.ended(case.redeem(token, user)) for token, user in calls)))
+
+
+# -- tasks ------------------------------------------------------------------------------------------------------------
+
+
+@ONE_TABLE_EACH
+async def test_a_hundred_calls_of_one_user(database: Database, name: str) -> None:
+    """A18, F25: one call redeems the token, 99 are told that he has it; ten rounds."""
+    case = await made(name, database)
+    for _ in range(10):
+        issued = await case.issue()
+        assert {"granted": 1, "already_granted": 99} == await many(case, [(issued.token, 2)] * 100)
+
+
+@ONE_TABLE_EACH
+async def test_a_hundred_users(database: Database, name: str) -> None:
+    """A18, F25: one user has the grant, 99 are refused, and the row names who was told; ten rounds."""
+    case = await made(name, database)
+    for _ in range(10):
+        issued = await case.issue()
+        assert {"granted": 1, "grant_rejected": 99} == await many(case, [(issued.token, n) for n in range(2, 102)])
+        assert 1 == len([grant_id for grant_id in await case.active(grantor_id=1) if grant_id == issued.id])
+
+
+@pytest.mark.parametrize("name", OWN)
+async def test_a_hundred_users_for_ten_uses(database: Database, name: str) -> None:
+    """F25: ten users have a grant each, 90 are refused; with two calls of each user the ten are told twice."""
+    case = await made(name, database)
+    for _ in range(5):
+        issued = await case.issue(max_uses=10)
+        assert {"granted": 10, "grant_rejected": 90} == await many(case, [(issued.token, n) for n in range(2, 102)])
+        twice = await case.issue(max_uses=10)
+        ends = await many(case, [(twice.token, n) for n in range(2, 52) for _ in range(2)])
+        assert {"granted": 10, "already_granted": 10, "grant_rejected": 80} == ends
+    if not case.shares.mapping.one_active_per_pair:
+        assert 100 == len(await case.active(grantor_id=1))
+    over = "SELECT count(*) FROM accountlink_grants WHERE uses > max_uses"
+    assert [(0,)] == await rows(case.engine, over)
+
+
+@pytest.mark.parametrize("name", OWN)
+async def test_the_last_use_of_a_user_who_clicks_twice(database: Database, name: str) -> None:
+    """F25: of a token with one use left, its taker's calls are one granted and the rest already granted; 30 rounds."""
+    case = await made(name, database)
+    for round_ in range(30):
+        issued = await case.issue(max_uses=2)
+        await case.redeem(issued.token, 1_000 + round_)
+        assert {"granted": 1, "already_granted": 7} == await many(case, [(issued.token, 2)] * 8)
+
+
+@pytest.mark.parametrize("name", PAIRED)
+async def test_two_tokens_of_one_pair(database: Database, name: str) -> None:
+    """Redeemed at one instant, two tokens of a pair leave one active grant, with the unique index and without it."""
+    case = await made(name, database)
+    for _ in range(40):
+        tokens = [(await case.issue()).token for _ in range(4)]
+        ends = await many(case, [(token, 2) for token in tokens])
+        assert {"granted": 4} == ends
+        assert 1 == len(await case.active(grantor_id=1, grantee_id=2))
+        assert 1 == sum((await case.flags()).values())
+
+
+@pytest.mark.parametrize("name", PAIRED)
+async def test_two_tokens_of_one_pair_in_callers_transactions(database: Database, name: str) -> None:
+    """The same in transactions of the callers' own, with a token that is issued while others redeem."""
+    case = await made(name, database)
+
+    async def one() -> str:
+        async with AsyncSession(case.engine) as session, session.begin():
+            issued = await case.issue(1, session)
+        async with AsyncSession(case.engine) as session, session.begin():
+            return str((await case.redeem(issued.token, 2, session)).code)
+
+    for _ in range(15):
+        assert {"granted"} == set(await asyncio.gather(*(one() for _ in range(6))))
+        assert 1 == sum((await case.flags()).values())
+
+
+@ONE_TABLE_EACH
+async def test_a_redemption_racing_a_revocation(database: Database, name: str) -> None:
+    """Whoever comes first: in the end the grant is over, and each was told the truth; 40 rounds."""
+    case = await made(name, database)
+    several = {"max_uses": 3} if case.shares.mapping.is_own else {}
+    for round_ in range(40):
+        issued = await case.issue(**(several if round_ % 2 else {}))
+        calls = [case.ended(case.redeem(issued.token, number)) for number in (2, 2, 3)]
+        calls.insert(round_ % 3, case.ended(case.revoke(grant_id=issued.id)))
+        ends = Counter(await asyncio.gather(*calls))
+        assert 1 == ends["revoked"]
+        assert {"revoked", "granted", "already_granted", "grant_rejected"} >= set(ends)
+        assert [] == await case.active(grantor_id=1)
+        assert "grant_rejected" == await case.ended(case.redeem(issued.token))
+
+
+async def test_everything_at_once(database: Database) -> None:
+    """Redemptions, revocations and expiries of many rows at once: no deadlock reaches anybody, no end is undone."""
+    case = await made("own-pairs", database)
+    issued = [await case.issue(grantor) for grantor in (1, 2) for _ in range(10)]
+    calls = [case.ended(case.redeem(each.token, number)) for each in issued for number in (3, 4)]
+    calls += [case.ended(case.revoke(1, grant_id=each.id)) for each in issued[:5]]
+    ends = Counter(await asyncio.gather(*calls, *(case.shares.expire(case.engine) for _ in range(5))))
+    assert 5 == ends["revoked"]
+    assert {"revoked", "granted", "grant_rejected", 0} >= set(ends)
+    flags = await case.flags()
+    assert [False] * 5 == [flags[each.id] for each in issued[:5]]
+    assert [] == await rows(
+        case.engine,
+        "SELECT grantor_id, grantee_id FROM accountlink_grants WHERE active AND grantee_id IS NOT NULL "
+        "GROUP BY grantor_id, grantee_id HAVING count(*) > 1",
+    )
+
+
+# -- processes --------------------------------------------------------------------------------------------------------
+
+
+async def one_process(kind: str, url: str, name: str, tokens: list[str], users: list[int]) -> dict[str, int]:
+    """What a process does: it redeems all of its tokens at once, when it is told to, and tells how they ended."""
+    engine = create_async_engine(url)
+    if kind == "sqlite":
+        tune_sqlite(engine, busy_timeout=30_000)
+    case = Sharing(SHARED[name](), engine, clock=None)
+    await many(case, [("warm", 1)] * 5)
+    print("ready", flush=True)  # noqa: T201  # heard by the parent
+    await asyncio.to_thread(sys.stdin.readline)
+    ends = await many(case, list(zip(tokens, users, strict=True)))
+    await engine.dispose()
+    return dict(ends)
+
+
+_RUN: Final = """
+import asyncio, json, sys
+sys.path[:0] = [{root!r}]
+from tests.contract.test_grant_races import one_process
+print(json.dumps(asyncio.run(one_process(*json.loads(sys.stdin.readline())))))
+"""
+
+
+async def in_processes(database: Database, name: str, work: list[tuple[list[str], list[int]]]) -> Counter[str]:
+    """Start a process for each piece of work, let them begin together, and add up how their calls ended."""
+    pipe = asyncio.subprocess.PIPE
+    program = _RUN.format(root=str(ROOT))
+    started = [
+        await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdin=pipe, stdout=pipe) for _ in work
+    ]
+    for process, (tokens, users) in zip(started, work, strict=True):
+        assert process.stdin is not None
+        process.stdin.write(json.dumps([database.kind, database.url, name, tokens, users]).encode() + b"\n")
+    for process in started:
+        assert process.stdout is not None
+        assert b"ready\n" == await process.stdout.readline()
+    ends: Counter[str] = Counter()
+    for process in started:
+        assert process.stdin is not None
+        process.stdin.write(b"go\n")
+    for process in started:
+        said, _ = await process.communicate()
+        ends.update(json.loads(said))
+    return ends
+
+
+@pytest.mark.parametrize("name", ["own", "patients-pairs"])
+async def test_one_token_in_several_processes(database: Database, name: str) -> None:
+    """A18, F25: 100 calls of one user from four processes: one granted; of 100 users: one granted, 99 refused."""
+    case = await made(name, database)
+    own, others = await case.issue(), await case.issue()
+    work = [([own.token] * EACH, [2] * EACH) for _ in range(PROCESSES)]
+    assert {"granted": 1, "already_granted": ALL - 1} == await in_processes(database, name, work)
+    users = range(1_000, 1_000 + ALL)
+    work = [([others.token] * EACH, list(users[at::PROCESSES])) for at in range(PROCESSES)]
+    assert {"granted": 1, "grant_rejected": ALL - 1} == await in_processes(database, name, work)
+
+
+async def test_uses_are_not_exceeded_from_several_processes(database: Database) -> None:
+    """F25: 100 users from four processes for ten uses: ten have a grant, and the row counts ten."""
+    case = await made("own", database)
+    issued = await case.issue(max_uses=10)
+    users = range(1_000, 1_000 + ALL)
+    work = [([issued.token] * EACH, list(users[at::PROCESSES])) for at in range(PROCESSES)]
+    assert {"granted": 10, "grant_rejected": ALL - 10} == await in_processes(database, "own", work)
+    assert 10 == len(await case.active(grantor_id=1))
+    assert [(10,)] == await rows(case.engine, "SELECT uses FROM accountlink_grants WHERE max_uses = 10")
+
+
+@pytest.mark.parametrize("name", PAIRED)
+async def test_tokens_of_one_pair_in_several_processes(database: Database, name: str) -> None:
+    """Forty tokens of one pair from four processes: all are granted, one after the other, and one is active."""
+    case = await made(name, database)
+    tokens = [(await case.issue()).token for _ in range(10 * PROCESSES)]
+    work = [(tokens[at::PROCESSES], [2] * 10) for at in range(PROCESSES)]
+    assert {"granted": len(tokens)} == await in_processes(database, name, work)
+    assert 1 == sum((await case.flags()).values())
+    assert 1 == len(await case.active(grantor_id=1, grantee_id=2))
+
+
+@pytest.mark.parametrize("kind", ["asyncpg", "psycopg"])
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE", "AUTOCOMMIT"])
+async def test_an_engine_of_another_isolation(database: Database, level: str) -> None:
+    """Whatever the engine's own isolation: races end alike, and a pair has one active grant."""
+    engine = database.engine(isolation_level=level, pool_size=16, max_overflow=0)
+    case = await Sharing.made(patients(pairs=True)(), engine, clock=None)
+    for _ in range(10):
+        tokens = [(await case.issue()).token for _ in range(4)]
+        ends = await many(case, [(token, 2) for token in tokens * 2])
+        assert (4, 4) == (ends["granted"], ends["already_granted"] + ends["grant_rejected"])
+        assert 1 == sum((await case.flags()).values())
+    plain = Sharing(patients()(), engine, clock=None)
+    issued = await plain.issue()
+    assert {"granted": 1, "grant_rejected": 19} == await many(plain, [(issued.token, n) for n in range(2, 22)])
