@@ -9,6 +9,7 @@
 
 from accountlink.core.credentials import TokenSet
 from accountlink.core.email import normalize_email
+from accountlink.core.events import EventType, LinkEvent
 from accountlink.core.identity import ProviderIdentity
 from accountlink.core.outcomes import (
     AlreadyOwner,
@@ -31,6 +32,7 @@ from accountlink.errors import (
     AmbiguousAccount,
     BlockedByConstraint,
     ConfigurationError,
+    DeliveryExpired,
     InvalidCredentials,
     InvalidIdentity,
     LastAccount,
@@ -48,10 +50,12 @@ from accountlink.errors import (
     TokenSuperseded,
 )
 from accountlink.linker import AccountLinker
+from accountlink.outbox import Delivery
 from accountlink.storage.grants import GrantMapping
 from accountlink.storage.ledger import transfer_ledger
 from accountlink.storage.mapping import AccountMapping
 from accountlink.storage.mixin import LinkedAccountMixin
+from accountlink.storage.outbox import link_outbox
 from accountlink.storage.pooler import pooler_options
 from accountlink.storage.sqlite import tune_sqlite
 
@@ -66,6 +70,9 @@ __all__ = [
     "BlockedByConstraint",
     "Change",
     "ConfigurationError",
+    "Delivery",
+    "DeliveryExpired",
+    "EventType",
     "Finding",
     "GrantMapping",
     "InvalidCredentials",
@@ -73,6 +80,7 @@ __all__ = [
     "Key",
     "LastAccount",
     "LinkBlocked",
+    "LinkEvent",
     "LinkPolicy",
     "Linked",
     "LinkedAccount",
@@ -99,6 +107,7 @@ __all__ = [
     "Transferred",
     "Unlinked",
     "diagnose",
+    "link_outbox",
     "normalize_email",
     "pooler_options",
     "transfer_ledger",
