@@ -221,7 +221,7 @@ class AccountLinker(Generic[UserId, LinkId]):
         again = tell = None
         if self._store.outbox is not None:
             again = partial(self._store.link, shape=replace(shape, again=True), parameters=parameters)
-            tell = partial(self._store.tell_conflict, parameters=parameters)
+            tell = partial(self._store.tell_conflict, parameters=parameters, again=True)
         answer = await attempts.settle(
             place, work, again=again, probe=probe, look=look, tell=tell, provider=identity.provider
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -32,7 +33,9 @@ from accountlink import (
     Transferred,
     link_outbox,
 )
+from accountlink.core.secrecy import Parameters
 from accountlink.storage.statements import Shape, Statements
+from accountlink.storage.values import shape_of
 from tests.support.binds import BINDS, bound
 from tests.support.claims import CLAIMED, Case
 from tests.support.claims import Statements as Counted
@@ -352,6 +355,19 @@ async def test_a_conflict_behind_a_violation_is_told(engine: AsyncEngine, how: s
         ("linked", "2", None, str(theirs)),
         ("conflict", "1", "2", str(theirs)),
     ] == [(kind, user, other, link) for kind, user, other, _, link in await rows(engine, RAW)]
+
+
+@POSTGRESQL
+async def test_a_link_that_only_its_last_resort_writes_is_told(engine: AsyncEngine) -> None:
+    """After three races without an answer an insert by itself finds out why; where that succeeds, it tells the link."""
+    case = await told(engine)
+    now = case.clock.now
+    store = case.linker._store
+    bound = Parameters(store.codec.identity(identity()) | store.codec.stamps(now) | store.occasion(now), al_user_id=1)
+    async with engine.begin() as connection:
+        for _ in range(2):
+            await connection.run_sync(partial(store.probe, shape=shape_of(bound), parameters=bound))
+    assert [("linked", "1", None, "acme", "1")] == await rows(engine, RAW)
 
 
 async def waiting(engine: AsyncEngine) -> None:

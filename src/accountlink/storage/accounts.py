@@ -138,7 +138,10 @@ class AccountStore(Generic[UserId, LinkId]):
         return Answer(arm=Arm.CREATED, account=account)
 
     def probe(self, connection: sa.Connection, shape: Shape, parameters: Parameters) -> Answer[UserId, LinkId] | None:
-        """Insert only if nobody has the account, as a link does, but let the database say what forbids it."""
+        """Insert only if nobody has the account, as a link does, but let the database say what forbids it (PostgreSQL).
+
+        In steps, under SQLite's write lock, nobody comes between, and a link is never without an answer.
+        """
         probe = self._once(("probe", shape), lambda: self.statements.probe_and_tell(shape))
         row = connection.execute(probe, parameters).first()
         return None if row is None else Answer(arm=Arm.CREATED, account=self.codec.account(row))
