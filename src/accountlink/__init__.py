@@ -9,6 +9,7 @@
 
 from accountlink.core.credentials import TokenSet
 from accountlink.core.email import normalize_email
+from accountlink.core.events import EventType, LinkEvent
 from accountlink.core.grants import AlreadyGranted, Grant, Granted, IssuedGrant, Revoked
 from accountlink.core.identity import ProviderIdentity
 from accountlink.core.outcomes import (
@@ -32,6 +33,7 @@ from accountlink.errors import (
     AmbiguousAccount,
     BlockedByConstraint,
     ConfigurationError,
+    DeliveryExpired,
     GrantRejected,
     InvalidCredentials,
     InvalidIdentity,
@@ -51,11 +53,13 @@ from accountlink.errors import (
 )
 from accountlink.grants import ShareGrants
 from accountlink.linker import AccountLinker
+from accountlink.outbox import Delivery
 from accountlink.storage.grants import GrantMapping
 from accountlink.storage.grants_table import grants_table
 from accountlink.storage.ledger import transfer_ledger
 from accountlink.storage.mapping import AccountMapping
 from accountlink.storage.mixin import LinkedAccountMixin
+from accountlink.storage.outbox import link_outbox
 from accountlink.storage.pooler import pooler_options
 from accountlink.storage.sqlite import tune_sqlite
 
@@ -71,6 +75,9 @@ __all__ = [
     "BlockedByConstraint",
     "Change",
     "ConfigurationError",
+    "Delivery",
+    "DeliveryExpired",
+    "EventType",
     "Finding",
     "Grant",
     "GrantMapping",
@@ -82,6 +89,7 @@ __all__ = [
     "Key",
     "LastAccount",
     "LinkBlocked",
+    "LinkEvent",
     "LinkPolicy",
     "Linked",
     "LinkedAccount",
@@ -111,6 +119,7 @@ __all__ = [
     "Unlinked",
     "diagnose",
     "grants_table",
+    "link_outbox",
     "normalize_email",
     "pooler_options",
     "transfer_ledger",

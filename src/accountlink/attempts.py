@@ -67,6 +67,16 @@ def reached(place: Place | Failure) -> Place:
     return place
 
 
+def acknowledged(failure: Failure, *, ambiguous: bool) -> NoReturn:
+    """Raise what a failure to acknowledge comes to.
+
+    Args:
+        failure: The failure.
+        ambiguous: Whether it may hide a commit.
+    """
+    _raise(_final(failure, ambiguous=ambiguous))
+
+
 def done(place: Place, failure: Failure | None) -> None:
     """Raise what a failure comes to that follows the work; where the place commits by itself, that is done already."""
     if failure is not None:
@@ -117,8 +127,10 @@ async def settle(
     place: Place,
     work: Work[Answer[UserId, LinkId] | None],
     *,
+    again: Work[Answer[UserId, LinkId] | None] | None = None,
     probe: Work[Answer[UserId, LinkId] | None] | None,
     look: Callable[..., Obstacle[UserId, LinkId]],
+    tell: Callable[..., None] | None = None,
     provider: str,
 ) -> Answer[UserId, LinkId]:
     """Run a link until it is settled.
@@ -126,14 +138,16 @@ async def settle(
     Args:
         place: Where.
         work: The link; ``None`` when a concurrent transaction came between.
+        again: The same after an attempt whose answer was lost, where that makes a difference.
         probe: An insert that a unique index may refuse, to find out what keeps coming between; ``None`` where the link
             may not insert.
         look: Finds out what is behind a unique violation.
+        tell: Writes the event of a conflict that was found behind one, with the owner's row; ``None``: nobody is told.
         provider: For messages.
     """
     patience = Patience()
     while patience.causes > 0:
-        result = await place.attempt(work)
+        result = await place.attempt(again if again is not None and patience.ambiguous else work)
         if result is None and patience.runs > 1:
             patience.runs -= 1
             continue
@@ -147,6 +161,8 @@ async def settle(
         patience.causes -= 1
         if isinstance(result, Failure):
             settled = await _explained(place, result, look, provider, patience)
+            if settled is not None and tell is not None:
+                await run(place, partial(tell, owned=settled.account), patience)
             if settled is not None:
                 return settled
     raise StoreBusy

@@ -192,6 +192,18 @@ class OutcomeUnknown(AccountLinkError):
         )
 
 
+class DeliveryExpired(AccountLinkError):
+    """The event is not held for this consumer any more: it was, or will be, delivered again."""
+
+    code = "delivery_expired"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This event is not held for this consumer any more, and will be delivered again. Acknowledge it before "
+            "you ask for the next one; on SQLite, also before its lease ends: give a longer lease=."
+        )
+
+
 class AccountNotFound(AccountLinkError):
     """No such link of this user: it does not exist, or it is another user's. The answer is the same for both."""
 

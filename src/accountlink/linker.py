@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final, Generic, assert_never, overload
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from accountlink import attempts
 from accountlink.arguments import Ids, check_kind, mapping_of, moment_of
 from accountlink.core.credentials import TokenSet
 from accountlink.core.decide import RUNS
+from accountlink.core.events import LinkEvent
 from accountlink.core.facts import Answer, Arm
 from accountlink.core.identity import ProviderIdentity
 from accountlink.core.outcomes import (
@@ -42,16 +44,20 @@ from accountlink.errors import (
     StoreBusy,
     TokenForged,
 )
+from accountlink.outbox import Delivery, deliver
 from accountlink.storage.accounts import AccountStore
+from accountlink.storage.deliveries import holder, link_events
 from accountlink.storage.mapping import AccountMapping, HasIds
+from accountlink.storage.outbox import checked_outbox
 from accountlink.storage.sessions import forget_held, hand_over_held, refresh_held
-from accountlink.storage.transactions import Bind, Place, ask, place_of
+from accountlink.storage.transactions import Bind, Place, ask, place_of, place_on
 from accountlink.storage.values import shape_of
 from accountlink.tokens.signing import Secrets
 from accountlink.transfers import Guard, Transfers, ledger_of
 
 TRANSFER_LIFETIME: Final = timedelta(minutes=10)
 LOCK_TIMEOUT: Final = timedelta(seconds=10)
+LEASE: Final = timedelta(minutes=1)
 _MS: Final = timedelta(milliseconds=1)
 
 Values = Mapping[Any, object]
@@ -75,13 +81,16 @@ class AccountLinker(Generic[UserId, LinkId]):
             user: has he another way to sign in? Without it the last account may go.
         ledger: The table that ``transfer_ledger(Base.metadata)`` makes: for a table of links without a ``version``
             column, whose conflicts carry transfer tokens then. A table that has the column needs and uses none.
+        outbox: The table that ``link_outbox(Base.metadata)`` makes: it gets an event for whatever happens to a link, in
+            the same transaction. :meth:`events` reads it. Without it nobody is told.
         transfer_lifetime: How long a transfer token can be redeemed.
         lock_timeout: How long a transaction of accountlink's own waits for another one's lock, where the PostgreSQL
             server, role or connection sets no ``lock_timeout`` itself; ``None`` waits for ever. In a caller's
             transaction, and on SQLite (``busy_timeout``), the connection's own setting rules.
 
     Raises:
-        ConfigurationError: A model or mapping that cannot serve its policy, or unusable secrets.
+        ConfigurationError: A model or mapping that cannot serve its policy, unusable secrets, or a table that is no
+            ledger or no outbox.
     """
 
     @overload
@@ -93,6 +102,7 @@ class AccountLinker(Generic[UserId, LinkId]):
         clock: Callable[[], datetime] = ...,
         guard_last: Guard[UserId] | None = ...,
         ledger: sa.Table | None = ...,
+        outbox: sa.Table | None = ...,
         transfer_lifetime: timedelta = ...,
         lock_timeout: timedelta | None = ...,
     ) -> None: ...
@@ -106,6 +116,7 @@ class AccountLinker(Generic[UserId, LinkId]):
         clock: Callable[[], datetime] = ...,
         guard_last: Guard[UserId] | None = ...,
         ledger: sa.Table | None = ...,
+        outbox: sa.Table | None = ...,
         transfer_lifetime: timedelta = ...,
         lock_timeout: timedelta | None = ...,
     ) -> None: ...
@@ -118,13 +129,14 @@ class AccountLinker(Generic[UserId, LinkId]):
         clock: Callable[[], datetime] = _now,
         guard_last: Guard[UserId] | None = None,
         ledger: sa.Table | None = None,
+        outbox: sa.Table | None = None,
         transfer_lifetime: timedelta = TRANSFER_LIFETIME,
         lock_timeout: timedelta | None = LOCK_TIMEOUT,
     ) -> None:
         self.mapping: Final[AccountMapping[UserId, LinkId]] = mapping_of(accounts)
         kept = ledger_of(self.mapping, ledger)
         self.ledger: Final[sa.Table | None] = kept
-        self._store: Final = AccountStore(self.mapping, kept)
+        self._store: Final = AccountStore(self.mapping, kept, None if outbox is None else checked_outbox(outbox))
         self._codec: Final = self._store.codec
         self._ids: Final = Ids(self.mapping)
         self._transfers: Final = Transfers(
@@ -188,9 +200,11 @@ class AccountLinker(Generic[UserId, LinkId]):
         insert, insert_values = self._codec.application("insert", values)
         update, more_values = self._codec.application("update", update_values)
         values = update_values = None  # a traceback with locals shows what a frame still holds
+        now = self._now()
         parameters = Parameters(
             self._codec.identity(identity)
-            | self._codec.stamps(self._now())
+            | self._codec.stamps(now)
+            | self._store.occasion(now)
             | brought
             | insert_values
             | more_values
@@ -205,7 +219,13 @@ class AccountLinker(Generic[UserId, LinkId]):
         work = partial(self._store.link, shape=shape, parameters=parameters)
         probe = None if shape.expect else partial(self._store.probe, shape=shape, parameters=parameters)
         look = partial(self._store.obstacle, parameters=parameters)
-        answer = await attempts.settle(place, work, probe=probe, look=look, provider=identity.provider)
+        again = tell = None
+        if self._store.outbox is not None:
+            again = partial(self._store.link, shape=replace(shape, again=True), parameters=parameters)
+            tell = partial(self._store.tell_conflict, parameters=parameters, again=True)
+        answer = await attempts.settle(
+            place, work, again=again, probe=probe, look=look, tell=tell, provider=identity.provider
+        )
         outcome = self._outcome(answer, identity, user_id)
         if place.session is not None and isinstance(outcome, Linked):
             attempts.done(place, await refresh_held(place.session, self.mapping, outcome.account.id))
@@ -296,7 +316,12 @@ class AccountLinker(Generic[UserId, LinkId]):
             raise TokenForged
         now = self._now()
         brought = self._codec.credentials(credentials)
-        parameters = Parameters(self._codec.transfer(now) | brought | {"al_id": claim.link_id, "al_user_id": user_id})
+        parameters = Parameters(
+            self._codec.transfer(now)
+            | self._store.occasion(now)
+            | brought
+            | {"al_id": claim.link_id, "al_user_id": user_id}
+        )
         place = await self._place(bind, several_statements=self._guard is not None)
         self._bound(place, parameters)
         outcome = await self._transfers.redeem(
@@ -389,6 +414,40 @@ class AccountLinker(Generic[UserId, LinkId]):
         )
         return await attempts.read(await self._place(bind), partial(self._store.find_owner, parameters=parameters))
 
+    def events(
+        self, engine: AsyncEngine, *, poll: timedelta | None = None, lease: timedelta = LEASE
+    ) -> AsyncGenerator[Delivery[LinkEvent[UserId, LinkId]], None]:
+        """Deliver what happened to the links of this table, oldest first, each event to one consumer at a time.
+
+        At least once: what is not acknowledged is delivered again, to this consumer or to another, and what is
+        acknowledged is gone. Any number of consumers, in any number of processes, share the events among them.
+
+        Leaving the loop lets the event in hand go: at once with ``contextlib.aclosing``, otherwise as soon as Python
+        finds that nobody uses the iterator any more.
+
+        Args:
+            engine: An engine; each delivery is a transaction of its own. On PostgreSQL it holds a connection for as
+                long as an event is in hand, and none while it waits.
+            poll: How long to wait when nothing is left, and to look again; ``None`` ends instead.
+            lease: How long an event is in a consumer's hands on SQLite, which cannot lock it, at the most; and so how
+                long those of one that has died are kept from the others. Elsewhere it lasts as long as its transaction.
+
+        Yields:
+            Deliveries. One that is not acknowledged before the next is asked for is passed over until all others have
+            had their turn: with ``poll=None`` until the next call.
+
+        Raises:
+            ConfigurationError: There is no outbox, or this is no engine of a database that is supported.
+            StoreBusy, StoreUnavailable, RetryTransaction: As for :meth:`link`, when the next event is asked for.
+        """
+        if self._store.outbox is None:
+            raise ConfigurationError("events() needs AccountLinker(outbox=link_outbox(Base.metadata)).")
+        check_kind("engine", engine, AsyncEngine)
+        check_kind("poll", poll, timedelta, type(None))
+        check_kind("lease", lease, timedelta)
+        place, reading = place_on(engine), link_events(self.mapping, self._store.outbox)
+        return deliver(place, holder(engine, place, reading, clock=self._now, lease=lease), poll=poll)
+
     # -- unlinking ----------------------------------------------------------------------------------------------------
 
     async def unlink(
@@ -417,7 +476,8 @@ class AccountLinker(Generic[UserId, LinkId]):
         """
         self._ids.check_user(user_id)
         self._ids.check_link(link_id)
-        parameters = Parameters(al_user_id=user_id, al_id=link_id) | self._codec.removal(self._now())
+        now = self._now()
+        parameters = Parameters(al_user_id=user_id, al_id=link_id) | self._codec.removal(now)
         if reason is not None:
             if self.mapping.policy.removal is Removal.DELETE:
                 raise ConfigurationError(
@@ -428,7 +488,7 @@ class AccountLinker(Generic[UserId, LinkId]):
                     f"{self.mapping.name!r} has no 'reason' column mapped. Map one, or pass no reason."
                 )
             parameters["al_reason"] = reason
-        parameters = Parameters(parameters)
+        parameters = Parameters(parameters | self._store.occasion(now, None if reason is None else {"reason": reason}))
         place = await self._place(bind, several_statements=self._guard is not None)
         self._bound(place, parameters)
         account = await self._removed(place, parameters)

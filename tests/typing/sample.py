@@ -12,8 +12,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from accountlink import (
     AccountLinker,
     AccountMapping,
-    AlreadyOwner,
     AlreadyGranted,
+    AlreadyOwner,
     Change,
     Grant,
     Granted,
@@ -34,8 +34,8 @@ from accountlink import (
     TokenSet,
     Transferred,
     Unlinked,
-    transfer_ledger,
     grants_table,
+    transfer_ledger,
 )
 
 

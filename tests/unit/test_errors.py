@@ -42,6 +42,7 @@ TABLE: Final[list[tuple[str, str, dict[str, Any], str]]] = [
     ("StoreBusy", "store_busy", {"sqlstate": None}, "call again later"),
     ("StoreUnavailable", "store_unavailable", {}, "call again when it is back"),
     ("OutcomeUnknown", "outcome_unknown", {}, "Calling again with the same arguments is safe"),
+    ("DeliveryExpired", "delivery_expired", {}, "Acknowledge it before you ask for the next one"),
     ("AccountNotFound", "account_not_found", {}, "List the user's accounts and use an id from there"),
     ("AccountMismatch", "account_mismatch", LINK, "Ask the user to choose the same account"),
     ("AmbiguousAccount", "ambiguous_account", LINK | {"count": 2}, "Name one by its link_id"),

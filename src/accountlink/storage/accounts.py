@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, Final, Generic, TypeVar
+from uuid import uuid4
 
 import sqlalchemy as sa
 
+from accountlink.core.events import EventType
 from accountlink.core.facts import Answer, Arm, Failure, Obstacle, UniqueIndex
 from accountlink.core.outcomes import LinkedAccount, LinkId, UserId
 from accountlink.core.policy import Ownership, Removal
-from accountlink.core.secrecy import Parameters
+from accountlink.core.secrecy import Parameters, concealed_id
 from accountlink.storage.blocking import blocking_rule
 from accountlink.storage.catalogue import keeps_snapshot, unique_index
 from accountlink.storage.mapping import AccountMapping
@@ -27,9 +30,15 @@ S = TypeVar("S")
 class AccountStore(Generic[UserId, LinkId]):
     """The table of links of one mapping. Its methods are synchronous work for a :class:`~.transactions.Place`."""
 
-    def __init__(self, mapping: AccountMapping[UserId, LinkId], ledger: sa.Table | None = None) -> None:
+    def __init__(
+        self,
+        mapping: AccountMapping[UserId, LinkId],
+        ledger: sa.Table | None = None,
+        outbox: sa.Table | None = None,
+    ) -> None:
         self.mapping: Final = mapping
-        self.statements: Final = Statements(mapping, ledger)
+        self.outbox: Final = outbox
+        self.statements: Final = Statements(mapping, ledger, outbox)
         self.codec: Final[Codec[UserId, LinkId]] = Codec(
             mapping,
             self.statements.row_roles,
@@ -103,7 +112,9 @@ class AccountStore(Generic[UserId, LinkId]):
             return Answer(arm=Arm.MISMATCH)
         if (owner := self._owner(connection, parameters)) is not None:
             version = self.version_of(owner, epoch=self._width)
-            return Answer(arm=Arm.CONFLICT, account=self.codec.account(owner), version=version)
+            owned = self.codec.account(owner)
+            self.tell_conflict(connection, owned, parameters)
+            return Answer(arm=Arm.CONFLICT, account=owned, version=version)
         if own is None:
             return self.insert(connection, shape, parameters)
         if own.blocked:
@@ -111,19 +122,25 @@ class AccountStore(Generic[UserId, LinkId]):
         was_live = bool(own.was_live)
         update = self._once(("update", was_live, shape), lambda: self.statements.update(shape, was_live=was_live))
         parameters = Parameters(parameters, al_id=own[0])
-        written = connection.execute(update, parameters).one()
+        account = self.codec.account(connection.execute(update, parameters).one())
         if not was_live:
             self.raise_epoch(connection, parameters)
-        return Answer(arm=Arm.UPDATED if was_live else Arm.RESTORED, account=self.codec.account(written))
+        self.tell(connection, EventType.UPDATED if was_live else EventType.RESTORED, account, parameters)
+        return Answer(arm=Arm.UPDATED if was_live else Arm.RESTORED, account=account)
 
     def insert(self, connection: sa.Connection, shape: Shape, parameters: Parameters) -> Answer[UserId, LinkId]:
         """Insert a row, and let a unique index say what forbids it."""
         insert = self._once(("insert", shape), lambda: self.statements.insert(shape))
-        return Answer(arm=Arm.CREATED, account=self.codec.account(connection.execute(insert, parameters).one()))
+        account = self.codec.account(connection.execute(insert, parameters).one())
+        self.tell(connection, EventType.LINKED, account, parameters)
+        return Answer(arm=Arm.CREATED, account=account)
 
     def probe(self, connection: sa.Connection, shape: Shape, parameters: Parameters) -> Answer[UserId, LinkId] | None:
-        """Insert only if nobody has the account, as a link does, but let the database say what forbids it."""
-        probe = self._once(("probe", shape), lambda: self.statements.probe(shape))
+        """Insert only if nobody has the account, as a link does, but let the database say what forbids it (PostgreSQL).
+
+        In steps, under SQLite's write lock, nobody comes between, and a link is never without an answer.
+        """
+        probe = self._once(("probe", shape), lambda: self.statements.probe_and_tell(shape))
         row = connection.execute(probe, parameters).first()
         return None if row is None else Answer(arm=Arm.CREATED, account=self.codec.account(row))
 
@@ -156,6 +173,69 @@ class AccountStore(Generic[UserId, LinkId]):
             return True
         exclusive = self.mapping.policy.ownership is Ownership.EXCLUSIVE
         return exclusive and set(columns) == names - {self.mapping.columns["user_id"].name}
+
+    # -- telling ------------------------------------------------------------------------------------------------------
+
+    def occasion(self, now: datetime, data: Mapping[str, object] | None = None) -> Parameters:
+        """What the event of a call needs beside the row, where there is an outbox.
+
+        Args:
+            now: The present moment, aware.
+            data: More about it, as JSON has it.
+        """
+        if self.outbox is None:
+            return Parameters()
+        told = Parameters() if data is None else Parameters(al_event_data=data)
+        return Parameters(told, al_event_at=now.astimezone(UTC), al_call_id=uuid4())
+
+    def tell(
+        self,
+        connection: sa.Connection,
+        kind: EventType,
+        account: LinkedAccount[UserId, LinkId],
+        parameters: Parameters,
+        *,
+        other: Any = None,
+        again: bool = False,
+    ) -> None:
+        """Write the event of a step by a statement of its own, where there is an outbox.
+
+        Args:
+            connection: The connection that took the step.
+            kind: What happened.
+            account: The row that it happened to.
+            parameters: Those of the call.
+            other: The other user's id.
+            again: Whether an attempt whose answer was lost may have written the same event.
+        """
+        outbox = self.statements.outbox
+        if outbox is None:
+            return
+        c = self.mapping.columns
+        tell = self._once(
+            ("tell", kind, again), lambda: outbox.one(kind, user=c["user_id"].type, link=c["id"].type, again=again)
+        )
+        told = Parameters(
+            al_event_at=parameters["al_event_at"],
+            al_call_id=parameters["al_call_id"],
+            al_event_user_id=parameters["al_user_id"],
+            al_event_other_user_id=concealed_id(other),
+            al_event_provider=account.provider,
+            al_event_link_id=account.id,
+            al_event_data=parameters.get("al_event_data", {}),
+        )
+        connection.execute(tell, told)
+
+    def tell_conflict(
+        self,
+        connection: sa.Connection,
+        owned: LinkedAccount[UserId, LinkId],
+        parameters: Parameters,
+        *,
+        again: bool = False,
+    ) -> None:
+        """Write the event of a conflict by a statement of its own, where there is an outbox."""
+        self.tell(connection, EventType.CONFLICT, owned, parameters, other=owned.user_id, again=again)
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -198,6 +278,7 @@ class AccountStore(Generic[UserId, LinkId]):
         row = connection.execute(remove, parameters).first()
         if row is not None:
             self.raise_epoch(connection, parameters)
+            self.tell(connection, EventType.UNLINKED, self.codec.account(row), parameters)
         elif self.mapping.policy.removal is Removal.SOFT:
             row = self._named(connection, parameters)
         return None if row is None else self.codec.account(row)

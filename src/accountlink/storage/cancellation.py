@@ -6,9 +6,11 @@ import asyncio
 import traceback
 from collections.abc import Coroutine
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
+GRACE: Final = 2.0
+"""Seconds that clean-up has once its caller is cancelled."""
 
 
 async def sheltered(work: Coroutine[Any, Any, T]) -> T:
@@ -28,6 +30,31 @@ async def sheltered(work: Coroutine[Any, Any, T]) -> T:
         if not task.cancelled():
             task.exception()  # heard here, too late for the caller to be told
         raise
+
+
+async def seen_through(work: Coroutine[Any, Any, object], *, grace: float = GRACE) -> None:
+    """Run clean-up that has to begin, and to end, though its caller is cancelled: he hears of that afterwards.
+
+    Args:
+        work: The clean-up.
+        grace: How long it may take once its caller is cancelled, in seconds; then it is cancelled, too.
+    """
+    loop = asyncio.get_running_loop()
+    task = asyncio.ensure_future(_released(work))
+    until: float | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task}, timeout=None if until is None else max(0.0, until - loop.time()))
+        except asyncio.CancelledError:
+            until = until or loop.time() + grace
+        else:
+            if not task.done():
+                task.cancel()
+    if until is not None:
+        if not task.cancelled():
+            task.exception()  # heard here, too late for the caller to be told
+        raise asyncio.CancelledError
+    await task
 
 
 async def _released(work: Coroutine[Any, Any, T]) -> T:

@@ -19,8 +19,10 @@ from typing import Any, Final, Protocol, cast
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
+from accountlink.core.events import EventType
 from accountlink.core.policy import Key, Ownership, Removal
 from accountlink.storage.ledger import Ledger
+from accountlink.storage.link_events import LinkEvents
 from accountlink.storage.mapping import CREDENTIAL_ROLES, AccountMapping
 
 Condition = sa.ColumnElement[bool]
@@ -61,6 +63,7 @@ class Shape:
         update: Application columns to fill on update and restore too.
         expect: Whether one given link is to be reconnected.
         bounded: Whether the statement bounds its own waiting for locks.
+        again: Whether an attempt whose answer was lost may have left the call's event in the outbox.
     """
 
     email: bool = False
@@ -69,15 +72,20 @@ class Shape:
     update: tuple[sa.Column[Any], ...] = ()
     expect: bool = False
     bounded: bool = False
+    again: bool = False
 
 
 class Statements:
     """Builds the statements of one mapping."""
 
-    def __init__(self, mapping: AccountMapping[Any, Any], ledger: sa.Table | None = None) -> None:
+    def __init__(
+        self, mapping: AccountMapping[Any, Any], ledger: sa.Table | None = None, outbox: sa.Table | None = None
+    ) -> None:
         self._mapping = mapping
         self.ledger: Final = None if ledger is None or mapping.written("version") else Ledger(ledger, mapping.table)
         """Tells the states of a row apart where the table has no version of its own."""
+        self.outbox: Final = None if outbox is None else LinkEvents(outbox, mapping.table)
+        """Takes an event for each thing that happens to a link."""
         self._t = mapping.table
         self._c = mapping.columns
         self._policy = mapping.policy
@@ -263,7 +271,7 @@ class Statements:
         """Write a new row, and let the database refuse it."""
         return sa.insert(self._t).values(self._inserted(shape)).returning(*self.row())
 
-    def probe(self, shape: Shape) -> sa.Insert:
+    def probe(self, shape: Shape) -> sa.sql.dml.ReturningInsert[Any]:
         """The insert arm by itself, which a unique index may refuse."""
         nobody = [~sa.exists(self.own(shape))]
         if self._policy.ownership is Ownership.EXCLUSIVE:
@@ -272,7 +280,15 @@ class Statements:
         source = _select(*values.values()).where(*nobody)
         return sa.insert(self._t).from_select([c.key for c in values], source).returning(*self.row())
 
-    def arms(self, shape: Shape) -> sa.CompoundSelect[Any]:
+    def probe_and_tell(self, shape: Shape) -> sa.Executable:
+        """The same in one statement with its event, where there is an outbox (PostgreSQL)."""
+        probe = self.probe(shape)
+        if self.outbox is None:
+            return probe
+        inserted = probe.cte("inserted")
+        return _select(*self.row(inserted.c)).add_cte(self.outbox.of_row(inserted, EventType.LINKED))
+
+    def arms(self, shape: Shape) -> sa.Select[Any] | sa.CompoundSelect[Any]:
         """Link in one statement (PostgreSQL)."""
         own = self.own(shape).cte("own").prefix_with("MATERIALIZED", dialect="postgresql")
         has_own = sa.exists(_select(_ONE).select_from(own))
@@ -312,10 +328,15 @@ class Statements:
         if shape.expect or self._policy.key is Key.EMAIL:
             mismatch = _select(_arm("mismatch"), *self._nothing(), _why(), *no_epoch)
             answers.append(mismatch.where(sa.not_(own.c.fits)))
-        answer = sa.union_all(*answers)
-        if self.ledger is None or self._policy.removal is Removal.DELETE:
-            return answer
-        return answer.add_cte(self.ledger.raised_by(updated, sa.not_(updated.c.was_live)))
+        answer: sa.Select[Any] | sa.CompoundSelect[Any] = sa.union_all(*answers)
+        beside: list[sa.CTE] = []
+        if self.ledger is not None and self._policy.removal is Removal.SOFT:
+            beside.append(self.ledger.raised_by(updated, sa.not_(updated.c.was_live)))
+        if self.outbox is not None:
+            told = answer.cte("answer")
+            answer = _select(*told.c)
+            beside.append(self.outbox.of_answer(told, user_id=self.bind("user_id"), again=shape.again))
+        return answer.add_cte(*beside) if beside else answer
 
     def _insert_arm(self, shape: Shape, conditions: list[Condition]) -> sa.CTE:
         values = self._inserted(shape)
@@ -367,12 +388,19 @@ class Statements:
         return sa.delete(self._t).where(*bound, self._is_named()).returning(*self.row())
 
     def delete_and_raise(self, *, bounded: bool) -> sa.Executable:
-        """The same in one statement with raising its epoch, where there is one (PostgreSQL)."""
+        """The same in one statement with raising its epoch, where there is one, and with its event (PostgreSQL)."""
         deletion = self.delete(bounded=bounded)
-        if self.ledger is None:
+        if self.ledger is None and self.outbox is None:
             return deletion
         removed = deletion.cte("removed")
-        return _select(*self.row(removed.c)).add_cte(self.ledger.raised_by(removed))
+        return _select(*self.row(removed.c)).add_cte(*self._follows(removed))
+
+    def _follows(self, removed: sa.CTE, *, told: bool = False) -> list[sa.CTE]:
+        """What a removal brings with it."""
+        raised = [] if self.ledger is None else [self.ledger.raised_by(removed)]
+        if self.outbox is None:
+            return raised
+        return [*raised, self.outbox.of_row(removed, EventType.UNLINKED, told=told)]
 
     def raise_epoch(self, ledger: Ledger) -> sa.Insert:
         """Raise the epoch of the named link (SQLite)."""
@@ -400,7 +428,8 @@ class Statements:
         removed = self.remove(reason=reason, bounded=bounded).cte("removed")
         dead = _select(*self.row()).where(self._is_named(), sa.not_(self.live()))
         either = sa.union_all(_select(*self.row(removed.c)), dead)
-        return either if self.ledger is None else either.add_cte(self.ledger.raised_by(removed))
+        follows = self._follows(removed, told=reason)
+        return either.add_cte(*follows) if follows else either
 
 
 def bounded() -> Condition:

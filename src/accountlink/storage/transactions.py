@@ -224,10 +224,7 @@ async def place_of(bind: Bind, mapping: TableMapping, *, several_statements: boo
         ConfigurationError: Not an async engine, connection or session, or a database that is not supported.
     """
     if isinstance(bind, AsyncEngine):
-        dialect = _dialect(bind.dialect)
-        if dialect == "postgresql" and not several_statements:
-            return OwnStatements(engine=bind, dialect=dialect)
-        return OwnTransactions(engine=bind, dialect=dialect)
+        return place_on(bind, several_statements=several_statements)
     if not isinstance(bind, (AsyncSession, AsyncConnection)):
         raise ConfigurationError(_wrong_bind(bind))
     session = bind if isinstance(bind, AsyncSession) else None
@@ -246,6 +243,18 @@ async def place_of(bind: Bind, mapping: TableMapping, *, several_statements: boo
             "Pass the engine, or a connection in a transaction."
         )
     return AutocommitConnection(connection=connection, session=session, dialect=dialect)
+
+
+def place_on(engine: AsyncEngine, *, several_statements: bool = False) -> Place:
+    """The same for an engine.
+
+    Raises:
+        ConfigurationError: A database that is not supported.
+    """
+    dialect = _dialect(engine.dialect)
+    if dialect == "postgresql" and not several_statements:
+        return OwnStatements(engine=engine, dialect=dialect)
+    return OwnTransactions(engine=engine, dialect=dialect)
 
 
 async def _connection_of(bind: AsyncSession | AsyncConnection, mapping: TableMapping) -> tuple[AsyncConnection, bool]:

@@ -15,6 +15,7 @@ from typing import Any, Final, Generic, cast
 
 import sqlalchemy as sa
 
+from accountlink.core.events import EventType
 from accountlink.core.facts import Claimed
 from accountlink.core.outcomes import LinkedAccount, LinkId, UserId
 from accountlink.core.secrecy import Parameters
@@ -72,15 +73,25 @@ class TransferStatements(Statements):
         raised = ledger.raised_by(locked, read=sa.bindparam("al_version_read", type_=sa.BigInteger))
         return self._move(shape, *still, sa.exists(_select(sa.literal_column("1")).select_from(raised)))
 
+    def told(self, move: sa.sql.dml.ReturningUpdate[Any]) -> sa.Executable:
+        """The same in one statement with its event, where there is an outbox (PostgreSQL)."""
+        if self.outbox is None:
+            return move
+        moved = move.cte("moved")
+        event = self.outbox.of_row(moved, EventType.TRANSFERRED, other_user_id=self._owner())
+        return _select(*self.row(moved.c)).add_cte(event)
+
     def _move(self, shape: Shape, *conditions: Condition) -> sa.sql.dml.ReturningUpdate[Any]:
         return sa.update(self._t).where(*conditions).values(self._moved(shape)).returning(*self.row())
 
     def _still(self) -> list[Condition]:
-        owner = sa.bindparam("al_owner", type_=self._c["user_id"].type)
-        still = [self._is_the_link(), self._c["user_id"] == owner, self.same_account(), self.live()]
+        still = [self._is_the_link(), self._c["user_id"] == self._owner(), self.same_account(), self.live()]
         if self._mapping.written("version"):
             still.append(self._c["version"] == sa.bindparam("al_version_read", type_=self._c["version"].type))
         return still
+
+    def _owner(self) -> sa.BindParameter[Any]:
+        return sa.bindparam("al_owner", type_=self._c["user_id"].type)
 
     def _moved(self, shape: Shape) -> dict[sa.Column[Any], Any]:
         """What a transfer sets. The account's own columns stay as they are, its e-mail address among them."""
@@ -119,7 +130,7 @@ class TransferStore(Generic[UserId, LinkId]):
     def __init__(self, accounts: AccountStore[UserId, LinkId], ledger: sa.Table | None) -> None:
         self._accounts: Final = accounts
         self._codec: Final = accounts.codec
-        self._statements: Final = TransferStatements(accounts.mapping, ledger)
+        self._statements: Final = TransferStatements(accounts.mapping, ledger, accounts.outbox)
         self._claimed: Final = self._statements.claimed()
         self._moves: dict[tuple[str, Shape], sa.Executable] = {}
 
@@ -155,13 +166,16 @@ class TransferStore(Generic[UserId, LinkId]):
         row = connection.execute(self._moves[key], parameters).first()
         if row is None:
             return None
+        account = self._codec.account(row)
         if connection.dialect.name == "sqlite":
             self._accounts.raise_epoch(connection, parameters)
-        # An outbox gets its event here on SQLite, and as another part of the same statement on PostgreSQL.
-        return self._codec.account(row)
+            self._accounts.tell(connection, EventType.TRANSFERRED, account, parameters, other=parameters["al_owner"])
+        return account
 
     def _built(self, dialect: str, shape: Shape) -> sa.Executable:
         ledger = self._statements.ledger
-        if ledger is None or dialect == "sqlite":  # whose epochs nobody else can raise meanwhile
+        if dialect == "sqlite":  # whose epochs nobody else can raise meanwhile
             return self._statements.move(shape)
-        return self._statements.move_and_raise(shape, ledger)
+        if ledger is None:
+            return self._statements.told(self._statements.move(shape))
+        return self._statements.told(self._statements.move_and_raise(shape, ledger))

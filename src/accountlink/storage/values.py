@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets as randomness
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from enum import Enum
 from typing import Any, Generic
 
 import sqlalchemy as sa
@@ -19,6 +18,7 @@ from accountlink.core.secrecy import ConcealedText, Parameters, concealed_id
 from accountlink.errors import ConfigurationError, InvalidIdentity
 from accountlink.storage.idtype import smallest_bits
 from accountlink.storage.mapping import CREDENTIAL_ROLES, AccountMapping
+from accountlink.storage.slugs import slugs_of
 from accountlink.storage.statements import Shape
 from accountlink.storage.targets import TableMapping
 
@@ -56,18 +56,6 @@ def read_scopes(value: Any) -> frozenset[str]:
 def first_version(kind: sa.types.TypeEngine[Any]) -> int:
     """Where the version of a new row begins that may stand under the id of a deleted one: at random."""
     return 1 + randomness.randbelow(2 ** min(smallest_bits(kind) - 1, _VERSION_BITS))
-
-
-def _slugs(kind: sa.types.TypeEngine[Any]) -> dict[str, Any]:
-    """Slugs and what an enumerated column takes for them: a member of a Python enumeration, or one of its texts."""
-    if not isinstance(kind, sa.Enum):
-        return {}
-    members: list[Any] = list(kind.enum_class) if kind.enum_class is not None else list(kind.enums)
-    slugs: dict[str, Any] = {}
-    for member in members:
-        text = member if isinstance(member, str) and not isinstance(member, Enum) else member.value
-        slugs[(text if isinstance(text, str) else member.name).lower()] = member
-    return slugs
 
 
 class _NoContext:
@@ -109,7 +97,7 @@ class Codec(Generic[UserId, LinkId]):
         self._moments = {role: moment_writer(mapping.columns[role].type) for role in MOMENTS if role in mapping.columns}
         self._defaults = {f"al_default_{c.key}": caller(mapping, c, c.default) for c in defaults}
         self._onupdate = {f"al_onupdate_{c.key}": caller(mapping, c, c.onupdate) for c in onupdate}
-        self._slugs = _slugs(mapping.columns["provider"].type)
+        self._slugs = slugs_of(mapping.columns["provider"].type)
         self._stored = {value: slug for slug, value in self._slugs.items()}
         scopes = mapping.columns.get("scopes")
         self._scopes_as_text = scopes is not None and isinstance(scopes.type, sa.String)

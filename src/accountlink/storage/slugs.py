@@ -1,0 +1,29 @@
+"""Providers' slugs, and what a column of an enumeration takes for them."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any
+
+import sqlalchemy as sa
+
+
+def slugs_of(kind: sa.types.TypeEngine[Any]) -> dict[str, Any]:
+    """Slugs and what an enumerated column takes for them: a member of a Python enumeration, or one of its texts."""
+    if not isinstance(kind, sa.Enum):
+        return {}
+    members: list[Any] = list(kind.enum_class) if kind.enum_class is not None else list(kind.enums)
+    slugs: dict[str, Any] = {}
+    for member in members:
+        text = member if isinstance(member, str) and not isinstance(member, Enum) else member.value
+        slugs[(text if isinstance(text, str) else member.name).lower()] = member
+    return slugs
+
+
+def slug_in(column: sa.ColumnElement[Any]) -> sa.ColumnElement[str]:
+    """The slug of a provider, by SQL: what the column holds, or what stands for a member of its enumeration."""
+    slugs = slugs_of(column.type)
+    if not slugs:
+        return sa.cast(column, sa.Text)
+    words = {slug: sa.literal(slug, sa.Text) for slug in slugs}
+    return sa.case(*((column == sa.literal(member, column.type), words[slug]) for slug, member in slugs.items()))
