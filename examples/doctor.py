@@ -20,8 +20,8 @@ async def look_at(engine: AsyncEngine, target: object) -> Report:
 
 
 def statements(script: str) -> Iterator[str]:
-    """Split an emitted script, in which each statement ends with its line."""
-    code = "\n".join(line for line in script.splitlines() if not line.startswith("--"))
+    """Split an emitted script, in which each statement ends with its line; what is for `sqlite3` begins with a dot."""
+    code = "\n".join(line for line in script.splitlines() if not line.startswith(("--", ".")))
     for statement in re.split(r";$", code, flags=re.MULTILINE):
         if statement.strip():
             yield statement.strip()

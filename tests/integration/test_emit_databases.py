@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import subprocess
 import sysconfig
 from collections import defaultdict
@@ -21,10 +22,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from accountlink import AccountMapping, LinkPolicy
 from accountlink.doctor.emit.alembic import alembic_revision
 from accountlink.doctor.emit.script import sql_script
+from accountlink.doctor.examine import examine
 from accountlink.doctor.repair import Repair
 from tests.support.databases import Database, create, rows, run_sql
 from tests.support.emitted import downgrade, look, run_script, run_statements, statements
 from tests.support.models import EMAIL, EXCLUSIVE, EXCLUSIVE_SOFT, PER_USER_SOFT
+from tests.support.schemas import Variation
 
 BOTH: Final = pytest.mark.parametrize("kind", ["asyncpg", "sqlite"])
 POSTGRESQL: Final = pytest.mark.parametrize("kind", ["asyncpg"])
@@ -277,6 +280,196 @@ async def test_ids_that_repeat_are_left_to_people(engine: AsyncEngine) -> None:
     assert [(2,)] == await rows(engine, "SELECT count(*) FROM links")
 
 
+NO_ID_KEY: Final = {"id": "bigint NOT NULL"}
+LINKED: Final = "INSERT INTO links (id, user_id, provider, account_id) VALUES {}"
+ALL_LINKS: Final = "SELECT id, user_id, provider, account_id FROM links ORDER BY 1, 2, 4"
+
+
+@BOTH
+@pytest.mark.parametrize("shape", ["exclusive", "exclusive-soft"])
+async def test_no_link_goes_because_another_has_its_id(engine: AsyncEngine, shape: str) -> None:
+    """Where nothing makes ids unique, none is settled by: user 7's link shares one with a duplicate."""
+    linked = LINKED.format("(1, 1, 'g', 'a'), (2, 1, 'g', 'a'), (1, 7, 'g', 'c')")
+    variation = Variation(name="", shape=shape, columns=NO_ID_KEY, keys=(linked,))
+    await run_sql(engine, *variation.statements(engine.dialect.name))
+    before = await rows(engine, "SELECT * FROM links ORDER BY user_id, id")
+    report = await look(engine, variation.mapping())
+    await run_script(engine, sql_script(report.repair))
+    assert before == await rows(engine, "SELECT * FROM links ORDER BY user_id, id")
+
+
+@BOTH
+async def test_duplicates_are_settled_once_their_ids_are_unique(engine: AsyncEngine) -> None:
+    """The first migration makes the key of the id, the second settles by it."""
+    linked = LINKED.format("(1, 1, 'g', 'a'), (2, 1, 'g', 'a'), (3, 7, 'g', 'c')")
+    variation = Variation(name="", shape="exclusive", columns=NO_ID_KEY, keys=(linked,))
+    await run_sql(engine, *variation.statements(engine.dialect.name))
+    for left in (3, 2):
+        await run_script(engine, sql_script((await look(engine, variation.mapping())).repair))
+        assert [(left,)] == await rows(engine, "SELECT count(*) FROM links")
+    assert () == (await look(engine, variation.mapping())).findings
+
+
+@BOTH
+async def test_links_of_several_tenants_are_not_settled(engine: AsyncEngine) -> None:
+    """An index that keeps them apart says that they may be no duplicates, whatever the policy knows."""
+    variation = Variation(
+        name="",
+        shape="exclusive",
+        columns={"tenant_id": "bigint NOT NULL DEFAULT 1"},
+        keys=(
+            "CREATE UNIQUE INDEX k ON links (tenant_id, provider, account_id)",
+            LINKED.format("(1, 1, 'g', 'a')"),
+            "INSERT INTO links (id, user_id, provider, account_id, tenant_id) VALUES (2, 2, 'g', 'a', 2)",
+        ),
+    )
+    await run_sql(engine, *variation.statements(engine.dialect.name))
+    report = await look(engine, variation.mapping())
+    assert () == report.repair.steps
+    assert 1 == sum("apart by tenant_id" in text for text in report.repair.by_hand)
+
+
+@BOTH
+async def test_of_ids_that_do_not_rise_none_is_the_newest(engine: AsyncEngine) -> None:
+    """Without a moment nobody knows which of several rows came last."""
+    table = sa.Table(
+        "links",
+        sa.MetaData(),
+        sa.Column("id", sa.Text, primary_key=True, nullable=False),
+        sa.Column("user_id", sa.BigInteger, nullable=False),
+        sa.Column("provider", sa.Text, nullable=False),
+        sa.Column("account_id", sa.Text, nullable=False),
+    )
+    await create(engine, table.metadata)
+    await run_sql(engine, LINKED.format("('z', 1, 'g', 'a'), ('b', 1, 'g', 'a')"))
+    report = await look(engine, AccountMapping(table, policy=EXCLUSIVE))
+    assert () == report.repair.steps
+    assert 1 == sum("Map created_at or updated_at" in text for text in report.repair.by_hand)
+
+
+@BOTH
+async def test_credentials_that_take_no_null_are_wiped_as_unlink_does_it(engine: AsyncEngine) -> None:
+    """The rows that stay keep theirs."""
+    table = sa.Table(
+        "links",
+        sa.MetaData(),
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+        sa.Column("user_id", sa.BigInteger, nullable=False),
+        sa.Column("provider", sa.Text, nullable=False),
+        sa.Column("account_id", sa.Text, nullable=False),
+        sa.Column("access_token", sa.Text, nullable=False),
+        sa.Column("refresh_token", sa.Text, nullable=False),
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("deleted_at", sa.DateTime(timezone=True)),
+        sa.Column("reason", sa.Text, sa.CheckConstraint("reason IN ('user', 'admin')")),
+    )
+    await create(engine, table.metadata)
+    for row in range(1, 4):
+        await run_sql(
+            engine,
+            "INSERT INTO links (id, user_id, provider, account_id, access_token, refresh_token, expires_at)"
+            f" VALUES ({row}, 1, 'g', 'a', 'at-{row}', 'rt-{row}', '2027-01-01 00:00:00.000000')",
+        )
+    await run_script(engine, sql_script((await look(engine, AccountMapping(table, policy=EXCLUSIVE_SOFT))).repair))
+    async with engine.connect() as connection:
+        found = (await connection.execute(sa.select(table).order_by(table.c.id))).all()
+    assert [("", ""), ("", ""), ("at-3", "rt-3")] == [(row.access_token, row.refresh_token) for row in found]
+    assert [1970, 1970, 2027] == [row.expires_at.year for row in found]
+    assert [(True, None), (True, None), (False, None)] == [(row.deleted_at is not None, row.reason) for row in found]
+
+
+@POSTGRESQL
+async def test_rows_that_the_doctor_cannot_see_are_settled(engine: AsyncEngine) -> None:
+    """Under row-level security nothing is counted; the owner of the table runs the steps all the same."""
+    linked = LINKED.format("(1, 1, 'acme', 'a'), (2, 2, 'acme', 'a')")
+    security = ("ALTER TABLE links ENABLE ROW LEVEL SECURITY", "CREATE POLICY mine ON links USING (user_id = 1)")
+    variation = Variation(name="", shape="exclusive", keys=(linked, *security))
+    await run_sql(engine, *variation.statements("postgresql"))
+    await run_sql(engine, "DROP ROLE IF EXISTS ordinary", "CREATE ROLE ordinary", "GRANT ALL ON links TO ordinary")
+
+    def blind(connection: sa.Connection) -> Repair:
+        connection.exec_driver_sql("SET LOCAL ROLE ordinary")
+        return examine(connection, variation.mapping()).repair
+
+    try:
+        async with engine.connect() as connection:
+            repair = await connection.run_sync(blind)
+        await run_script(engine, sql_script(repair))
+    finally:
+        await run_sql(engine, "DROP OWNED BY ordinary", "DROP ROLE ordinary")
+    assert [(2, 2, "acme", "a")] == await rows(engine, ALL_LINKS)
+    assert () == (await look(engine, variation.mapping())).findings
+
+
+# -- errors that are passed over --------------------------------------------------------------------------------------
+
+
+async def run_on(engine: AsyncEngine, wanted: list[str]) -> list[str]:
+    """Run statements as a client that passes errors over; return what failed."""
+    failed = []
+    async with engine.connect() as connection:
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        for statement in wanted:
+            try:
+                await driver.execute(statement)
+            except Exception:  # noqa: BLE001  # whatever it is
+                failed.append(statement)
+        await connection.invalidate()
+    return failed
+
+
+STALE: Final = Variation(
+    name="",
+    shape="exclusive-soft",
+    keys=("CREATE UNIQUE INDEX bare ON links (user_id, provider)",),
+    constraints=("CONSTRAINT stale UNIQUE (provider, user_id)",),
+)
+
+
+@POSTGRESQL
+async def test_no_key_goes_in_a_client_that_passes_errors_over(engine: AsyncEngine) -> None:
+    """Duplicates come in before the new key is built: all that would take protection away fails after that."""
+    await run_sql(engine, *STALE.statements("postgresql"))
+    script = statements(sql_script((await look(engine, STALE.mapping())).repair))
+    await run_sql(engine, LINKED.format("(1, 1, 'acme', 'a'), (2, 2, 'acme', 'a')"))
+    failed = await run_on(engine, script)
+    assert ["CREATE UNIQUE", "DROP INDEX", "ALTER TABLE"] == [" ".join(each.split()[:2]) for each in failed]
+    names = "SELECT relname FROM pg_class WHERE relname IN ('bare', 'stale') ORDER BY 1"
+    assert [("bare",), ("stale",)] == await rows(engine, names)
+
+    second = sql_script((await look(engine, STALE.mapping())).repair)
+    assert [] == await run_on(engine, statements(second))
+    assert () == (await look(engine, STALE.mapping())).findings
+
+    await run_sql(engine, LINKED.format("(3, 1, 'acme', 'b'), (4, 1, 'acme', 'c')"))
+    failed = await run_on(engine, statements(downgrade(second)))
+    assert ["ALTER TABLE", "CREATE UNIQUE", "DROP INDEX"] == [" ".join(each.split()[:2]) for each in failed]
+    right = (
+        "SELECT count(*) FROM pg_index WHERE indisvalid AND indexrelid = to_regclass('uq_links_provider_account_id')"
+    )
+    assert [(1,)] == await rows(engine, right)
+
+
+@SQLITE
+@pytest.mark.skipif(shutil.which("sqlite3") is None, reason="needs the program sqlite3")
+async def test_the_program_of_sqlite_stops_at_the_first_error(database: Database, engine: AsyncEngine) -> None:
+    """It is not called with -bail, and nothing is changed all the same: neither an index nor a table built anew."""
+    for made, mapping in ((STALE.statements("sqlite"), STALE.mapping()), (OWN_KEY, own_key())):
+        gone = ("events", "log", "links", "uq_links_provider_account_id")
+        await run_sql(engine, *(f"DROP TABLE IF EXISTS {name}" for name in gone), *made)
+        script = sql_script((await look(engine, mapping)).repair)
+        await run_sql(engine, "CREATE TABLE uq_links_provider_account_id (takes_the_name integer)")
+        before = await schema(engine)
+        await engine.dispose()
+        path = str(sa.make_url(database.url).database)
+        ended = await asyncio.to_thread(
+            subprocess.run, ["sqlite3", path], input=script, capture_output=True, text=True, check=False
+        )
+        assert ended.returncode == 1
+        assert "there is already a table named uq_links_provider_account_id" in ended.stderr
+        assert before == await schema(engine)
+
+
 # -- every statement --------------------------------------------------------------------------------------------------
 
 COLUMNS: Final = (
@@ -377,12 +570,81 @@ async def test_stopped_anywhere_the_next_look_writes_the_rest(engine: AsyncEngin
         await run_script(engine, sql_script((await look(engine, mapping)).repair))
         assert () == (await look(engine, mapping)).findings, whole[:end]
         assert [(2,)] == await rows(engine, "SELECT count(*) FROM app.links")
+        made = [row for row in await shape(engine) if str(row[1]).startswith("CREATE UNIQUE INDEX")]
+        assert 3 == len(made), whole[:end]  # what was built for a swap is used by the next
+        checks = [row for row in await shape(engine) if str(row[1]).startswith("CHECK")]
+        validated = next(place for place, each in enumerate(whole) if "VALIDATE CONSTRAINT" in each)
+        assert [] == checks or validated < end <= whole.index("COMMIT", validated)  # which is NOT NULL, too
 
 
 def _serves(row: tuple[Any, ...]) -> bool:
     """Whether it is a valid index that keeps accounts apart: the old one is stronger than need be."""
     right = "(user_id, provider, account_id) WHERE (deleted_at IS NULL)"
     return row[2] == "true" and str(row[1]).endswith((right, "btree (provider, account_id)"))
+
+
+@POSTGRESQL
+@pytest.mark.parametrize("kind_of_key", ["UNIQUE NULLS NOT DISTINCT (id, email) INCLUDE (access_token)"])
+async def test_a_constraint_that_is_made_again_has_all_that_it_had(engine: AsyncEngine, kind_of_key: str) -> None:
+    """Columns that are only included stay, and what NULL counts as; also when the first attempt stops half-way."""
+    added = f"ALTER TABLE links ADD CONSTRAINT later {kind_of_key} DEFERRABLE"
+    variation = Variation(name="", shape="exclusive", keys=("CREATE UNIQUE INDEX k ON links {key}", added))
+    defined = "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = 'later'"
+    for first in (0, 1):
+        await run_sql(engine, "DROP TABLE IF EXISTS links", *variation.statements("postgresql"))
+        for _ in range(first):
+            script = statements(sql_script((await look(engine, variation.mapping())).repair))
+            built = next(place for place, each in enumerate(script) if each.startswith("CREATE UNIQUE INDEX"))
+            await run_statements(engine, script[: built + 1])
+        await run_script(engine, sql_script((await look(engine, variation.mapping())).repair))
+        assert () == (await look(engine, variation.mapping())).findings
+        assert [(kind_of_key,)] == await rows(engine, defined)
+        assert [(3,)] == await rows(engine, "SELECT count(*) FROM pg_index WHERE indrelid = to_regclass('links')")
+
+
+@POSTGRESQL
+async def test_a_view_keeps_a_column_and_no_key(engine: AsyncEngine) -> None:
+    """The statement that it refuses is the last one."""
+    variation = Variation(
+        name="",
+        shape="per-user",
+        columns={"account_id": "varchar(9) NOT NULL", "email": "varchar(9)"},
+        keys=(
+            "CREATE UNIQUE INDEX stale ON links (user_id, provider)",
+            "CREATE VIEW accounts AS SELECT account_id, email FROM links",
+        ),
+    )
+    await run_sql(engine, *variation.statements("postgresql"))
+    with pytest.raises(Exception, match="cannot alter type of a column used by a view"):
+        await run_script(engine, sql_script((await look(engine, variation.mapping())).repair))
+    left = (await look(engine, variation.mapping())).findings
+    assert {"narrow-column"} == {finding.rule for finding in left}
+
+
+@POSTGRESQL
+async def test_a_key_that_waits_for_its_partitions_is_not_dropped(engine: AsyncEngine) -> None:
+    """It was made ON ONLY the table; attaching the missing part is the repair, and the migration says so."""
+    variation = Variation(
+        name="",
+        shape="exclusive",
+        columns={"id": "bigint NOT NULL"},
+        suffix=" PARTITION BY LIST (provider)",
+        keys=(
+            "CREATE TABLE links_acme PARTITION OF links FOR VALUES IN ('acme')",
+            "CREATE UNIQUE INDEX k ON ONLY links {key}",
+        ),
+    )
+    await run_sql(engine, *variation.statements("postgresql"))
+    report = await look(engine, variation.mapping())
+    assert "invalid-index" in {finding.rule for finding in report.findings}
+    assert () == report.repair.steps
+    assert 1 == sum("ALTER INDEX … ATTACH PARTITION" in text for text in report.repair.by_hand)
+    await run_sql(
+        engine,
+        "CREATE UNIQUE INDEX k_acme ON links_acme (provider, account_id)",
+        "ALTER INDEX k ATTACH PARTITION k_acme",
+    )
+    assert "invalid-index" not in {finding.rule for finding in (await look(engine, variation.mapping())).findings}
 
 
 @POSTGRESQL

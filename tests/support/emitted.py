@@ -30,11 +30,11 @@ def script_of(report: Report) -> list[str]:
 
 
 def statements(script: str) -> list[str]:
-    """The statements of a script; comments between them are left out."""
+    """The statements of a script; comments between them, and what is meant for ``sqlite3`` itself, are left out."""
     found: list[str] = []
     lines: list[str] = []
     for line in script.splitlines():
-        if lines or not line.startswith("--"):
+        if lines or not line.startswith(("--", ".")):
             lines.append(line)
         text = "\n".join(lines).strip()
         if not text:

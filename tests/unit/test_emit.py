@@ -67,6 +67,7 @@ PRIMARY: Final = Index(
 )
 RIGHT: Final = "CREATE UNIQUE INDEX CONCURRENTLY {} ON links (provider, account_id) WHERE deleted_at IS NULL"
 NOBODY_LOOKED: Final = Rows()
+GUARD: Final = "SELECT pg_catalog.set_config('default_transaction_read_only', 'on', false)"
 DERIVED: Final = "uq_links_provider_account_id"
 
 
@@ -136,7 +137,8 @@ def planned(looked: Case) -> Repair:
 
 
 def sql(repair: Repair) -> list[str]:
-    return [step.sql for step in repair.steps]
+    """The statements, without the one that stops the script where a new key is not there."""
+    return [step.sql for step in repair.steps if not step.sql.startswith(GUARD)]
 
 
 def duplicates(need: Need = OWNER_NEED) -> Rows:
@@ -166,6 +168,23 @@ def test_the_right_key_stands_before_the_wrong_one_goes() -> None:
     """A stale key that is all the protection there is gets its successor first."""
     stale = constraint("s", "account_id")
     assert [RIGHT.format(DERIVED), "ALTER TABLE links DROP CONSTRAINT s"] == sql(planned(case(stale)))
+
+
+def test_nothing_goes_in_a_session_in_which_the_new_key_could_not_be_built() -> None:
+    """A client that passes errors over meets a statement after which the session may write nothing more."""
+    stale = constraint("a \"stale\" 'one'", "account_id")
+    step = planned(case(stale, schema="app")).steps[1]
+    told = (
+        f"{GUARD}\n"
+        " WHERE (SELECT count(*) FROM pg_catalog.pg_index\n"
+        "         WHERE indisvalid AND indrelid = pg_catalog.to_regclass('app.links')\n"
+        "           AND indexrelid IN (pg_catalog.to_regclass('{}'))) < 1"
+    )
+    assert told.format(f"app.{DERIVED}") == step.sql
+    assert (told.format('app."a ""stale"" \'\'one\'\'"'),) == step.undo
+    assert (True, True) == (step.alone, step.undo_alone)
+    right = index("k", "provider", "account_id", where="deleted_at IS NULL")
+    assert [] == [step.sql for step in planned(case(right, stale)).steps if step.sql.startswith(GUARD)]
 
 
 def test_what_goes_is_dropped_by_its_kind_and_can_come_back() -> None:
@@ -222,6 +241,12 @@ def test_a_taken_name_is_not_taken_again() -> None:
     assert [f"DROP INDEX CONCURRENTLY {DERIVED}", RIGHT.format(DERIVED)] == sql(planned(case(invalid, taken=taken)))
 
 
+def test_no_index_of_the_table_lends_its_name() -> None:
+    """However many of the names that may be wanted are there: ten failed builds of another table's, say."""
+    taken = frozenset({DERIVED, *(f"{DERIVED}_{number}" for number in range(2, 10))})
+    assert [RIGHT.format(f"{DERIVED}_10")] == sql(planned(case(taken=taken)))
+
+
 def test_names_fit_postgresql_and_all_that_may_be_wanted_are_known_before() -> None:
     """No name is longer than 63 bytes, cut ones stay apart, and the reader of the catalogue can ask for each."""
     long = "ü" * 40
@@ -231,6 +256,8 @@ def test_names_fit_postgresql_and_all_that_may_be_wanted_are_known_before() -> N
     assert len(names) == len(candidates(replace(subject, table=long + "x")) | names) // 2
     assert DERIVED in candidates(SUBJECT)
     assert "ck_links_provider_not_null" in candidates(SUBJECT)
+    declared = Declared(name="d", columns=("account_id", "provider"), live=True, constraint=False)
+    assert {"d", "uq_links_account_id_provider"} <= candidates(replace(SUBJECT, declared=(declared,)))
 
 
 def test_a_deferrable_constraint_gives_its_name_to_one_that_is_checked_at_once() -> None:
@@ -246,6 +273,55 @@ def test_a_deferrable_constraint_gives_its_name_to_one_that_is_checked_at_once()
     assert ["ALTER TABLE links DROP CONSTRAINT later, ADD CONSTRAINT later UNIQUE (user_id) DEFERRABLE"] == [
         undo for step in repair.steps for undo in step.undo
     ]
+
+
+@pytest.mark.parametrize(
+    ("definition", "fields", "made"),
+    [
+        (
+            'UNIQUE NULLS NOT DISTINCT (user_id) INCLUDE (provider, "a (b") DEFERRABLE',
+            {"nulls_distinct": False},
+            '(user_id) INCLUDE (provider, "a (b") NULLS NOT DISTINCT',
+        ),
+        ("UNIQUE (user_id) INCLUDE (provider) DEFERRABLE INITIALLY DEFERRED", {}, "(user_id) INCLUDE (provider)"),
+        (
+            "PRIMARY KEY (user_id) INCLUDE (provider) DEFERRABLE",
+            {"owner": Owner.PRIMARY},
+            "(user_id) INCLUDE (provider)",
+        ),
+    ],
+)
+def test_what_takes_the_place_of_a_constraint_has_all_that_it_has(
+    definition: str, fields: dict[str, Any], made: str
+) -> None:
+    """Columns that are only included stay, and so does what NULL counts as."""
+    later = constraint("later", "user_id", deferrable=True, definition=definition, **fields)
+    right = index("k", "provider", "account_id", where="deleted_at IS NULL")
+    subject = replace(SUBJECT, needs=(OWNER_NEED, ID_NEED, Need(columns=("user_id",), live=False, reason="r")))
+    first, _ = sql(planned(case(right, later, subject=subject)))
+    assert f"CREATE UNIQUE INDEX CONCURRENTLY uq_links_user_id ON links {made}" == first
+
+
+@pytest.mark.parametrize(
+    ("helper", "reused"),
+    [
+        ({}, True),
+        ({"valid": False}, False),
+        ({"where": "user_id > 5"}, False),
+        ({"nulls_distinct": False}, False),
+        ({"definition": "CREATE UNIQUE INDEX h ON public.links USING btree (user_id) INCLUDE (email)"}, False),
+        ({"name": "mine"}, False),
+    ],
+)
+def test_a_swap_that_stopped_half_way_is_finished(helper: dict[str, Any], reused: bool) -> None:
+    """The index that a migration has built already takes the constraint's place, if it is the very same one."""
+    later = constraint("later", "user_id", deferrable=True, definition="UNIQUE (user_id) DEFERRABLE")
+    right = index("k", "provider", "account_id", where="deleted_at IS NULL")
+    made = replace(index("uq_links_user_id", "user_id"), **helper)
+    subject = replace(SUBJECT, needs=(OWNER_NEED, ID_NEED, Need(columns=("user_id",), live=False, reason="r")))
+    repair = planned(case(right, later, made, subject=subject))
+    assert reused is not any(each.startswith("CREATE UNIQUE INDEX") for each in sql(repair))
+    assert 1 == sum("USING INDEX uq_links_user_id" in each for each in sql(repair))
 
 
 @pytest.mark.parametrize(
@@ -307,11 +383,13 @@ def test_a_partitioned_table_gets_its_key_under_a_lock_and_the_step_says_so() ->
     assert "ALL WRITERS WAIT" in step.why
 
 
-def test_an_invalid_index_of_a_partitioned_table_goes_at_once() -> None:
-    """It cannot be dropped concurrently."""
+@pytest.mark.parametrize("where", ["deleted_at IS NULL", None])
+def test_an_invalid_index_of_a_partitioned_table_is_left_to_people(where: str | None) -> None:
+    """It may only wait for the last of its partitions; where it is the key, no second one is built beside it."""
     table: dict[str, Any] = {"relation": Relation.PARTITIONED, "partitioning": Partitioning(columns=("provider",))}
-    repair = planned(case(index("bad", "provider", "account_id", valid=False), **table))
-    assert "DROP INDEX bad" == sql(repair)[0]
+    repair = planned(case(index("half", "provider", "account_id", valid=False, where=where), **table))
+    assert [] == sql(repair)
+    assert [True] == ["ATTACH PARTITION" in remark for remark in repair.by_hand]
 
 
 @pytest.mark.parametrize(
@@ -380,6 +458,68 @@ def test_a_column_that_is_short_or_compares_wrongly_becomes_text(column: Column,
     assert "ACCESS EXCLUSIVE" in step.why
 
 
+IGNORING: Final = text("account_id", type="citext", exact=False)
+
+
+def test_columns_change_last_unless_their_new_key_needs_it() -> None:
+    """What keeps a column as it is, such as a view, must not keep the keys from being repaired."""
+    narrow = text("provider", type="character varying(9)", length=9)
+    subject = replace(SUBJECT, lengths={"account_id": 255, "provider": 64})
+    short = (number("id", identity=True), number("user_id"), narrow, *COLUMNS[3:])
+    repair = planned(case(constraint("s", "user_id"), subject=subject, columns=short))
+    changes = [place for place, each in enumerate(sql(repair)) if "ALTER COLUMN" in each]
+    assert [len(sql(repair)) - 1] == changes
+    assert "a view, a rule, a trigger, a policy or a generated column" in repair.steps[-1].why
+
+    inexact = changed("account_id", IGNORING)
+    new = planned(case(columns=inexact))
+    assert ["ALTER TABLE", "CREATE UNIQUE"] == [" ".join(each.split()[:2]) for each in sql(new)]
+    old = planned(
+        case(
+            index("k", "provider", "account_id", where="deleted_at IS NULL"),
+            constraint("s", "user_id"),
+            columns=inexact,
+        )
+    )
+    assert ["DROP CONSTRAINT", "ALTER COLUMN"] == [" ".join(each.split()[3:5]) for each in sql(old)]
+    assert "Its keys stand, and are among them" in old.steps[-1].why
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        (
+            {"relation": Relation.PARTITIONED, "partitioning": Partitioning(columns=("account_id",))},
+            "The table is partitioned by it",
+        ),
+        (
+            {"relation": Relation.PARTITIONED, "partitioning": Partitioning(columns=(), expressions=True)},
+            "The table is partitioned by it",
+        ),
+        ({"relation": Relation.PARTITION}, "The table is a partition"),
+        ({"partitioning": Partitioning(inherited=True)}, "The table has children by inheritance"),
+    ],
+)
+@pytest.mark.parametrize("column", [IGNORING, text("account_id", type="character varying(9)", length=9)])
+def test_a_column_that_partitions_depend_on_is_left_to_people(table: dict[str, Any], told: str, column: Column) -> None:
+    """No statement is emitted that must fail."""
+    right = index("k", "provider", "account_id", where="deleted_at IS NULL")
+    repair = planned(case(right, columns=changed("account_id", column), **table))
+    assert [] == [each for each in sql(repair) if "ALTER COLUMN" in each]
+    assert any(told in remark for remark in repair.by_hand)
+
+
+def test_a_column_of_addresses_keeps_its_type() -> None:
+    """Addresses are brought into one form; how their column compares is nobody's concern then."""
+    need = Need(columns=("user_id", "provider", "email"), live=True, reason="a user has an address once")
+    subject = replace(SUBJECT, needs=(need, ID_NEED), normal="email", exclusive=False)
+    columns = changed("email", text("email", type="citext", exact=False))
+    right = index("k", *need.columns, where="deleted_at IS NULL")
+    repair = planned(case(right, subject=subject, columns=columns, rows=Rows(plain=2)))
+    assert any("SET email = lower" in each for each in sql(repair))
+    assert [] == [each for each in sql(repair) if each.startswith("ALTER")]
+
+
 def test_a_column_of_numbers_is_left_to_people() -> None:
     """Changing its type would write the table again under a lock: the way around that is told."""
     subject = replace(SUBJECT, bits={"user_id": 64})
@@ -403,6 +543,20 @@ def test_null_is_shut_out_without_a_lock_that_readers_feel() -> None:
         ("ALTER TABLE links ALTER COLUMN account_id SET NOT NULL", False),
         ("ALTER TABLE links DROP CONSTRAINT ck_links_account_id_not_null", False),
     ] == [(step.sql, step.alone) for step in repair.steps]
+
+
+def test_a_check_that_a_stopped_migration_made_is_finished() -> None:
+    """It is not made a second time; the keys come before it."""
+    nullable = changed("account_id", text("account_id", nullable=True))
+    taken = frozenset({"ck_links_account_id_not_null"})
+    repair = planned(case(columns=nullable, taken=taken))
+    assert [
+        RIGHT.format(DERIVED),
+        "ALTER TABLE links VALIDATE CONSTRAINT ck_links_account_id_not_null",
+        "ALTER TABLE links ALTER COLUMN account_id SET NOT NULL",
+        "ALTER TABLE links DROP CONSTRAINT ck_links_account_id_not_null",
+    ] == sql(repair)
+    assert "since a migration stopped half-way" in repair.steps[1].why
 
 
 def test_rows_with_null_are_left_to_people() -> None:
@@ -436,6 +590,91 @@ def test_duplicates_are_settled_in_one_transaction_before_the_key() -> None:
     assert ["BEGIN", "LOCK TABLE links IN SHARE ROW EXCLUSIVE MODE"] == script[2:4]
 
 
+DELETING: Final = replace(
+    SUBJECT,
+    needs=(replace(OWNER_NEED, live=False), ID_NEED),
+    roles={role: name for role, name in ROLES.items() if role != "deleted_at"},
+    soft=False,
+)
+
+
+@pytest.mark.parametrize("subject", [SUBJECT, DELETING], ids=["soft", "delete"])
+@pytest.mark.parametrize("ids", [(), (constraint("pk", "id", deferrable=True),)], ids=["no key", "deferrable"])
+def test_nothing_is_settled_by_an_id_that_may_repeat(subject: Subject, ids: tuple[Index, ...]) -> None:
+    """A statement that goes by the id of one row could meet another user's: the key of the id comes first."""
+    rows = Rows(duplicates={subject.needs[0]: Duplicates(groups=3, rows=4)})
+    looked = case(subject=subject, rows=rows)
+    table = replace(looked.table, indexes=ids)
+    repair = planned(
+        replace(
+            looked,
+            table=table,
+            judgements=tuple(judge(subject, table, each, dialect="postgresql") for each in table.indexes),
+        )
+    )
+    assert [] == [each for each in sql(repair) if each.startswith(("LOCK", "UPDATE", "DELETE"))]
+    assert [] == [each for each in sql(repair) if "account_id" in each]
+    assert 1 == sum("They could only be told apart by id" in remark for remark in repair.by_hand)
+
+
+def test_rows_that_the_application_keeps_apart_are_not_settled() -> None:
+    """A column that the policy does not know may mean that these are no duplicates at all."""
+    columns = (*COLUMNS, number("tenant_id"))
+    apart = index("k", "tenant_id", "provider", "account_id", where="deleted_at IS NULL")
+    repair = planned(case(apart, columns=columns, rows=duplicates()))
+    assert [] == sql(repair)
+    assert 1 == sum("keeps such rows apart by tenant_id" in remark for remark in repair.by_hand)
+    assert [RIGHT.format(DERIVED)] == sql(planned(case(apart, columns=columns)))
+    for other, held in (
+        (replace(apart, valid=False), columns),
+        (index("k", "user_id", "provider", "account_id"), columns),
+        (index("k", "computed", "user_id", "provider"), (*COLUMNS, text("computed", generated="lower(account_id)"))),
+    ):
+        assert "LOCK TABLE" in " ".join(sql(planned(case(other, columns=held, rows=duplicates()))))
+
+
+@pytest.mark.parametrize(
+    ("row_id", "newest_by", "settled"),
+    [
+        (text("id"), (), False),
+        (number("id"), (), False),
+        (number("id", identity=True), (), True),
+        (text("id"), ("updated_at",), True),
+    ],
+)
+def test_the_newest_must_be_known(row_id: Column, newest_by: tuple[str, ...], settled: bool) -> None:
+    """Without a moment only an id that the database numbers says which row came last."""
+    subject = replace(SUBJECT, newest_by=newest_by)
+    repair = planned(case(subject=subject, columns=changed("id", row_id), rows=duplicates()))
+    assert settled is any(each.startswith("LOCK") for each in sql(repair))
+    assert settled is not any("Map created_at or updated_at" in remark for remark in repair.by_hand)
+
+
+def test_addresses_that_would_meet_others_stay_where_these_are_not_settled() -> None:
+    """Lowering them would make the duplicates that no migration may settle."""
+    need = Need(columns=("user_id", "provider", "email"), live=True, reason="a user has an address once")
+    subject = replace(SUBJECT, needs=(need, ID_NEED), normal="email", exclusive=False, newest_by=())
+    rows = Rows(plain=2, odd=1, duplicates={need: Duplicates(groups=1, rows=1)})
+    columns = (text("id"), *changed("email", text("email"))[1:])
+    repair = planned(
+        case(index("k", *need.columns, where="deleted_at IS NULL"), subject=subject, columns=columns, rows=rows)
+    )
+    assert [] == sql(repair)
+    assert 1 == sum("2 addresses in email stay as they are" in remark for remark in repair.by_hand)
+    assert 1 == sum("1 addresses in email need more than lower()" in remark for remark in repair.by_hand)
+
+
+def test_rows_that_could_not_be_counted_are_settled_before_their_key() -> None:
+    """Row-level security hides them from the doctor; where there are no duplicates, the steps do nothing."""
+    security = RowSecurity(enabled=True, active=True)
+    repair = planned(case(row_security=security))
+    assert "LOCK TABLE" in sql(repair)[0]
+    assert RIGHT.format(DERIVED) == sql(repair)[-1]
+    assert any("Run it as the owner of the table" in step.why for step in repair.steps)
+    right = index("k", "provider", "account_id", where="deleted_at IS NULL")
+    assert [] == sql(planned(case(right, row_security=security)))
+
+
 def test_addresses_of_dead_rows_are_lowered_last() -> None:
     """A key that counts dead rows has gone by then, so that none of them can be in the way."""
     need = Need(columns=("user_id", "provider", "email"), live=True, reason="a user has an address once")
@@ -443,7 +682,7 @@ def test_addresses_of_dead_rows_are_lowered_last() -> None:
     columns = changed("email", text("email"))
     repair = planned(case(index("k", *need.columns), subject=subject, columns=columns, rows=Rows(plain=2)))
     lowering = [place for place, statement in enumerate(sql(repair)) if "SET email = lower" in statement]
-    assert [repair.steps.index(repair.steps[-1])] == lowering[1:]
+    assert [len(sql(repair)) - 1] == lowering[1:]
     assert lowering[0] < sql(repair).index("DROP INDEX CONCURRENTLY k") < lowering[1]
     assert "AND deleted_at IS NULL" in sql(repair)[lowering[0]]
     assert "AND (deleted_at IS NULL) IS NOT TRUE" in sql(repair)[lowering[1]]
@@ -473,6 +712,39 @@ def test_a_reason_that_would_block_is_not_given() -> None:
     )
     blocked = replace(free, blocked_reasons=frozenset({"duplicate"}))
     assert "'duplicate'" not in " ".join(sql(planned(case(subject=blocked, columns=columns, rows=duplicates()))))
+
+
+@pytest.mark.parametrize(
+    ("column", "checks"),
+    [
+        (text("why"), ()),
+        (text("why", nullable=True, type="a_domain"), ()),
+        (text("why", nullable=True, type="character varying(8)", length=8), ()),
+        (text("why", nullable=True), ("(why = ANY (ARRAY['user'::text, 'admin'::text]))",)),
+    ],
+)
+def test_a_reason_that_the_column_may_refuse_is_not_given(column: Column, checks: tuple[str, ...]) -> None:
+    """The row is marked dead all the same."""
+    subject = replace(SUBJECT, roles=ROLES | {"reason": "why"})
+    repair = planned(case(subject=subject, columns=(*COLUMNS, column), rows=duplicates(), checks=checks))
+    assert "'duplicate'" not in " ".join(sql(repair))
+    assert any("Where a CHECK or a trigger of the table refuses that" in step.why for step in repair.steps)
+
+
+def test_a_credential_that_takes_no_null_is_wiped_as_unlink_does_it() -> None:
+    """An empty text, or the beginning of time, stands for nothing."""
+    subject = replace(SUBJECT, roles=ROLES | {"expires_at": "expires_at"})
+    columns = (*changed("refresh_token", text("refresh_token")), moment("expires_at", nullable=False))
+    told = " ".join(sql(planned(case(subject=subject, columns=columns, rows=duplicates()))))
+    assert "refresh_token = ''," in told
+    assert "expires_at = '1970-01-01 00:00:00.000000'\n" in told
+
+
+def test_a_mark_that_every_row_has_gets_no_migration() -> None:
+    """A key for live rows would keep nothing apart, so that none is made."""
+    repair = planned(case(columns=changed("deleted_at", moment("deleted_at", nullable=False))))
+    assert [] == sql(repair)
+    assert [True] == ["dead from its beginning" in remark for remark in repair.by_hand]
 
 
 def test_row_security_cannot_hide_duplicates_in_silence() -> None:
@@ -517,6 +789,16 @@ def test_sqlite_repairs_in_one_transaction() -> None:
         "CREATE UNIQUE INDEX k ON links (provider, account_id) WHERE deleted_at IS NULL",
         "COMMIT",
     ] == statements(sql_script(repair))
+
+
+def test_sqlite_stops_at_the_first_error() -> None:
+    """The program itself is told to, up and down: it would go on, and commit the rest."""
+    script = sql_script(planned(case(index("k", "provider", "account_id"), dialect="sqlite")))
+    assert ".bail on" == script.splitlines()[0]
+    assert ".bail on" == downgrade(script).splitlines()[0]
+    assert ".bail" not in sql_script(planned(case(index("k", "provider", "account_id"))))
+    right = index("k", "provider", "account_id", where="deleted_at IS NULL")
+    assert ".bail" not in sql_script(planned(case(right, dialect="sqlite")))
 
 
 def test_sqlite_leaves_not_null_to_people() -> None:
@@ -607,8 +889,10 @@ def executed(repair: Repair, function: str) -> list[str]:
         scope[name] for name in ("revision", "down_revision", "branch_labels", "depends_on")
     )
     scope[function]()
-    around = ("SET ", "RESET ", "BEGIN", "COMMIT")
-    return ["\n".join(map(str.strip, each.strip().splitlines())) for each in told if not each.startswith(around)]
+    around = ("SET ", "RESET ", "BEGIN", "COMMIT", GUARD)
+    return [
+        "\n".join(map(str.strip, each.strip().splitlines())) for each in told if not each.strip().startswith(around)
+    ]
 
 
 @given(st.text(alphabet=st.sampled_from("ab:'\"\\%{} \n\t\u2028é;-"), min_size=1).filter(str.strip))

@@ -125,7 +125,9 @@ def _rows_left(case: Case, ignored: Sequence[Finding], accepted: Sequence[Need])
     )
     normal = case.subject.normal
     spelled = any(f.rule == key_compares_differently.RULE and f.object == normal for f in ignored)
-    return replace(rows, plain=0, odd=0) if spelled else rows
+    kept_apart = any(normal in need.columns and need.columns in doubled for need in case.rows.duplicates)
+    # Addresses that meet in normal form stay as they are where their rows do.
+    return replace(rows, plain=0, odd=0) if spelled or kept_apart else rows
 
 
 def _told(ignored: Sequence[Finding], held: Sequence[Finding]) -> Iterator[str]:

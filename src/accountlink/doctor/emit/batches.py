@@ -12,7 +12,7 @@ from accountlink.doctor.repair import Step
 
 _LOCK_TIMEOUT: Final = "5s"
 """How long a statement waits for a lock while others may queue behind it."""
-_CONCURRENTLY: Final = re.compile(r"(CREATE (UNIQUE )?|DROP )INDEX CONCURRENTLY ")
+_CONCURRENTLY: Final = re.compile(r"(CREATE (UNIQUE )?|DROP )INDEX CONCURRENTLY |SELECT pg_catalog\.set_config")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

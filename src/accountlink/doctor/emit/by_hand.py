@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from accountlink.core.schema import Column
+from accountlink.core.schema import Relation
 from accountlink.doctor.case import Case
-from accountlink.doctor.emit.columns import compares_wrongly, is_text
+from accountlink.doctor.emit.columns import compares_wrongly, new_type, way_around
 from accountlink.doctor.emit.keys import Keys, dependants
 from accountlink.doctor.emit.names import Names
-from accountlink.doctor.emit.settle import can_lower
+from accountlink.doctor.emit.settle import can_lower, has_unsettled_addresses
 from accountlink.doctor.findings import Finding, Severity
 
 _BY_KEYS: Final = frozenset({"missing-key", "duplicates", "key-enforces-nothing"})
@@ -25,7 +25,7 @@ def left(case: Case, findings: Sequence[Finding], keys: Keys) -> Iterator[str]:
         for column in keys.required:
             yield (
                 f"key-enforces-nothing: {column.name} is part of the key and takes NULL, which no unique index "
-                f"refuses. {_expand_and_contract(case, column)} Write NOT NULL beside it there."
+                f"refuses. {new_type(case, column)} Write NOT NULL beside it there."
             )
     for finding in findings:
         if finding.rule in _BY_KEYS or (finding.rule in _UNLESS_UNSURE and finding.severity is Severity.ERROR):
@@ -53,14 +53,27 @@ def _index(case: Case, finding: Finding, keys: Keys, said: str) -> Iterator[str]
     if finding.object in {index.constraint or index.name for index in done}:
         return
     index = next((each for each in case.table.indexes if (each.constraint or each.name) == finding.object), None)
+    if finding.rule == "invalid-index" and case.table.relation is Relation.PARTITIONED:
+        yield (
+            f"{finding.rule}: {finding.object} is not valid yet, since some partition has no part of it: it was made "
+            "ON ONLY the table. Build the same index in each partition concurrently, then ALTER INDEX … ATTACH "
+            "PARTITION; with the last one it becomes valid. If nobody means to finish it, drop it."
+        )
+        return
     depending = None if index is None else dependants(case, index)
     yield f"{said} First move what depends on it: {depending}." if depending else said
 
 
 def _comparison(case: Case, finding: Finding, keys: Keys, said: str) -> Iterator[str]:
     if finding.object == case.subject.normal and (case.rows.plain or case.rows.odd):
-        if case.rows.odd or not can_lower(case):
-            count = case.rows.odd + (0 if can_lower(case) else case.rows.plain)
+        unsettled = has_unsettled_addresses(case)
+        if unsettled:
+            yield (
+                f"{finding.rule}: {case.rows.plain} addresses in {finding.object} stay as they are, since in normal "
+                "form some of them would be duplicates, which come first."
+            )
+        count = case.rows.odd + (0 if unsettled or can_lower(case) else case.rows.plain)
+        if count:
             yield (
                 f"{finding.rule}: {count} addresses in {finding.object} need more than lower() to be in normal form, "
                 "and no SQL expression makes it. Write them again in Python with accountlink.normalize_email, as "
@@ -70,26 +83,15 @@ def _comparison(case: Case, finding: Finding, keys: Keys, said: str) -> Iterator
     column = case.table.column(finding.object or "")
     if column is None or finding.columns != (column.name,):
         return  # an index: it goes with the keys, or they say why it stays
-    if case.catalogue.dialect == "sqlite" or not is_text(column) or not compares_wrongly(column):
-        yield f"{said} {_expand_and_contract(case, column)}"
+    if not compares_wrongly(column) or way_around(case, column) is not None:
+        yield f"{said} {way_around(case, column) or new_type(case, column)}"
     del keys
 
 
 def _narrow(case: Case, finding: Finding, said: str) -> Iterator[str]:
     column = case.table.column(finding.object or "")
-    if column is not None and case.catalogue.dialect == "postgresql" and is_text(column):
-        return
-    yield said if column is None else f"{said} {_expand_and_contract(case, column)}"
-
-
-def _expand_and_contract(case: Case, column: Column) -> str:
-    if case.catalogue.dialect == "sqlite":
-        return "SQLite changes no column in place: build the table anew, as its documentation describes it."
-    return (
-        f"Changing the type in place would write the whole table again while all access to it waits. Without that: "
-        f"add a second column of the right type, let a trigger keep it equal to {column.name}, fill it in batches, "
-        "build its indexes concurrently, then let the two change names in one short transaction."
-    )
+    if column is None or (way := way_around(case, column)) is not None:
+        yield said if column is None else f"{said} {way}"
 
 
 def _policy(case: Case) -> str:

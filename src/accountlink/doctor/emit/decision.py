@@ -15,9 +15,9 @@ from accountlink.core.schema import Column, Index, Owner, Relation
 from accountlink.core.subject import Declared, Need
 from accountlink.core.uniqueness import Cause, Judgement, Verdict
 from accountlink.doctor.case import Case, title
-from accountlink.doctor.emit.keys import Keys, NewKey, dependants
-from accountlink.doctor.emit.names import FreeNames
-from accountlink.doctor.emit.settle import can_settle
+from accountlink.doctor.emit.keys import Keys, NewKey, dependants, included
+from accountlink.doctor.emit.names import FreeNames, derived
+from accountlink.doctor.emit.settle import can_settle, why_not_settled
 from accountlink.doctor.findings import Finding, Severity
 
 _AGAINST: Final = frozenset(
@@ -82,7 +82,7 @@ class Decision:
             if judgement not in self.condemned
             and "deferrable-key" in self._rules(judgement.index)
             and judgement.index.owner in (Owner.UNIQUE, Owner.PRIMARY)
-            and self.case.table.relation is not Relation.PARTITIONED  # which takes no constraint USING INDEX
+            and not self._spans  # which takes no constraint USING INDEX
         )
 
     @cached_property
@@ -115,6 +115,14 @@ class Decision:
             return True
         return not split.inherited and not split.expressions and set(split.columns) <= set(need.columns)
 
+    def _waits_for_partitions(self, need: Need) -> bool:
+        """Whether a partitioned table has the key already, and not yet in all of its partitions."""
+        return self._spans and any(j.enforces[need] is Verdict.YES for j in self.case.judgements if not j.index.valid)
+
+    @property
+    def _spans(self) -> bool:
+        return self.case.table.relation is Relation.PARTITIONED
+
     def _has_duplicates(self, need: Need) -> bool:
         found = self.case.rows.duplicates.get(need)
         return found is not None and found.groups > 0
@@ -132,6 +140,7 @@ class Decision:
             if not self._is_met_without_null(need)
             and not self._is_open(need)
             and self._can_span(need)
+            and not self._waits_for_partitions(need)
             and (can_settle(self.case, need) or not self._has_duplicates(need))
         ]
         return tuple(need for need in wanted if not self._is_covered(need, wanted))
@@ -193,14 +202,37 @@ class Decision:
 
     def _again(self, index: Index, free: FreeNames) -> NewKey:
         name = index.constraint or index.name
+        begun = self._begun(index)
         return NewKey(
             columns=index.columns,
             live=False,
             reason="the constraint stays as it is, and is checked at once",
-            name=free.derive("uq", self.case.table.name, index.columns),
+            name=free.derive("uq", self.case.table.name, index.columns) if begun is None else begun.name,
             wanted=name,
             constraint=True,
             instead_of=index,
+            included=included(index),
+            stands=begun is not None,
+        )
+
+    def _begun(self, index: Index) -> Index | None:
+        """What a migration that stopped half-way has made already to take the place of a constraint."""
+        names = derived("uq", self.case.table.name, index.columns)
+        going = [judgement.index for judgement in (*self.condemned, *self.deferrable)]
+        return next(
+            (
+                each
+                for each in self.case.table.indexes
+                if each.name in names
+                and each.unique
+                and each.valid
+                and each.where is None
+                and each.owner is Owner.NOTHING
+                and each not in going
+                and (each.parts, each.nulls_distinct, included(each))
+                == (index.parts, index.nulls_distinct, included(index))
+            ),
+            None,
         )
 
     # -- together -----------------------------------------------------------------------------------------------------
@@ -214,7 +246,7 @@ class Decision:
                 by_hand.append(reason)
             else:
                 old.append(judgement.index)
-        invalid = [index for index in self.invalid if not dependants(self.case, index)]
+        invalid = [index for index in self.invalid if not self._spans and not dependants(self.case, index)]
         free = FreeNames(self.case, gone=(index.name for index in invalid))
         leaving = {(index.constraint or index.name).lower() for index in old}
         new = [self._new(need, free, leaving) for need in (*self.wanted, *self._twins())]
@@ -231,7 +263,8 @@ class Decision:
 
     def _is_settled(self, need: Need) -> bool:
         lowered = bool(self.case.rows.plain) and self.case.subject.normal in need.columns
-        return can_settle(self.case, need) and (lowered or self._has_duplicates(need))
+        uncounted = self.case.table.row_security.active and need in self.wanted
+        return can_settle(self.case, need) and (lowered or uncounted or self._has_duplicates(need))
 
     def _required(self) -> tuple[tuple[Column, ...], tuple[str, ...]]:
         """Columns that must not take NULL any more, and those of which rows have NULL today."""
@@ -249,14 +282,13 @@ class Decision:
         return tuple(column for column in columns if not self.case.rows.nulls.get(column.name)), tuple(texts)
 
     def _reasons_against_new(self) -> Iterable[str]:
-        for need in self._unmet:
-            columns = ", ".join(need.columns)
-            if self._has_duplicates(need) and not can_settle(self.case, need):
+        for need in self.case.subject.needs:
+            why = why_not_settled(self.case, need)
+            if why is not None and self._has_duplicates(need):
                 found = self.case.rows.duplicates[need]
                 yield (
-                    f"{found.groups} values of ({columns}) are in several rows, {found.rows} rows too many. No rule "
-                    "says which one is right: decide that, change or delete the others, then run the doctor again; it "
-                    "makes the key."
+                    f"{found.groups} values of ({', '.join(need.columns)}) are in several rows, {found.rows} rows too "
+                    f"many. {why}"
                 )
 
     # -- what keeps an index ------------------------------------------------------------------------------------------

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from typing import Final
 
 from accountlink.core.schema import Column, Index, Owner
 from accountlink.core.subject import Need
 from accountlink.doctor.case import Case
+
+_COLUMNS: Final = r'\((?:[^"()]|"(?:[^"]|"")*")*\)'
+_INCLUDED: Final = re.compile(
+    rf"(?:^(?:UNIQUE|PRIMARY KEY)(?: NULLS NOT DISTINCT)?|^CREATE UNIQUE INDEX .*? USING btree) {_COLUMNS}"
+    rf"( INCLUDE {_COLUMNS})"
+)
+"""The columns that an index of plain columns only includes, in the words of PostgreSQL."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,6 +30,8 @@ class NewKey:
         wanted: The name that it gets in the end: the one that the model declares.
         constraint: Whether it becomes a constraint in the end, as the model declares it.
         instead_of: A deferrable constraint whose name and place it takes.
+        included: What follows its columns: those that it only includes.
+        stands: Whether a migration that stopped half-way has made it already, under ``name``.
     """
 
     columns: tuple[str, ...]
@@ -30,6 +41,8 @@ class NewKey:
     wanted: str
     constraint: bool = False
     instead_of: Index | None = None
+    included: str = ""
+    stands: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +64,12 @@ class Keys:
     settled: tuple[Need, ...]
     required: tuple[Column, ...]
     by_hand: tuple[str, ...]
+
+
+def included(index: Index) -> str:
+    """What follows the columns of an index that includes others, as it is written in ``CREATE INDEX``."""
+    found = _INCLUDED.match(index.definition or "")
+    return "" if found is None else str(found[1])
 
 
 def dependants(case: Case, index: Index) -> str | None:

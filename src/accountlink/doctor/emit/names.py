@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
+from itertools import count
 from typing import Final
 
 import sqlalchemy as sa
@@ -72,23 +73,27 @@ class FreeNames:
         self._taken.add(name.lower())
         return name
 
-    def derive(self, prefix: str, table: str, columns: Iterable[str]) -> str:
+    def derive(self, prefix: str, table: str, columns: Sequence[str]) -> str:
         """Give out the first free name that says what it is for."""
-        wanted = derived(prefix, table, columns)
-        return self.take(next((name for name in wanted if self.is_free(name)), wanted[-1]))
+        wanted = (_numbered(prefix, table, columns, number) for number in count(1))
+        return self.take(next(name for name in wanted if self.is_free(name)))
 
 
-def derived(prefix: str, table: str, columns: Iterable[str]) -> tuple[str, ...]:
-    """The names that something new on these columns may get, in order."""
-    whole = "_".join((prefix, table, *columns))
-    return tuple(_fitting(whole, "" if number == 1 else f"_{number}") for number in range(1, _ATTEMPTS + 1))
+def derived(prefix: str, table: str, columns: Sequence[str]) -> tuple[str, ...]:
+    """The names that something new on these columns may get, in order, as far as the catalogue is asked about them."""
+    return tuple(_numbered(prefix, table, columns, number) for number in range(1, _ATTEMPTS + 1))
+
+
+def _numbered(prefix: str, table: str, columns: Sequence[str], number: int) -> str:
+    return _fitting("_".join((prefix, table, *columns)), "" if number == 1 else f"_{number}")
 
 
 def candidates(subject: Subject) -> frozenset[str]:
     """All names that a migration for this table may want: the reader of the catalogue is asked which are taken."""
     wanted = {declared.name for declared in subject.declared}
+    for columns in {need.columns for need in subject.needs} | {declared.columns for declared in subject.declared}:
+        wanted |= {*derived("uq", subject.table, columns)}
     for need in subject.needs:
-        wanted |= {*derived("uq", subject.table, need.columns)}
         wanted |= {name for column in need.columns for name in derived("ck", subject.table, (column, "not_null"))}
     return frozenset(wanted)
 

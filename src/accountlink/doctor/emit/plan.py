@@ -30,11 +30,22 @@ def plan(case: Case, findings: Sequence[Finding]) -> Repair:
         return Repair(dialect=dialect, table=table)
     if not is_ordinary(case) or not is_writable(case):
         why = "It is no ordinary table" if not is_ordinary(case) else "A name in it has characters that cannot be shown"
-        told = tuple(f"{finding.rule}: {finding.message} {finding.fix}" for finding in findings)
-        return Repair(dialect=dialect, table=table, by_hand=(f"{why}, so no migration is written.", *told))
+        return Repair(dialect=dialect, table=table, by_hand=(f"{why}, so no migration is written.", *_told(findings)))
+    if any(_is_never_live(case, finding) for finding in findings):
+        return Repair(dialect=dialect, table=table, by_hand=_told(findings))
     keys = Decision(case, findings).keys()
     texts = tuple(by_hand.left(case, findings, keys))
     if dialect == "sqlite":
         outcome = sqlite.migrate(case, keys)
         return Repair(dialect=dialect, table=table, steps=outcome.steps, by_hand=(*texts, *outcome.by_hand))
     return Repair(dialect=dialect, table=table, steps=postgresql.steps(case, findings, keys), by_hand=texts)
+
+
+def _told(findings: Sequence[Finding]) -> tuple[str, ...]:
+    return tuple(f"{finding.rule}: {finding.message} {finding.fix}" for finding in findings)
+
+
+def _is_never_live(case: Case, finding: Finding) -> bool:
+    """Whether it says that every row is dead from its beginning: no key could be made that does anything."""
+    mark = case.subject.roles.get("deleted_at")
+    return finding.rule == "key-enforces-nothing" and (finding.object, finding.columns) == (mark, (mark,))

@@ -40,16 +40,18 @@ class _Migration:
     def steps(self) -> Iterator[Step]:
         for index in self._keys.invalid:
             yield self._drop_invalid(index)
-        yield from columns.to_text(self._case, self._names, self._findings)
+        yield from columns.before_keys(self._case, self._names, self._findings, self._keys)
         if self._keys.settled or can_lower(self._case):
             yield from self._settling.steps(self._keys.settled)
-        yield from columns.required(self._case, self._names, FreeNames(self._case), self._keys.required)
-        yield from map(self._create, self._keys.new)
+        yield from (self._create(key) for key in self._keys.new if not key.stands)
+        yield from self._guard()
         for index in sorted(self._keys.old, key=lambda index: index.owner is not Owner.NOTHING):
             yield self._drop(index)  # what waits politely comes first
         for key in self._keys.new:
             yield from self._finish(key)
+        yield from columns.required(self._case, self._names, FreeNames(self._case), self._keys.required)
         yield from self._lower_dead()
+        yield from columns.after_keys(self._case, self._names, self._findings, self._keys)
 
     # -- new keys -----------------------------------------------------------------------------------------------------
 
@@ -58,7 +60,7 @@ class _Migration:
         condition = live(self._case, self._names) if key.live else None
         where = f" WHERE {condition}" if condition else ""
         distinct = " NULLS NOT DISTINCT" if key.instead_of is not None and not key.instead_of.nulls_distinct else ""
-        definition = f"{q(key.name)} ON {table} ({self._names.listed(key.columns)}){distinct}{where}"
+        definition = f"{q(key.name)} ON {table} ({self._names.listed(key.columns)}){key.included}{distinct}{where}"
         if self._spans:
             return Step(
                 sql=f"CREATE UNIQUE INDEX {definition}",
@@ -132,6 +134,33 @@ class _Migration:
 
     # -- what goes ----------------------------------------------------------------------------------------------------
 
+    def _guard(self) -> Iterator[Step]:
+        """Keep what follows from running where the new keys are not there, whatever runs the script.
+
+        A statement in a read-only transaction fails, in every client; dropping concurrently can be part of no other.
+        """
+        made = [key.name for key in self._keys.new if key.instead_of is None]
+        back = [index.constraint or index.name for index in self._keys.old if index.definition and index.valid]
+        if made and self._keys.old:
+            yield Step(
+                sql=self._stop_without(made),
+                why="What comes next takes protection away. Should a new key not be there, or not be valid, because a "
+                "statement above has failed and its error was passed over, then nothing more can be written in this "
+                "session: all that follows fails, and the old keys stay. Otherwise it does nothing.",
+                undo=(self._stop_without(back),) if back else (),
+                alone=True,
+                undo_alone=True,
+            )
+
+    def _stop_without(self, indexes: Sequence[str]) -> str:
+        told = ", ".join(f"pg_catalog.to_regclass({_text(self._names.qualified(name))})" for name in indexes)
+        table = f"pg_catalog.to_regclass({_text(self._names.table)})"
+        valid = f"SELECT count(*) FROM pg_catalog.pg_index\n         WHERE indisvalid AND indrelid = {table}"  # noqa: S608  # quoted
+        return (
+            "SELECT pg_catalog.set_config('default_transaction_read_only', 'on', false)\n"
+            f" WHERE ({valid}\n           AND indexrelid IN ({told})) < {len(indexes)}"
+        )
+
     def _drop_invalid(self, index: Index) -> Step:
         if index.owner is not Owner.NOTHING:
             return self._drop_constraint(index, "Left invalid: it promises nothing, and may refuse rows all the same.")
@@ -192,3 +221,7 @@ class _Migration:
 
 def _concurrent(match: re.Match[str]) -> str:
     return f"{match.group()}CONCURRENTLY "
+
+
+def _text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"

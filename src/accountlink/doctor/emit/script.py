@@ -14,15 +14,22 @@ _RUN: Final = {
     "postgresql": "psql -v ON_ERROR_STOP=1 -f this-file.sql",
     "sqlite": "sqlite3 -bail database.db < this-file.sql",
 }
+_STOPPING: Final = {"sqlite": (".bail on",)}
+"""What makes the program itself stop at the first error, however it was called."""
 _TITLES: Final = {"postgresql": "PostgreSQL", "sqlite": "SQLite"}
 _BEGIN: Final = {"postgresql": "BEGIN", "sqlite": "BEGIN IMMEDIATE"}
 _HEADERS: Final = {
     "postgresql": (
         "Run it as the owner of the table, and without --single-transaction: what is built CONCURRENTLY cannot be in "
         "one.\nEach step says what it locks. Stopped after any statement, nothing that was protected is unprotected: "
-        "run the doctor again, it writes what is left."
+        "run the doctor again, it writes what is left.\nConnect to the server itself, not through a transaction "
+        "pooler: settings of the session must reach all statements."
     ),
-    "sqlite": "Other writers wait while a transaction lasts. Stopped before COMMIT, nothing has changed.",
+    "sqlite": (
+        "Other writers wait while a transaction lasts. Stopped before COMMIT, nothing has changed.\nIts first line is "
+        "for the program sqlite3, which would go on after an error otherwise. Whatever else runs this must leave that "
+        "line out, and stop at the first error."
+    ),
 }
 
 
@@ -52,6 +59,7 @@ def commented(text: str, mark: str, width: int = _WIDTH) -> Iterator[str]:
 
 
 def _lines(repair: Repair) -> Iterator[str]:
+    yield from _STOPPING.get(repair.dialect, ()) if repair.steps else ()
     yield from commented(f"Repairs the unique keys of {repair.table} ({_TITLES[repair.dialect]}).", "--")
     if repair.steps:
         yield from commented(f"Read it, then run it: {_RUN[repair.dialect]}", "--")
@@ -69,7 +77,7 @@ def _lines(repair: Repair) -> Iterator[str]:
         yield "-- Nothing of this can be taken back."
         return
     yield from ("-- What can be taken back, in this order:", "--")
-    for text in _run(repair.dialect, taken_back):
+    for text in (*_STOPPING.get(repair.dialect, ()), *_run(repair.dialect, taken_back)):
         yield from (f"-- {line}".rstrip() for line in text.split("\n"))
 
 

@@ -5,6 +5,7 @@ Nothing of one user ever goes to another: neither a token nor a row that points 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -19,14 +20,60 @@ from accountlink.doctor.repair import Step
 _LIST: Final = "accountlink_duplicates"
 _CREDENTIALS: Final = ("access_token", "refresh_token", "expires_at", "scopes")
 _REASON: Final = "duplicate"
+_PLAIN_TEXT: Final = re.compile(r"text|character varying|varchar|clob", re.IGNORECASE)
+_CHECK: Final = re.compile(r"\bCHECK\b", re.IGNORECASE)
+_NOTHING: Final = {
+    Kind.TEXT: "''",
+    Kind.PADDED: "''",
+    Kind.INTEGER: "0",
+    Kind.MOMENT: "'1970-01-01 00:00:00.000000'",
+}
+"""What stands for no credential in a column that takes no ``NULL``."""
 
 
 def can_settle(case: Case, need: Need) -> bool:
-    """Whether the policy says which of several rows stays: among links and active grants, but not among tokens."""
-    subject = case.subject
-    if subject.roles["id"] in need.columns or case.table.column(subject.roles["id"]) is None:
-        return False
-    return (need.live and bool(subject.live_sql)) if subject.soft else True
+    """Whether it is safe to say which of several rows stays, and to do away with the others."""
+    return why_not_settled(case, need) is None
+
+
+def why_not_settled(case: Case, need: Need) -> str | None:
+    """Say why duplicates are left to people, and what these can do; ``None`` where a migration settles them."""
+    subject, row_id = case.subject, case.subject.roles["id"]
+    if row_id in need.columns or (subject.soft and not (need.live and subject.live_sql)):
+        return (
+            "No rule says which one is right: decide that, change or delete the others, then run the doctor again; it "
+            "makes the key."
+        )
+    if not any(case.protected(each) for each in subject.needs if each.columns == (row_id,)):
+        return (
+            f"They could only be told apart by {row_id}, and nothing enforces that it is unique: what is done to one "
+            f"row could be done to another. Make {row_id} unique first (the migration does it where no two rows share "
+            "one), then run the doctor again."
+        )
+    if apart := ", ".join(_kept_apart_by(case, need)):
+        return (
+            f"A unique index keeps such rows apart by {apart}, which the policy does not know: they may be no "
+            f"duplicates at all. Put {apart} into the provider's slug, give each a table of its own, or take it out of "
+            "the index if it means nothing; then run the doctor again."
+        )
+    if not subject.newest_by and not _is_numbered(case.table.column(row_id)):
+        return (
+            f"Which one is the newest cannot be told, as {row_id} does not rise. Map created_at or updated_at, then "
+            "run the doctor again."
+        )
+    return None
+
+
+def _kept_apart_by(case: Case, need: Need) -> list[str]:
+    """The application's own columns that stand beside the need's in a unique index; computed ones hold nothing new."""
+    keys = [j.reads for j in case.judgements if j.index.valid and set(need.columns) <= j.reads]
+    known = {column.name for column in case.table.columns if column.generated is not None}
+    known |= {*need.columns, *case.subject.roles.values()}
+    return sorted(frozenset().union(*keys) - known)
+
+
+def _is_numbered(column: Column | None) -> bool:
+    return column is not None and column.kind is Kind.INTEGER and column.identity
 
 
 def is_lowered(case: Case, need: Need) -> bool:
@@ -35,9 +82,18 @@ def is_lowered(case: Case, need: Need) -> bool:
 
 
 def can_lower(case: Case) -> bool:
-    """Whether there are e-mail addresses that ``lower()`` brings into normal form, in a column that can be written."""
+    """Whether there are e-mail addresses that ``lower()`` brings into normal form, and nothing is in the way of it."""
     column = None if case.subject.normal is None else case.table.column(case.subject.normal)
-    return bool(case.rows.plain) and column is not None and column.generated is None
+    writable = bool(case.rows.plain) and column is not None and column.generated is None
+    return writable and not has_unsettled_addresses(case)
+
+
+def has_unsettled_addresses(case: Case) -> bool:
+    """Whether rows would meet in one address that a migration does not settle."""
+    found = case.rows.duplicates
+    return bool(case.rows.plain) and any(
+        case.subject.normal in need.columns and found[need].groups and not can_settle(case, need) for need in found
+    )
 
 
 def live(case: Case, names: Names, alias: str = "") -> str | None:
@@ -99,6 +155,11 @@ class Settling:
     def _listing(self, need: Need) -> str:
         found = self.case.rows.duplicates.get(need)
         count = f" There were {found.groups} such keys, with {found.rows} rows too many." if found else ""
+        if self.case.table.row_security.active:
+            count = (
+                "\nHow many there are is not known: row-level security applies to the role that the doctor connected "
+                "as. Where there are none, this lists nothing. Run it as the owner of the table."
+            )
         order = ", ".join((*self.case.subject.newest_by, self.case.subject.roles["id"]))
         rows = "live rows" if need.live else "rows"
         text = (
@@ -185,7 +246,8 @@ class Settling:
         return Step(
             sql=f"UPDATE {self.names.table} AS lost\n   SET {set_to}\n"  # noqa: S608  # quoted
             f"  FROM {name} AS d WHERE lost.{row_id} = d.loser",
-            why="The others are marked dead as unlink does it. It cannot be taken back: their credentials are wiped.",
+            why="The others are marked dead as unlink does it. It cannot be taken back: their credentials are wiped. "
+            "Where a CHECK or a trigger of the table refuses that, nothing is changed: complete the statement then.",
         )
 
     def _dead(self) -> Iterator[tuple[str, str]]:
@@ -202,12 +264,17 @@ class Settling:
             yield column.name, f"coalesce(lost.{self.names.quote(column.name)}, 0) + 1"
         for role in _CREDENTIALS if "user_id" in self.case.subject.roles else ():  # a grant's expiry is no credential
             column = self._written(role)
-            if column is not None and column.nullable:
-                yield column.name, "NULL"
+            if column is not None and (nothing := _nothing_in(column)) is not None:
+                yield column.name, nothing
 
     def _takes_reason(self, column: Column) -> bool:
+        """Whether the word can stand in a column, as far as the catalogue tells: a domain's check it does not."""
+        plain = column.nullable and column.kind is Kind.TEXT and _PLAIN_TEXT.match(column.type) is not None
         fits = column.length is None or column.length >= len(_REASON)
-        return column.kind is Kind.TEXT and fits and _REASON not in self.case.subject.blocked_reasons
+        table = self.case.table
+        checked = any(column.name.lower() in check.lower() for check in table.checks)
+        checked = checked or _CHECK.search(table.sql or "") is not None
+        return plain and fits and not checked and _REASON not in self.case.subject.blocked_reasons
 
     def _delete(self, name: str) -> Step:
         row_id = self.names.quote(self.case.subject.roles["id"])
@@ -256,3 +323,8 @@ class Settling:
         name = self.case.subject.roles.get(role)
         column = None if name is None else self.case.table.column(name)
         return None if column is None or column.generated is not None else column
+
+
+def _nothing_in(column: Column) -> str | None:
+    """What wipes a credential, as unlink does it; ``None`` where the type has nothing that means it."""
+    return "NULL" if column.nullable else _NOTHING.get(column.kind)
