@@ -1,7 +1,7 @@
 """The end of an OAuth flow: where the browser is sent, for each way in which linking can end. No framework in it."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, assert_never
 
@@ -11,6 +11,7 @@ from accountlink import (
     AccountLinker,
     AccountLinkError,
     AlreadyOwner,
+    EventType,
     Linked,
     OwnerLookupFailed,
     OwnerNotFound,
@@ -111,6 +112,20 @@ async def take_over(
         case _:
             assert_never(outcome)
     return outcome.redirect_url(page)
+
+
+async def notices_to_former_owners(
+    linker: AccountLinker[int, int], engine: AsyncEngine
+) -> AsyncIterator[tuple[int, int]]:
+    """Yield whom to write to, and about which link, for each account that was taken over since the last time.
+
+    Runs in a worker, or in several. An event is acknowledged when the notice has gone out: a worker that dies in
+    between leaves it to the next one.
+    """
+    async for delivery in linker.events(engine):
+        if delivery.event.type is EventType.TRANSFERRED and delivery.event.other_user_id is not None:
+            yield delivery.event.other_user_id, delivery.event.link_id
+        await delivery.acknowledge()
 
 
 def _failed(page: str, error: AccountLinkError) -> str:

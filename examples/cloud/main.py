@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that this fil
 from accountlink import AccountLinkError, BlockedByConstraint, Linked, ProviderIdentity, TokenSet, tune_sqlite
 from examples import doctor
 from examples.cloud.broken import FULL_KEYS, migrate
-from examples.cloud.callback import callback, take_over
+from examples.cloud.callback import callback, notices_to_former_owners, take_over
 from examples.cloud.faults import lookup_fails, owner_vanishes
 from examples.cloud.models import Base, CloudProviderAccount, make_linker
 
@@ -93,6 +93,10 @@ async def transfer(engine: AsyncEngine) -> None:
     expect("the redirect", url, f"{PAGE}?connection=success")
     expect("the row", await stored(engine, "account-9"), [after])
     print(f"A second click: {url}, and nothing is written")
+
+    notices = [notice async for notice in notices_to_former_owners(linker, engine)]
+    expect("the notices", notices, [(ADA, before["id"])])
+    print("The outbox tells a worker, who writes to Ada that her account was taken over; nobody else gets a notice")
 
     await connect(engine, BEN, "account-9")
     back = (await connect(engine, ADA, "account-9")).partition("#transfer_token=")[2]

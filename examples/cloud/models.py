@@ -6,7 +6,7 @@ from typing import Final
 from sqlalchemy import BigInteger, DateTime, Index, Integer, Text, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from accountlink import AccountLinker, AccountMapping, Key, LinkPolicy, Ownership, Removal
+from accountlink import AccountLinker, AccountMapping, Key, LinkPolicy, Ownership, Removal, link_outbox
 
 WholeNumber = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up in INTEGER columns alone
 LIVE: Final = text("is_active")
@@ -67,10 +67,14 @@ cloud_accounts: Final = AccountMapping(
 )  # every other column has the name that accountlink looks for by itself
 
 
+outbox: Final = link_outbox(Base.metadata, name="cloud_provider_events")
+"""What happens to the accounts, written in the same transaction, for whoever has to be told."""
+
+
 def make_linker(*secrets: str) -> AccountLinker[int, int]:
     """Return the application's linker.
 
     Args:
         secrets: From your secret store, newest first, at least 32 bytes each; they sign transfer tokens.
     """
-    return AccountLinker(cloud_accounts, secrets=list(secrets))
+    return AccountLinker(cloud_accounts, secrets=list(secrets), outbox=outbox)

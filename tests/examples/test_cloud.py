@@ -39,6 +39,7 @@ Ben connects Ada's account: https://app\.example/settings/cloud\?error=ownership
 Ben takes it over with his conflict's token: https://app\.example/settings/cloud\?connection=success
    the same row is his, and nothing of Ada's tokens is left in it; with that token Ada got nowhere
 A second click: https://app\.example/settings/cloud\?connection=success, and nothing is written
+The outbox tells a worker, who writes to Ada that her account was taken over; nobody else gets a notice
 Ada has proved since that it is hers, and has it back; Ben's old token: https://app\.example/settings/cloud\?error=token_superseded
 20 callbacks of Ada's at once: 1 created, 19 updated, one row
 A callback without an account id: https://app\.example/settings/cloud\?error=invalid_identity

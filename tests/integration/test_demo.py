@@ -54,6 +54,7 @@ STORY = r"""
    transferred: link \d+ is Bob's, under its id
    nothing of Alice's tokens is left in it
    a second click: it is his already, and nothing is written
+   the outbox tells a worker, who writes to Alice that it is gone
 
 5\. Bob connects it, and it holds his tokens
    updated: link \d+, the same id as before

@@ -3,7 +3,7 @@
 from sqlalchemy import ForeignKey
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from accountlink import Key, LinkedAccountMixin, LinkPolicy, Ownership, Removal
+from accountlink import Key, LinkedAccountMixin, LinkPolicy, Ownership, Removal, link_outbox
 
 
 class Base(DeclarativeBase):
@@ -27,3 +27,7 @@ class Connection(LinkedAccountMixin, Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     user_id: Mapped[int] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"))
+
+
+outbox = link_outbox(Base.metadata, name="accountlink_demo_events")
+"""What happens to connections, for whoever has to be told."""

@@ -14,9 +14,9 @@ from sqlalchemy import insert, make_url, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from accountlink import AccountLinker, tune_sqlite
+from accountlink import AccountLinker, LinkEvent, tune_sqlite
 from accountlink.cli.demo.backend import Backend, create_app, register_provider
-from accountlink.cli.demo.models import Base, Connection, User
+from accountlink.cli.demo.models import Base, Connection, User, outbox
 from accountlink.testing.fake_provider import FakeProvider
 
 ORIGIN = "https://app.example"
@@ -32,6 +32,7 @@ class Stage:
     """Everything the story plays on."""
 
     engine: AsyncEngine
+    linker: AccountLinker[int, int]
     provider: FakeProvider
     app: httpx2.AsyncBaseTransport
 
@@ -46,6 +47,14 @@ class Stage:
             trust_env=False,
         ) as browser:
             yield browser
+
+    async def events(self) -> list[LinkEvent[int, int]]:
+        """Take everything out of the outbox, as a worker that sends notices does."""
+        taken = []
+        async for delivery in self.linker.events(self.engine):
+            taken.append(delivery.event)
+            await delivery.acknowledge()
+        return taken
 
     async def rows(self) -> list[dict[str, Any]]:
         """Return all rows of the connections table, every column, as they are stored now."""
@@ -77,10 +86,11 @@ async def set_stage(*, people: dict[int, str], database_url: str | None) -> Asyn
         engine = _engine(database_url)
         cleanup.push_async_callback(engine.dispose)
         await _fresh_tables(engine, people)
+        linker = AccountLinker(Connection, secrets=[secrets.token_urlsafe(32)], outbox=outbox)
         provider = FakeProvider(issuer=ISSUER, redirect_uris=[f"{ORIGIN}/callback"])
         backend = Backend(
             engine=engine,
-            linker=AccountLinker(Connection, secrets=[secrets.token_urlsafe(32)]),
+            linker=linker,
             oauth_client=register_provider(
                 issuer=ISSUER,
                 client_id=provider.client_id,
@@ -91,7 +101,7 @@ async def set_stage(*, people: dict[int, str], database_url: str | None) -> Asyn
             origin=ORIGIN,
         )
         app = create_app(backend, session_secret=secrets.token_urlsafe(32))
-        yield Stage(engine=engine, provider=provider, app=httpx2.ASGITransport(app=app))
+        yield Stage(engine=engine, linker=linker, provider=provider, app=httpx2.ASGITransport(app=app))
 
 
 def _engine(database_url: str) -> AsyncEngine:

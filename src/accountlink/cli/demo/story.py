@@ -7,7 +7,7 @@ from typing import Any
 import httpx2
 from sqlalchemy.exc import SQLAlchemyError
 
-from accountlink import AccountLinkError, Change
+from accountlink import AccountLinkError, Change, EventType
 from accountlink.cli.demo.stage import ORIGIN, Stage, set_stage
 from accountlink.cli.output import Output
 
@@ -88,6 +88,8 @@ async def _tell(output: Output, stage: Stage, alice: Person, bob: Person) -> Non
     output.heading("4. Bob takes it over, since he has just proved that it is his")
     await _take_over(output, stage, former=alice, claimant=bob, token=token)
 
+    await _notify(output, stage, former=alice, claimant=bob)
+
     output.heading("5. Bob connects it, and it holds his tokens")
     await _link(output, stage, bob, expected=Change.UPDATED, link_id=link_id)
 
@@ -154,6 +156,19 @@ async def _take_over(output: Output, stage: Stage, *, former: Person, claimant: 
     _expect(page["notice"] == "already_owner", f"a second click should change nothing, not end in {page['notice']}")
     _expect(await _only_row(stage) == row, "a second click touched the row")
     output.line("a second click: it is his already, and nothing is written")
+
+
+async def _notify(output: Output, stage: Stage, *, former: Person, claimant: Person) -> None:
+    """Let the worker behind the outbox tell the former owner."""
+    told = [(event.type, event.user_id, event.other_user_id) for event in await stage.events()]
+    expected = [
+        (EventType.LINKED, former.user_id, None),
+        (EventType.UPDATED, former.user_id, None),
+        (EventType.CONFLICT, claimant.user_id, former.user_id),
+        (EventType.TRANSFERRED, claimant.user_id, former.user_id),
+    ]
+    _expect(told == expected, f"the outbox tells {told}")
+    output.line(f"the outbox tells a worker, who writes to {PEOPLE[former.user_id]} that it is gone")
 
 
 async def _unlink(output: Output, stage: Stage, person: Person, link_id: int) -> None:
