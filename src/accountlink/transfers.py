@@ -201,9 +201,8 @@ class _Redemption(Generic[UserId, LinkId]):
         if ended is not None:
             return ended
         live = await connection.run_sync(self.accounts.lock_live, self._of_owner())
-        if self.read["al_id"] not in live:
-            return None
-        if len(live) == 1 and not await ask(guard, connection, Concealed(self._owner())):
+        last = list(live) == [self.read["al_id"]]
+        if last and not await ask(guard, connection, Concealed(self._owner())):
             raise LastAccount
         return await connection.run_sync(self._moved)
 
