@@ -504,13 +504,18 @@ async def test_a_later_grant_of_a_pair_ends_the_earlier(case: Sharing, how: str)
     for grantor, grantee in ((1, 3), (4, 2), (2, 1)):
         issued = await case.issue(grantor)
         others[issued.id] = await case.redeem(issued.token, grantee)
-    earlier, waiting, later = [await case.issue() for _ in range(3)]
+    gone, earlier, waiting, later = [await case.issue() for _ in range(4)]
+    await case.redeem(gone.token)
+    over = (await case.revoke(grant_id=gone.id)).grant
     await case.redeem(earlier.token)
+    assert case.clock is not None
+    case.clock.move(minutes=5)
     async with bound(case.engine, how) as bind:
         assert isinstance(await case.redeem(later.token, 2, bind), Granted)
         assert isinstance(await case.redeem(later.token, 2, bind), AlreadyGranted)
     assert {*others, waiting.id, later.id} == {key for key, on in (await case.flags()).items() if on}
     assert [later.id] == await case.active(grantor_id=1, grantee_id=2)
+    assert over == (await case.revoke(grant_id=gone.id)).grant, "what had ended already ended then"
     before = await case.stored()
     assert "grant_rejected" == await case.ended(case.redeem(earlier.token))
     assert before == await case.stored()
