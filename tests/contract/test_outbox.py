@@ -489,6 +489,29 @@ async def test_types_of_a_newer_version_are_left_to_it(engine: AsyncEngine) -> N
     assert ["brand_new"] == await types(engine)
 
 
+@POSTGRESQL
+async def test_a_role_that_may_only_insert_tells_what_it_does(engine: AsyncEngine, database: Database) -> None:
+    """Whoever links needs no more of the outbox than to write into it: no sequence, no reading."""
+    case = await told(engine)
+    await run_sql(
+        engine,
+        "DROP ROLE IF EXISTS writer",
+        "CREATE ROLE writer",
+        "GRANT ALL ON connections, connections_id_seq TO writer",
+        "GRANT INSERT ON accountlink_events TO writer",
+    )
+    args = {"asyncpg": {"server_settings": {"role": "writer"}}, "psycopg": {"options": "-c role=writer"}}
+    writer = Case(case.links, database.engine(connect_args=args[database.kind]))
+    link_id = await writer.link(1)
+    await writer.link(1)
+    await writer.transfer(await writer.claim(2), 2)
+    await writer.linker.unlink(writer.engine, user_id=2, link_id=link_id, reason="why")
+    await writer.engine.dispose()
+    expected = ["linked", "updated", "conflict", "transferred", "unlinked"]
+    assert expected == [event.type.value for event in await read(case)]
+    await run_sql(engine, "DROP OWNED BY writer", "DROP ROLE writer")
+
+
 @SQLITE
 async def test_an_event_never_gets_the_number_of_another(engine: AsyncEngine) -> None:
     """SQLite gives the ids of deleted rows again; not here, or whoever remembers what he has done would skip events."""
@@ -498,6 +521,14 @@ async def test_an_event_never_gets_the_number_of_another(engine: AsyncEngine) ->
         await case.link(1, f"sub-{n}")
         numbers += [event.id for event in await read(case)]
     assert [1, 2, 3] == numbers
+
+
+def test_the_index_is_named_by_the_metadatas_convention() -> None:
+    """Whoever has a convention for names has it here; without one the index is named as SQLAlchemy names them."""
+    plain = link_outbox(sa.MetaData())
+    conventional = link_outbox(sa.MetaData(naming_convention={"ix": "index_of_%(table_name)s"}))
+    assert ["ix_accountlink_events_table_name"] == [index.name for index in plain.indexes]
+    assert ["index_of_accountlink_events"] == [index.name for index in conventional.indexes]
 
 
 def test_the_words_are_stable() -> None:

@@ -1,5 +1,6 @@
 """What an application writes, as a strict type checker reads it. Nothing here runs; test_public_types.py checks it."""
 
+from contextlib import aclosing
 from datetime import datetime, timedelta
 from typing import assert_never, assert_type
 from uuid import UUID
@@ -14,10 +15,13 @@ from accountlink import (
     AccountMapping,
     AlreadyOwner,
     Change,
+    Delivery,
+    EventType,
     Key,
     Linked,
     LinkedAccount,
     LinkedAccountMixin,
+    LinkEvent,
     LinkPolicy,
     Ownership,
     OwnershipConflict,
@@ -27,6 +31,7 @@ from accountlink import (
     TokenSet,
     Transferred,
     Unlinked,
+    link_outbox,
     transfer_ledger,
 )
 
@@ -146,6 +151,23 @@ async def another_way_in(connection: AsyncConnection, user_id: UUID) -> bool:
 
 guarded = AccountLinker(Connection, guard_last=another_way_in, ledger=transfer_ledger(Base.metadata))
 assert_type(guarded, AccountLinker[UUID, int])
+
+
+told = AccountLinker(Connection, outbox=link_outbox(Base.metadata))
+assert_type(told, AccountLinker[UUID, int])
+
+
+async def worker(engine: AsyncEngine) -> None:
+    """Events know the ids' types, and a loop can be closed."""
+    async with aclosing(told.events(engine, poll=timedelta(seconds=5))) as deliveries:
+        async for delivery in deliveries:
+            assert_type(delivery, Delivery[LinkEvent[UUID, int]])
+            event = delivery.event
+            assert_type(event.type, EventType)
+            assert_type(event.user_id, UUID)
+            assert_type(event.other_user_id, UUID | None)
+            assert_type(event.link_id, int)
+            await delivery.acknowledge()
 
 
 def secrets(tokens: TokenSet) -> tuple[str, str | None]:
