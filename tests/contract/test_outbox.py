@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from datetime import timedelta
 from functools import partial
@@ -179,6 +180,22 @@ async def test_an_event_shows_no_user(engine: AsyncEngine) -> None:
     shown = [repr(delivery) async for delivery in case.linker.events(engine)]
     assert 2 == len(shown)
     assert [] == [text for text in shown if "7777777" in text or "8888888" in text]
+
+
+@HOWS
+async def test_a_log_of_parameters_shows_no_other_user(
+    engine: AsyncEngine, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A25, A28: with SQLAlchemy's echo on, telling a conflict or a transfer shows no owner's id in the log."""
+    case = await told(engine)
+    await case.link(7_777_777)
+    with caplog.at_level(logging.INFO, "sqlalchemy.engine"):
+        async with bound(engine, how) as bind:
+            conflict = await case.linker.link(bind, user_id=2, identity=identity())
+            assert isinstance(conflict, OwnershipConflict)
+            await case.transfer(str(conflict.transfer_token), 2, bind)
+    assert "accountlink_events" in caplog.text
+    assert "7777777" not in caplog.text
 
 
 # -- what is not told -------------------------------------------------------------------------------------------------
