@@ -193,14 +193,15 @@ class OutcomeUnknown(AccountLinkError):
 
 
 class DeliveryExpired(AccountLinkError):
-    """The event is not held for this consumer any more: it was, or will be, delivered again."""
+    """The event is not held for this consumer any more: unless it was acknowledged after all, it comes again."""
 
     code = "delivery_expired"
 
     def __init__(self) -> None:
         super().__init__(
-            "This event is not held for this consumer any more, and will be delivered again. Acknowledge it before "
-            "you ask for the next one; on SQLite, also before its lease ends: give a longer lease=."
+            "This event is not held for this consumer any more; unless it was acknowledged after all, it is delivered "
+            "again. Acknowledge it before you ask for the next one; on SQLite, also before its lease ends: give a "
+            "longer lease=."
         )
 
 

@@ -438,7 +438,7 @@ class AccountLinker(Generic[UserId, LinkId]):
 
         Raises:
             ConfigurationError: There is no outbox, or this is no engine of a database that is supported.
-            StoreBusy, StoreUnavailable, RetryTransaction: As for :meth:`link`, when the next event is asked for.
+            StoreBusy, StoreUnavailable: As for :meth:`link`, when the next event is asked for.
         """
         if self._store.outbox is None:
             raise ConfigurationError("events() needs AccountLinker(outbox=link_outbox(Base.metadata)).")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from datetime import timedelta
 from functools import partial
@@ -179,6 +180,22 @@ async def test_an_event_shows_no_user(engine: AsyncEngine) -> None:
     shown = [repr(delivery) async for delivery in case.linker.events(engine)]
     assert 2 == len(shown)
     assert [] == [text for text in shown if "7777777" in text or "8888888" in text]
+
+
+@HOWS
+async def test_a_log_of_parameters_shows_no_other_user(
+    engine: AsyncEngine, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A25, A28: with SQLAlchemy's echo on, telling a conflict or a transfer shows no owner's id in the log."""
+    case = await told(engine)
+    await case.link(7_777_777)
+    with caplog.at_level(logging.INFO, "sqlalchemy.engine"):
+        async with bound(engine, how) as bind:
+            conflict = await case.linker.link(bind, user_id=2, identity=identity())
+            assert isinstance(conflict, OwnershipConflict)
+            await case.transfer(str(conflict.transfer_token), 2, bind)
+    assert "accountlink_events" in caplog.text
+    assert "7777777" not in caplog.text
 
 
 # -- what is not told -------------------------------------------------------------------------------------------------
@@ -489,6 +506,29 @@ async def test_types_of_a_newer_version_are_left_to_it(engine: AsyncEngine) -> N
     assert ["brand_new"] == await types(engine)
 
 
+@POSTGRESQL
+async def test_a_role_that_may_only_insert_tells_what_it_does(engine: AsyncEngine, database: Database) -> None:
+    """Whoever links needs no more of the outbox than to write into it: no sequence, no reading."""
+    case = await told(engine)
+    await run_sql(
+        engine,
+        "DROP ROLE IF EXISTS writer",
+        "CREATE ROLE writer",
+        "GRANT ALL ON connections, connections_id_seq TO writer",
+        "GRANT INSERT ON accountlink_events TO writer",
+    )
+    args = {"asyncpg": {"server_settings": {"role": "writer"}}, "psycopg": {"options": "-c role=writer"}}
+    writer = Case(case.links, database.engine(connect_args=args[database.kind]))
+    link_id = await writer.link(1)
+    await writer.link(1)
+    await writer.transfer(await writer.claim(2), 2)
+    await writer.linker.unlink(writer.engine, user_id=2, link_id=link_id, reason="why")
+    await writer.engine.dispose()
+    expected = ["linked", "updated", "conflict", "transferred", "unlinked"]
+    assert expected == [event.type.value for event in await read(case)]
+    await run_sql(engine, "DROP OWNED BY writer", "DROP ROLE writer")
+
+
 @SQLITE
 async def test_an_event_never_gets_the_number_of_another(engine: AsyncEngine) -> None:
     """SQLite gives the ids of deleted rows again; not here, or whoever remembers what he has done would skip events."""
@@ -498,6 +538,14 @@ async def test_an_event_never_gets_the_number_of_another(engine: AsyncEngine) ->
         await case.link(1, f"sub-{n}")
         numbers += [event.id for event in await read(case)]
     assert [1, 2, 3] == numbers
+
+
+def test_the_index_is_named_by_the_metadatas_convention() -> None:
+    """Whoever has a convention for names has it here; without one the index is named as SQLAlchemy names them."""
+    plain = link_outbox(sa.MetaData())
+    conventional = link_outbox(sa.MetaData(naming_convention={"ix": "index_of_%(table_name)s"}))
+    assert ["ix_accountlink_events_table_name"] == [index.name for index in plain.indexes]
+    assert ["index_of_accountlink_events"] == [index.name for index in conventional.indexes]
 
 
 def test_the_words_are_stable() -> None:

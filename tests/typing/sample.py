@@ -1,5 +1,6 @@
 """What an application writes, as a strict type checker reads it. Nothing here runs; test_public_types.py checks it."""
 
+from contextlib import aclosing
 from datetime import datetime, timedelta
 from typing import assert_never, assert_type
 from uuid import UUID
@@ -15,6 +16,8 @@ from accountlink import (
     AlreadyGranted,
     AlreadyOwner,
     Change,
+    Delivery,
+    EventType,
     Grant,
     Granted,
     GrantMapping,
@@ -23,6 +26,7 @@ from accountlink import (
     Linked,
     LinkedAccount,
     LinkedAccountMixin,
+    LinkEvent,
     LinkPolicy,
     Ownership,
     OwnershipConflict,
@@ -35,6 +39,7 @@ from accountlink import (
     Transferred,
     Unlinked,
     grants_table,
+    link_outbox,
     transfer_ledger,
 )
 
@@ -175,6 +180,23 @@ async def share(bind: AsyncSession | AsyncEngine, user: UUID, other: UUID) -> st
             return grant.expires_at.isoformat()
         case _:
             assert_never(outcome)
+
+
+told = AccountLinker(Connection, outbox=link_outbox(Base.metadata))
+assert_type(told, AccountLinker[UUID, int])
+
+
+async def worker(engine: AsyncEngine) -> None:
+    """Events know the ids' types, and a loop can be closed."""
+    async with aclosing(told.events(engine, poll=timedelta(seconds=5))) as deliveries:
+        async for delivery in deliveries:
+            assert_type(delivery, Delivery[LinkEvent[UUID, int]])
+            event = delivery.event
+            assert_type(event.type, EventType)
+            assert_type(event.user_id, UUID)
+            assert_type(event.other_user_id, UUID | None)
+            assert_type(event.link_id, int)
+            await delivery.acknowledge()
 
 
 def secrets(tokens: TokenSet) -> tuple[str, str | None]:

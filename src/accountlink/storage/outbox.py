@@ -60,7 +60,7 @@ def link_outbox(metadata: sa.MetaData, *, name: str = OUTBOX_NAME, schema: str |
         sa.Column("call_id", sa.Uuid),
         sa.Column("claimed_by", sa.Uuid),
         sa.Column("claimed_until", sa.DateTime(timezone=True)),
-        sa.Index(f"ix_{name}_table_name", "table_name", "id"),
+        sa.Index(None, "table_name", "id"),  # by the naming convention of the metadata
         schema=schema,
         sqlite_autoincrement=True,  # or SQLite would give an event the id of one that was acknowledged
     )
