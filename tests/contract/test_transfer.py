@@ -346,6 +346,17 @@ async def test_a_row_that_takes_a_deleted_rows_id_is_another(engine: AsyncEngine
     assert (engine.dialect.name == "sqlite") is (len(ids) == 1)
 
 
+@pytest.mark.parametrize("links", ["mixin-exclusive", "core-table-ledger", "exclusive-ledger"], indirect=True)
+async def test_an_id_that_the_application_gives_again_is_another(case: Case) -> None:
+    """A32: under Removal.DELETE the owner's new row under the id of the old one, on every database, ends the token."""
+    link_id = await case.link(1)
+    token = await case.claim(2)
+    await case.linker.unlink(case.engine, user_id=case.user(1), link_id=link_id)
+    assert link_id == await case.link(1, values={case.links.mapping.columns["id"]: link_id})
+    assert "token_superseded" == await case.ended(token, 2)
+    assert [(case.user(1),)] == await case.links.stored(case.engine, "user_id")
+
+
 @pytest.mark.parametrize("kind_of_version", [sa.SmallInteger(), sa.Integer(), sa.BigInteger()], ids=["2", "4", "8"])
 async def test_a_version_begins_within_its_column(engine: AsyncEngine, kind_of_version: Any) -> None:
     """A32: under Removal.DELETE a new row's version begins anywhere that leaves room to count in its column."""
