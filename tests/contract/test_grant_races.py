@@ -128,6 +128,19 @@ async def test_a_redemption_racing_a_revocation(database: Database, name: str) -
         assert "grant_rejected" == await case.ended(case.redeem(issued.token))
 
 
+@ONE_TABLE_EACH
+async def test_a_grant_that_is_revoked_eight_times_at_once(database: Database, name: str) -> None:
+    """All eight are told that it is revoked, since the same moment; by its id and by its token; 20 rounds."""
+    case = await made(name, database)
+    for round_ in range(20):
+        issued = await case.issue()
+        if round_ % 2:
+            await case.redeem(issued.token)
+        named: list[dict[str, Any]] = [{"grant_id": issued.id}, {"token": issued.token}] * 4
+        outcomes = await asyncio.gather(*(case.revoke(**each) for each in named))
+        assert 1 == len({outcome.grant for outcome in outcomes})
+
+
 async def test_everything_at_once(database: Database) -> None:
     """Redemptions, revocations and expiries of many rows at once: no deadlock reaches anybody, no end is undone."""
     case = await made("own-pairs", database)

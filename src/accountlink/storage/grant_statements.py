@@ -232,11 +232,12 @@ class GrantStatements:
             .cte("held")
         )
         answers: list[sa.Select[Any]] = []
+        told: list[sa.Select[Any]] = []
         ready: list[Condition] = []
         if self._pairs:
             earlier = sa.update(self._t).where(*self._earlier(held.c.grantor_id, held.c.id))
             ended = earlier.values(self._ended()).returning(*self.row()).cte("ended")
-            answers.append(_select(_arm("ended"), *self.row(ended.c)))
+            told.append(_select(_arm("ended"), *self.row(ended.c)))
             # Counted, so that these have ended before a unique index on the pair is asked about the new one.
             ready = [_select(sa.func.count()).select_from(ended).scalar_subquery() >= _ZERO]
         taken = (
@@ -257,7 +258,7 @@ class GrantStatements:
         answers.append(_select(_arm("already"), *self.row()).where(*self._already()))
         nobody = ~sa.exists(_select(_ONE).select_from(held))
         answers.append(_select(_arm("again"), *self.row(seen.c)).where(nobody))
-        return sa.union_all(*answers)
+        return sa.union_all(*answers, *told)
 
     def found(self) -> sa.Select[Any]:
         """The rows of a token, and what they are to this user (SQLite)."""
