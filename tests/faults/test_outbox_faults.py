@@ -460,3 +460,32 @@ async def _consumer(case: Case, engine: AsyncEngine, done: list[int] | None) -> 
             if done is not None:
                 await delivery.acknowledge()
                 done.append(delivery.event.id)
+
+
+@POSTGRESQL
+async def test_a_consumer_cancelled_twice_gives_his_connection_back_whole(database: Database) -> None:
+    """F11: cancelled in hand, and again while he lets go: the transaction is rolled back, and the connection kept."""
+    case = await told(database.engine())
+    await filled(case)
+    engine = database.engine(pool_size=1, max_overflow=0)
+    thrown_away: list[object] = []
+    for name in ("invalidate", "close"):
+        sa.event.listen(engine.sync_engine, name, lambda *what: thrown_away.append(what))
+    in_hand = asyncio.Event()
+
+    async def consume() -> None:
+        async with aclosing(case.linker.events(engine)) as deliveries:
+            async for _ in deliveries:
+                in_hand.set()
+                await asyncio.sleep(30)
+
+    consumer = asyncio.create_task(consume())
+    await in_hand.wait()
+    consumer.cancel()
+    for _ in range(3):
+        await asyncio.sleep(0)
+        consumer.cancel()
+    await asyncio.wait({consumer})
+    assert consumer.cancelled()
+    assert (0, []) == (checked_out(engine), thrown_away)
+    assert 1 == await consume_one(case, engine)
