@@ -9,7 +9,7 @@
 
 from accountlink.core.credentials import TokenSet
 from accountlink.core.email import normalize_email
-from accountlink.core.events import EventType, LinkEvent
+from accountlink.core.events import EventType, GrantEvent, LinkEvent
 from accountlink.core.grants import AlreadyGranted, Grant, Granted, IssuedGrant, Revoked
 from accountlink.core.identity import ProviderIdentity
 from accountlink.core.outcomes import (
@@ -80,6 +80,7 @@ __all__ = [
     "EventType",
     "Finding",
     "Grant",
+    "GrantEvent",
     "GrantMapping",
     "GrantRejected",
     "Granted",

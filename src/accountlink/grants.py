@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets as randomness
 from base64 import urlsafe_b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from hashlib import sha256
@@ -16,11 +16,15 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from accountlink import attempts
 from accountlink.arguments import check_id, check_kind, mapping_of, moment_of
 from accountlink.core.decide import CAUSES, RUNS
+from accountlink.core.events import GrantEvent
 from accountlink.core.facts import Failure, Trouble
 from accountlink.core.grants import AlreadyGranted, Grant, Granted, IssuedGrant, Revoked, after_violation, issued_with
 from accountlink.core.secrecy import Concealed, ConcealedText, Parameters
 from accountlink.errors import AccountNotFound, ConfigurationError, GrantRejected, OutcomeUnknown, StoreBusy
-from accountlink.linker import LOCK_TIMEOUT, AccountLinker
+from accountlink.linker import LEASE, LOCK_TIMEOUT, AccountLinker
+from accountlink.outbox import Delivery, deliver
+from accountlink.storage.deliveries import holder
+from accountlink.storage.grant_events import grant_events
 from accountlink.storage.grant_statements import plain_type
 from accountlink.storage.grant_store import GrantStore
 from accountlink.storage.grants import GrantMapping
@@ -28,8 +32,17 @@ from accountlink.storage.idtype import IdType
 from accountlink.storage.live_links import LiveLinks
 from accountlink.storage.mapping import AccountMapping
 from accountlink.storage.mixin import LinkedAccountMixin
+from accountlink.storage.outbox import checked_outbox
 from accountlink.storage.sessions import hand_over_held, refresh_held
-from accountlink.storage.transactions import AutocommitConnection, Bind, FreshTransactions, Place, Work, place_of
+from accountlink.storage.transactions import (
+    AutocommitConnection,
+    Bind,
+    FreshTransactions,
+    Place,
+    Work,
+    place_of,
+    place_on,
+)
 
 TOKEN_BYTES: Final = 32
 """Of randomness in a token: 256 bits."""
@@ -58,6 +71,9 @@ class ShareGrants:
             own with one row per token.
         accounts: The :class:`AccountLinker` (or the mapping or model) of the linked accounts that grants are about,
             where the table has a ``link_id``: a grant ends when its account is unlinked or transferred.
+        outbox: The table that ``link_outbox(Base.metadata)`` makes, a linker's or one of its own: it gets an event when
+            a grant is issued, redeemed or revoked, in the same transaction. :meth:`events` reads it. Without it nobody
+            is told.
         clock: Returns the present moment, aware. Without it PostgreSQL's own clock decides when a grant ends, which is
             the same for all servers of the application; on SQLite it is this machine's.
         one_active_per_pair: Whether a grant that is redeemed ends the earlier one of the same grantor and grantee. On
@@ -66,7 +82,7 @@ class ShareGrants:
         lock_timeout: As for :class:`AccountLinker`.
 
     Raises:
-        ConfigurationError: A table that cannot serve, or a ``link_id`` without ``accounts``.
+        ConfigurationError: A table that cannot serve, a ``link_id`` without ``accounts``, or a table that is no outbox.
     """
 
     def __init__(
@@ -74,12 +90,14 @@ class ShareGrants:
         grants: sa.Table | GrantMapping,
         *,
         accounts: Accounts | None = None,
+        outbox: sa.Table | None = None,
         clock: Callable[[], datetime] | None = None,
         one_active_per_pair: bool = False,
         lock_timeout: timedelta | None = LOCK_TIMEOUT,
     ) -> None:
         self.mapping: Final = _mapping_of(grants, one_active_per_pair=one_active_per_pair)
-        self._store: Final = GrantStore(self.mapping, _links_of(self.mapping, accounts), clock=clock is not None)
+        told = None if outbox is None else checked_outbox(outbox)
+        self._store: Final = GrantStore(self.mapping, _links_of(self.mapping, accounts), told, clock=clock is not None)
         self._types: Final = {role: IdType.of(column) for role, column in self.mapping.columns.items()}
         self._clock: Final = clock or _now
         self._lock_timeout: Final = None if lock_timeout is None else f"{max(1, round(lock_timeout / _MS))}ms"
@@ -275,6 +293,32 @@ class ShareGrants:
         parameters |= self._store.moments(place.dialect, moment_of(self._clock))
         return await attempts.read(place, partial(self._store.active, parameters=parameters, roles=roles))
 
+    def events(
+        self, engine: AsyncEngine, *, poll: timedelta | None = None, lease: timedelta = LEASE
+    ) -> AsyncGenerator[Delivery[GrantEvent], None]:
+        """Deliver what happened to the grants of this table, as :meth:`AccountLinker.events` does for links.
+
+        Args:
+            engine: An engine; each delivery is a transaction of its own.
+            poll: How long to wait when nothing is left, and to look again; ``None`` ends instead.
+            lease: How long an event is in a consumer's hands on SQLite at the most.
+
+        Yields:
+            Deliveries, oldest first; one that is not acknowledged before the next is asked for comes again.
+
+        Raises:
+            ConfigurationError: There is no outbox, or this is no engine of a database that is supported.
+            StoreBusy, StoreUnavailable, RetryTransaction: As for :meth:`issue`, when the next event is asked for.
+        """
+        if self._store.outbox is None:
+            raise ConfigurationError("events() needs ShareGrants(outbox=link_outbox(Base.metadata)).")
+        check_kind("engine", engine, AsyncEngine)
+        check_kind("poll", poll, timedelta, type(None))
+        check_kind("lease", lease, timedelta)
+        place, reading = place_on(engine), grant_events(self.mapping, self._store.outbox)
+        hold = holder(engine, place, reading, clock=partial(moment_of, self._clock), lease=lease)
+        return deliver(place, hold, poll=poll)
+
     # -- what a call must bring ---------------------------------------------------------------------------------------
 
     def _check(self, role: str, value: object, *, what: str | None = None, outside: Any = None) -> None:
@@ -316,7 +360,9 @@ class ShareGrants:
         return filled
 
     def _stamp(self, place: Place, parameters: Parameters, expires_in: timedelta | None = None) -> None:
-        parameters |= self._store.moments(place.dialect, moment_of(self._clock), expires_in)
+        now = moment_of(self._clock)
+        parameters |= self._store.moments(place.dialect, now, expires_in)
+        parameters |= self._store.occasion(place.dialect, now, issues=expires_in is not None)
         if self._lock_timeout is not None and place.owned and place.dialect == "postgresql":
             parameters["al_lock_timeout"] = self._lock_timeout
 

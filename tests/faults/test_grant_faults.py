@@ -13,12 +13,12 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from accountlink import AlreadyGranted, Granted, IssuedGrant, OutcomeUnknown, Revoked, StoreUnavailable
+from accountlink import AlreadyGranted, Granted, IssuedGrant, OutcomeUnknown, Revoked, StoreUnavailable, link_outbox
 from tests.faults.stepping import Moment, Stepped
 from tests.faults.test_cancellation import ASYNCPG_CONNECTS
 from tests.faults.test_lost_lines import ENOUGH, WARM, Line, result_of, through
 from tests.faults.watch import Watch, checked_out, soon, watched_engine, watching
-from tests.support.databases import Database
+from tests.support.databases import Database, create, rows, run_sql
 from tests.support.shares import SHARED, Sharing
 
 POSTGRESQL = pytest.mark.parametrize("kind", ["asyncpg", "psycopg"])
@@ -131,6 +131,31 @@ async def test_a_line_cut_anywhere_is_replaced(database: Database, line: Line, n
         where = (passed, outcome)
         assert scene.done == await scene.state(), where
         assert await scene.holds(outcome, again=cut), where
+        if not cut:
+            assert passed > 1, "nothing was cut"
+            break
+
+
+@POSTGRESQL
+@EACH_CALL
+async def test_a_line_cut_anywhere_leaves_one_event(database: Database, line: Line, name: str) -> None:
+    """F02, F03: whichever message is lost, and however often the call is tried, what it did is told once."""
+    made = await case_of(database, name)
+    outbox = link_outbox(made.shared.metadata)
+    await create(made.engine, made.shared.metadata)
+    case = Sharing(made.shared, made.engine, clock=None, options={"outbox": outbox})
+    engine = through(line, database)
+    for number in range(1, WARM + 1):
+        await (await Scene(case, name, number).prepared())(engine)
+    for passed in range(ENOUGH):
+        call = await Scene(case, name, 100 + passed).prepared()
+        await run_sql(case.engine, "DELETE FROM accountlink_events")
+        line.cut_after(passed)
+        outcome = await result_of(call, engine)
+        cut = line.is_cut
+        line.spare()
+        told = {"issue": "grant_issued", "revoke": "grant_revoked"}.get(name, "grant_redeemed")
+        assert [(told,)] == await rows(case.engine, "SELECT type FROM accountlink_events"), (passed, outcome)
         if not cut:
             assert passed > 1, "nothing was cut"
             break

@@ -1,4 +1,4 @@
-"""What happened to a link, as a value: read from the outbox, and handed to one consumer at a time."""
+"""What happened to a link or a grant, as a value: read from the outbox, and handed to one consumer at a time."""
 
 from __future__ import annotations
 
@@ -43,6 +43,8 @@ LINK_EVENTS: Final = (
     EventType.TRANSFERRED,
 )
 """What can happen to a link."""
+GRANT_EVENTS: Final = (EventType.GRANT_ISSUED, EventType.GRANT_REDEEMED, EventType.GRANT_REVOKED)
+"""What can happen to a sharing grant."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,4 +73,31 @@ class LinkEvent(Generic[UserId, LinkId]):
     other_user_id: UserId | None = field(default=None, repr=False)
     provider: str
     link_id: LinkId
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrantEvent:
+    """One thing that happened to one sharing grant, with no token and no hash of one.
+
+    Attributes:
+        id: The event's own number. One event keeps it however often it is delivered, and no other gets it.
+        occurred_at: When, aware, by the clock that decides when grants end.
+        type: What.
+        user_id: Who did it: the grantor who issued or revoked it, the grantee who redeemed it. A ``repr`` does not show
+            it.
+        other_user_id: The other user of the pair: of a redeemed grant the grantor, of a revoked one the grantee, and
+            ``None`` as long as nobody has redeemed it. A ``repr`` does not show it.
+        link_id: The linked account that it is about; ``None``: it is about none.
+        grant_id: The grant's id; of a token for several users the issued grant has one, and each of theirs has its own.
+        data: What the outbox has beside, as JSON has it: ``{"grant_id": ...}``, as text.
+    """
+
+    id: int
+    occurred_at: datetime
+    type: EventType
+    user_id: Any = field(repr=False)
+    other_user_id: Any = field(default=None, repr=False)
+    link_id: Any = None
+    grant_id: Any
     data: Mapping[str, Any] = field(default_factory=dict)

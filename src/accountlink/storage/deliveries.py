@@ -49,22 +49,15 @@ class Reading(Generic[Event]):
         outbox: The outbox.
         source: The table whose events are read.
         types: The types that are known here; a newer version's events are left to it.
-        user: The type of the column that user ids are from.
-        link: The type of the column that link ids are from.
-        read: Makes an event of a row.
+        row: What is read of an event's row, its number first.
+        read: Makes an event of that.
     """
 
     outbox: sa.Table
     source: sa.Table
     types: Sequence[EventType]
-    user: sa.types.TypeEngine[Any]
-    link: sa.types.TypeEngine[Any]
+    row: Sequence[sa.ColumnElement[Any]]
     read: Callable[[sa.Row[Any]], Event]
-
-    def _row(self) -> list[sa.ColumnElement[Any]]:
-        c = self.outbox.c
-        users = [sa.cast(c[name], self.user).label(name) for name in ("user_id", "other_user_id")]
-        return [c.id, c.occurred_at, c.type, *users, c.provider, sa.cast(c.link_id, self.link).label("link_id"), c.data]
 
     def _oldest(self, table: sa.FromClause, *chosen: sa.ColumnElement[Any]) -> sa.Select[Any]:
         c = table.c
@@ -76,7 +69,7 @@ class Reading(Generic[Event]):
     @cached_property
     def locked(self) -> sa.Select[Any]:
         """The oldest event that nobody holds, locked (PostgreSQL)."""
-        return self._oldest(self.outbox, *self._row()).with_for_update(skip_locked=True)
+        return self._oldest(self.outbox, *self.row).with_for_update(skip_locked=True)
 
     @cached_property
     def claimed(self) -> sa.sql.dml.ReturningUpdate[Any]:
@@ -87,7 +80,7 @@ class Reading(Generic[Event]):
             sa.or_(free.c.claimed_until.is_(None), free.c.claimed_until <= now)
         )
         claim = sa.update(self.outbox).where(c.id == oldest.scalar_subquery())
-        return claim.values(claimed_by=self._claim(), claimed_until=sa.bindparam("al_until")).returning(*self._row())
+        return claim.values(claimed_by=self._claim(), claimed_until=sa.bindparam("al_until")).returning(*self.row)
 
     @cached_property
     def delete_locked(self) -> sa.Delete:
@@ -114,14 +107,11 @@ class Reading(Generic[Event]):
 
 def link_events(mapping: AccountMapping[Any, Any], outbox: sa.Table) -> Reading[LinkEvent[Any, Any]]:
     """How the events of a table of links are read."""
-    return Reading(
-        outbox=outbox,
-        source=mapping.table,
-        types=LINK_EVENTS,
-        user=mapping.columns["user_id"].type,
-        link=mapping.columns["id"].type,
-        read=_link_event,
-    )
+    c, user = outbox.c, mapping.columns["user_id"].type
+    users = [sa.cast(c[name], user).label(name) for name in ("user_id", "other_user_id")]
+    link_id = sa.cast(c.link_id, mapping.columns["id"].type).label("link_id")
+    row = (c.id, c.occurred_at, c.type, *users, c.provider, link_id, c.data)
+    return Reading(outbox=outbox, source=mapping.table, types=LINK_EVENTS, row=row, read=_link_event)
 
 
 def _link_event(row: sa.Row[Any]) -> LinkEvent[Any, Any]:

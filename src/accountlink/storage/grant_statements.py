@@ -20,6 +20,8 @@ from typing import Any, Final, cast
 
 import sqlalchemy as sa
 
+from accountlink.core.events import EventType
+from accountlink.storage.grant_events import GrantEvents
 from accountlink.storage.grants import GrantMapping
 from accountlink.storage.live_links import LiveLinks
 from accountlink.storage.statements import Columns, Condition, bounded
@@ -34,6 +36,8 @@ GRANT_ROW: Final = (
 """What is read back of a row, in this order; roles without a column are left out."""
 _COPIED: Final = ("grantor_id", "link_id", "link_version", "expires_at")
 """What the row of one use takes from the row of its token."""
+_ISSUED: Final = ("grantor_id", "token_hash", "token", "expires_at", "active", "created_at", "updated_at")
+"""What every issue fills, where there is such a column: no default of the application's is asked for."""
 
 
 def plain_type(kind: Any) -> sa.types.TypeEngine[Any]:
@@ -50,11 +54,20 @@ class GrantStatements:
     Args:
         mapping: The table of grants.
         links: The linked accounts, if grants are about any.
+        outbox: The outbox, if there is one.
         database_clock: Whether the database's clock decides; else the parameters bring the present moment.
         pairs: Whether a pair has one active grant at most.
     """
 
-    def __init__(self, mapping: GrantMapping, links: LiveLinks | None, *, database_clock: bool, pairs: bool) -> None:
+    def __init__(
+        self,
+        mapping: GrantMapping,
+        links: LiveLinks | None,
+        outbox: sa.Table | None = None,
+        *,
+        database_clock: bool,
+        pairs: bool,
+    ) -> None:
         self._mapping = mapping
         self._links = links
         self._database_clock = database_clock
@@ -65,6 +78,12 @@ class GrantStatements:
         self.row_roles: Final = tuple(role for role in GRANT_ROW if role in mapping.columns)
         onupdate = [c for c in mapping.table.columns if c.onupdate is not None and c.onupdate.is_callable]
         self.onupdate: Final = [column for column in onupdate if column not in mapping.columns.values()]
+        filled = [mapping.columns[role] for role in _ISSUED if role in mapping.columns]
+        defaults = [c for c in mapping.table.columns if c.default is not None and c.default.is_callable]
+        self.defaults: Final = [column for column in defaults if column not in filled]
+        moment = _statement_began() if database_clock else None
+        self.events: Final = None if outbox is None else GrantEvents(outbox, mapping, moment=moment)
+        """Takes an event for each thing that happens to a grant."""
 
     # -- time ---------------------------------------------------------------------------------------------------------
 
@@ -73,7 +92,7 @@ class GrantStatements:
         column = self._c[role]
         if not self._database_clock:
             return _bind(f"{'ends' if later else 'now'}_{role}", column)
-        moment: sa.ColumnElement[Any] = sa.func.statement_timestamp(type_=sa.DateTime(timezone=True))
+        moment = _statement_began()
         if later:
             moment = moment + sa.bindparam("al_expires_in", type_=sa.Interval)
         kind = plain_type(column.type)
@@ -182,8 +201,21 @@ class GrantStatements:
 
     # -- issuing ------------------------------------------------------------------------------------------------------
 
-    def issue(self, *, linked: bool, limited: bool) -> sa.sql.dml.ReturningInsert[Any]:
-        """Make a row; about a link only if that is live and the grantor's own."""
+    def issue_and_tell(self, *, linked: bool, limited: bool) -> sa.Executable:
+        """Make a row in one statement with its event, where there is an outbox (PostgreSQL)."""
+        if self.events is None:
+            return self.issue(linked=linked, limited=limited)
+        issued = self.issue(linked=linked, limited=limited, within=True).cte("issued")
+        return _select(*self.row(issued.c)).add_cte(self.events.of_rows(issued, EventType.GRANT_ISSUED))
+
+    def issue(self, *, linked: bool, limited: bool, within: bool = False) -> sa.sql.dml.ReturningInsert[Any]:
+        """Make a row; about a link only if that is live and the grantor's own.
+
+        Args:
+            linked: Whether it is about a link.
+            limited: Whether the statement bounds its own waiting.
+            within: Whether it is a part of another statement, where SQLAlchemy would ask no Python-side default.
+        """
         c = self._c
         values: dict[str, Any] = {role: _bind(role, c[role]) for role in ("grantor_id", self._token)}
         values |= {"expires_at": self._now("expires_at", later=True), "active": sa.true()}
@@ -197,10 +229,14 @@ class GrantStatements:
             if "link_version" in c:
                 values |= {"link_version": sa.cast(shared.c.state, c["link_version"].type)}
             source = source.select_from(shared)
-        source = source.add_columns(*values.values())
+        filled = {c[role]: value for role, value in values.items()}
+        if within:
+            missing = [column for column in self.defaults if column not in filled]
+            filled |= {column: _bind(f"default_{column.key}", column) for column in missing}
+        source = source.add_columns(*filled.values())
         if limited:
             source = source.where(bounded())
-        made = sa.insert(self._t).from_select([c[role].key for role in values], source)
+        made = sa.insert(self._t).from_select([column.key for column in filled], source)
         return made.returning(*self.row())
 
     def issued(self) -> sa.Select[Any]:
@@ -220,8 +256,8 @@ class GrantStatements:
         level = sa.func.current_setting(sa.literal_column("'transaction_isolation'", sa.Text))
         return _select(level, sa.func.pg_advisory_xact_lock(key)).where(*([bounded()] if limited else []))
 
-    def redeem(self, *, limited: bool) -> sa.CompoundSelect[Any]:
-        """Redeem in one statement (PostgreSQL)."""
+    def redeem(self, *, limited: bool) -> sa.Executable:
+        """Redeem in one statement, with its event, where there is an outbox (PostgreSQL)."""
         bound = [bounded()] if limited else []
         seen = _select(*self.row()).where(*bound, *self._open()).limit(_ONE).cte("seen")
         held = (
@@ -258,7 +294,15 @@ class GrantStatements:
         answers.append(_select(_arm("already"), *self.row()).where(*self._already()))
         nobody = ~sa.exists(_select(_ONE).select_from(held))
         answers.append(_select(_arm("again"), *self.row(seen.c)).where(nobody))
-        return sa.union_all(*answers, *told)
+        return self._told(sa.union_all(*answers, *told), EventType.GRANT_REDEEMED, ["granted"])
+
+    def _told(self, answers: sa.CompoundSelect[Any], kind: EventType, arms: Iterable[str]) -> sa.Executable:
+        """The same answers, in one statement with an event for each that is of these arms, where there is an outbox."""
+        if self.events is None:
+            return answers
+        answer = answers.cte("answer")
+        event = self.events.of_rows(answer, kind, answer.c.arm.in_([_word(arm) for arm in arms]))
+        return _select(*answer.c).add_cte(event)
 
     def found(self) -> sa.Select[Any]:
         """The rows of a token, and what they are to this user (SQLite)."""
@@ -290,8 +334,8 @@ class GrantStatements:
         c = self._c
         return [c[role] == _bind(role, c[role]), c["grantor_id"] == _bind("grantor_id", c["grantor_id"])]
 
-    def revoke(self, role: str, *, limited: bool) -> sa.CompoundSelect[Any]:
-        """End a grant, or read one that has ended already, in one statement (PostgreSQL)."""
+    def revoke(self, role: str, *, limited: bool) -> sa.Executable:
+        """End a grant, or read one that has ended already, in one statement, with its events (PostgreSQL)."""
         bound = [bounded()] if limited else []
         active = self._c["active"].is_(sa.true()).label("active")
         held = _select(*self.row(), active).where(*bound, *self._named(role)).with_for_update().cte("held")
@@ -301,7 +345,8 @@ class GrantStatements:
         ended = ending.returning(*self.row(), named.label("named")).cte("ended")
         arm = sa.case((ended.c.named, _word("revoked")), else_=_word("ended")).label("arm")
         was = _select(_arm("was"), *self.row(held.c)).where(sa.not_(held.c.active))
-        return sa.union_all(_select(arm, *self.row(ended.c)), was)
+        either = sa.union_all(_select(arm, *self.row(ended.c)), was)
+        return self._told(either, EventType.GRANT_REVOKED, ["revoked", "ended"])
 
     def named(self, role: str) -> sa.Select[Any]:
         """The grantor's own grant, and whether it is active (SQLite)."""
@@ -327,6 +372,10 @@ class GrantStatements:
         narrowed: Iterable[Condition] = (self._c[role] == _bind(role, self._c[role]) for role in roles)
         order = [self._c[role] for role in ("created_at", "id") if role in self._c]
         return _select(*self.row()).where(*narrowed, *self._counts()).order_by(*order)
+
+
+def _statement_began() -> sa.ColumnElement[Any]:
+    return sa.func.statement_timestamp(type_=sa.DateTime(timezone=True))
 
 
 def _bind(name: str, column: Any) -> sa.BindParameter[Any]:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from uuid import uuid4
 
 import sqlalchemy as sa
 
+from accountlink.core.events import EventType
 from accountlink.core.facts import Failure, Obstacle
 from accountlink.core.grants import AlreadyGranted, Grant, Granted
 from accountlink.core.secrecy import Parameters
 from accountlink.errors import ConfigurationError
 from accountlink.storage.blocking import blocking_rule
 from accountlink.storage.catalogue import keeps_snapshot, unique_index
+from accountlink.storage.grant_events import told
 from accountlink.storage.grant_statements import GrantStatements
 from accountlink.storage.grants import GrantMapping
 from accountlink.storage.live_links import LiveLinks
@@ -58,20 +60,26 @@ class GrantStore:
     Args:
         mapping: The table.
         links: The linked accounts that grants are about, if any.
+        outbox: The outbox, if there is one.
         clock: Whether calls bring the present moment; else it is PostgreSQL's own.
     """
 
-    def __init__(self, mapping: GrantMapping, links: LiveLinks | None, *, clock: bool) -> None:
+    def __init__(
+        self, mapping: GrantMapping, links: LiveLinks | None, outbox: sa.Table | None = None, *, clock: bool
+    ) -> None:
         self.mapping: Final = mapping
+        self.outbox: Final = outbox
         self._clock: Final = clock
         self._statements: Final = {
-            own: GrantStatements(mapping, links, database_clock=own, pairs=mapping.one_active_per_pair)
+            own: GrantStatements(mapping, links, outbox, database_clock=own, pairs=mapping.one_active_per_pair)
             for own in (True, False)
         }
         self._built: dict[Hashable, Any] = {}
         self._roles: Final = self._statements[False].row_roles
         onupdate = self._statements[False].onupdate
         self._onupdate: Final = {f"al_onupdate_{c.key}": caller(mapping, c, c.onupdate) for c in onupdate}
+        defaults = self._statements[False].defaults
+        self._defaults: Final = {f"al_default_{c.key}": caller(mapping, c, c.default) for c in defaults}
         self._moments: Final = {role: moment_writer(c.type) for role, c in mapping.columns.items() if role in _MOMENTS}
 
     # -- parameters ---------------------------------------------------------------------------------------------------
@@ -86,6 +94,22 @@ class GrantStore:
         filled.update((f"al_now_{role}", write(now)) for role, write in self._moments.items())
         if expires_in is not None:
             filled["al_ends_expires_at"] = self._moments["expires_at"](now + expires_in)
+        return filled
+
+    def occasion(self, dialect: str, now: datetime, *, issues: bool) -> Parameters:
+        """What the event of a call needs beside the row, where there is an outbox.
+
+        Args:
+            dialect: The database's name.
+            now: The present moment, aware.
+            issues: Whether the call makes a row. As a part of a statement that takes the defaults of the application's
+                own columns from here.
+        """
+        if self.outbox is None:
+            return Parameters()
+        filled = Parameters(al_event_at=now.astimezone(UTC), al_call_id=uuid4())
+        if issues and dialect == "postgresql":
+            filled.update((name, call()) for name, call in self._defaults.items())
         return filled
 
     def _by_database(self, dialect: str) -> bool:
@@ -104,6 +128,17 @@ class GrantStore:
             self._built[key] = build(*arguments, **options)
         return connection.execute(self._built[key], parameters)
 
+    def _tell(
+        self, connection: sa.Connection, kind: EventType, grants: Sequence[Grant], parameters: Parameters
+    ) -> None:
+        """Write the events of a step by a statement of its own, where there is an outbox (SQLite)."""
+        events = self._statements[False].events
+        if events is None:
+            return
+        if kind not in self._built:
+            self._built[kind] = events.of_one(kind)
+        connection.execute(self._built[kind], [told(kind, grant, parameters) for grant in grants])
+
     def _grant(self, row: Sequence[Any], offset: int = 0) -> Grant:
         read: dict[str, Any] = dict(zip(self._roles, row[offset:], strict=False))
         moments: dict[str, Any] = {role: read_moment(value) for role, value in read.items() if role in _MOMENTS}
@@ -114,9 +149,15 @@ class GrantStore:
     def issue(self, connection: sa.Connection, parameters: Parameters) -> Grant | None:
         """Make a grant; ``None``: its grantor has no such live link."""
         linked, limited = "al_shared_link" in parameters, "al_lock_timeout" in parameters
-        row = self._run(connection, "issue", parameters, linked=linked, limited=limited).first()
-        # An outbox gets its event here on SQLite, and as another part of the same statement on PostgreSQL.
-        return None if row is None else self._grant(row)
+        in_steps = connection.dialect.name == "sqlite"
+        name = "issue" if in_steps else "issue_and_tell"
+        row = self._run(connection, name, parameters, linked=linked, limited=limited).first()
+        if row is None:
+            return None
+        grant = self._grant(row)
+        if in_steps:
+            self._tell(connection, EventType.GRANT_ISSUED, [grant], parameters)
+        return grant
 
     def issued(self, connection: sa.Connection, parameters: Parameters) -> Grant | None:
         """The grant of a token that an issue whose answer was lost may have made."""
@@ -141,7 +182,6 @@ class GrantStore:
                     "READ COMMITTED transaction, or pass the engine."
                 )
         rows = self._run(connection, "redeem", parameters, limited=limited).all()
-        # An outbox gets its events as another part of that statement, and at the end of the steps on SQLite.
         ended = [row[1] for row in rows if row[0] == "ended"]
         for row in rows:
             if row[0] == "granted":
@@ -167,7 +207,9 @@ class GrantStore:
         row = self._run(connection, "take", parameters).one()
         if self.mapping.is_own and row.max_uses > 1:
             row = self._run(connection, "use", parameters).one()
-        return Redeemed(outcome=Granted(grant=self._grant(row)), ended=ended)
+        grant = self._grant(row)
+        self._tell(connection, EventType.GRANT_REDEEMED, [grant], parameters)
+        return Redeemed(outcome=Granted(grant=grant), ended=ended)
 
     # -- revoking and expiring ----------------------------------------------------------------------------------------
 
@@ -177,7 +219,6 @@ class GrantStore:
             return self._revoke_in_steps(connection, parameters, role)
         limited = "al_lock_timeout" in parameters
         rows = self._run(connection, "revoke", parameters, role, limited=limited).all()
-        # An outbox gets its event as another part of that statement, and at the end of the steps on SQLite.
         others = [row[1] for row in rows if row[0] == "ended"]
         grants = [self._grant(row, 1) for row in rows if row[0] != "ended"]
         return Ended(grant=grants[0], others=others) if grants else None
@@ -188,6 +229,7 @@ class GrantStore:
             return None if named is None else Ended(grant=self._grant(named))
         ended = [self._grant(row) for row in self._run(connection, "end", Parameters(parameters, al_id=named.id))]
         grant = next(grant for grant in ended if grant.id == named.id)
+        self._tell(connection, EventType.GRANT_REVOKED, ended, parameters)
         return Ended(grant=grant, others=[other.id for other in ended if other.id != named.id])
 
     def expire(self, connection: sa.Connection, parameters: Parameters) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The outbox: one row per thing that happened to a link, written in the statement or the transaction that did it.
+"""The outbox: a row per thing that happened to a link or a grant, in the statement or the transaction that did it.
 
 An event commits with its change or vanishes with it. What changed nothing writes none: the rows that a part of a
 statement returns are its events, and a part that wrote nothing returns nothing.
@@ -28,8 +28,9 @@ _select: Final[Callable[..., sa.Select[Any]]] = cast("Any", sa.select)
 def link_outbox(metadata: sa.MetaData, *, name: str = OUTBOX_NAME, schema: str | None = None) -> sa.Table:
     """Make the outbox's table on your metadata, so that ``create_all`` and Alembic's autogenerate see it.
 
-    One outbox serves any number of linkers, each of which reads the events of its own table. It holds user ids and link
-    ids as text, no e-mail address and no token. What is read and acknowledged is deleted.
+    One outbox serves any number of linkers and of tables of grants, each of which reads the events of its own table. It
+    holds ids of users, links and grants as text, no e-mail address and no token. What is read and acknowledged is
+    deleted.
 
     Args:
         metadata: The metadata of your tables.
@@ -37,7 +38,7 @@ def link_outbox(metadata: sa.MetaData, *, name: str = OUTBOX_NAME, schema: str |
         schema: The table's schema; the metadata's own without it.
 
     Returns:
-        The table, for ``AccountLinker(outbox=...)``. Called again, the same table.
+        The table, for ``AccountLinker(outbox=...)`` and ``ShareGrants(outbox=...)``. Called again, the same table.
 
     Raises:
         ConfigurationError: The metadata has another table of that name.
@@ -74,8 +75,8 @@ def checked_outbox(table: object) -> sa.Table:
     """
     if not isinstance(table, sa.Table) or any(name not in table.columns for name in _COLUMNS):
         raise ConfigurationError(
-            "An outbox is the table that link_outbox(Base.metadata) makes. Pass that to AccountLinker(outbox=...), "
-            "and give it a name that no other table has."
+            "An outbox is the table that link_outbox(Base.metadata) makes. Pass that as outbox=..., and give it a name "
+            "that no other table has."
         )
     return table
 
@@ -85,12 +86,18 @@ class Outbox:
 
     What is not in the statement already comes in parameters: ``al_event_at``, the moment; ``al_call_id``, one for a
     call and its retries; and for :meth:`one` what its columns are called, after ``al_event_``.
+
+    Args:
+        table: The outbox.
+        source: The table whose rows' events it gets.
+        moment: The moment, where it does not come in a parameter.
     """
 
-    def __init__(self, table: sa.Table, source: sa.Table) -> None:
+    def __init__(self, table: sa.Table, source: sa.Table, *, moment: sa.ColumnElement[Any] | None = None) -> None:
         self.table: Final = table
         self._name = sa.literal(source.fullname, sa.Text)
-        self._moment = sa.bindparam("al_event_at", type_=table.c.occurred_at.type)
+        brought = sa.bindparam("al_event_at", type_=table.c.occurred_at.type)
+        self._moment: sa.ColumnElement[Any] = brought if moment is None else moment
         self._call = sa.bindparam("al_call_id", type_=table.c.call_id.type)
 
     def written(
@@ -140,7 +147,9 @@ class Outbox:
         kind: EventType,
         *,
         user: sa.types.TypeEngine[Any],
+        other: sa.types.TypeEngine[Any] | None = None,
         link: sa.types.TypeEngine[Any],
+        data: sa.ColumnElement[Any] | None = None,
         again: bool = False,
     ) -> sa.Insert:
         """Write one event by itself.
@@ -148,17 +157,19 @@ class Outbox:
         Args:
             kind: What happened.
             user: The type of the column that user ids are from.
+            other: The type of the column that the other user's id is from, if that is another one.
             link: The type of the column that the link id is from.
+            data: JSON; without it a parameter brings it.
             again: Whether an attempt whose answer was lost may have written the same event.
         """
         values = {
             "occurred_at": self._moment,
             "type": word(kind),
-            "user_id": _id("user_id", user),
-            "other_user_id": _id("other_user_id", user),
+            "user_id": event_id("user_id", user),
+            "other_user_id": event_id("other_user_id", user if other is None else other),
             "provider": sa.bindparam("al_event_provider", type_=sa.Text),
-            "link_id": _id("link_id", link),
-            "data": sa.bindparam("al_event_data", type_=self.table.c.data.type),
+            "link_id": event_id("link_id", link),
+            "data": sa.bindparam("al_event_data", type_=self.table.c.data.type) if data is None else data,
             "table_name": self._name,
             "call_id": self._call,
         }
@@ -181,5 +192,6 @@ def word(kind: EventType) -> sa.ColumnClause[str]:
     return sa.literal_column(f"'{kind.value}'", sa.Text)
 
 
-def _id(name: str, kind: sa.types.TypeEngine[Any]) -> sa.ColumnElement[str]:
+def event_id(name: str, kind: sa.types.TypeEngine[Any]) -> sa.ColumnElement[str]:
+    """An id that a parameter brings, as the outbox holds it: as text, whatever it is in its own column."""
     return sa.cast(sa.bindparam(f"al_event_{name}", type_=kind), sa.Text)
