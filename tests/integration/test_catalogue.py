@@ -29,7 +29,7 @@ from accountlink.core.schema import (
     Table,
 )
 from accountlink.storage.schema import read_catalogue
-from tests.support.databases import Database, rows, run_sql
+from tests.support.databases import Database, collation_without_case, rows, run_sql
 
 POSTGRESQL = pytest.mark.parametrize("kind", ["asyncpg", "psycopg"])
 SQLITE = pytest.mark.parametrize("kind", ["sqlite"])
@@ -55,16 +55,6 @@ async def read_index(engine: AsyncEngine, name: str, table: str = "t") -> Index:
 
 def part(column: str, *, exact: bool = True) -> IndexPart:
     return IndexPart(sql=column, column=column, exact=exact)
-
-
-async def create_nocase(engine: AsyncEngine) -> None:
-    """A collation that is not deterministic; a server built without ICU has to be told of one that it cannot make."""
-    if await rows(engine, "SELECT 1 FROM pg_collation WHERE collname = 'und-x-icu'"):
-        options = "provider = icu, locale = 'und-u-ks-level2', deterministic = false"
-        await run_sql(engine, f"CREATE COLLATION nocase ({options})")
-    else:
-        told = "UPDATE pg_collation SET collisdeterministic = false WHERE collname = 'nocase'"
-        await run_sql(engine, 'CREATE COLLATION nocase FROM "C"', told)
 
 
 async def major(engine: AsyncEngine) -> int:
@@ -193,7 +183,7 @@ async def test_columns(engine: AsyncEngine) -> None:
 @POSTGRESQL
 async def test_domains(engine: AsyncEngine) -> None:
     """A domain is what it stands on: its base type and length, its collation, what it requires and what fills it."""
-    await create_nocase(engine)
+    await collation_without_case(engine)
     await run_sql(
         engine,
         "CREATE DOMAIN short AS varchar(20) DEFAULT 'x'",
@@ -259,7 +249,7 @@ async def test_what_postgresql_18_brought(engine: AsyncEngine) -> None:
 @POSTGRESQL
 async def test_columns_and_parts_that_compare_differently(engine: AsyncEngine) -> None:
     """A non-deterministic collation is told where it compares: in the column, and in each part of an index."""
-    await create_nocase(engine)
+    await collation_without_case(engine)
     await run_sql(
         engine,
         "CREATE TABLE t (a text COLLATE nocase, b text)",

@@ -92,6 +92,16 @@ async def run_sql(engine: AsyncEngine, *statements: str) -> None:
             await connection.exec_driver_sql(statement)
 
 
+async def collation_without_case(engine: AsyncEngine) -> None:
+    """Make ``nocase``, which is not deterministic; a server built without ICU has to be told of one it cannot make."""
+    if await rows(engine, "SELECT 1 FROM pg_collation WHERE collname = 'und-x-icu'"):
+        options = "provider = icu, locale = 'und-u-ks-level2', deterministic = false"
+        await run_sql(engine, f"CREATE COLLATION nocase ({options})")
+    else:
+        told = "UPDATE pg_collation SET collisdeterministic = false WHERE collname = 'nocase'"
+        await run_sql(engine, 'CREATE COLLATION nocase FROM "C"', told)
+
+
 async def rows(engine: AsyncEngine, query: str, **parameters: object) -> list[tuple[Any, ...]]:
     """Read by raw SQL, past the library."""
     async with engine.connect() as connection:
