@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import pickle
 from dataclasses import asdict
@@ -270,6 +271,20 @@ async def test_all_refusals_are_one(case: Sharing, how: str) -> None:
 
 
 @EACH
+async def test_what_is_no_token_is_not_sent(case: Sharing) -> None:
+    """A40: five megabytes for a token cost a look-up of a short text, like any other refusal."""
+    sent: list[int] = []
+
+    def note(_c: object, _cursor: object, _statement: str, parameters: Any, *_: object) -> None:
+        values = parameters.values() if isinstance(parameters, dict) else parameters
+        sent.extend(len(value) for value in values if isinstance(value, str))
+
+    sa.event.listen(case.engine.sync_engine, "before_cursor_execute", note)
+    assert "grant_rejected" == await case.ended(case.redeem("a" * 5_000_000))
+    assert 0 < max(sent) < 100
+
+
+@EACH
 async def test_expiry_is_compared_at_use(case: Sharing) -> None:
     """A22: good one second before its end, refused at its end, access included, without any clean-up job."""
     assert case.clock is not None
@@ -475,7 +490,8 @@ async def test_expiring_waits_for_nobody(database: Database, engine: AsyncEngine
     case.clock.move(hours=2)
     async with engine.begin() as connection:
         await connection.execute(sa.text("SELECT 1 FROM accountlink_grants WHERE id = :id FOR UPDATE"), {"id": held.id})
-        assert 1 == await case.shares.expire(engine)
+        async with asyncio.timeout(10):
+            assert 1 == await case.shares.expire(engine)
     assert {held.id: True, free.id: False} == await case.flags()
     assert 1 == await case.shares.expire(engine)
 
@@ -639,6 +655,17 @@ async def test_a_grant_ends_with_its_link_and_does_not_come_back(engine: AsyncEn
     assert "revoked" == await case.ended(case.revoke(grant_id=held.id))
 
 
+async def test_a_link_that_the_application_gives_away_is_not_the_grantors(engine: AsyncEngine) -> None:
+    """A31: a row whose user the application's own SQL has changed takes no grant of its former owner along."""
+    case = await linked(engine)
+    link_id = await case.link()
+    held, waiting = await case.issue(link_id=link_id), await case.issue(link_id=link_id)
+    await case.redeem(held.token)
+    await run_sql(engine, "UPDATE connections SET user_id = 9")
+    assert [] == await case.active(grantor_id=1)
+    assert "grant_rejected" == await case.ended(case.redeem(waiting.token))
+
+
 def ledgered() -> Shared:
     tables = make_tables(EXCLUSIVE_SOFT)
     ledger = transfer_ledger(tables.metadata)
@@ -781,13 +808,19 @@ async def test_waiting_is_bounded(engine: AsyncEngine, name: str) -> None:
         await connection.execute(sa.text(f"SELECT 1 FROM {table} FOR UPDATE"))
         for call in (case.redeem(issued.token), case.revoke(token=issued.token)):
             with pytest.raises(StoreBusy) as caught:
-                await call
+                await asyncio.wait_for(call, 10)
             assert "55P03" == caught.value.sqlstate
+    if name == "own":
+        link_id = await case.link()
+        async with engine.begin() as connection:
+            await connection.execute(sa.text("SELECT 1 FROM connections FOR UPDATE"))
+            with pytest.raises(StoreBusy):
+                await asyncio.wait_for(case.issue(link_id=link_id), 10)
     if name == "patients-pairs":
         async with engine.begin() as connection:
             await case.redeem((await case.issue(3)).token, 2, connection)
             with pytest.raises(StoreBusy):
-                await case.redeem(issued.token)
+                await asyncio.wait_for(case.redeem(issued.token), 10)
     assert "granted" == await case.ended(case.redeem(issued.token))
 
 
@@ -832,12 +865,15 @@ async def test_no_error_shows_a_token(engine: AsyncEngine, name: str, how: str) 
 
 async def test_the_applications_columns_get_their_values(engine: AsyncEngine) -> None:
     """Python-side defaults and onupdate functions of columns that are not ours run, also inside one statement."""
-    case = await Sharing.made(SHARED["counted"](), engine)
+    case = await Sharing.made(SHARED["counted"](), engine, options={"one_active_per_pair": True})
+    found = "SELECT uses, touched FROM shares ORDER BY number"
     issued = await case.issue()
-    found = "SELECT uses, touched FROM shares"
     assert [("the application's", 0)] == await rows(engine, found)
     await case.redeem(issued.token)
     assert [("the application's", 7)] == await rows(engine, found)
+    await run_sql(engine, "UPDATE shares SET touched = 0")
+    await case.redeem((await case.issue()).token)
+    assert [("the application's", 7)] * 2 == await rows(engine, found), "the earlier one has ended"
 
 
 async def test_a_flag_that_is_null_is_not_active(engine: AsyncEngine) -> None:

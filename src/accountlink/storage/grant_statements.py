@@ -155,7 +155,7 @@ class GrantStatements:
         return [(self._c if source is None else source)[role].label(role) for role in self.row_roles]
 
     def _with_onupdate(self, values: dict[Any, Any]) -> dict[Any, Any]:
-        """With what the application's columns get at an update: within another statement SQLAlchemy would set NULL."""
+        """With what the application's columns get at an update, also where one statement has two of them."""
         return values | {c: sa.bindparam(f"al_onupdate_{c.key}", type_=c.type) for c in self.onupdate}
 
     def _stamps(self, *roles: str) -> dict[Any, Any]:
