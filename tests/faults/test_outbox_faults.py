@@ -421,6 +421,22 @@ async def test_a_loop_outlives_a_connection_that_went_stale(database: Database, 
 
 
 @POSTGRESQL
+async def test_a_migration_of_the_outbox_does_not_end_the_loop(database: Database, case: Case) -> None:
+    """A table that is altered under prepared statements is read by new ones, and each connection is given back."""
+    await filled(case, 12)
+    engine = database.engine(pool_size=1, max_overflow=0, pool_timeout=1)
+    numbers = []
+    async with aclosing(case.linker.events(engine)) as deliveries:
+        async for delivery in deliveries:
+            numbers.append(delivery.event.id)
+            await delivery.acknowledge()
+            if delivery.event.id == 9:
+                await run_sql(case.engine, "ALTER TABLE accountlink_events ALTER COLUMN provider TYPE varchar(99)")
+    assert list(range(1, 13)) == numbers
+    assert 0 == checked_out(engine)
+
+
+@POSTGRESQL
 async def test_a_server_that_is_gone_ends_the_loop(database: Database, case: Case, line: Line) -> None:
     """F02: no server: asking for the next event is unavailable, in words that tell no parameter, and leaves nothing."""
     engine = through(line, database)
