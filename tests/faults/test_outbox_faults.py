@@ -357,9 +357,7 @@ async def test_a_connection_that_ends_in_hand_gives_the_event_to_another(databas
     engine = database.engine()
     events = case.linker.events(engine)
     mine = await anext(events)
-    own = "pid <> pg_backend_pid() AND state = 'idle in transaction' AND datname = current_database()"
-    await rows(case.engine, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {own}")
-    await settled(case)
+    await terminated(case)
     theirs = case.linker.events(case.engine)
     other = await anext(theirs)
     assert mine.event == other.event
@@ -372,6 +370,39 @@ async def test_a_connection_that_ends_in_hand_gives_the_event_to_another(databas
     await other.acknowledge()
     await theirs.aclose()
     assert [] == await ids(case)
+
+
+async def terminated(case: Case) -> None:
+    """Let the server end whatever transaction holds an event."""
+    holding = "pid <> pg_backend_pid() AND state = 'idle in transaction' AND datname = current_database()"
+    await rows(case.engine, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {holding}")
+    await settled(case)
+
+
+@POSTGRESQL
+@pytest.mark.parametrize("end", ["server", "line", "unanswered"])
+@pytest.mark.parametrize("leave", ["close", "go on"])
+async def test_whoever_lets_go_over_a_dead_line_hears_nothing_of_it(
+    database: Database, case: Case, line: Line, end: str, leave: str
+) -> None:
+    """F12: the connection that held an event is dead when it is let go: it is free anyway, and the pool is whole."""
+    await filled(case, 2)
+    engine = through(line, database)
+    events = case.linker.events(engine)
+    await anext(events)
+    if end == "server":
+        await terminated(case)
+    elif end == "line":
+        line.sever()
+    else:
+        line.cut_when(executes("ROLLBACK"), lose=Lose.REPLY)
+    await asyncio.sleep(0.05)
+    if leave == "go on":
+        assert 2 == (await anext(events)).event.id
+    await events.aclose()
+    assert 0 == checked_out(engine)
+    await settled(case)
+    assert [1, 2] == [await consume_one(case, engine) for _ in range(2)]
 
 
 @POSTGRESQL
@@ -387,6 +418,22 @@ async def test_a_loop_outlives_a_connection_that_went_stale(database: Database, 
             line.sever()
             await asyncio.sleep(0.05)
     assert [1, 2] == numbers
+
+
+@POSTGRESQL
+async def test_a_migration_of_the_outbox_does_not_end_the_loop(database: Database, case: Case) -> None:
+    """A table that is altered under prepared statements is read by new ones, and each connection is given back."""
+    await filled(case, 12)
+    engine = database.engine(pool_size=1, max_overflow=0, pool_timeout=1)
+    numbers = []
+    async with aclosing(case.linker.events(engine)) as deliveries:
+        async for delivery in deliveries:
+            numbers.append(delivery.event.id)
+            await delivery.acknowledge()
+            if delivery.event.id == 9:
+                await run_sql(case.engine, "ALTER TABLE accountlink_events ALTER COLUMN provider TYPE varchar(99)")
+    assert list(range(1, 13)) == numbers
+    assert 0 == checked_out(engine)
 
 
 @POSTGRESQL

@@ -209,12 +209,8 @@ class Lock(Hold[Event]):
 async def _hand_back(connection: AsyncConnection) -> None:
     if connection.sync_connection is None:
         return  # it has not begun
-    try:
+    with suppress(*violations.FAILURES):  # the line is dead, and the lock with it
         await connection.close()
-    except violations.FAILURES:
-        with suppress(*violations.FAILURES):
-            await connection.invalidate()
-            await connection.close()
 
 
 @dataclass(kw_only=True, eq=False)
