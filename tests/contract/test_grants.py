@@ -866,14 +866,14 @@ async def test_no_error_shows_a_token(engine: AsyncEngine, name: str, how: str) 
 async def test_the_applications_columns_get_their_values(engine: AsyncEngine) -> None:
     """Python-side defaults and onupdate functions of columns that are not ours run, also inside one statement."""
     case = await Sharing.made(SHARED["counted"](), engine, options={"one_active_per_pair": True})
-    found = "SELECT uses, touched FROM shares ORDER BY number"
+    found = "SELECT uses, touched, fixed FROM shares ORDER BY number"
     issued = await case.issue()
-    assert [("the application's", 0)] == await rows(engine, found)
+    assert [("the application's", 0, 1)] == await rows(engine, found)
     await case.redeem(issued.token)
-    assert [("the application's", 7)] == await rows(engine, found)
-    await run_sql(engine, "UPDATE shares SET touched = 0")
+    assert [("the application's", 7, 2)] == await rows(engine, found)
+    await run_sql(engine, "UPDATE shares SET touched = 0, fixed = 0")
     await case.redeem((await case.issue()).token)
-    assert [("the application's", 7)] * 2 == await rows(engine, found), "the earlier one has ended"
+    assert [("the application's", 7, 2)] * 2 == await rows(engine, found), "the earlier one has ended"
 
 
 async def test_a_flag_that_is_null_is_not_active(engine: AsyncEngine) -> None:

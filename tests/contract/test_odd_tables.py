@@ -121,6 +121,7 @@ def defaulted() -> Any:
         made: Mapped[str] = mapped_column(default=lambda: "made")
         touched: Mapped[str] = mapped_column(default="never", onupdate=lambda: "touched")
         twofold: Mapped[int] = mapped_column(default=lambda: 1, onupdate=lambda: 2)
+        fixed: Mapped[int] = mapped_column(default=7, onupdate=8)
         by_sql: Mapped[int] = mapped_column(default=sa.select(sa.literal(3)).scalar_subquery())
         by_server: Mapped[str] = mapped_column(server_default="server")
         computed: Mapped[int] = mapped_column(sa.Computed("user_id + 1", persisted=True))
@@ -129,25 +130,25 @@ def defaulted() -> Any:
 
 
 async def test_column_defaults_of_every_kind(engine: AsyncEngine) -> None:
-    """Python, SQL and server defaults fill a new row; onupdate functions fire on update, restore and unlink."""
+    """Python, SQL and server defaults fill a new row; functions and values of onupdate fire on each later write."""
     model = defaulted()
     await create(engine, model.metadata)
     linker: AccountLinker[Any, Any] = AccountLinker(AccountMapping(model, policy=EXCLUSIVE_SOFT), clock=Clock())
-    columns = "SELECT made, touched, twofold, by_sql, by_server, computed FROM links"
+    columns = "SELECT made, touched, twofold, fixed, by_sql, by_server, computed FROM links"
     one = await linked(linker, engine, user_id=1, identity=identity(email=None))
     two = await linked(linker, engine, user_id=1, identity=identity("sub-2", email=None))
     assert one.account.id != two.account.id
-    assert [("made", "never", 1, 3, "server", 2)] * 2 == await rows(engine, columns)
+    assert [("made", "never", 1, 7, 3, "server", 2)] * 2 == await rows(engine, columns)
     await linked(linker, engine, user_id=1, identity=identity(email=None))
     one_row = columns + " WHERE account_id = 'sub-1'"
-    assert [("made", "touched", 2, 3, "server", 2)] == await rows(engine, one_row)
-    await run_sql(engine, "UPDATE links SET touched = 'reset', twofold = 0")
+    assert [("made", "touched", 2, 8, 3, "server", 2)] == await rows(engine, one_row)
+    await run_sql(engine, "UPDATE links SET touched = 'reset', twofold = 0, fixed = 0")
     await linker.unlink(engine, user_id=1, link_id=one.account.id)
-    assert [("made", "touched", 2, 3, "server", 2)] == await rows(engine, one_row)
-    await run_sql(engine, "UPDATE links SET touched = 'reset', twofold = 0")
+    assert [("made", "touched", 2, 8, 3, "server", 2)] == await rows(engine, one_row)
+    await run_sql(engine, "UPDATE links SET touched = 'reset', twofold = 0, fixed = 0")
     restored = await linked(linker, engine, user_id=1, identity=identity(email=None))
     assert Change.RESTORED is restored.change
-    assert [("made", "touched", 2, 3, "server", 2)] == await rows(engine, one_row)
+    assert [("made", "touched", 2, 8, 3, "server", 2)] == await rows(engine, one_row)
 
 
 async def test_a_default_that_needs_a_context_is_refused(engine: AsyncEngine) -> None:

@@ -97,6 +97,7 @@ def counted() -> Shared:
         sa.Column("updated_at", sa.DateTime()),
         sa.Column("uses", sa.Text, nullable=False, default=lambda: "the application's"),
         sa.Column("touched", sa.Integer, nullable=False, server_default="0", onupdate=lambda: 7),
+        sa.Column("fixed", sa.Integer, nullable=False, default=1, onupdate=2),
     )
     c = table.c
     mapping = GrantMapping(table, id=c.number, grantor_id=c.giver, grantee_id=c.taker, expires_at=c.until, active=c.on)

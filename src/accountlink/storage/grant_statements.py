@@ -21,6 +21,7 @@ from typing import Any, Final, cast
 import sqlalchemy as sa
 
 from accountlink.core.events import EventType
+from accountlink.storage.defaults import fixed_updates
 from accountlink.storage.grant_events import GrantEvents
 from accountlink.storage.grants import GrantMapping
 from accountlink.storage.live_links import LiveLinks
@@ -78,6 +79,8 @@ class GrantStatements:
         self.row_roles: Final = tuple(role for role in GRANT_ROW if role in mapping.columns)
         onupdate = [c for c in mapping.table.columns if c.onupdate is not None and c.onupdate.is_callable]
         self.onupdate: Final = [column for column in onupdate if column not in mapping.columns.values()]
+        ours = mapping.columns.values()
+        self._fixed: Final = {c: value for c, value in fixed_updates(mapping.table).items() if c not in ours}
         filled = [mapping.columns[role] for role in _ISSUED if role in mapping.columns]
         defaults = [c for c in mapping.table.columns if c.default is not None and c.default.is_callable]
         self.defaults: Final = [column for column in defaults if column not in filled]
@@ -156,7 +159,8 @@ class GrantStatements:
 
     def _with_onupdate(self, values: dict[Any, Any]) -> dict[Any, Any]:
         """With what the application's columns get at an update, also where one statement has two of them."""
-        return values | {c: sa.bindparam(f"al_onupdate_{c.key}", type_=c.type) for c in self.onupdate}
+        fixed = {c: value for c, value in self._fixed.items() if c not in values}
+        return values | fixed | {c: sa.bindparam(f"al_onupdate_{c.key}", type_=c.type) for c in self.onupdate}
 
     def _stamps(self, *roles: str) -> dict[Any, Any]:
         return {self._c[role]: self._now(role) for role in roles if role in self._c}

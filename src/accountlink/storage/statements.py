@@ -21,6 +21,7 @@ from sqlalchemy.dialects import postgresql
 
 from accountlink.core.events import EventType
 from accountlink.core.policy import Key, Ownership, Removal
+from accountlink.storage.defaults import fixed_defaults, fixed_updates
 from accountlink.storage.ledger import Ledger
 from accountlink.storage.link_events import LinkEvents
 from accountlink.storage.mapping import CREDENTIAL_ROLES, AccountMapping
@@ -235,7 +236,7 @@ class Statements:
         for column in self.onupdate:
             if column not in values:
                 values[column] = _value("onupdate", column)
-        return values
+        return fixed_updates(self._t) | values
 
     def _inserted(self, shape: Shape) -> dict[sa.Column[Any], sa.ColumnElement[Any]]:
         c, writes = self._c, self._mapping.written
@@ -253,7 +254,7 @@ class Statements:
         for column in self.defaults:
             if column not in values:
                 values[column] = _value("default", column)
-        return values
+        return fixed_defaults(self._t) | values
 
     # -- whole statements ---------------------------------------------------------------------------------------------
 

@@ -1,0 +1,25 @@
+"""Fixed values that an application's columns get by themselves, written out.
+
+Inside a statement of several parts SQLAlchemy leaves out those of an inner update, and two parts that both have one for
+a column meet under one name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+
+def fixed_defaults(table: sa.Table) -> dict[sa.Column[Any], sa.ColumnElement[Any]]:
+    """What a new row gets in columns whose ``default`` is a value."""
+    return {column: literal for column in table.columns if (literal := _fixed(column, column.default)) is not None}
+
+
+def fixed_updates(table: sa.Table) -> dict[sa.Column[Any], sa.ColumnElement[Any]]:
+    """What an updated row gets in columns whose ``onupdate`` is a value."""
+    return {column: literal for column in table.columns if (literal := _fixed(column, column.onupdate)) is not None}
+
+
+def _fixed(column: sa.Column[Any], given: Any) -> sa.ColumnElement[Any] | None:  # of a class that is not public
+    return sa.literal(given.arg, column.type) if given is not None and given.is_scalar else None
