@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import QueryableAttribute
 
 from accountlink.errors import ConfigurationError
-from accountlink.storage.targets import mapper_of
+from accountlink.storage.targets import known_table, mapper_of
 
 GRANTS_NAME: Final = "accountlink_grants"
 _MARK: Final = "accountlink.grants"
@@ -51,13 +51,12 @@ def grants_table(
     Raises:
         ConfigurationError: The metadata has another table of that name, or an id is neither a column nor a type.
     """
-    for table in metadata.tables.values():
-        if (table.name, table.schema) == (name, schema or metadata.schema):
-            if not is_own(table):
-                raise ConfigurationError(
-                    f"The metadata has another table {name!r}. Pass grants_table(..., name=...) that no table has."
-                )
-            return table
+    if (known := known_table(metadata, name, schema)) is not None:
+        if not is_own(known):
+            raise ConfigurationError(
+                f"The metadata has another table {name!r}. Pass grants_table(..., name=...) that no table has."
+            )
+        return known
     table = sa.Table(
         name,
         metadata,

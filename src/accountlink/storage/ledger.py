@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from accountlink.errors import ConfigurationError
+from accountlink.storage.targets import known_table
 
 LEDGER_NAME: Final = "accountlink_transfer_ledger"
 _COLUMNS: Final = ("table_name", "link_id", "epoch", "changed_at")
@@ -36,9 +37,8 @@ def transfer_ledger(metadata: sa.MetaData, *, name: str = LEDGER_NAME, schema: s
     Raises:
         ConfigurationError: The metadata has another table of that name.
     """
-    for table in metadata.tables.values():
-        if (table.name, table.schema) == (name, schema or metadata.schema):
-            return checked_ledger(table)
+    if (known := known_table(metadata, name, schema)) is not None:
+        return checked_ledger(known)
     return sa.Table(
         name,
         metadata,

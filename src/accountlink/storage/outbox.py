@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from accountlink.core.events import EventType
 from accountlink.errors import ConfigurationError
+from accountlink.storage.targets import known_table
 
 OUTBOX_NAME: Final = "accountlink_events"
 _WRITTEN: Final = (
@@ -43,9 +44,8 @@ def link_outbox(metadata: sa.MetaData, *, name: str = OUTBOX_NAME, schema: str |
     Raises:
         ConfigurationError: The metadata has another table of that name.
     """
-    for table in metadata.tables.values():
-        if (table.name, table.schema) == (name, schema or metadata.schema):
-            return checked_outbox(table)
+    if (known := known_table(metadata, name, schema)) is not None:
+        return checked_outbox(known)
     return sa.Table(
         name,
         metadata,

@@ -70,6 +70,12 @@ def table_of(target: type[Any] | sa.Table, mapper: Mapper[Any] | None) -> sa.Tab
     return mapper.local_table
 
 
+def known_table(metadata: sa.MetaData, name: str, schema: str | None) -> sa.Table | None:
+    """Return the table of this name that the metadata has already; without a schema, in the metadata's own."""
+    wanted = (name, schema or metadata.schema)
+    return next((table for table in metadata.tables.values() if (table.name, table.schema) == wanted), None)
+
+
 def column_of(attribute: object, *, mapper: Mapper[Any] | None, table: sa.Table) -> sa.Column[Any]:
     """Return the column of this table that an attribute or a column names.
 
