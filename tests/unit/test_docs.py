@@ -3,97 +3,52 @@
 from __future__ import annotations
 
 import ast
-import builtins
 import inspect
 import re
 import sys
-import textwrap
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from types import FunctionType, ModuleType
-from typing import Any, Final
+from typing import Final
 from urllib.parse import unquote
 
 import pytest
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 import accountlink
 from accountlink import AccountLinker, AccountLinkError, InvalidIdentity, errors, normalize_email
 from accountlink.doctor.rules import RULES
+from tests.support.pages import (
+    DOCS,
+    EVERY_PAGE,
+    FENCE,
+    PAGES,
+    README,
+    ROOT,
+    SPAN,
+    Block,
+    blocks_in,
+    name_of,
+    prose_of,
+    text_of,
+)
 
-ROOT: Final = Path(__file__).parents[2]
-DOCS: Final = ROOT / "docs"
-ERROR_PAGES: Final = sorted((DOCS / "errors").glob("*.md"))
-PAGES: Final = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
-LINKING_PAGES: Final = [*PAGES, ROOT / "CONTRIBUTING.md"]
 SECTIONS: Final = [
     "Meaning", "Typical causes", "What to do", "What is guaranteed about the data", "Fields",
 ]  # fmt: skip
 
-_FENCE: Final = re.compile(r"(<!-- run -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK: Final = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)|^\[[^\]]+\]:\s*(\S+)", re.MULTILINE)
-_SPAN: Final = re.compile(r"`[^`]+`")
-_PRINTED: Final = re.compile(r"^\s*print\(.*\)  # (.+)$", re.MULTILINE)
 _ROW: Final = re.compile(r"^\| \[`(\w+)`\]\((\S+)\) \| `(\w+)` \|", re.MULTILINE)
 _ADDRESS_ROW: Final = re.compile(r"^\| `([^`]+)` \| (?:`([^`]+)`|refused) \|", re.MULTILINE)
 _ROOTS: Final = "bin|dev|etc|home|mnt|opt|private|root|srv|tmp|Users|usr|var|work"
 _ABSOLUTE: Final = re.compile(rf"(?<![\w.:/>])(?:/(?:{_ROOTS})\b|~/)|\bfile://|sqlite\S*:////|\b[A-Za-z]:\\")
 
-
-@dataclass(frozen=True, kw_only=True)
-class Block:
-    """A Python block of a page."""
-
-    page: Path
-    line: int
-    source: str
-    runs: bool
-
-    def tree(self) -> ast.Module:
-        """Parse the block at its own line numbers; ``await`` may stand outside of a function."""
-        flags = ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-        parsed = compile(self.source, str(self.page), "exec", flags=flags, dont_inherit=True)
-        assert isinstance(parsed, ast.Module)
-        return ast.increment_lineno(parsed, self.line - 1)
-
-    def __str__(self) -> str:
-        return f"{name_of(self.page)}:{self.line}"
-
-
-def name_of(page: Path) -> str:
-    return page.relative_to(ROOT).as_posix()
-
-
-@cache
-def text_of(page: Path) -> str:
-    return page.read_text(encoding="utf-8")
-
-
-def blocks_of(page: Path) -> list[Block]:
-    text = text_of(page)
-    return [
-        Block(
-            page=page,
-            line=text.count("\n", 0, found.start(3)) + 1,
-            source=textwrap.dedent(found[3]),
-            runs=found[1] is not None,
-        )
-        for found in _FENCE.finditer(text)
-        if found[2] == "python"
-    ]
-
-
-BLOCKS: Final = [block for page in PAGES for block in blocks_of(page)]
-RUNNING: Final = [page for page in PAGES if any(block.runs for block in blocks_of(page))]
+ERROR_PAGES: Final = sorted((DOCS / "errors").glob("*.md"))
 CLASSES: Final = {
     kind.code: kind
     for _, kind in inspect.getmembers(errors, inspect.isclass)
     if issubclass(kind, AccountLinkError) and kind is not AccountLinkError
 }
 """Each error by its code, the root aside."""
-each_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
-each_block = pytest.mark.parametrize("block", BLOCKS, ids=str)
+each_of_all = pytest.mark.parametrize("page", EVERY_PAGE, ids=name_of)
+each_block = pytest.mark.parametrize("block", blocks_in("python"), ids=str)
 each_code = pytest.mark.parametrize("code", sorted(CLASSES))
 
 
@@ -165,14 +120,14 @@ def test_a_page_of_a_rule_has_every_section(name: str) -> None:
 
 def anchors_of(page: Path) -> set[str]:
     """The anchors that GitHub gives a page's headings."""
-    headings = re.findall(r"^#+ (.+)$", _FENCE.sub("", text_of(page)), re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", prose_of(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", LINKING_PAGES, ids=name_of)
+@each_of_all
 def test_every_relative_link_resolves(page: Path) -> None:
     """A link to a file of the repository leads to one, and its anchor to a heading there."""
-    prose = _SPAN.sub("", _FENCE.sub("", text_of(page)))
+    prose = SPAN.sub("", prose_of(page))
     broken = []
     for target in (inline or reference for inline, reference in _LINK.findall(prose)):
         if re.match(r"[a-z]+:", target):
@@ -186,11 +141,11 @@ def test_every_relative_link_resolves(page: Path) -> None:
 
 def test_every_page_is_linked() -> None:
     """From the README a reader reaches each page of the documentation."""
-    reached = {ROOT / "README.md"}
+    reached = {README}
     pending = list(reached)
     while pending:
         page = pending.pop()
-        for inline, reference in _LINK.findall(_FENCE.sub("", text_of(page))):
+        for inline, reference in _LINK.findall(prose_of(page)):
             file = (page.parent / (inline or reference).partition("#")[0]).resolve()
             if file in PAGES and file not in reached:
                 reached.add(file)
@@ -204,15 +159,15 @@ def test_every_public_name_is_mentioned() -> None:
         piece
         for page in PAGES
         for piece in (
-            *(found[3] for found in _FENCE.finditer(text_of(page))),
-            *_SPAN.findall(_FENCE.sub("", text_of(page))),
+            *(found["source"] for found in FENCE.finditer(text_of(page))),
+            *SPAN.findall(prose_of(page)),
         )
     )
     mentioned = set(re.findall(r"\w+", code))
     assert [name for name in accountlink.__all__ if name not in mentioned] == []
 
 
-@pytest.mark.parametrize("page", LINKING_PAGES, ids=name_of)
+@each_of_all
 def test_no_page_names_an_absolute_path(page: Path) -> None:
     """A path of one machine means nothing on another."""
     assert [line for line in text_of(page).splitlines() if _ABSOLUTE.search(line)] == []
@@ -245,44 +200,10 @@ def test_prose_calls_methods_that_exist() -> None:
     called = {
         name
         for page in PAGES
-        for span in _SPAN.findall(_FENCE.sub("", text_of(page)))
+        for span in SPAN.findall(prose_of(page))
         for name in re.findall(r"\b(?:linker|AccountLinker)\.(\w+)", span)
     }
     assert [name for name in sorted(called) if not hasattr(AccountLinker, name)] == []
-
-
-@pytest.mark.parametrize("page", RUNNING, ids=name_of)
-async def test_marked_blocks_run(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The marked blocks of a page run one after another, against SQLite, and print what their comments say."""
-    monkeypatch.chdir(tmp_path)
-    module = ModuleType(f"docs_{page.stem.replace('-', '_')}")
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    try:
-        for block in blocks_of(page):
-            if block.runs:
-                await run(block, module)
-                assert _PRINTED.findall(block.source) == capsys.readouterr().out.splitlines(), block
-    finally:
-        for value in list(vars(module).values()):
-            if isinstance(value, AsyncEngine):
-                await value.dispose()
-
-
-async def run(block: Block, module: ModuleType) -> None:
-    code = compile(block.tree(), str(block.page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
-    vars(module).setdefault("__builtins__", builtins)  # Python 3.13 looks for them when it makes a class
-    result: Any = FunctionType(code, vars(module))()
-    if inspect.isawaitable(result):
-        await result
-
-
-def test_marked_blocks_are_found() -> None:
-    """The marks are where the test looks for them: each is followed by a Python block."""
-    marks = sum(text_of(page).count("<!-- run -->") for page in PAGES)
-    assert marks == sum(block.runs for block in BLOCKS)
-    assert marks > 0
 
 
 def test_the_table_of_addresses_is_computed() -> None:

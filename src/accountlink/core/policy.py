@@ -42,10 +42,12 @@ class LinkPolicy:
     """The rules of one table of links.
 
     Attributes:
-        key: What a link is unique on.
-        ownership: Whether a provider account has one live owner or may have several.
-        removal: What unlinking leaves behind.
-        blocked_reasons: Reasons of unlinking that forbid restoring (``{"fraud"}``); only with ``Removal.SOFT``.
+        key: What a link is unique on; ``Key.ACCOUNT_ID`` unless given.
+        ownership: Whether a provider account has one live owner or may have several; ``Ownership.EXCLUSIVE`` unless
+            given.
+        removal: What unlinking leaves behind; ``Removal.DELETE`` unless given: linking again makes a new row then.
+        blocked_reasons: Reasons of unlinking that forbid restoring (``{"fraud"}``); none unless given, and only with
+            ``Removal.SOFT``.
 
     Raises:
         ConfigurationError: ``Key.EMAIL`` with ``EXCLUSIVE``, since an e-mail address never proves ownership;

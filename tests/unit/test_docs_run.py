@@ -1,0 +1,108 @@
+"""The blocks of the documentation run, in the way that their page says."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any, Final
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+from tests.support.pages import EVERY_PAGE, HOW, Block, blocks_in, blocks_of, name_of, text_of
+
+_PRINTED: Final = re.compile(r"^\s*print\(.*\)  # (.+)$", re.MULTILINE)
+_LANGUAGES: Final = {"python", "console", "sql", "json"}
+"""Each has a test that runs its blocks: here, in test_docs_console.py, and in integration/test_docs_databases.py."""
+_BLOCKS: Final = [block for page in EVERY_PAGE for block in blocks_of(page)]
+_PYTHON: Final = sorted({block.page for block in blocks_in("python") if block.how != "file"})
+_PROJECTS: Final = sorted({block.page for block in _BLOCKS if block.how == "file"})
+
+
+@pytest.mark.parametrize("block", _BLOCKS, ids=str)
+def test_every_block_runs_or_says_why_not(block: Block) -> None:
+    """What a page shows has a test that runs it, or a comment above it with the reason why none can."""
+    assert block.how in HOW
+    assert bool(block.how) == bool(block.what), "a comment above a block brings a set-up, a name or a reason"
+    assert block.how == "not run" or block.language in _LANGUAGES
+
+
+@pytest.mark.parametrize("page", EVERY_PAGE, ids=name_of)
+def test_no_block_is_overlooked(page: Path) -> None:
+    """Code is fenced, where the tests look for it, and each fence is closed."""
+    assert 2 * len(blocks_of(page)) == len(re.findall(r"^ *```", text_of(page), re.MULTILINE))
+
+
+@pytest.mark.parametrize("page", _PYTHON, ids=name_of)
+async def test_python_runs(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The Python blocks of a page run one after another, against SQLite, and print what their comments say."""
+    monkeypatch.chdir(tmp_path)
+    module = ModuleType(f"docs_{page.stem.replace('-', '_')}")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    opened: dict[int, AsyncEngine | AsyncSession] = {}
+    try:
+        for block in blocks_of(page):
+            if block.language == "python" and block.how in ("", "set up"):
+                await run(block.set_up(), module)
+                opened |= openings(module)
+                await run(block.tree(), module)
+                opened |= openings(module)
+                assert _PRINTED.findall(block.source) == capsys.readouterr().out.splitlines(), block
+    finally:
+        for one in reversed(opened.values()):  # a session before its engine
+            await (one.close() if isinstance(one, AsyncSession) else one.dispose())
+
+
+def openings(module: ModuleType) -> dict[int, AsyncEngine | AsyncSession]:
+    return {id(one): one for one in vars(module).values() if isinstance(one, (AsyncEngine, AsyncSession))}
+
+
+async def run(tree: ast.Module, module: ModuleType) -> None:
+    code = compile(tree, module.__name__, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+    vars(module).setdefault("__builtins__", builtins)  # Python 3.13 looks for them when it makes a class
+    result: Any = FunctionType(code, vars(module))()
+    if inspect.isawaitable(result):
+        await result
+
+
+@pytest.mark.parametrize("mode", ["strict", "auto"])
+@pytest.mark.parametrize("page", _PROJECTS, ids=name_of)
+def test_projects_pass(page: Path, mode: str, tmp_path: Path) -> None:
+    """The files of a page are a project whose tests pass, with pytest-asyncio's default and with its other mode."""
+    expected = 0
+    for block in blocks_of(page):
+        if block.how == "file":
+            file = tmp_path / block.what
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(block.source, encoding="utf-8")
+            expected += len(re.findall(r"^(?:async )?def test_", block.source, re.MULTILINE))
+    scope = "asyncio_default_fixture_loop_scope=function"  # what is the default; said, it spares a warning
+    options = ["-q", "-p", "no:cacheprovider", "-W", "error", "-o", f"asyncio_mode={mode}", "-o", scope]
+    ended = subprocess.run(
+        [sys.executable, "-m", "pytest", *options],
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "ACCOUNTLINK_"))},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert 0 == ended.returncode, ended.stdout + ended.stderr
+    assert f"{expected} passed" in ended.stdout
+    assert expected > 0
+
+
+@pytest.mark.parametrize("block", blocks_in("json"), ids=str)
+def test_json_is_json(block: Block) -> None:
+    """What is shown as JSON is JSON."""
+    assert json.loads(block.source)
