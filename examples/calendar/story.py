@@ -105,7 +105,7 @@ async def several_accounts(engine: AsyncEngine) -> None:
     again = await connect(engine, user_id=ADA, identity=google("Ada@Example.COM"), tokens=later_consent("1b"))
     check("the same mailbox in another case", found=again.change, expected=Change.UPDATED)
     check("the id after the reconnect", found=again.account.id, expected=private.account.id)
-    say("updated: she reconnects Ada@Example.COM; it is ada@example.com, and the same row")
+    say("updated: Ada reconnects Ada@Example.COM; it is ada@example.com, and the same row")
     check(
         "the tokens after the reconnect",
         found=await stored_tokens(engine, private.account.id),
@@ -115,7 +115,7 @@ async def several_accounts(engine: AsyncEngine) -> None:
 
     shared = await connect(engine, user_id=BOB, identity=google("ada@example.com"), tokens=first_consent("5"))
     check("the mailbox of two users", found=shared.change, expected=Change.CREATED)
-    say("created: Bob connects the same mailbox, which is his right under PER_USER; Ada's row is her own")
+    say("created: Bob connects the same mailbox, as PER_USER allows; Ada's row stays Ada's")
 
     gone = await disconnect(engine, user_id=ADA, link_id=others[0].account.id)
     check("the row after the disconnect", found=await stored_tokens(engine, gone.id), expected=None)
@@ -163,7 +163,7 @@ async def stale_constraint(engine: AsyncEngine) -> None:
         raise UnexpectedOutcome("the second account was linked, although the old constraint forbids it")
     check("what blocks", found=named, expected=(broken.TRUE_NAME, ("user_id", "provider"), "stale-unique"))
     check("the rows after the refusal", found=await stored_rows(engine) == rows, expected=True)
-    say("blocked_by_constraint: her second google calendar; no row was changed")
+    say("blocked_by_constraint: Ada's second google calendar; no row was changed")
     say(f"   constraint {broken.TRUE_NAME}, columns user_id, provider, rule stale-unique")
 
     report = await doctor.look_at(engine, linker)

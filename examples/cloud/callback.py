@@ -84,7 +84,7 @@ async def callback(
 async def take_over(
     linker: AccountLinker[int, int], engine: AsyncEngine, *, user_id: int, token: str, page: str
 ) -> str:
-    """Give the signed-in user the account of a conflict, once he has said in the dialogue that he wants it.
+    """Give the signed-in user the account of a conflict, once they have said in the dialogue that they want it.
 
     Call it for a POST whose body has the token, which the page's script took from the fragment. Never for a GET: mail
     scanners and previews open links.
@@ -108,7 +108,7 @@ async def take_over(
         case Transferred(account=account, previous_owner_id=former):
             logger.info("user %s: link %s taken over from user %s", user_id, account.id, former)
         case AlreadyOwner(account=account):
-            logger.info("user %s: link %s is his already", user_id, account.id)
+            logger.info("user %s: link %s is theirs already", user_id, account.id)
         case _:
             assert_never(outcome)
     return outcome.redirect_url(page)

@@ -46,11 +46,11 @@ class UnexpectedOutcome(Exception):
 
 
 async def first_link_and_reconnect(engine: AsyncEngine) -> None:
-    """Ada connects her account, and connects it again: one row, with the new tokens."""
+    """Ada connects an account, and connects it again: one row, with the new tokens."""
     first = await connect(engine, ADA, "account-1")
     expect("the first redirect", first, f"{PAGE}?connection=success")
     [before] = await stored(engine, "account-1")
-    print(f"Ada connects her cloud account: {first}")
+    print(f"Ada connects a cloud account: {first}")
 
     again = await connect(engine, ADA, "account-1")
     expect("the second redirect", again, f"{PAGE}?connection=success")
@@ -61,7 +61,7 @@ async def first_link_and_reconnect(engine: AsyncEngine) -> None:
 
 
 async def conflict(engine: AsyncEngine) -> None:
-    """Ben has signed in at the provider with the account that is Ada's: he is told, and her row does not move."""
+    """Ben has signed in at the provider with Ada's account: Ben is told, and Ada's row does not move."""
     await connect(engine, ADA, "account-2")
     before = await stored(engine, "account-2")
     url = await connect(engine, BEN, "account-2")
@@ -73,7 +73,7 @@ async def conflict(engine: AsyncEngine) -> None:
 
 
 async def transfer(engine: AsyncEngine) -> None:
-    """Ben says that the account is his: the token of his conflict moves it to him, once, and to nobody else."""
+    """Ben wants the account: the token of the conflict moves it to Ben, once, and to nobody else."""
     await connect(engine, ADA, "account-9")
     token = (await connect(engine, BEN, "account-9")).partition("#transfer_token=")[2]
     [before] = await stored(engine, "account-9")
@@ -86,8 +86,8 @@ async def transfer(engine: AsyncEngine) -> None:
     [after] = await stored(engine, "account-9")
     expect("the row's id and owner", (after["id"], after["user_id"]), (before["id"], BEN))
     expect("what is left of Ada's tokens", (after["access_token"], after["refresh_token"]), (None, None))
-    print(f"Ben takes it over with his conflict's token: {url}")
-    print("   the same row is his, and nothing of Ada's tokens is left in it; with that token Ada got nowhere")
+    print(f"Ben takes it over with the conflict's token: {url}")
+    print("   the same row is Ben's, and nothing of Ada's tokens is left in it; with that token Ada got nowhere")
 
     url = await take_over(linker, engine, user_id=BEN, token=token, page=PAGE)
     expect("the redirect", url, f"{PAGE}?connection=success")
@@ -96,14 +96,14 @@ async def transfer(engine: AsyncEngine) -> None:
 
     notices = [notice async for notice in notices_to_former_owners(linker, engine)]
     expect("the notices", notices, [(ADA, before["id"])])
-    print("The outbox tells a worker, who writes to Ada that her account was taken over; nobody else gets a notice")
+    print("The outbox tells a worker, who writes to Ada that the account was taken over; nobody else gets a notice")
 
     await connect(engine, BEN, "account-9")
     back = (await connect(engine, ADA, "account-9")).partition("#transfer_token=")[2]
     expect("the redirect", await take_over(linker, engine, user_id=ADA, token=back, page=PAGE), url)
     url = await take_over(linker, engine, user_id=BEN, token=token, page=PAGE)
     expect("the redirect", url, f"{PAGE}?error=token_superseded")
-    print(f"Ada has proved since that it is hers, and has it back; Ben's old token: {url}")
+    print(f"Ada has proved anew to control it, and has it back; Ben's old token: {url}")
 
 
 async def race(engine: AsyncEngine) -> None:

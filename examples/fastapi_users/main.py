@@ -103,9 +103,9 @@ async def together(engine: AsyncEngine) -> None:
     print("With accountlink on that table:")
     first = await link(engine, cleo, identity, TokenSet(access_token="made-up-1", refresh_token="made-up-2"))  # noqa: S106
     again = await link(engine, cleo, identity, TokenSet(access_token="made-up-3", expires_at=ends))  # noqa: S106
-    print(f"   Cleo connects her account twice: {first.change.value}, {again.change.value}, one row")
+    print(f"   Cleo connects an account twice: {first.change.value}, {again.change.value}, one row")
     expect("the user who signs in with it", await signed_in(engine, "account-2"), cleo)
-    print("   fastapi-users finds her by it: she can sign in")
+    print("   fastapi-users finds Cleo by it: Cleo can sign in")
     before = await stored(engine, "account-2")
     expect("the tokens and their end", before, [(cleo, "made-up-3", "made-up-2", int(ends.timestamp()))])
 
@@ -114,13 +114,13 @@ async def together(engine: AsyncEngine) -> None:
         raise UnexpectedOutcome(f"Dan should get a conflict, not {outcome.code}")
     expect("Cleo's row", await stored(engine, "account-2"), before)
     expect("the user who signs in with it", await signed_in(engine, "account-2"), cleo)
-    print(f"   Dan connects the same account: {outcome.code}; Cleo's row is untouched, and she can sign in")
+    print(f"   Dan connects the same account: {outcome.code}; Cleo's row is untouched, and Cleo can sign in")
 
     await linker.unlink(engine, user_id=cleo, link_id=again.account.id)
     expect("the user who signs in with it", await signed_in(engine, "account-2"), None)
     moved = await link(engine, dan, identity, TokenSet(access_token="made-up-5"))  # noqa: S106
     expect("the user who signs in with it", await signed_in(engine, "account-2"), dan)
-    print(f"   Cleo disconnects, Dan connects: {moved.change.value}, and now it signs him in")
+    print(f"   Cleo disconnects, Dan connects: {moved.change.value}, and now it signs Dan in")
 
 
 async def story(engine: AsyncEngine) -> None:

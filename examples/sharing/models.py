@@ -19,7 +19,7 @@ class Base(DeclarativeBase):
 
 
 class PatientDoctorConnection(Base):
-    """One access that a patient gives: issued as a token, and a doctor's once he has redeemed it.
+    """One access that a patient gives: issued as a token, and a doctor's once it is redeemed.
 
     A row is one grant, not one pair: the same patient may give the same doctor access any number of times.
     """

@@ -51,13 +51,13 @@ async def tokens_that_work_once(engine: AsyncEngine) -> None:
     await refused_alike(shares.redeem(engine, "a guess", grantee_id=OTHER_DOCTOR))
     say(f"a doctor who guesses: {GrantRejected.code}")
     await refused_alike(shares.redeem(engine, issued.token, grantee_id=PATIENT))
-    say(f"the patient himself: {GrantRejected.code}")
+    say(f"the patient's own try: {GrantRejected.code}")
 
     first = await shares.redeem(engine, issued.token, grantee_id=DOCTOR)
     check("what the doctor gets", found=isinstance(first, Granted), expected=True)
     again = await shares.redeem(engine, issued.token, grantee_id=DOCTOR)
-    check("what he gets again", found=again, expected=AlreadyGranted(grant=first.grant))
-    say(f"the doctor redeems it: {first.code}; he clicks twice: {again.code}")
+    check("what the doctor gets again", found=again, expected=AlreadyGranted(grant=first.grant))
+    say(f"the doctor redeems it: {first.code}; the doctor clicks twice: {again.code}")
     await refused_alike(shares.redeem(engine, issued.token, grantee_id=OTHER_DOCTOR))
     say(f"another doctor with the same token: {GrantRejected.code}")
 

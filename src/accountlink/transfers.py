@@ -130,9 +130,9 @@ class Transfers(Generic[UserId, LinkId]):
         Args:
             place: Where.
             claim: What the token says.
-            parameters: The claimant, the link, his credentials, and the moment.
+            parameters: The claimant, the link, the claimant's credentials, and the moment.
             shape: What of these there is.
-            expired: Whether the token is too old for anything but the answer that the account is his already.
+            expired: Whether the token is too old for anything but ``AlreadyOwner``.
 
         Raises:
             TokenExpired: It is.

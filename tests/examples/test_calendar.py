@@ -24,9 +24,9 @@ Several calendars of one user
    created: Ada's google calendar ada.work@example.com
    created: Ada's microsoft calendar ada@example.com
    created: Ada's microsoft calendar ada@school.example.com
-   updated: she reconnects Ada@Example.COM; it is ada@example.com, and the same row
+   updated: Ada reconnects Ada@Example.COM; it is ada@example.com, and the same row
       it holds the new access token, and still the refresh token, which came only with the first consent
-   created: Bob connects the same mailbox, which is his right under PER_USER; Ada's row is her own
+   created: Bob connects the same mailbox, as PER_USER allows; Ada's row stays Ada's
    deleted: Ada disconnects ada.work@example.com; the row is gone, and its tokens with it
    left to Ada: google ada@example.com, microsoft ada@example.com, microsoft ada@school.example.com
 
@@ -34,7 +34,7 @@ The old constraint that a migration missed
    the migration succeeds: {silent_drop}
       no such name, and IF EXISTS says nothing: calendar_connections_user_provider_unique (user_id, provider) is still there
    created: Ada's google calendar ada@example.com
-   blocked_by_constraint: her second google calendar; no row was changed
+   blocked_by_constraint: Ada's second google calendar; no row was changed
       constraint calendar_connections_user_provider_unique, columns user_id, provider, rule stale-unique
    accountlink doctor: stale-unique, calendar_connections_user_provider_unique (user_id, provider)
       {true_drop}

@@ -32,15 +32,15 @@ KEYS = {
     "cloud_one_link_per_user": ["user_id", "provider", "provider_account_id"],
 }
 
-BEGINNING = r"""Ada connects her cloud account: https://app\.example/settings/cloud\?connection=success
+BEGINNING = r"""Ada connects a cloud account: https://app\.example/settings/cloud\?connection=success
 Ada connects it again: https://app\.example/settings/cloud\?connection=success, the same row with new tokens
 Ben connects Ada's account: https://app\.example/settings/cloud\?error=ownership_conflict#transfer_token=.{8}\.\.\.
    Ada's row is untouched
-Ben takes it over with his conflict's token: https://app\.example/settings/cloud\?connection=success
-   the same row is his, and nothing of Ada's tokens is left in it; with that token Ada got nowhere
+Ben takes it over with the conflict's token: https://app\.example/settings/cloud\?connection=success
+   the same row is Ben's, and nothing of Ada's tokens is left in it; with that token Ada got nowhere
 A second click: https://app\.example/settings/cloud\?connection=success, and nothing is written
-The outbox tells a worker, who writes to Ada that her account was taken over; nobody else gets a notice
-Ada has proved since that it is hers, and has it back; Ben's old token: https://app\.example/settings/cloud\?error=token_superseded
+The outbox tells a worker, who writes to Ada that the account was taken over; nobody else gets a notice
+Ada has proved anew to control it, and has it back; Ben's old token: https://app\.example/settings/cloud\?error=token_superseded
 20 callbacks of Ada's at once: 1 created, 19 updated, one row
 A callback without an account id: https://app\.example/settings/cloud\?error=invalid_identity
 A callback without a token: https://app\.example/settings/cloud\?error=invalid_credentials
@@ -242,7 +242,7 @@ async def test_the_migration_leads_to_the_models_keys(engine: AsyncEngine) -> No
 
 @pytest.mark.usefixtures("tables")
 async def test_ones_own_dead_row_is_restored_under_either_keys(engine: AsyncEngine) -> None:
-    """Ada comes back to what she had disconnected, whichever the keys are: her row, under its id."""
+    """Ada comes back to what Ada had disconnected, whichever the keys are: the same row, under its id."""
     for keys in ((), FULL_KEYS):
         await migrate(engine, keys)
         assert SUCCESS == await cloud.connect(engine, cloud.ADA, "account-1")

@@ -26,10 +26,10 @@ On the table as fastapi-users makes it, without a key:
 The second owner is taken away, and the key is made:
    fastapi-users cannot store a second one any more, and breaks off with IntegrityError
 With accountlink on that table:
-   Cleo connects her account twice: created, updated, one row
-   fastapi-users finds her by it: she can sign in
-   Dan connects the same account: ownership_conflict; Cleo's row is untouched, and she can sign in
-   Cleo disconnects, Dan connects: created, and now it signs him in
+   Cleo connects an account twice: created, updated, one row
+   fastapi-users finds Cleo by it: Cleo can sign in
+   Dan connects the same account: ownership_conflict; Cleo's row is untouched, and Cleo can sign in
+   Cleo disconnects, Dan connects: created, and now it signs Dan in
 """
 
 

@@ -26,8 +26,8 @@ Patients who share with doctors: the table
 A patient shares
    the patient gets a token of 43 characters to hand on; until it is redeemed nobody has access
    a doctor who guesses: grant_rejected
-   the patient himself: grant_rejected
-   the doctor redeems it: granted; he clicks twice: already_granted
+   the patient's own try: grant_rejected
+   the doctor redeems it: granted; the doctor clicks twice: already_granted
    another doctor with the same token: grant_rejected
    the same patient shares with the same doctor again: granted, and the earlier access has ended
    the patient revokes it: revoked; the doctor's token: grant_rejected

@@ -36,7 +36,7 @@ sys.addaudithook(refuse)
 """
 
 STORY = r"""
-1\. Alice signs in and links her provider account
+1\. Alice signs in and links a provider account
    created: link \d+
    the browser is sent to https://app\.example/settings/accounts\?connection=success
 
@@ -49,14 +49,14 @@ STORY = r"""
    ownership conflict: https://app\.example/settings/accounts\?error=ownership_conflict#transfer_token=.{8}\.\.\.
    Alice's row is untouched: every column is as it was
 
-4\. Bob takes it over, since he has just proved that it is his
+4\. Bob takes it over, after proving control of it
    with the same token Alice gets nowhere: https://app\.example/settings/accounts\?error=token_for_another_user
    transferred: link \d+ is Bob's, under its id
    nothing of Alice's tokens is left in it
-   a second click: it is his already, and nothing is written
+   a second click: it is Bob's already, and nothing is written
    the outbox tells a worker, who writes to Alice that it is gone
 
-5\. Bob connects it, and it holds his tokens
+5\. Bob connects it, and it holds Bob's tokens
    updated: link \d+, the same id as before
    the browser is sent to https://app\.example/settings/accounts\?connection=success
 
@@ -328,7 +328,7 @@ class TestBackend:
         assert (stage.provider.calls["/token"], await stage.rows()) == (0, [])
 
     async def test_user_changed_in_one_browser(self, stage: Stage) -> None:
-        """Alice begins, Bob signs in at the same browser: her flow ends with her session."""
+        """Alice begins, Bob signs in at the same browser: Alice's flow ends with Alice's session."""
         async with stage.browser() as browser:
             callback = await start(browser, 1)
             await browser.post("/sign-in/2")

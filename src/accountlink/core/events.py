@@ -17,7 +17,7 @@ class EventType(Enum):
     LINKED = "linked"
     """A new link."""
     UPDATED = "updated"
-    """The user linked his live link again: it was written."""
+    """A live link was linked again: it was written."""
     RESTORED = "restored"
     """The user's dead link is live again, under its old id."""
     UNLINKED = "unlinked"

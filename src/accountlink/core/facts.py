@@ -47,7 +47,7 @@ class Claimed(Generic[UserId, LinkId]):
         live: Whether that row is live.
         version: Its version, or its epoch in the ledger.
         own: A live row of the claimant's own for the account that the token is about, whatever its id.
-        why: The reason, one of the policy's ``blocked_reasons``, for which a dead row of his own was removed.
+        why: The reason, one of the policy's ``blocked_reasons``, for which their own dead row was removed.
     """
 
     named: LinkedAccount[UserId, LinkId] | None = field(default=None, repr=False)
@@ -122,7 +122,7 @@ class Obstacle(Generic[UserId, LinkId]):
         is_key: Whether it enforces the policy's key or its ownership.
         owner: The row of the live owner, if that is another user.
         version: The version of the owner's row.
-        own_live: Whether a live row of the user himself can be seen.
+        own_live: Whether a live row of the user's own can be seen.
         dead: Whether a dead row of the account can be seen.
         snapshot: Whether the transaction keeps one snapshot, older than what refused the write.
         rule: The doctor's rule by which the index blocks what the policy allows; ``None``: it blocks nothing, or could

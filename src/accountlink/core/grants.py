@@ -25,7 +25,7 @@ class Grant:
         grantee_id: The user who has it; ``None`` as long as nobody has redeemed the token.
         link_id: The linked account that it is about; ``None``: it is about none.
         expires_at: When it ends at the latest, token and access alike; aware.
-        created_at: When it was issued, aware; for a grantee of a token with several uses, when he redeemed it.
+        created_at: When it was issued, aware; for a grantee of a token with several uses, when that user redeemed it.
         redeemed_at: When it was redeemed, aware.
         ended_at: When it was ended before its time, or found to have expired; aware.
     """

@@ -126,7 +126,7 @@ class OwnershipConflict(_OwnedByAnother):
     Attributes:
         provider: The provider of the account.
         account_id: The account that the current user has just proved to control.
-        transfer_token: Proves, for this user only, that he controls the account now; ``None`` without secrets, or for
+        transfer_token: Proves, for this user only, that they control the account now; ``None`` without secrets, or for
             a table that cannot tell one state of its rows from another (neither a ``version`` nor a ledger). Readable,
             but it does not tell who the owner is.
         expires_at: When the transfer token ends, aware; ``None`` without a token.
@@ -193,7 +193,7 @@ class Transferred(NoTruth, Generic[UserId, LinkId]):
 
     Attributes:
         account: The row, as it is now.
-        previous_owner_id: Who had it: for the server, to let him know. A ``repr`` does not show it; encoders do, so do
+        previous_owner_id: Who had it: for the server, to let them know. A ``repr`` does not show it; encoders do, so do
             not send the outcome itself to a browser.
     """
 
@@ -216,7 +216,7 @@ class AlreadyOwner(NoTruth, Generic[UserId, LinkId]):
     """A live link to this account is the user's already: by an earlier transfer or by a link. Nothing was written.
 
     Attributes:
-        account: His row, as it is.
+        account: The user's row, as it is.
     """
 
     code: ClassVar[str] = "already_owner"

@@ -98,7 +98,7 @@ class ConcealedUuid(UUID):
 
 
 def concealed_id(value: Any) -> Any:  # an id of whatever type its column has
-    """Another user's id, for a statement's parameters: what a log shows of them does not tell who he is."""
+    """Another user's id, for a statement's parameters: what a log shows of them does not tell who they are."""
     match value:
         case bool():
             return value

@@ -96,7 +96,7 @@ class Claim:
         Args:
             now: The present moment, aware.
             max_age: Refuse it, too, when it was signed longer ago than this. No leeway is given for that: clocks that
-                differ only make the user prove himself once more.
+                differ only make the user prove control once more.
         """
         moment = now.timestamp()
         if moment > self.expires_at + LEEWAY // _SECOND:

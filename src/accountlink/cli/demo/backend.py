@@ -129,7 +129,7 @@ class Backend:
         return _redirect(self._settings_url)
 
     async def take_over(self, request: Request) -> Response:
-        """Give the signed-in user the account of a conflict, once he has confirmed that he wants it.
+        """Give the signed-in user the account of a conflict, once they have confirmed that they want it.
 
         The page's script sends the token from the address's fragment in the body. A POST: no preview of a link, and no
         other site (the session's cookie is SameSite), moves anything.
@@ -147,7 +147,7 @@ class Backend:
             case Transferred(account=account, previous_owner_id=former):
                 logger.info("user %s: link %s taken over from user %s", user_id, account.id, former)
             case AlreadyOwner(account=account):
-                logger.info("user %s: link %s is his already", user_id, account.id)
+                logger.info("user %s: link %s is theirs already", user_id, account.id)
             case _:
                 assert_never(outcome)
         request.session["notice"] = outcome.code

@@ -73,7 +73,7 @@ async def tell(output: Output, *, database_url: str | None = None) -> None:
 
 
 async def _tell(output: Output, stage: Stage, alice: Person, bob: Person) -> None:
-    output.heading("1. Alice signs in and links her provider account")
+    output.heading("1. Alice signs in and links a provider account")
     link_id = await _link(output, stage, alice, expected=Change.CREATED)
 
     output.heading("2. Alice connects the same account again")
@@ -85,12 +85,12 @@ async def _tell(output: Output, stage: Stage, alice: Person, bob: Person) -> Non
     output.heading("3. Bob signs in and connects the same provider account")
     token = await _conflict(output, stage, bob)
 
-    output.heading("4. Bob takes it over, since he has just proved that it is his")
+    output.heading("4. Bob takes it over, after proving control of it")
     await _take_over(output, stage, former=alice, claimant=bob, token=token)
 
     await _notify(output, stage, former=alice, claimant=bob)
 
-    output.heading("5. Bob connects it, and it holds his tokens")
+    output.heading("5. Bob connects it, and it holds Bob's tokens")
     await _link(output, stage, bob, expected=Change.UPDATED, link_id=link_id)
 
     output.heading("6. Bob disconnects")
@@ -137,7 +137,7 @@ async def _conflict(output: Output, stage: Stage, person: Person) -> str:
 
 
 async def _take_over(output: Output, stage: Stage, *, former: Person, claimant: Person, token: str) -> None:
-    """Let the token be redeemed: not by the owner, by the claimant, and by him again."""
+    """Let the token be redeemed: not by the owner, by the claimant, and by the claimant again."""
     before = await _only_row(stage)
     address = str((await former.take_over(token)).url)
     _expect(address == f"{SETTINGS}?error=token_for_another_user", f"a refusal was expected, not {address}")
@@ -155,7 +155,7 @@ async def _take_over(output: Output, stage: Stage, *, former: Person, claimant: 
     page = _page(await claimant.take_over(token), at=f"{SETTINGS}?connection=success")
     _expect(page["notice"] == "already_owner", f"a second click should change nothing, not end in {page['notice']}")
     _expect(await _only_row(stage) == row, "a second click touched the row")
-    output.line("a second click: it is his already, and nothing is written")
+    output.line("a second click: it is Bob's already, and nothing is written")
 
 
 async def _notify(output: Output, stage: Stage, *, former: Person, claimant: Person) -> None:
