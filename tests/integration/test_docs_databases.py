@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import ast
+import asyncio
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Final
+from types import ModuleType, SimpleNamespace
+from typing import Any, Final
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from accountlink import grants_table, link_outbox, transfer_ledger
+from accountlink import (
+    AccountLinker,
+    Change,
+    Linked,
+    OwnershipConflict,
+    ProviderIdentity,
+    grants_table,
+    link_outbox,
+    transfer_ledger,
+)
 from accountlink.doctor.pooling import check_pooling
 from accountlink.testing.postgres import PostgresServer
+from tests.support.application import Base, Connection
+from tests.support.databases import Database, create
 from tests.support.pages import EVERY_PAGE, Block, blocks_in, name_of, prose_of
 from tests.support.pgbouncer import Pooler, run_pgbouncer
 
@@ -136,3 +150,46 @@ def test_no_page_sets_what_the_recipe_sets(page: Path) -> None:
     """What ``pooler_options`` sets stands in no page: set by hand it was measured to be too little."""
     text = prose_of(page) + "".join(block.source for block in blocks_in("python") if block.page == page)
     assert [] == [setting for setting in _SETTINGS if setting in text]
+
+
+# -- other recipes ----------------------------------------------------------------------------------------------------
+
+
+def block_with(text: str) -> Block:
+    (found,) = [block for block in blocks_in("python") if text in block.source]
+    return found
+
+
+async def test_the_loop_for_lost_races_wins_one(database: Database) -> None:
+    """The page's loop answers ``RetryTransaction`` by all of the transaction, from its first read."""
+    engine = database.engine(isolation_level="REPEATABLE READ")
+    await create(engine, Base.metadata)
+    linker: AccountLinker[int, int] = AccountLinker(Connection)
+    identity = ProviderIdentity(provider="google", account_id="248289761001")
+    tree = block_with("async def in_transaction").tree()
+    kept = [node for node in tree.body if isinstance(node, (ast.ImportFrom, ast.Assign, ast.AsyncFunctionDef))]
+    namespace: dict[str, Any] = {"engine": engine}
+    given = [node for node in kept if not (isinstance(node, ast.Assign) and isinstance(node.value, ast.Await))]
+    exec(compile(ast.Module(given, []), "linking", "exec"), namespace)  # noqa: S102  # our own page
+    attempts = itertools.count(1)
+
+    async def work(session: AsyncSession) -> Linked[int, int] | OwnershipConflict:
+        await session.execute(sa.text("SELECT 1 FROM connections"))  # the snapshot begins
+        if next(attempts) == 1:
+            await linker.link(engine, user_id=1, identity=identity)  # a concurrent transaction wins
+        return await linker.link(session, user_id=1, identity=identity)
+
+    outcome = await namespace["in_transaction"](work)
+    assert (Change.UPDATED, 3) == (outcome.change, next(attempts))
+
+
+async def test_the_worker_survives_event_loops(database: Database) -> None:
+    """The page's task runs in one event loop after another, on one engine."""
+    await create(database.engine(), Base.metadata)
+    block = block_with("@celery.task")
+    namespace: dict[str, Any] = {"linker": AccountLinker(Connection), "ProviderIdentity": ProviderIdentity}
+    exec(block.what, namespace)  # noqa: S102  # our own page
+    namespace["settings"] = SimpleNamespace(database_url=database.url)
+    exec(block.source, namespace)  # noqa: S102  # as above
+    for _ in range(3):
+        await asyncio.to_thread(namespace["reconnect"], 1, "248289761001")

@@ -17,13 +17,16 @@ from typing import Any, Final
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from tests.support.pages import EVERY_PAGE, HOW, Block, blocks_in, blocks_of, name_of, text_of
+from accountlink import Finding, diagnose
+from tests.support.pages import DOCS, EVERY_PAGE, HOW, Block, blocks_in, blocks_of, name_of, text_of
 
 _PRINTED: Final = re.compile(r"^\s*print\(.*\)  # (.+)$", re.MULTILINE)
 _LANGUAGES: Final = {"python", "console", "sql", "json"}
 """Each has a test that runs its blocks: here, in test_docs_console.py, and in integration/test_docs_databases.py."""
 _BLOCKS: Final = [block for page in EVERY_PAGE for block in blocks_of(page)]
 _PYTHON: Final = sorted({block.page for block in blocks_in("python") if block.how != "file"})
+_SICK: Final = DOCS / "doctor.md"
+"""Its table is wrong, to show what is found."""
 _PROJECTS: Final = sorted({block.page for block in _BLOCKS if block.how == "file"})
 
 
@@ -58,9 +61,20 @@ async def test_python_runs(
                 await run(block.tree(), module)
                 opened |= openings(module)
                 assert _PRINTED.findall(block.source) == capsys.readouterr().out.splitlines(), block
+        for session in (one for one in opened.values() if isinstance(one, AsyncSession)):
+            await session.close()
+        assert page == _SICK or await findings(module) == []
     finally:
         for one in reversed(opened.values()):  # a session before its engine
             await (one.close() if isinstance(one, AsyncSession) else one.dispose())
+
+
+async def findings(module: ModuleType) -> list[Finding]:
+    """What the doctor finds in the tables that a page made: pages do not recommend what another one warns of."""
+    engine, linker = vars(module).get("engine"), vars(module).get("linker")
+    if engine is None or linker is None or engine.dialect.name != "sqlite":
+        return []
+    return await diagnose(engine, linker)
 
 
 def openings(module: ModuleType) -> dict[int, AsyncEngine | AsyncSession]:
