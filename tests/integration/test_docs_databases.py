@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from accountlink import (
     AccountLinker,
@@ -167,9 +167,8 @@ async def test_the_loop_for_lost_races_wins_one(database: Database) -> None:
     linker: AccountLinker[int, int] = AccountLinker(Connection)
     identity = ProviderIdentity(provider="google", account_id="248289761001")
     tree = block_with("async def in_transaction").tree()
-    kept = [node for node in tree.body if isinstance(node, (ast.ImportFrom, ast.Assign, ast.AsyncFunctionDef))]
-    namespace: dict[str, Any] = {"engine": engine}
-    given = [node for node in kept if not (isinstance(node, ast.Assign) and isinstance(node.value, ast.Await))]
+    given: list[ast.stmt] = [node for node in tree.body if isinstance(node, (ast.ImportFrom, ast.AsyncFunctionDef))]
+    namespace: dict[str, Any] = {"sessions": async_sessionmaker(engine, expire_on_commit=False)}
     exec(compile(ast.Module(given, []), "linking", "exec"), namespace)  # noqa: S102  # our own page
     attempts = itertools.count(1)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+import sqlalchemy as sa
 
 import accountlink
 from accountlink import AccountLinker, Delivery, ShareGrants, TokenSet
@@ -25,6 +26,7 @@ from tests.support.pages import DOCS, EVERY_PAGE, README, ROOT, SPAN, blocks_of,
 
 _DEFAULT: Final = re.compile(r"^\| `([\w.]+)\((\w+)=\)` \| `([^`]+)` \|", re.MULTILINE)
 _TREE: Final = re.compile(r"^( *)([\w.]+/?) {2,}", re.MULTILINE)
+_CLASS: Final = re.compile(r"`((?:[A-Z][a-z]+){2,})\b")
 _PEOPLE: Final = re.compile(r"\b(?:he|his|him|himself)\b", re.IGNORECASE)
 _FOR_CALLERS: Final = (AccountLinker, ShareGrants)
 _NOT_CALLED: Final = (Enum, BaseException)
@@ -132,6 +134,15 @@ def test_calls_in_prose_fit(page: Path) -> None:
         ):
             wrong.append(ast.unparse(call))
     assert [] == wrong
+
+
+def test_names_in_prose_exist() -> None:
+    """A class that a page names is accountlink's, or one that the code of the pages or of the project uses."""
+    source = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "src").rglob("*.py"))
+    known = set(re.findall(r"\w+", source + "".join(block.source for page in EVERY_PAGE for block in blocks_of(page))))
+    known |= set(dir(sa.exc))
+    told = {(name_of(page), name) for page in EVERY_PAGE for name in re.findall(_CLASS, prose_of(page))}
+    assert set() == {(page, name) for page, name in told if name not in known}
 
 
 def test_the_layout_is_the_layout() -> None:
