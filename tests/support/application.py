@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -66,15 +65,14 @@ async def started(name: str = "application") -> Application:
     )
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True)
 class Answer:
-    """What a web framework sends back: a redirect to ``url``, or ``body``."""
+    """What a web framework sends back: a redirect."""
 
-    url: str = ""
-    status_code: int = 302
-    body: Mapping[str, Any] = field(default_factory=dict)
+    url: str
+    status_code: int
 
 
 def redirect(url: str, status_code: int = 302) -> Answer:
     """Answer with a redirect."""
-    return Answer(url=url, status_code=status_code)
+    return Answer(url, status_code)
