@@ -1,4 +1,4 @@
-"""Fixtures that every test may use: real databases, never skipped."""
+"""Fixtures that every test may use: real databases, never skipped; and which combinations the default run takes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,25 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from accountlink.testing.postgres import PostgresServer, run_server, source_from_environment
 from tests.support.databases import KINDS, Database, fresh_database
+from tests.support.effort import Effort, is_for_stress
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """Start no worker for tests that are named one by one: it takes longer than they do."""
+    return 0 if config.args and all("::" in each for each in config.args) else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave the combinations in which no factor can break on its own to the stress run."""
+    for item in items:
+        if is_for_stress(item):
+            item.add_marker(pytest.mark.stress)
+
+
+@pytest.fixture(params=["quick", pytest.param("full", marks=pytest.mark.stress)])
+def effort(request: pytest.FixtureRequest) -> Effort:
+    """How many rounds a race takes: few, chosen to find what it is there to find; in the stress run also many."""
+    return Effort(full=request.param == "full")
 
 
 @pytest.fixture(scope="session")

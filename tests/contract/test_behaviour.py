@@ -28,6 +28,8 @@ from tests.support.databases import Database
 from tests.support.mapped import TABLES, Links
 from tests.support.models import Clock, identity, tokens
 
+pytestmark = pytest.mark.each_driver
+
 MANY = 30
 
 

@@ -24,7 +24,9 @@ from accountlink import (
     Unlinked,
 )
 from tests.support.databases import Database, create, rows, run_sql
-from tests.support.models import EXCLUSIVE, EXCLUSIVE_SOFT, Tables, identity, make_tables, tokens
+from tests.support.models import EXCLUSIVE, EXCLUSIVE_SOFT, Tables, identity, shared_tables, tokens
+
+pytestmark = pytest.mark.each_driver
 
 Call = Callable[[Any], Awaitable[object]]
 
@@ -121,7 +123,7 @@ async def ending(call: Call, bind: Any) -> object:
 
 
 async def stage(engine: AsyncEngine) -> Stage:
-    made = Stage(make_tables(EXCLUSIVE_SOFT))
+    made = Stage(shared_tables(EXCLUSIVE_SOFT))
     await made.set(engine)
     return made
 
@@ -210,7 +212,7 @@ async def test_an_untuned_sqlite_engine_keeps_the_transaction_too(database: Data
 
 async def test_objects_that_the_session_holds_get_the_new_values(engine: AsyncEngine) -> None:
     """ORM objects of the row are current after a link, without a lazy load that async code could not do."""
-    tables = make_tables(EXCLUSIVE_SOFT)
+    tables = shared_tables(EXCLUSIVE_SOFT)
     await create(engine, tables.metadata)
     linker = tables.linker()
     async with AsyncSession(engine) as session:
@@ -239,7 +241,7 @@ async def test_objects_that_the_session_holds_get_the_new_values(engine: AsyncEn
 
 async def test_an_object_of_a_deleted_row_is_deleted_in_the_session(engine: AsyncEngine) -> None:
     """Unlinking under Removal.DELETE tells the session; a rollback brings the object back with the row."""
-    tables = make_tables(EXCLUSIVE)
+    tables = shared_tables(EXCLUSIVE)
     await create(engine, tables.metadata)
     linker = tables.linker()
     async with AsyncSession(engine, expire_on_commit=False) as session:
@@ -257,7 +259,7 @@ async def test_an_object_of_a_deleted_row_is_deleted_in_the_session(engine: Asyn
 
 async def test_a_session_is_flushed_first(engine: AsyncEngine) -> None:
     """A user who is still pending in the session is there before his link is."""
-    tables = make_tables(EXCLUSIVE)
+    tables = shared_tables(EXCLUSIVE)
     await create(engine, tables.metadata)
     async with AsyncSession(engine) as session:
         session.add(tables.Connection(user_id=9, provider="acme", account_id="sub-1"))

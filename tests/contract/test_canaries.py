@@ -73,6 +73,8 @@ from tests.support.binds import BINDS, bound
 from tests.support.databases import Database, create, run_sql
 from tests.support.wire import Lose, WireProxy, executes
 
+pytestmark = pytest.mark.each_driver
+
 Canaries = tuple[str, ...]
 TOKENS: Canaries = ("canary-access", "canary-refresh", "canary-id-token")
 PERSONAL = ("canary-mail", "canary-name", "canary-claim")

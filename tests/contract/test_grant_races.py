@@ -14,13 +14,17 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 
 from accountlink import tune_sqlite
 from tests.support.databases import Database, rows
+from tests.support.effort import Effort
 from tests.support.shares import OWN, PAIRED, SHARED, Sharing, patients
 
 ROOT: Final = Path(__file__).parents[2]
-PROCESSES: Final = 4
 EACH: Final = 25
-ALL: Final = PROCESSES * EACH
+"""How many calls a process makes."""
 ONE_TABLE_EACH: Final = pytest.mark.parametrize("name", ["own", "own-pairs", "patients", "patients-index", "counted"])
+
+
+def processes(effort: Effort) -> int:
+    return 4 if effort.full else 2
 
 
 def a_real_pool(database: Database) -> AsyncEngine:
@@ -40,55 +44,56 @@ async def many(case: Sharing, calls: list[tuple[str, int]]) -> Counter[str]:
 
 
 @ONE_TABLE_EACH
-async def test_a_hundred_calls_of_one_user(database: Database, name: str) -> None:
-    """A18, F25: one call redeems the token, 99 are told that he has it; ten rounds."""
+async def test_a_hundred_calls_of_one_user(database: Database, name: str, effort: Effort) -> None:
+    """A18, F25: one call redeems the token, 99 are told that the user has it."""
     case = await made(name, database)
-    for _ in range(10):
+    for _ in effort.rounds(1, full=10):
         issued = await case.issue()
         assert {"granted": 1, "already_granted": 99} == await many(case, [(issued.token, 2)] * 100)
 
 
 @ONE_TABLE_EACH
-async def test_a_hundred_users(database: Database, name: str) -> None:
-    """A18, F25: one user has the grant, 99 are refused, and the row names who was told; ten rounds."""
+async def test_a_hundred_users(database: Database, name: str, effort: Effort) -> None:
+    """A18, F25: one user has the grant, 99 are refused, and the row names who was told."""
     case = await made(name, database)
-    for _ in range(10):
+    for _ in effort.rounds(1, full=10):
         issued = await case.issue()
         assert {"granted": 1, "grant_rejected": 99} == await many(case, [(issued.token, n) for n in range(2, 102)])
         assert 1 == len([grant_id for grant_id in await case.active(grantor_id=1) if grant_id == issued.id])
 
 
 @pytest.mark.parametrize("name", OWN)
-async def test_a_hundred_users_for_ten_uses(database: Database, name: str) -> None:
+async def test_a_hundred_users_for_ten_uses(database: Database, name: str, effort: Effort) -> None:
     """F25: ten users have a grant each, 90 are refused; with two calls of each user the ten are told twice."""
     case = await made(name, database)
-    for _ in range(5):
+    rounds = effort.rounds(1, full=5)
+    for _ in rounds:
         issued = await case.issue(max_uses=10)
         assert {"granted": 10, "grant_rejected": 90} == await many(case, [(issued.token, n) for n in range(2, 102)])
         twice = await case.issue(max_uses=10)
         ends = await many(case, [(twice.token, n) for n in range(2, 52) for _ in range(2)])
         assert {"granted": 10, "already_granted": 10, "grant_rejected": 80} == ends
     if not case.shares.mapping.one_active_per_pair:
-        assert 100 == len(await case.active(grantor_id=1))
+        assert 20 * len(rounds) == len(await case.active(grantor_id=1))
     over = "SELECT count(*) FROM accountlink_grants WHERE uses > max_uses"
     assert [(0,)] == await rows(case.engine, over)
 
 
 @pytest.mark.parametrize("name", OWN)
-async def test_the_last_use_of_a_user_who_clicks_twice(database: Database, name: str) -> None:
-    """F25: of a token with one use left, its taker's calls are one granted and the rest already granted; 30 rounds."""
+async def test_the_last_use_of_a_user_who_clicks_twice(database: Database, name: str, effort: Effort) -> None:
+    """F25: of a token with one use left, its taker's calls are one granted and the rest already granted."""
     case = await made(name, database)
-    for round_ in range(30):
+    for round_ in effort.rounds(4, full=30):
         issued = await case.issue(max_uses=2)
         await case.redeem(issued.token, 1_000 + round_)
         assert {"granted": 1, "already_granted": 7} == await many(case, [(issued.token, 2)] * 8)
 
 
 @pytest.mark.parametrize("name", PAIRED)
-async def test_two_tokens_of_one_pair(database: Database, name: str) -> None:
+async def test_two_tokens_of_one_pair(database: Database, name: str, effort: Effort) -> None:
     """Redeemed at one instant, two tokens of a pair leave one active grant, with the unique index and without it."""
     case = await made(name, database)
-    for _ in range(40):
+    for _ in effort.rounds(6, full=40):
         tokens = [(await case.issue()).token for _ in range(4)]
         ends = await many(case, [(token, 2) for token in tokens])
         assert {"granted": 4} == ends
@@ -97,8 +102,8 @@ async def test_two_tokens_of_one_pair(database: Database, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PAIRED)
-async def test_two_tokens_of_one_pair_in_callers_transactions(database: Database, name: str) -> None:
-    """The same in transactions of the callers' own, with a token that is issued while others redeem."""
+async def test_two_tokens_of_one_pair_in_callers_transactions(database: Database, name: str, effort: Effort) -> None:
+    """In transactions of the callers' own, while others issue and redeem: a pair has one active grant."""
     case = await made(name, database)
 
     async def one() -> str:
@@ -107,17 +112,17 @@ async def test_two_tokens_of_one_pair_in_callers_transactions(database: Database
         async with AsyncSession(case.engine) as session, session.begin():
             return str((await case.redeem(issued.token, 2, session)).code)
 
-    for _ in range(15):
+    for _ in effort.rounds(3, full=15):
         assert {"granted"} == set(await asyncio.gather(*(one() for _ in range(6))))
         assert 1 == sum((await case.flags()).values())
 
 
 @ONE_TABLE_EACH
-async def test_a_redemption_racing_a_revocation(database: Database, name: str) -> None:
-    """Whoever comes first: in the end the grant is over, and each was told the truth; 40 rounds."""
+async def test_a_redemption_racing_a_revocation(database: Database, name: str, effort: Effort) -> None:
+    """Whoever comes first: in the end the grant is over, and each was told the truth."""
     case = await made(name, database)
     several = {"max_uses": 3} if case.shares.mapping.is_own else {}
-    for round_ in range(40):
+    for round_ in effort.rounds(8, full=40):
         issued = await case.issue(**(several if round_ % 2 else {}))
         calls = [case.ended(case.redeem(issued.token, number)) for number in (2, 2, 3)]
         calls.insert(round_ % 3, case.ended(case.revoke(grant_id=issued.id)))
@@ -129,10 +134,10 @@ async def test_a_redemption_racing_a_revocation(database: Database, name: str) -
 
 
 @ONE_TABLE_EACH
-async def test_a_grant_that_is_revoked_eight_times_at_once(database: Database, name: str) -> None:
-    """All eight are told that it is revoked, since the same moment; by its id and by its token; 20 rounds."""
+async def test_a_grant_that_is_revoked_eight_times_at_once(database: Database, name: str, effort: Effort) -> None:
+    """All eight are told that it is revoked, since the same moment; by its id and by its token."""
     case = await made(name, database)
-    for round_ in range(20):
+    for round_ in effort.rounds(2, full=20):
         issued = await case.issue()
         if round_ % 2:
             await case.redeem(issued.token)
@@ -207,35 +212,40 @@ async def in_processes(database: Database, name: str, work: list[tuple[list[str]
     return ends
 
 
-@pytest.mark.parametrize("name", ["own", "patients-pairs"])
-async def test_one_token_in_several_processes(database: Database, name: str) -> None:
-    """A18, F25: 100 calls of one user from four processes: one granted; of 100 users: one granted, 99 refused."""
+@pytest.mark.parametrize("name", ["own", pytest.param("patients-pairs", marks=pytest.mark.stress)])
+async def test_one_token_in_several_processes(database: Database, name: str, effort: Effort) -> None:
+    """A18, F25: calls of one user from several processes: one granted; of many users: one granted, the rest refused."""
     case = await made(name, database)
+    number = processes(effort)
+    calls = number * EACH
     own, others = await case.issue(), await case.issue()
-    work = [([own.token] * EACH, [2] * EACH) for _ in range(PROCESSES)]
-    assert {"granted": 1, "already_granted": ALL - 1} == await in_processes(database, name, work)
-    users = range(1_000, 1_000 + ALL)
-    work = [([others.token] * EACH, list(users[at::PROCESSES])) for at in range(PROCESSES)]
-    assert {"granted": 1, "grant_rejected": ALL - 1} == await in_processes(database, name, work)
+    work = [([own.token] * EACH, [2] * EACH) for _ in range(number)]
+    assert {"granted": 1, "already_granted": calls - 1} == await in_processes(database, name, work)
+    users = range(1_000, 1_000 + calls)
+    work = [([others.token] * EACH, list(users[at::number])) for at in range(number)]
+    assert {"granted": 1, "grant_rejected": calls - 1} == await in_processes(database, name, work)
 
 
-async def test_uses_are_not_exceeded_from_several_processes(database: Database) -> None:
-    """F25: 100 users from four processes for ten uses: ten have a grant, and the row counts ten."""
+async def test_uses_are_not_exceeded_from_several_processes(database: Database, effort: Effort) -> None:
+    """F25: users from several processes for ten uses: ten have a grant, and the row counts ten."""
     case = await made("own", database)
+    number = processes(effort)
+    calls = number * EACH
     issued = await case.issue(max_uses=10)
-    users = range(1_000, 1_000 + ALL)
-    work = [([issued.token] * EACH, list(users[at::PROCESSES])) for at in range(PROCESSES)]
-    assert {"granted": 10, "grant_rejected": ALL - 10} == await in_processes(database, "own", work)
+    users = range(1_000, 1_000 + calls)
+    work = [([issued.token] * EACH, list(users[at::number])) for at in range(number)]
+    assert {"granted": 10, "grant_rejected": calls - 10} == await in_processes(database, "own", work)
     assert 10 == len(await case.active(grantor_id=1))
     assert [(10,)] == await rows(case.engine, "SELECT uses FROM accountlink_grants WHERE max_uses = 10")
 
 
-@pytest.mark.parametrize("name", PAIRED)
-async def test_tokens_of_one_pair_in_several_processes(database: Database, name: str) -> None:
-    """Forty tokens of one pair from four processes: all are granted, one after the other, and one is active."""
+@pytest.mark.parametrize("name", [PAIRED[0], *(pytest.param(name, marks=pytest.mark.stress) for name in PAIRED[1:])])
+async def test_tokens_of_one_pair_in_several_processes(database: Database, name: str, effort: Effort) -> None:
+    """Tokens of one pair from several processes: all are granted, one after the other, and one is active."""
     case = await made(name, database)
-    tokens = [(await case.issue()).token for _ in range(10 * PROCESSES)]
-    work = [(tokens[at::PROCESSES], [2] * 10) for at in range(PROCESSES)]
+    number = processes(effort)
+    tokens = [(await case.issue()).token for _ in range(10 * number)]
+    work = [(tokens[at::number], [2] * 10) for at in range(number)]
     assert {"granted": len(tokens)} == await in_processes(database, name, work)
     assert 1 == sum((await case.flags()).values())
     assert 1 == len(await case.active(grantor_id=1, grantee_id=2))
@@ -243,11 +253,11 @@ async def test_tokens_of_one_pair_in_several_processes(database: Database, name:
 
 @pytest.mark.parametrize("kind", ["asyncpg", "psycopg"])
 @pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE", "AUTOCOMMIT"])
-async def test_an_engine_of_another_isolation(database: Database, level: str) -> None:
+async def test_an_engine_of_another_isolation(database: Database, level: str, effort: Effort) -> None:
     """Whatever the engine's own isolation: races end alike, and a pair has one active grant."""
     engine = database.engine(isolation_level=level, pool_size=16, max_overflow=0)
     case = await Sharing.made(patients(pairs=True)(), engine, clock=None)
-    for _ in range(10):
+    for _ in effort.rounds(3, full=10):
         tokens = [(await case.issue()).token for _ in range(4)]
         ends = await many(case, [(token, 2) for token in tokens * 2])
         assert (4, 4) == (ends["granted"], ends["already_granted"] + ends["grant_rejected"])

@@ -45,6 +45,8 @@ from tests.support.databases import Database, rows, run_sql
 from tests.support.models import EXCLUSIVE, EXCLUSIVE_SOFT, identity, make_tables
 from tests.support.shares import HOUR, OWN, PAIRED, SHARED, Shared, Sharing, own, patients
 
+pytestmark = pytest.mark.each_driver
+
 HOWS = pytest.mark.parametrize("how", BINDS)
 EACH = pytest.mark.parametrize("case", SHARED, indirect=True)
 OWNED = pytest.mark.parametrize("case", OWN, indirect=True)

@@ -38,8 +38,11 @@ from tests.support.models import (
     Clock,
     identity,
     make_tables,
+    shared_tables,
     tokens,
 )
+
+pytestmark = pytest.mark.each_driver
 
 
 async def linked(linker: AccountLinker[Any, Any], bind: Any, **call: Any) -> Linked[Any, Any]:
@@ -52,7 +55,7 @@ async def linked(linker: AccountLinker[Any, Any], bind: Any, **call: Any) -> Lin
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 async def test_first_link_then_relink_writes_one_row(engine: AsyncEngine, policy: LinkPolicy, how: str) -> None:
     """The same callback twice is one row: created, then updated, with the same id."""
-    tables = make_tables(policy)
+    tables = shared_tables(policy)
     await create(engine, tables.metadata)
     linker = tables.linker()
 
@@ -72,7 +75,7 @@ async def test_first_link_then_relink_writes_one_row(engine: AsyncEngine, policy
 @pytest.mark.parametrize("policy", [EXCLUSIVE, EXCLUSIVE_SOFT], ids=["delete", "soft"])
 async def test_another_users_account_is_a_conflict(engine: AsyncEngine, policy: LinkPolicy, how: str) -> None:
     """A second user is told of the conflict, and the owner's row is the only one, untouched."""
-    tables = make_tables(policy)
+    tables = shared_tables(policy)
     await create(engine, tables.metadata)
     linker = tables.linker(clock=Clock())
     owner = await linked(linker, engine, user_id=1, identity=identity(), credentials=tokens())
@@ -93,7 +96,7 @@ async def test_another_users_account_is_a_conflict(engine: AsyncEngine, policy: 
 @pytest.mark.parametrize("policy", [POLICIES["per-user"], EMAIL], ids=["account-id", "email"])
 async def test_per_user_links_of_two_users_do_not_meet(engine: AsyncEngine, policy: LinkPolicy, how: str) -> None:
     """PER_USER: each user has a row of his own for the same provider account."""
-    tables = make_tables(policy)
+    tables = shared_tables(policy)
     await create(engine, tables.metadata)
     linker = tables.linker()
     for user in (1, 2):
@@ -107,7 +110,7 @@ async def test_per_user_links_of_two_users_do_not_meet(engine: AsyncEngine, poli
 @pytest.mark.parametrize("key", ["exclusive-soft", "per-user-soft", "email-soft"])
 async def test_a_dead_row_is_restored_under_its_id(engine: AsyncEngine, key: str, how: str) -> None:
     """Linking again after a soft removal restores the row: same id, new credentials, nothing of the old ones."""
-    tables = make_tables(POLICIES[key])
+    tables = shared_tables(POLICIES[key])
     await create(engine, tables.metadata)
     linker = tables.linker()
     first = await linked(linker, engine, user_id=1, identity=identity(), credentials=tokens())
@@ -131,7 +134,7 @@ async def test_a_dead_row_is_restored_under_its_id(engine: AsyncEngine, key: str
 
 async def test_restoring_brings_nothing_of_the_old_credentials_back(engine: AsyncEngine) -> None:
     """A32: credentials that the application left in a dead row do not come back with it."""
-    tables = make_tables(EXCLUSIVE_SOFT)
+    tables = shared_tables(EXCLUSIVE_SOFT)
     await create(engine, tables.metadata)
     linker = tables.linker()
     await linked(linker, engine, user_id=1, identity=identity(), credentials=tokens())
@@ -146,7 +149,7 @@ async def test_restoring_brings_nothing_of_the_old_credentials_back(engine: Asyn
 
 async def test_a_dead_row_of_another_user_leaves_the_account_free(engine: AsyncEngine) -> None:
     """A soft-removed link owns nothing: the next user gets a row of his own, and the dead one stays as it is."""
-    tables = make_tables(EXCLUSIVE_SOFT)
+    tables = shared_tables(EXCLUSIVE_SOFT)
     await create(engine, tables.metadata)
     linker = tables.linker()
     first = await linked(linker, engine, user_id=1, identity=identity(), credentials=tokens())
@@ -164,7 +167,7 @@ async def test_a_dead_row_of_another_user_leaves_the_account_free(engine: AsyncE
 
 async def test_the_newest_of_several_dead_rows_is_restored(engine: AsyncEngine) -> None:
     """Of several dead rows the newest comes back, whatever their ids say."""
-    tables = make_tables(POLICIES["per-user-soft"])
+    tables = shared_tables(POLICIES["per-user-soft"])
     await create(engine, tables.metadata)
     insert = (
         "INSERT INTO connections (id, user_id, provider, account_id, score, deleted_at) VALUES "
@@ -178,7 +181,7 @@ async def test_the_newest_of_several_dead_rows_is_restored(engine: AsyncEngine) 
 
 async def test_a_relink_without_a_refresh_token_keeps_the_stored_one(engine: AsyncEngine) -> None:
     """Providers send a refresh token once; a later answer without one keeps it, one with another replaces it."""
-    tables = make_tables(EXCLUSIVE)
+    tables = shared_tables(EXCLUSIVE)
     await create(engine, tables.metadata)
     linker = tables.linker()
     stored = "SELECT access_token, refresh_token, scopes FROM connections"
@@ -193,7 +196,7 @@ async def test_a_relink_without_a_refresh_token_keeps_the_stored_one(engine: Asy
 
 async def test_the_snapshot_says_what_the_row_holds(engine: AsyncEngine) -> None:
     """The returned account is the stored row: aware moments, scopes as granted."""
-    tables = make_tables(EXCLUSIVE_SOFT)
+    tables = shared_tables(EXCLUSIVE_SOFT)
     await create(engine, tables.metadata)
     clock = Clock()
     outcome = await linked(
@@ -213,7 +216,7 @@ async def test_the_snapshot_says_what_the_row_holds(engine: AsyncEngine) -> None
 
 async def test_a_new_email_of_the_same_account_updates_the_row(engine: AsyncEngine) -> None:
     """A07: the same account id with a new address is the same link; without an address the stored one stays."""
-    tables = make_tables(EXCLUSIVE)
+    tables = shared_tables(EXCLUSIVE)
     await create(engine, tables.metadata)
     linker = tables.linker()
     first = await linked(linker, engine, user_id=1, identity=identity(email="old@example.com"))
@@ -226,7 +229,7 @@ async def test_a_new_email_of_the_same_account_updates_the_row(engine: AsyncEngi
 
 async def test_a_recycled_email_is_another_account(engine: AsyncEngine) -> None:
     """A06, A07: the same address under another account id is never the same link, and proves no ownership."""
-    tables = make_tables(EXCLUSIVE)
+    tables = shared_tables(EXCLUSIVE)
     await create(engine, tables.metadata)
     linker = tables.linker()
     await linked(linker, engine, user_id=1, identity=identity("sub-1", email="same@example.com"))
@@ -238,7 +241,7 @@ async def test_a_recycled_email_is_another_account(engine: AsyncEngine) -> None:
 
 async def test_an_email_key_meets_in_normal_form(engine: AsyncEngine) -> None:
     """A35, F15: variants of one address meet under Key.EMAIL; the address is stored as the provider wrote it."""
-    tables = make_tables(EMAIL)
+    tables = shared_tables(EMAIL)
     await create(engine, tables.metadata)
     linker = tables.linker()
     outcome = await linked(linker, engine, user_id=1, identity=identity("sub-1", email="Straße@Example.com"))
@@ -255,13 +258,13 @@ async def test_an_email_key_meets_in_normal_form(engine: AsyncEngine) -> None:
 async def test_an_email_key_needs_an_email(engine: AsyncEngine) -> None:
     """Under Key.EMAIL an identity without an address is refused before any SQL (the table does not even exist)."""
     with pytest.raises(InvalidIdentity) as caught:
-        await make_tables(EMAIL).linker().link(engine, user_id=1, identity=identity(email=None))
+        await shared_tables(EMAIL).linker().link(engine, user_id=1, identity=identity(email=None))
     assert "email" == caught.value.field
 
 
 async def test_under_an_email_key_another_account_id_is_a_mismatch(engine: AsyncEngine) -> None:
     """A07: a live row of this address with another account id is told apart, not overwritten; a dead one is left."""
-    tables = make_tables(EMAIL_SOFT)
+    tables = shared_tables(EMAIL_SOFT)
     await create(engine, tables.metadata)
     linker = tables.linker()
     first = await linked(linker, engine, user_id=1, identity=identity("sub-1", email="a@example.com"))
@@ -291,7 +294,7 @@ async def test_under_an_email_key_another_account_id_is_a_mismatch(engine: Async
 )
 async def test_near_equal_account_ids_stay_apart(engine: AsyncEngine, left: str, right: str) -> None:
     """A08: account ids are compared byte by byte."""
-    tables = make_tables(EXCLUSIVE)
+    tables = shared_tables(EXCLUSIVE)
     await create(engine, tables.metadata)
     linker = tables.linker()
     one = await linked(linker, engine, user_id=1, identity=identity(left, email=None))
@@ -309,7 +312,7 @@ async def test_near_equal_account_ids_stay_apart(engine: AsyncEngine, left: str,
 
 async def test_a_number_and_its_text_are_one_account(engine: AsyncEngine) -> None:
     """A08: GitHub's numeric ids arrive as numbers and as text; both are the same account."""
-    tables = make_tables(EXCLUSIVE)
+    tables = shared_tables(EXCLUSIVE)
     await create(engine, tables.metadata)
     linker = tables.linker()
     await linked(linker, engine, user_id=1, identity=identity(583231, email=None))  # type: ignore[arg-type]  # as sent
@@ -319,7 +322,7 @@ async def test_a_number_and_its_text_are_one_account(engine: AsyncEngine) -> Non
 
 async def test_a_very_long_token_is_stored_whole(engine: AsyncEngine) -> None:
     """F23: access tokens may be signed documents of many kilobytes."""
-    tables = make_tables(EXCLUSIVE)
+    tables = shared_tables(EXCLUSIVE)
     await create(engine, tables.metadata)
     long = "x" * 10_000
     await linked(tables.linker(), engine, user_id=1, identity=identity(), credentials=tokens(long, long))
@@ -347,7 +350,7 @@ async def test_user_ids_of_each_type(engine: AsyncEngine, user_type: type) -> No
 
 async def test_a_number_that_the_column_cannot_hold_is_refused(engine: AsyncEngine) -> None:
     """F22: a user id beyond the column's range is refused before any SQL; such a link id simply does not exist."""
-    tables = make_tables(EXCLUSIVE)
+    tables = shared_tables(EXCLUSIVE)
     linker = tables.linker()
     with pytest.raises(ConfigurationError, match="outside what the column"):
         await linker.link(engine, user_id=2**63, identity=identity())
@@ -357,7 +360,7 @@ async def test_a_number_that_the_column_cannot_hold_is_refused(engine: AsyncEngi
 
 async def test_expect_reconnects_this_link_and_no_other(engine: AsyncEngine) -> None:
     """expect= names the one link to reconnect; another identity is a mismatch and writes nothing."""
-    tables = make_tables(EXCLUSIVE_SOFT)
+    tables = shared_tables(EXCLUSIVE_SOFT)
     await create(engine, tables.metadata)
     linker = tables.linker()
     first = await linked(linker, engine, user_id=1, identity=identity("sub-1"))
@@ -383,7 +386,7 @@ async def test_expect_reconnects_this_link_and_no_other(engine: AsyncEngine) -> 
 
 async def test_expect_on_a_dead_link_whose_account_another_user_has_is_a_conflict(engine: AsyncEngine) -> None:
     """Reconnecting a link that was lost to another user in the meantime tells of the conflict."""
-    tables = make_tables(EXCLUSIVE_SOFT)
+    tables = shared_tables(EXCLUSIVE_SOFT)
     await create(engine, tables.metadata)
     linker = tables.linker()
     first = await linked(linker, engine, user_id=1, identity=identity())
@@ -399,7 +402,7 @@ async def test_a_blocked_reason_forbids_restoring(engine: AsyncEngine, how: str)
     policy = LinkPolicy(
         key=Key.ACCOUNT_ID, ownership=Ownership.EXCLUSIVE, removal=Removal.SOFT, blocked_reasons={"fraud", "abuse"}
     )
-    tables = make_tables(policy)
+    tables = shared_tables(policy)
     await create(engine, tables.metadata)
     linker = tables.linker()
     first = await linked(linker, engine, user_id=1, identity=identity(), credentials=tokens())
@@ -418,7 +421,7 @@ async def test_a_blocked_reason_forbids_restoring(engine: AsyncEngine, how: str)
 
 async def test_application_columns_are_filled(engine: AsyncEngine) -> None:
     """values= fills a new row only; update_values= fills it always; the model's own defaults still apply."""
-    tables = make_tables(EXCLUSIVE_SOFT)
+    tables = shared_tables(EXCLUSIVE_SOFT)
     await create(engine, tables.metadata)
     linker, model = tables.linker(), tables.Connection
     filled = "SELECT label, score FROM connections"
@@ -437,7 +440,7 @@ async def test_application_columns_are_filled(engine: AsyncEngine) -> None:
 
 async def test_values_that_are_not_the_applications_are_refused(engine: AsyncEngine) -> None:
     """A37: no column that accountlink writes, and no column of another table, is taken from values=."""
-    tables = make_tables(EXCLUSIVE)
+    tables = shared_tables(EXCLUSIVE)
     linker, model = tables.linker(), tables.Connection
     for column in (model.user_id, model.account_id, model.access_token, tables.Note.text):
         with pytest.raises(ConfigurationError):
@@ -448,7 +451,7 @@ async def test_credentials_that_the_table_cannot_hold_are_refused(engine: AsyncE
     """Nothing is dropped in silence: credentials without a column for them are a configuration error."""
     from accountlink import AccountMapping
 
-    tables = make_tables(PER_USER)
+    tables = shared_tables(PER_USER)
     linker: AccountLinker[Any, Any] = AccountLinker(
         AccountMapping(tables.Connection, policy=PER_USER, refresh_token=None, scopes=None)
     )
@@ -465,7 +468,7 @@ async def test_credentials_that_the_table_cannot_hold_are_refused(engine: AsyncE
 
 async def test_a_conflict_without_secrets_carries_no_token(engine: AsyncEngine) -> None:
     """Without secrets nothing can be signed, and the redirect has no fragment."""
-    tables = make_tables(EXCLUSIVE)
+    tables = shared_tables(EXCLUSIVE)
     await create(engine, tables.metadata)
     linker = tables.linker(secrets=())
     await linked(linker, engine, user_id=1, identity=identity())
@@ -477,7 +480,7 @@ async def test_a_conflict_without_secrets_carries_no_token(engine: AsyncEngine) 
 
 async def test_what_cannot_be_a_bind_is_refused_with_a_remedy(engine: AsyncEngine) -> None:
     """A sessionmaker, a scoped session, a sync engine: refused before any SQL, with the remedy."""
-    linker = make_tables(EXCLUSIVE).linker()
+    linker = shared_tables(EXCLUSIVE).linker()
     maker = async_sessionmaker(engine)
     scoped: Any = async_scoped_session(maker, scopefunc=lambda: 1)
     for bind, remedy in ((maker, "maker.begin"), (scoped, "scoped"), (engine.sync_engine, "create_async_engine")):
@@ -489,7 +492,7 @@ async def test_what_cannot_be_a_bind_is_refused_with_a_remedy(engine: AsyncEngin
 
 async def test_what_is_no_identity_or_token_set_is_refused(engine: AsyncEngine) -> None:
     """A provider's raw answer in place of an identity or a token set is refused with a typed error, before any SQL."""
-    linker: Any = make_tables(EXCLUSIVE).linker()
+    linker: Any = shared_tables(EXCLUSIVE).linker()
     for wrong in ({"identity": {"sub": "1"}}, {"identity": None}, {"credentials": {"access_token": "x"}}):
         with pytest.raises(ConfigurationError, match="takes a"):
             await linker.link(engine, **({"user_id": 1, "identity": identity()} | wrong))
@@ -497,7 +500,7 @@ async def test_what_is_no_identity_or_token_set_is_refused(engine: AsyncEngine) 
 
 async def test_a_session_of_a_sessionmaker_works(engine: AsyncEngine) -> None:
     """The usual way to a session is the right one."""
-    tables = make_tables(EXCLUSIVE)
+    tables = shared_tables(EXCLUSIVE)
     await create(engine, tables.metadata)
     async with async_sessionmaker(engine, class_=AsyncSession).begin() as session:
         await linked(tables.linker(), session, user_id=1, identity=identity())

@@ -13,6 +13,8 @@ from tests.support.binds import BINDS, bound
 from tests.support.databases import create, rows, run_sql
 from tests.support.models import EXCLUSIVE, EXCLUSIVE_SOFT, PER_USER, PER_USER_SOFT, identity, make_tables, tokens
 
+pytestmark = pytest.mark.each_driver
+
 
 @pytest.mark.parametrize("how", BINDS)
 async def test_a_stale_unique_index_blocks_the_second_account(engine: AsyncEngine, how: str) -> None:

@@ -26,6 +26,8 @@ from accountlink import (
 from tests.support.databases import create, rows, run_sql
 from tests.support.models import EXCLUSIVE, EXCLUSIVE_SOFT, PER_USER, Clock, identity, make_tables, tokens
 
+pytestmark = pytest.mark.each_driver
+
 BIG = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
 

@@ -54,6 +54,8 @@ from tests.support.models import (
 )
 from tests.support.told import RAW, TOLD, Outboxed, read, told, types
 
+pytestmark = pytest.mark.each_driver
+
 HOWS = pytest.mark.parametrize("how", BINDS)
 POSTGRESQL = pytest.mark.parametrize("kind", ["asyncpg", "psycopg"])
 SQLITE = pytest.mark.parametrize("kind", ["sqlite"])

@@ -23,8 +23,6 @@ from tests.support.told import TOLD, read
 
 ROOT = Path(__file__).parents[2]
 TABLE = "mixin-exclusive-soft"
-WARM_UP = 3.0
-"""Seconds within which every process has begun."""
 LEFT = "SELECT count(*) FROM accountlink_events"
 
 
@@ -40,14 +38,25 @@ async def case(engine: AsyncEngine, kind: str) -> Case:
 
 async def process(database: Database, marks: Path, **more: Any) -> Process:
     """Start a consumer."""
-    told = {"url": database.url, "table": TABLE, "marks": str(marks), "start": time.time()} | more
+    told = {"url": database.url, "table": TABLE, "marks": str(marks)} | more
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tests.support.consumers", json.dumps(told)),
         cwd=ROOT,
+        stdin=PIPE,
         stdout=PIPE,
         stderr=PIPE,
         env=dict(os.environ),
     )
+
+
+async def begin(running: list[Process]) -> None:
+    """Wait until all are ready, and let them begin together."""
+    for each in running:
+        assert each.stdout is not None
+        assert b"ready 0\n" == await each.stdout.readline()
+    for each in running:
+        assert each.stdin is not None
+        each.stdin.write(b"go\n")
 
 
 async def done_by(running: list[Process]) -> Counter[int]:
@@ -60,18 +69,17 @@ async def done_by(running: list[Process]) -> Counter[int]:
     return done
 
 
-@pytest.mark.parametrize("number", [2, 8])
+@pytest.mark.parametrize("number", [2, pytest.param(8, marks=pytest.mark.stress)])
 async def test_processes_share_the_events_among_them(
     case: Case, database: Database, engine: AsyncEngine, number: int, tmp_path: Path
 ) -> None:
     """Two and eight processes, while links go on: each event is in one's hands at a time, and done once, by one."""
     marks = tmp_path / "marks"
     marks.mkdir()
-    start = time.time() + WARM_UP
-    running = [await process(database, marks, start=start, passed_over=0.1) for _ in range(number)]
+    running = [await process(database, marks, passed_over=0.1) for _ in range(number)]
     for n in range(100):
         await case.link(1, f"before-{n}")
-    await asyncio.sleep(max(0.0, start - time.time()))
+    await begin(running)
     for n in range(50):
         await case.link(1, f"meanwhile-{n}")
     done = await done_by(running)
@@ -91,6 +99,7 @@ async def test_what_a_killed_process_had_in_hand_is_delivered_again(
         await case.link(1, f"sub-{n}")
     lease = 3.0
     dying = await process(database, marks, hang_at=7, lease=lease)
+    await begin([dying])
     assert dying.stdout is not None
     done: Counter[int] = Counter()
     async with asyncio.timeout(30):

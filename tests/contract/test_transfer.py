@@ -50,6 +50,8 @@ from tests.support.models import (
     tokens,
 )
 
+pytestmark = pytest.mark.each_driver
+
 PLACES = [(name, "engine") for name in CLAIMED] + [
     (name, how) for name in ("mixin-exclusive-soft", "exclusive-soft-ledger") for how in BINDS if how != "engine"
 ]

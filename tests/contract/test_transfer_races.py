@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from accountlink import (
 )
 from tests.support.claims import CLAIMED, Case
 from tests.support.databases import Database, rows
+from tests.support.effort import Effort
 from tests.support.models import identity, tokens
 
 ROOT = Path(__file__).parents[2]
@@ -60,9 +60,9 @@ async def later(milliseconds: float, call: Any) -> Any:
 # -- one token --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_hundred_redemptions_by_the_claimant_are_one(case: Case) -> None:
-    """A18, F25: a hundred at once: one `Transferred`, 99 `AlreadyOwner`, and the version rises by one; four rounds."""
-    for round_ in range(4):
+async def test_a_hundred_redemptions_by_the_claimant_are_one(case: Case, effort: Effort) -> None:
+    """A18, F25: a hundred at once: one `Transferred`, 99 `AlreadyOwner`, and the version rises by one."""
+    for round_ in effort.rounds(1, full=4):
         account = f"sub-{round_}"
         await case.link(1, account)
         token = await case.claim(2, account)
@@ -82,26 +82,31 @@ async def test_a_hundred_redemptions_by_another_user_are_none(case: Case) -> Non
     assert "transferred" == await case.ended(token, 2)
 
 
-@pytest.mark.parametrize("table", ["mixin-exclusive-soft", "exclusive-soft-ledger"])
-async def test_processes_redeem_one_token_once(case: Case, database: Database, table: str) -> None:
-    """A18, F25: a hundred redemptions by five processes at once are one transfer; by another user they are none."""
+@pytest.mark.parametrize(
+    "table", ["mixin-exclusive-soft", pytest.param("exclusive-soft-ledger", marks=pytest.mark.stress)]
+)
+async def test_processes_redeem_one_token_once(case: Case, database: Database, table: str, effort: Effort) -> None:
+    """A18, F25: redemptions by several processes at once are one transfer; by another user they are none."""
+    number = 5 if effort.full else 2
+    calls = 20 * number
     await case.link(1)
     token = await case.claim(2)
-    stranger = await processes(database, table, token, user=3)
-    assert {"token_for_another_user": 100} == stranger
+    stranger = await processes(database, table, token, user=3, number=number)
+    assert {"token_for_another_user": calls} == stranger
     assert {case.user(1)} == {user for (user,) in await case.links.stored(case.engine, "user_id")}
-    claimant = await processes(database, table, token, user=2)
-    assert {"transferred": 1, "already_owner": 99} == claimant
+    claimant = await processes(database, table, token, user=2, number=number)
+    assert {"transferred": 1, "already_owner": calls - 1} == claimant
     assert {case.user(2)} == {user for (user,) in await case.links.stored(case.engine, "user_id")}
 
 
-async def processes(database: Database, table: str, token: str, *, user: int, number: int = 5) -> Counter[str]:
+async def processes(database: Database, table: str, token: str, *, user: int, number: int) -> Counter[str]:
     """Let processes redeem a token twenty times each, all at the same moment."""
-    told = {"url": database.url, "table": table, "token": token, "user": user, "times": 20, "start": time.time() + 4}
+    told = {"url": database.url, "table": table, "token": token, "user": user, "times": 20}
     running = [
         await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "tests.support.redeemers", json.dumps(told)),
             cwd=ROOT,
+            stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env=dict(os.environ),
@@ -109,6 +114,12 @@ async def processes(database: Database, table: str, token: str, *, user: int, nu
         for _ in range(number)
     ]
     ends: Counter[str] = Counter()
+    for each in running:
+        assert each.stdout is not None
+        assert b"ready\n" == await each.stdout.readline()
+    for each in running:
+        assert each.stdin is not None
+        each.stdin.write(b"go\n")
     for each in running:
         out, err = await each.communicate()
         assert 0 == each.returncode, err.decode()[-2_000:]
@@ -119,9 +130,9 @@ async def processes(database: Database, table: str, token: str, *, user: int, nu
 # -- other movers -----------------------------------------------------------------------------------------------------
 
 
-async def test_of_two_claimants_one_has_the_link(case: Case) -> None:
+async def test_of_two_claimants_one_has_the_link(case: Case, effort: Effort) -> None:
     """A18: two users with a good token each, sixteen times at once: one has it, the other's token is superseded."""
-    for round_ in range(20):
+    for round_ in effort.rounds(2, full=20):
         account = f"sub-{round_}"
         await case.link(1, account)
         claims = {user: await case.claim(user, account) for user in (2, 3)}
@@ -135,10 +146,10 @@ async def test_of_two_claimants_one_has_the_link(case: Case) -> None:
         assert {case.user(user) for user in winners} == {owner.user_id}
 
 
-async def test_a_transfer_races_an_unlink(case: Case) -> None:
+async def test_a_transfer_races_an_unlink(case: Case, effort: Effort) -> None:
     """A32: either the owner has unlinked and the token is superseded, or the link is the claimant's and not found."""
     seen: Counter[tuple[str, str]] = Counter()
-    for round_ in range(40):
+    for round_ in effort.rounds(16, full=40):
         account = f"sub-{round_}"
         link_id = await case.link(1, account)
         token = await case.claim(2, account)
@@ -163,9 +174,9 @@ async def test_a_transfer_races_an_unlink(case: Case) -> None:
     print(f"\n{dict(seen)}")  # noqa: T201  # which of them won, how often
 
 
-async def test_a_transfer_races_a_relink(case: Case) -> None:
-    """The owner links again meanwhile: the claim survives it, and no token of his is left in the claimant's row."""
-    for round_ in range(40):
+async def test_a_transfer_races_a_relink(case: Case, effort: Effort) -> None:
+    """The owner links again meanwhile: the claim survives, and none of the owner's tokens stays in the row."""
+    for round_ in effort.rounds(16, full=40):
         account = f"sub-{round_}"
         await case.link(1, account)
         token = await case.claim(2, account)
@@ -184,9 +195,9 @@ async def test_a_transfer_races_a_relink(case: Case) -> None:
     assert {(case.user(2), "claimants")} == set(await case.links.stored(case.engine, "user_id", "access_token"))
 
 
-async def test_everybody_at_once_leaves_one_owner(case: Case) -> None:
+async def test_everybody_at_once_leaves_one_owner(case: Case, effort: Effort) -> None:
     """A18, A32: owner, two claimants and a newcomer link, unlink and redeem: one live row at most, and only its own."""
-    for round_ in range(15):
+    for round_ in effort.rounds(3, full=15):
         account = f"sub-{round_}"
         link_id = await case.link(1, account)
         claims = {user: await case.claim(user, account) for user in (2, 3)}
@@ -286,14 +297,14 @@ async def waiting(engine: AsyncEngine) -> None:
 
 @POSTGRESQL
 @pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
-async def test_races_at_stricter_isolation(case: Case, database: Database, level: str) -> None:
+async def test_races_at_stricter_isolation(case: Case, database: Database, level: str, effort: Effort) -> None:
     """F04, F05: where a snapshot is kept, transactions of accountlink's own are tried again until they know."""
     setting = {"default_transaction_isolation": level.lower()}
     options = f"-c default_transaction_isolation={level.lower().replace(' ', chr(92) + ' ')}"
     args: dict[str, Any] = {"server_settings": setting} if database.kind == "asyncpg" else {"options": options}
     engine = database.engine(connect_args=args, pool_size=16, max_overflow=0)
     assert [(level.lower(),)] == await rows(engine, "SHOW transaction_isolation")
-    for round_ in range(5):
+    for round_ in effort.rounds(2, full=5):
         account = f"sub-{round_}"
         await case.link(1, account)
         claims = {user: await case.claim(user, account) for user in (2, 3)}

@@ -1,4 +1,4 @@
-"""F14: a table with a per-user and a global unique index: a user who races himself never conflicts with himself."""
+"""F14: a table with a per-user and a global unique index: a user in a race with their own calls has no conflict."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import sqlalchemy as sa
 
 from accountlink import AccountLinker, AccountMapping, Change, Linked, OwnershipConflict
 from tests.support.databases import Database, create, rows, run_sql
+from tests.support.effort import Effort
 from tests.support.models import EXCLUSIVE, identity, tokens
 
-TASKS, ROUNDS = 64, 200
+TASKS = 64
 PER_USER = "CREATE UNIQUE INDEX per_user ON cloud_provider_accounts (user_id, provider, provider_account_id)"
 GLOBAL = "CREATE UNIQUE INDEX global ON cloud_provider_accounts (provider, provider_account_id)"
 ORDERS = {"per user first": (PER_USER, GLOBAL), "global first": (GLOBAL, PER_USER)}
@@ -42,30 +43,33 @@ def cloud_accounts() -> tuple[sa.MetaData, AccountLinker[Any, Any]]:
 
 
 @pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
-async def test_a_user_racing_himself_under_two_indexes(database: Database, order: tuple[str, str]) -> None:
-    """200 rounds of 64 tasks: no false conflict, no deadlock surfaces, one live row, created once."""
+async def test_a_user_racing_themselves_under_two_indexes(
+    database: Database, order: tuple[str, str], effort: Effort
+) -> None:
+    """Rounds of 64 tasks: no false conflict, no deadlock surfaces, one live row, created once."""
     engine = database.engine(pool_size=32 if database.is_postgresql else 4, max_overflow=0)
     metadata, linker = cloud_accounts()
     await create(engine, metadata)
     await run_sql(engine, *order)
-    for round_ in range(ROUNDS):
+    rounds = effort.rounds(4, full=200)
+    for round_ in rounds:
         account = identity(f"sub-{round_}")
         outcomes = await asyncio.gather(
             *(linker.link(engine, user_id=1, identity=account, credentials=tokens()) for _ in range(TASKS))
         )
         changes = Counter(o.change if isinstance(o, Linked) else type(o) for o in outcomes)
         assert {Change.CREATED: 1, Change.UPDATED: TASKS - 1} == changes
-    assert [(ROUNDS,)] == await rows(engine, "SELECT count(*) FROM cloud_provider_accounts")
+    assert [(len(rounds),)] == await rows(engine, "SELECT count(*) FROM cloud_provider_accounts")
 
 
 @pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
-async def test_users_racing_under_two_indexes(database: Database, order: tuple[str, str]) -> None:
+async def test_users_racing_under_two_indexes(database: Database, order: tuple[str, str], effort: Effort) -> None:
     """Two users of 32 tasks each on one account: one owner, whom every conflict names."""
     engine = database.engine(pool_size=32 if database.is_postgresql else 4, max_overflow=0)
     metadata, linker = cloud_accounts()
     await create(engine, metadata)
     await run_sql(engine, *order)
-    for round_ in range(20):
+    for round_ in effort.rounds(3, full=20):
         account = identity(f"sub-{round_}")
         outcomes = await asyncio.gather(
             *(linker.link(engine, user_id=n % 2, identity=account, credentials=tokens()) for n in range(TASKS))

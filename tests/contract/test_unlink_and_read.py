@@ -22,7 +22,9 @@ from accountlink import (
 )
 from tests.support.binds import BINDS, bound
 from tests.support.databases import create, rows
-from tests.support.models import EXCLUSIVE, EXCLUSIVE_SOFT, PER_USER, POLICIES, Clock, identity, make_tables, tokens
+from tests.support.models import EXCLUSIVE, EXCLUSIVE_SOFT, PER_USER, POLICIES, Clock, identity, shared_tables, tokens
+
+pytestmark = pytest.mark.each_driver
 
 
 async def add(linker: AccountLinker[Any, Any], engine: AsyncEngine, user: int, account: str, **more: Any) -> Any:
@@ -34,7 +36,7 @@ async def add(linker: AccountLinker[Any, Any], engine: AsyncEngine, user: int, a
 @pytest.mark.parametrize("how", BINDS)
 async def test_unlinking_twice_keeps_the_first_timestamp(engine: AsyncEngine, how: str) -> None:
     """A second unlink answers the same and writes nothing: the first timestamp and reason stay."""
-    tables = make_tables(EXCLUSIVE_SOFT)
+    tables = shared_tables(EXCLUSIVE_SOFT)
     await create(engine, tables.metadata)
     linker = tables.linker(clock=Clock())
     link = await add(linker, engine, 1, "sub-1")
@@ -52,7 +54,7 @@ async def test_unlinking_twice_keeps_the_first_timestamp(engine: AsyncEngine, ho
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 async def test_only_the_users_own_link_is_unlinked(engine: AsyncEngine, policy: LinkPolicy, how: str) -> None:
     """A31: another user's link id and one that never was get one answer, and nothing is written."""
-    tables = make_tables(policy)
+    tables = shared_tables(policy)
     await create(engine, tables.metadata)
     linker = tables.linker()
     link = await add(linker, engine, 1, "sub-1")
@@ -73,7 +75,7 @@ async def test_only_the_users_own_link_is_unlinked(engine: AsyncEngine, policy: 
 @pytest.mark.parametrize("policy", [EXCLUSIVE, EXCLUSIVE_SOFT], ids=["delete", "soft"])
 async def test_parallel_unlinks_all_tell_the_truth(engine: AsyncEngine, policy: LinkPolicy) -> None:
     """Sixteen unlinks of one link at once: a soft one is answered by all alike, a deleted one is found by one."""
-    tables = make_tables(policy)
+    tables = shared_tables(policy)
     await create(engine, tables.metadata)
     linker = tables.linker()
     link = await add(linker, engine, 1, "sub-1")
@@ -92,13 +94,13 @@ async def test_parallel_unlinks_all_tell_the_truth(engine: AsyncEngine, policy: 
 async def test_a_reason_needs_a_column(engine: AsyncEngine) -> None:
     """Nothing is dropped in silence: a reason without a column for it is a configuration error."""
     with pytest.raises(ConfigurationError, match="reason"):
-        await make_tables(EXCLUSIVE).linker().unlink(engine, user_id=1, link_id=1, reason="x")
+        await shared_tables(EXCLUSIVE).linker().unlink(engine, user_id=1, link_id=1, reason="x")
 
 
 @pytest.mark.parametrize("how", BINDS)
 async def test_accounts_lists_live_links_oldest_first(engine: AsyncEngine, how: str) -> None:
     """Only live links of this user are listed, oldest first, of one provider where one is named."""
-    tables = make_tables(EXCLUSIVE_SOFT)
+    tables = shared_tables(EXCLUSIVE_SOFT)
     await create(engine, tables.metadata)
     linker = tables.linker(clock=Clock())
     a, b, c = [await add(linker, engine, 1, account) for account in ("a", "b", "c")]
@@ -115,7 +117,7 @@ async def test_accounts_lists_live_links_oldest_first(engine: AsyncEngine, how: 
 
 async def test_account_returns_one_live_link(engine: AsyncEngine) -> None:
     """By id or by provider; several of one provider are ambiguous, dead and foreign ones not found."""
-    tables = make_tables(EXCLUSIVE_SOFT)
+    tables = shared_tables(EXCLUSIVE_SOFT)
     await create(engine, tables.metadata)
     linker = tables.linker()
     a, b = await add(linker, engine, 1, "a"), await add(linker, engine, 1, "b")
@@ -139,7 +141,7 @@ async def test_account_returns_one_live_link(engine: AsyncEngine) -> None:
 @pytest.mark.parametrize("how", BINDS)
 async def test_find_owner_signs_in(engine: AsyncEngine, how: str) -> None:
     """The live owner of an exclusive account, or nobody; never under PER_USER, where an account has several."""
-    tables = make_tables(EXCLUSIVE_SOFT)
+    tables = shared_tables(EXCLUSIVE_SOFT)
     await create(engine, tables.metadata)
     linker = tables.linker()
     link = await add(linker, engine, 1, "sub-1")
@@ -152,13 +154,13 @@ async def test_find_owner_signs_in(engine: AsyncEngine, how: str) -> None:
     await linker.unlink(engine, user_id=1, link_id=link)
     assert await linker.find_owner(engine, provider="acme", account_id="sub-1") is None
     with pytest.raises(ConfigurationError, match="EXCLUSIVE"):
-        await make_tables(PER_USER).linker().find_owner(engine, provider="acme", account_id="sub-1")
+        await shared_tables(PER_USER).linker().find_owner(engine, provider="acme", account_id="sub-1")
 
 
 @pytest.mark.parametrize("how", ["engine", "connection", "session"])
 async def test_the_last_account_is_guarded(engine: AsyncEngine, how: str) -> None:
     """A39: the guard is asked before the last live link goes, on the transaction's own connection."""
-    tables = make_tables(EXCLUSIVE_SOFT)
+    tables = shared_tables(EXCLUSIVE_SOFT)
     await create(engine, tables.metadata)
     asked: list[tuple[int, int]] = []
     has_password = False
@@ -188,7 +190,7 @@ async def test_the_last_account_is_guarded(engine: AsyncEngine, how: str) -> Non
 @pytest.mark.parametrize("policy", [EXCLUSIVE, EXCLUSIVE_SOFT], ids=["delete", "soft"])
 async def test_two_last_accounts_cannot_go_at_once(engine: AsyncEngine, policy: LinkPolicy) -> None:
     """A39: of two parallel unlinks of a user's last two links one succeeds, and the other is the last one."""
-    tables = make_tables(policy)
+    tables = shared_tables(policy)
     await create(engine, tables.metadata)
 
     async def guard(connection: AsyncConnection, user_id: int) -> bool:
@@ -207,7 +209,7 @@ async def test_two_last_accounts_cannot_go_at_once(engine: AsyncEngine, policy: 
 
 async def test_a_guards_own_error_leaves_the_callers_transaction_usable(engine: AsyncEngine) -> None:
     """What the guard raises is the caller's; the savepoint is rolled back and the transaction goes on."""
-    tables = make_tables(EXCLUSIVE_SOFT)
+    tables = shared_tables(EXCLUSIVE_SOFT)
     await create(engine, tables.metadata)
 
     async def guard(connection: AsyncConnection, user_id: int) -> bool:

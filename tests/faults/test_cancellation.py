@@ -18,12 +18,15 @@ from accountlink import AccountLinker, AccountNotFound, Linked, LinkPolicy, Owne
 from tests.faults.stepping import Moment, Stepped
 from tests.faults.watch import Watch, checked_out, soon, watched_engine, watching
 from tests.support.databases import Database, create, run_sql
-from tests.support.models import EXCLUSIVE, EXCLUSIVE_SOFT, Tables, identity, make_tables, tokens
+from tests.support.models import EXCLUSIVE, EXCLUSIVE_SOFT, Tables, identity, shared_tables, tokens
 
 ENOUGH = 200
 """More suspensions than any call has; a sweep that gets here does not end."""
 # aiosqlite drops the connection that it was opening for somebody who was cancelled; Python 3.13 warns of that.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")
+pytestmark = [
+    pytest.mark.each_driver,
+    pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning"),
+]
 ASYNCPG_CONNECTS = "Future exception was never retrieved: ConnectionError('unexpected connection_lost() call')"
 """Said by asyncpg alone when `asyncpg.connect()` is cancelled while it waits for the server's first answer."""
 WHOLE = "SELECT user_id, provider, email, access_token, refresh_token, scopes, version, deleted_at FROM connections"
@@ -50,7 +53,7 @@ async def watch(database: Database) -> AsyncIterator[Watch]:
 
 
 async def tables_of(database: Database, policy: LinkPolicy = EXCLUSIVE_SOFT) -> Tables:
-    tables, engine = make_tables(policy), database.engine()
+    tables, engine = shared_tables(policy), database.engine()
     await create(engine, tables.metadata)
     await engine.dispose()
     return tables

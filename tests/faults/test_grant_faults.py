@@ -24,7 +24,10 @@ from tests.support.shares import SHARED, Sharing
 POSTGRESQL = pytest.mark.parametrize("kind", ["asyncpg", "psycopg"])
 CALLS = ("issue", "redeem", "redeem one of several", "revoke")
 EACH_CALL = pytest.mark.parametrize("name", [*CALLS, "redeem for a pair"])
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")
+pytestmark = [
+    pytest.mark.each_driver,
+    pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning"),
+]
 Call = Callable[[Any], Awaitable[object]]
 
 

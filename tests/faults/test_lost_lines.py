@@ -27,7 +27,7 @@ from accountlink import (
 )
 from tests.faults.watch import Watch, soon, watched_engine, watching
 from tests.support.databases import Database, create, run_sql
-from tests.support.models import EXCLUSIVE, EXCLUSIVE_SOFT, Tables, identity, make_tables, tokens
+from tests.support.models import EXCLUSIVE, EXCLUSIVE_SOFT, Tables, identity, shared_tables, tokens
 from tests.support.wire import Lose, Message, WireProxy, executes
 
 ENOUGH = 200
@@ -98,7 +98,7 @@ def through(line: Line, database: Database, **options: Any) -> AsyncEngine:
 
 
 async def tables_of(database: Database, policy: Any = EXCLUSIVE_SOFT) -> Tables:
-    tables, engine = make_tables(policy), database.engine()
+    tables, engine = shared_tables(policy), database.engine()
     await create(engine, tables.metadata)
     if policy is EXCLUSIVE_SOFT:
         await run_sql(engine, "CREATE UNIQUE INDEX one_email ON connections (email)")
@@ -555,7 +555,7 @@ async def test_too_many_connections_are_unavailable(database: Database, how: str
 @pytest.mark.parametrize("how", ["engine", "session"])
 async def test_a_refused_port_is_unavailable(database: Database, how: str) -> None:
     """F02: nobody listens: StoreUnavailable for every call, reads too."""
-    tables = make_tables(EXCLUSIVE_SOFT)
+    tables = shared_tables(EXCLUSIVE_SOFT)
     linker: AccountLinker[Any, Any] = tables.linker()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: refused, and nobody else's

@@ -40,7 +40,10 @@ WARM = 7
 IDS = "SELECT id FROM accountlink_events ORDER BY id"
 COMMITS, WRITES = executes("COMMIT"), executes("WITH")
 Call = Callable[[Any], Awaitable[object]]
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")
+pytestmark = [
+    pytest.mark.each_driver,
+    pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning"),
+]
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from accountlink import (
 )
 from tests.faults.watch import soon, workers
 from tests.support.databases import Database, create, rows
-from tests.support.models import EXCLUSIVE_SOFT, Tables, identity, make_tables, tokens
+from tests.support.models import EXCLUSIVE_SOFT, Tables, identity, shared_tables, tokens
 
 WRITERS = 60
 BUSY_TIMEOUT = 200
@@ -54,7 +54,7 @@ def path_of(database: Database) -> str:
 
 
 async def tables_of(engine: AsyncEngine) -> Tables:
-    tables = make_tables(EXCLUSIVE_SOFT)
+    tables = shared_tables(EXCLUSIVE_SOFT)
     await create(engine, tables.metadata)
     return tables
 

@@ -29,7 +29,10 @@ KINDS_OF_TABLE = ("mixin-exclusive-soft", "exclusive-soft-ledger")
 WARM = 7
 OWNED = "SELECT user_id, access_token FROM connections WHERE account_id = '{}'"
 BEFORE, AFTER = [(1, "former-access")], [(2, "after")]
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")
+pytestmark = [
+    pytest.mark.each_driver,
+    pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning"),
+]
 
 
 def moves(message: Message) -> bool:

@@ -31,6 +31,8 @@ from accountlink.core.schema import (
 from accountlink.storage.schema import read_catalogue
 from tests.support.databases import Database, collation_without_case, rows, run_sql
 
+pytestmark = pytest.mark.each_driver
+
 POSTGRESQL = pytest.mark.parametrize("kind", ["asyncpg", "psycopg"])
 SQLITE = pytest.mark.parametrize("kind", ["sqlite"])
 ODD = 'Odd.name "of" a: table'

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from accountlink import AccountNotFound, Change, Linked, OwnershipConflict
 from tests.support.databases import Database, create, rows, run_sql
-from tests.support.models import EXCLUSIVE, EXCLUSIVE_SOFT, PER_USER_SOFT, identity, make_tables, tokens
+from tests.support.models import EXCLUSIVE, EXCLUSIVE_SOFT, PER_USER_SOFT, identity, shared_tables, tokens
 from tests.support.wire import WireProxy
 
 WARM = 8
@@ -42,7 +42,7 @@ def through(wire: WireProxy, database: Database, **options: Any) -> AsyncEngine:
 async def test_an_engine_links_in_one_round_trip(database: Database, wire: WireProxy) -> None:
     """One round trip each for first link, relink, conflict and restore, with nothing around it."""
     engine = through(wire, database)
-    tables = make_tables(EXCLUSIVE_SOFT)
+    tables = shared_tables(EXCLUSIVE_SOFT)
     await create(engine, tables.metadata)
     linker = tables.linker()
     trips: dict[str, list[int]] = {"created": [], "updated": [], "conflict": [], "restored": []}
@@ -69,7 +69,7 @@ async def test_a_callers_transaction_gets_the_statement_in_one_savepoint(
 ) -> None:
     """In a caller's transaction: SAVEPOINT, that one statement, RELEASE, and nothing else."""
     engine = through(wire, database)
-    tables = make_tables(EXCLUSIVE_SOFT)
+    tables = shared_tables(EXCLUSIVE_SOFT)
     await create(engine, tables.metadata)
     linker = tables.linker()
     await linker.link(engine, user_id=1, identity=identity("theirs"))
@@ -97,7 +97,7 @@ async def test_a_callers_transaction_gets_the_statement_in_one_savepoint(
 async def test_an_ordinary_conflict_writes_no_wal(database: Database) -> None:
     """A conflict that is answered from a read writes 0 bytes of write-ahead log."""
     engine = database.engine()
-    tables = make_tables(EXCLUSIVE_SOFT)
+    tables = shared_tables(EXCLUSIVE_SOFT)
     await create(engine, tables.metadata)
     linker = tables.linker()
     await linker.link(engine, user_id=1, identity=identity(), credentials=tokens())
@@ -128,7 +128,7 @@ VERSION = "SELECT CAST(ctid AS text), CAST(xmin AS text), user_id, updated_at FR
 async def test_the_owners_row_does_not_move_in_a_conflict(database: Database, policy: Any) -> None:
     """In a conflict the owner's row keeps its version: same ctid and xmin, and no update trigger fires."""
     engine = database.engine()
-    tables = make_tables(policy)
+    tables = shared_tables(policy)
     await create(engine, tables.metadata)
     await run_sql(engine, *SPY)
     linker = tables.linker()
@@ -148,7 +148,7 @@ async def test_the_owners_row_does_not_move_in_a_conflict(database: Database, po
 async def test_the_owners_row_does_not_move_in_a_lost_race(database: Database, how: str) -> None:
     """A rival who has not committed yet wins: the loser waits, conflicts, and never writes the winner's row."""
     engine = database.engine()
-    tables = make_tables(EXCLUSIVE_SOFT)
+    tables = shared_tables(EXCLUSIVE_SOFT)
     await create(engine, tables.metadata)
     await run_sql(engine, *SPY)
     linker = tables.linker()
@@ -172,7 +172,7 @@ async def test_the_owners_row_does_not_move_in_a_lost_race(database: Database, h
 async def test_a_rival_who_rolls_back_leaves_the_account(database: Database) -> None:
     """F06: the rival rolls back, and the one who waited has the account."""
     engine = database.engine()
-    tables = make_tables(EXCLUSIVE_SOFT)
+    tables = shared_tables(EXCLUSIVE_SOFT)
     await create(engine, tables.metadata)
     linker = tables.linker()
     async with AsyncSession(engine) as rival:
@@ -197,7 +197,7 @@ async def waiting(engine: AsyncEngine) -> None:
 async def test_relinks_and_conflicts_burn_no_ids(database: Database) -> None:
     """F26: a thousand relinks and conflicts leave the id sequence where it was."""
     engine = database.engine()
-    tables = make_tables(EXCLUSIVE_SOFT)
+    tables = shared_tables(EXCLUSIVE_SOFT)
     await create(engine, tables.metadata)
     linker = tables.linker()
     await linker.link(engine, user_id=1, identity=identity())
@@ -209,7 +209,7 @@ async def test_relinks_and_conflicts_burn_no_ids(database: Database) -> None:
 async def test_a_partial_and_a_full_index_on_the_same_columns(database: Database) -> None:
     """A live row under a full and a partial index is updated; a dead one is never "updated" while it stays dead."""
     engine = database.engine()
-    tables = make_tables(PER_USER_SOFT)
+    tables = shared_tables(PER_USER_SOFT)
     await create(engine, tables.metadata)
     await run_sql(engine, "CREATE UNIQUE INDEX full_key ON connections (user_id, provider, account_id)")
     linker = tables.linker()
@@ -232,7 +232,7 @@ async def test_a_row_that_changes_hands_while_its_user_waits_is_not_written(
 ) -> None:
     """A row that goes to another user while a relink or an unlink waits for it is the new owner's: it does not move."""
     engine = database.engine()
-    tables = make_tables(EXCLUSIVE_SOFT)
+    tables = shared_tables(EXCLUSIVE_SOFT)
     await create(engine, tables.metadata)
     await run_sql(engine, *SPY)
     linker = tables.linker()
@@ -266,7 +266,7 @@ async def test_a_row_that_changes_hands_while_its_user_waits_is_not_written(
 async def test_a_row_that_is_removed_while_a_relink_waits_is_restored(database: Database, how: str) -> None:
     """F17: unlinked while a relink waits for it: the relink is told as what it is, a restore under the same id."""
     engine = database.engine()
-    tables = make_tables(EXCLUSIVE_SOFT)
+    tables = shared_tables(EXCLUSIVE_SOFT)
     await create(engine, tables.metadata)
     linker = tables.linker()
     mine = await linker.link(engine, user_id=1, identity=identity(), credentials=tokens())

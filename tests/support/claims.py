@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,7 +13,7 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from accountlink import AccountLinker, AccountMapping, Linked, LinkPolicy, OwnershipConflict, Removal, transfer_ledger
-from tests.support.mapped import TABLES, Links
+from tests.support.mapped import MADE, TABLES, Links
 from tests.support.models import EXCLUSIVE, EXCLUSIVE_SOFT, Clock, identity, make_tables, tokens
 
 
@@ -27,6 +28,7 @@ class Ledgered(Links):
 
 
 def ledgered(make: Callable[[str], Links]) -> Callable[[str], Links]:
+    @cache
     def made(kind: str) -> Links:
         links = make(kind)
         assert "version" not in links.mapping.columns
@@ -50,7 +52,7 @@ CLAIMED: dict[str, Callable[[str], Links]] = {
     "mixin-exclusive-soft": TABLES["mixin-exclusive-soft"],
     "cloud": TABLES["cloud"],
     "flagged-table": TABLES["flagged-table"],
-    "core-table-ledger": ledgered(TABLES["core-table"]),
+    "core-table-ledger": ledgered(MADE["core-table"]),
     "exclusive-ledger": ledgered(without_version(EXCLUSIVE)),
     "exclusive-soft-ledger": ledgered(without_version(EXCLUSIVE_SOFT)),
 }

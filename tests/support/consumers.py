@@ -1,6 +1,8 @@
 """Consumes events in a process of its own, and shows for each event that nobody else has it in hand meanwhile.
 
-``python -m tests.support.consumers '{"url": ..., "table": ..., "marks": ..., "start": ..., "hang_at": 7}'``
+``python -m tests.support.consumers '{"url": ..., "table": ..., "marks": ..., "hang_at": 7}'``
+
+It says ``ready`` once it is, and begins when it is sent a line.
 
 In hand, an event has a file of its name in the folder of marks, which nobody makes a second time. What was acknowledged
 is written to the output, number by number; at ``hang_at`` the process says so and waits to be killed.
@@ -13,7 +15,6 @@ import json
 import os
 import random
 import sys
-import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,15 +27,14 @@ from tests.support.told import TOLD
 
 
 async def consume(
-    *, url: str, table: str, marks: str, start: float, hang_at: int = 0, lease: float = 60, passed_over: float = 0
+    *, url: str, table: str, marks: str, hang_at: int = 0, lease: float = 60, passed_over: float = 0
 ) -> None:
-    """Wait for the start, and consume until nothing is left.
+    """Wait for the word to begin, and consume until nothing is left.
 
     Args:
         url: Of the database.
         table: Which of the tables with an outbox.
         marks: The folder of marks.
-        start: When, in seconds since 1970.
         hang_at: The number of the event to die with.
         lease: In seconds.
         passed_over: How often an event is passed over for a round.
@@ -46,7 +46,8 @@ async def consume(
     case = Case(TOLD[table]("any"), engine)
     linker = case.links.linker()  # whose clock is the machine's, as every process has it
     await linker.accounts(engine, user_id=case.user(1))  # so that the pool is warm
-    await asyncio.sleep(max(0.0, start - time.time()))
+    say("ready", 0)
+    await asyncio.to_thread(sys.stdin.readline)
     left = True
     while left:
         left = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -68,7 +69,15 @@ class Tables:
         return AccountLinker(self.Connection, **({"secrets": SECRETS} | options))
 
 
+@cache
+def shared_tables(policy: LinkPolicy) -> Tables:
+    """Return the tables of a policy that all tests share which change nothing of them: they are compiled once."""
+    return make_tables(policy)
+
+
 def make_tables(policy: LinkPolicy, *, user_type: type = int) -> Tables:
+    """Declare the tables of a policy anew."""
+
     class Base(DeclarativeBase):
         type_annotation_map = {int: sa.BigInteger().with_variant(sa.Integer, "sqlite")}  # noqa: RUF012  # SQLAlchemy's name
 

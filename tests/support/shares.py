@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -105,13 +106,14 @@ def counted() -> Shared:
 
 
 SHARED: dict[str, Callable[[], Shared]] = {
-    "own": own(),
-    "own-pairs": own_of_users,
-    "patients": patients(),
-    "patients-pairs": patients(pairs=True),
-    "patients-index": patients(index=True, pairs=True),
-    "counted": counted,
+    "own": cache(own()),
+    "own-pairs": cache(own_of_users),
+    "patients": cache(patients()),
+    "patients-pairs": cache(patients(pairs=True)),
+    "patients-index": cache(patients(index=True, pairs=True)),
+    "counted": cache(counted),
 }
+"""Each declares its table once for all tests, so that it is compiled once."""
 OWN = ("own", "own-pairs")
 PAIRED = ("own-pairs", "patients-pairs", "patients-index")
 

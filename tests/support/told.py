@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from accountlink import AccountLinker, AccountMapping, LinkEvent, LinkPolicy, link_outbox
 from tests.support.claims import CLAIMED, Case
 from tests.support.databases import create, rows
-from tests.support.mapped import TABLES, Links
+from tests.support.mapped import MADE, Links
 from tests.support.models import EXCLUSIVE_SOFT, make_tables
 
 
@@ -28,6 +29,7 @@ class Outboxed(Links):
 
 
 def outboxed(make: Callable[[str], Links]) -> Callable[[str], Outboxed]:
+    @cache
     def made(kind: str) -> Outboxed:
         links = make(kind)
         outbox = link_outbox(links.metadata)
@@ -36,7 +38,7 @@ def outboxed(make: Callable[[str], Links]) -> Callable[[str], Outboxed]:
     return made
 
 
-TOLD: dict[str, Callable[[str], Outboxed]] = {name: outboxed(make) for name, make in (TABLES | CLAIMED).items()}
+TOLD: dict[str, Callable[[str], Outboxed]] = {name: outboxed(make) for name, make in (CLAIMED | MADE).items()}
 """Every table that tests link in, with an outbox."""
 RAW = "SELECT type, user_id, other_user_id, provider, link_id FROM accountlink_events ORDER BY id"
 

@@ -1,0 +1,173 @@
+"""Plants faults in a copy of the library, and counts how often the tests of the default run find each.
+
+``python -m tests.planted [--runs 100] [--full] [NAME ...]``
+
+A race test of a few rounds is worth having only if it finds what it is there to find, nearly always. Each fault here
+takes away one thing that a race depends on: a lock, a second look, a condition. The copy is made anew for each, and the
+text that a fault replaces must stand in the source exactly once, so that a fault is never planted beside the point.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+ROOT: Final = Path(__file__).parents[1]
+RUNS: Final = "ACCOUNTLINK_PLANTED_RUNS"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A thing that is taken away, and the test that has to notice.
+
+    Attributes:
+        file: Where, below ``src/accountlink``.
+        old: What stands there, once.
+        new: What is put there instead.
+        test: The tests that must go red, below ``tests``: one by its id, or several by a file and ``-k``.
+        only: ``-k`` of pytest.
+    """
+
+    file: str
+    old: str
+    new: str
+    test: str
+    only: str = ""
+
+
+RACES: Final = "contract/test_races.py"
+GATED: Final = "contract/test_gated_races.py"
+FAULTS: Final[dict[str, Fault]] = {
+    "link: no ON CONFLICT": Fault(
+        file="storage/statements.py",
+        old="            .on_conflict_do_nothing()\n",
+        new="",
+        test=GATED,
+        only="first_links_of_one_user and exclusive-soft",
+    ),
+    "link: restored without a second look": Fault(
+        file="storage/statements.py",
+        old="self.live() == own.c.was_live if self._policy.removal is Removal.SOFT else sa.true(),",
+        new="sa.true(),",
+        test=GATED,
+        only="restores_of_one_user",
+    ),
+    "sqlite: a transaction begins without the lock": Fault(
+        file="storage/sqlite.py",
+        old='            connection.exec_driver_sql("BEGIN IMMEDIATE")\n\n    sa.event',
+        new='            connection.exec_driver_sql("BEGIN")\n\n    sa.event',
+        test=RACES,
+        only="one_user_racing_themselves and sqlite and not policy",
+    ),
+    "transfer: the row is not looked at again": Fault(
+        file="storage/transfers.py",
+        old='[self._is_the_link(), self._c["user_id"] == self._owner(), self.same_account(), self.live()]\n'
+        '        if self._mapping.written("version"):',
+        new="[self._is_the_link()]\n        if False:",
+        test="contract/test_transfer_races.py",
+        only="of_two_claimants and asyncpg and not ledger",
+    ),
+    "transfer: the epoch is not looked at again": Fault(
+        file="storage/transfers.py",
+        old='ledger.raised_by(locked, read=sa.bindparam("al_version_read", type_=sa.BigInteger))',
+        new="ledger.raised_by(locked)",
+        test="contract/test_transfer_races.py",
+        only="there_and_back and asyncpg and ledger and engine",
+    ),
+    "grants: a token is read without a lock": Fault(
+        file="storage/grant_statements.py",
+        old="            .with_for_update(of=self._t)\n            .cte(",
+        new="            .cte(",
+        test=GATED,
+        only="users_who_redeem and own",
+    ),
+    "grants: redemptions of a pair take no turns": Fault(
+        file="storage/grant_statements.py",
+        old="_select(level, sa.func.pg_advisory_xact_lock(key))",
+        new='_select(level, sa.cast(key, sa.Text) + ":")',
+        test=GATED,
+        only="tokens_of_one_pair and patients-pairs",
+    ),
+    "unlink: the last link is counted without a lock": Fault(
+        file="storage/statements.py",
+        old='query.order_by(self._c["id"]).with_for_update()',
+        new='query.order_by(self._c["id"])',
+        test=GATED,
+        only="unlinks_both",
+    ),
+    "outbox: an event is read without a lock": Fault(
+        file="storage/deliveries.py",
+        old=".with_for_update(skip_locked=True)",
+        new="",
+        test="contract/test_deliveries.py",
+        only="share_the_events and asyncpg",
+    ),
+    "outbox: a claim is not looked at": Fault(
+        file="storage/deliveries.py",
+        old="sa.or_(free.c.claimed_until.is_(None), free.c.claimed_until <= now)",
+        new="sa.true()",
+        test="contract/test_deliveries.py",
+        only="share_the_events and sqlite",
+    ),
+}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test as often as wanted; this module is then a plugin of pytest's."""
+    if runs := int(os.environ.get(RUNS, "0")):
+        metafunc.fixturenames.append("planted_run")
+        metafunc.parametrize("planted_run", range(runs))
+
+
+def found(fault: Fault | None, *, test: str, only: str, runs: int, full: bool) -> tuple[int, int]:
+    """Plant a fault, or none, and return how many of the runs noticed, and how many there were."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "src"
+        shutil.copytree(ROOT / "src", source)
+        if fault is not None:
+            path = source / "accountlink" / fault.file
+            text = path.read_text(encoding="utf-8")
+            if text.count(fault.old) != 1:
+                raise SystemExit(f"{fault.file} has the text {text.count(fault.old)} times that a fault replaces")
+            path.write_text(text.replace(fault.old, fault.new), encoding="utf-8")
+        effort = "not quick" if full else "not full"
+        command = [
+            *(sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "tests.planted", "-p", "no:cacheprovider"),
+            *("--tb=no", "-W", "ignore", "-m", "", "-k", f"({only}) and {effort}" if only else effort, f"tests/{test}"),
+        ]
+        environment = os.environ | {"PYTHONPATH": str(source), RUNS: str(runs)}
+        ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|error)", ran.stdout.splitlines()[-1])}
+    if not counts:
+        raise SystemExit(ran.stdout[-3000:] + ran.stderr[-3000:])
+    red = counts.get("failed", 0) + counts.get("error", 0)
+    return red, red + counts.get("passed", 0)
+
+
+def main() -> None:
+    """Plant what is asked for, and print a line for each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="a part of a fault's name; all without one")
+    parser.add_argument("--runs", type=int, default=100)
+    parser.add_argument("--full", action="store_true", help="with the rounds of the stress run")
+    given = parser.parse_args()
+    for name, fault in FAULTS.items():
+        if given.names and not any(part in name for part in given.names):
+            continue
+        red, ran = found(fault, test=fault.test, only=fault.only, runs=given.runs, full=given.full)
+        quiet, of = found(None, test=fault.test, only=fault.only, runs=max(1, given.runs // 20), full=given.full)
+        print(f"{name}: found in {red} of {ran}; without the fault {quiet} of {of}", flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
