@@ -17,7 +17,6 @@ from datetime import UTC, datetime
 from typing import Any, Final, Protocol, cast
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
 
 from accountlink.core.events import EventType
 from accountlink.core.policy import Key, Ownership, Removal
@@ -25,6 +24,7 @@ from accountlink.storage.defaults import fixed_defaults, fixed_updates
 from accountlink.storage.ledger import Ledger
 from accountlink.storage.link_events import LinkEvents
 from accountlink.storage.mapping import CREDENTIAL_ROLES, AccountMapping
+from accountlink.storage.upserts import insert_or_nothing
 
 Condition = sa.ColumnElement[bool]
 _select: Final[Callable[..., sa.Select[Any]]] = cast("Any", sa.select)
@@ -343,9 +343,8 @@ class Statements:
         values = self._inserted(shape)
         source = _select(*values.values()).where(*conditions)
         return (
-            postgresql.insert(self._t)
+            insert_or_nothing(self._t)
             .from_select([column.key for column in values], source)
-            .on_conflict_do_nothing()
             .returning(*self.row())
             .cte("inserted")
         )
