@@ -351,13 +351,17 @@ class Statements:
 
     # -- reading and removing -----------------------------------------------------------------------------------------
 
-    def seen(self) -> sa.Select[Any]:
-        """Whatever can be seen of an account: whether it is live, and whether it is the user's own."""
+    def seen(self, where: str | None = None) -> sa.Select[Any]:
+        """Whatever can be seen of an account: whether it is live, whether it is the user's own, whether it counts.
+
+        Args:
+            where: The condition of an index, as the catalogue has it: which rows count in it. Without one all do.
+        """
+        counts: sa.ColumnElement[Any] = sa.true() if where is None else sa.literal_column(f"({where})", sa.Boolean)
         mine = sa.and_(self.is_mine(), self.same_key())
         exclusive = self._policy.ownership is Ownership.EXCLUSIVE
-        return _select(self.live().label("live"), self.is_mine().label("mine")).where(
-            sa.or_(mine, self.same_account()) if exclusive else mine
-        )
+        facts = (self.live().label("live"), self.is_mine().label("mine"), counts.label("counts"))
+        return _select(*facts).where(sa.or_(mine, self.same_account()) if exclusive else mine)
 
     def holder(self) -> sa.Select[Any]:
         """The live row of an account, whoever owns it."""
