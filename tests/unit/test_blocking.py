@@ -40,6 +40,7 @@ LINKS: Final[dict[str, tuple[UniqueIndex, bool, str | None]]] = {
     ),
     "an expression beside the key": (index(*KEY, E, reads=("email",)), False, None),
     "the key, loosely": (index(*KEY, loose=("account_id",)), False, "key-compares-differently"),
+    "the key, loosely in another part": (index("user_id", *KEY, loose=("user_id",)), False, None),
     "the key, and more that is loose": (index(*KEY, "email", loose=("email",)), False, None),
 }  # fmt: skip
 
@@ -48,7 +49,7 @@ LINKS: Final[dict[str, tuple[UniqueIndex, bool, str | None]]] = {
 def test_the_rule_of_an_index_on_links(case: str) -> None:
     """What the index compares decides; then whether it counts a dead row."""
     given, dead, rule = LINKS[case]
-    assert rule == rule_of_links(given, key=KEY, dead=dead)
+    assert rule == rule_of_links(given, key=KEY, identifier="account_id", dead=dead)
 
 
 PAIR: Final = ("grantor_id", "grantee_id")

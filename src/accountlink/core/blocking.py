@@ -11,17 +11,19 @@ from collections.abc import Collection
 from accountlink.core.facts import EXPRESSION, UniqueIndex
 
 
-def rule_of_links(index: UniqueIndex, *, key: Collection[str], dead: bool) -> str | None:
+def rule_of_links(index: UniqueIndex, *, key: Collection[str], identifier: str | None, dead: bool) -> str | None:
     """Name the rule by which an index on a table of links blocks what the policy allows; ``None``: it blocks nothing.
 
     Args:
         index: The index that refused a row.
         key: The columns that the policy wants to be unique together.
+        identifier: The column of the key of which every difference counts, if there is one: the account id's. How the
+            application tells its own users apart is its own affair.
         dead: Whether the index counts a dead row that was seen.
     """
     if not set(key) <= _compared(index):
         return "stale-unique"  # two rows that differ in the key may be equal in what it compares
-    if not set(key) <= _compared_exactly(index):
+    if not set(key) <= set(index.columns) or identifier in index.loose:
         return "key-compares-differently"
     if not dead:
         return None
@@ -40,12 +42,11 @@ def rule_of_grants(
         pair: The columns of grantor and grantee, if a pair has one active grant at most.
         mark: The column that says which grants are active.
     """
-    exact = _compared_exactly(index)
-    if {row_id, token} & exact:
+    if row_id in index.columns:
         return None
     if token in _compared(index):
-        return "key-compares-differently"
-    if pair is not None and set(pair) <= exact and index.where is not None and mark in index.reads:
+        return None if token in index.columns and token not in index.loose else "key-compares-differently"
+    if pair is not None and set(pair) <= set(index.columns) and index.where is not None and mark in index.reads:
         return None
     return "stale-unique"
 
@@ -53,8 +54,3 @@ def rule_of_grants(
 def _compared(index: UniqueIndex) -> set[str]:
     """The columns that its key compares, as they are or within an expression."""
     return {*index.columns, *(index.reads if EXPRESSION in index.columns else ())}
-
-
-def _compared_exactly(index: UniqueIndex) -> set[str]:
-    """Those of which every difference counts."""
-    return set(index.columns) - index.loose

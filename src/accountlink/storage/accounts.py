@@ -162,14 +162,14 @@ class AccountStore(Generic[UserId, LinkId]):
             own_live=any(row.live and row.mine for row in rows),
             dead=dead,
             snapshot=keeps_snapshot(connection),
-            rule=None if index is None else rule_of_links(index, key=self._key(), dead=dead),
+            rule=None if index is None else self._rule(index, dead=dead),
         )
 
-    def _key(self) -> list[str]:
-        """The columns that the policy wants to be unique together: under EXCLUSIVE whoever the user is."""
+    def _rule(self, index: UniqueIndex, *, dead: bool) -> str | None:
         exclusive = self.mapping.policy.ownership is Ownership.EXCLUSIVE
-        roles = [role for role in self.mapping.key_roles if not (exclusive and role == "user_id")]
-        return [self.mapping.columns[role].name for role in roles]
+        names = {role: self.mapping.columns[role].name for role in self.mapping.key_roles}
+        key = [name for role, name in names.items() if not (exclusive and role == "user_id")]
+        return rule_of_links(index, key=key, identifier=names.get("account_id"), dead=dead)
 
     def _is_ours(self, connection: sa.Connection, failure: Failure, index: UniqueIndex | None) -> bool:
         table = failure.table if index is None else index.table
