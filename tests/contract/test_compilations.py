@@ -243,3 +243,39 @@ async def test_no_columns_type_keeps_a_statement_from_being_kept(
         await case.link(at, f"sub-{at}")
     assert [] == compilations.anew
     assert compilations.run >= 5
+
+
+@pytest.mark.parametrize("kind", ["asyncpg"])
+async def test_a_tenants_schema_makes_no_new_statement(engine: AsyncEngine, compilations: Compilations) -> None:
+    """Tenants by ``schema_translate_map`` share what is compiled: the second one finds all of the first one's."""
+    links = outboxed(ledgered(without_version(BLOCKING)))("asyncpg")
+    for tenant in ("north", "south"):
+        await run_sql(engine, f"CREATE SCHEMA {tenant}")
+        compilations.reset()
+        theirs = engine.execution_options(schema_translate_map={None: tenant})
+        async with theirs.begin() as connection:
+            await connection.run_sync(links.metadata.create_all)
+        case = Case(links, theirs)
+        link_id = await case.link(1)
+        await case.link(1)
+        await case.transfer(await case.claim(2), 2)
+        await case.linker.accounts(theirs, user_id=2)
+        await case.linker.unlink(theirs, user_id=2, link_id=link_id)
+        await case.link(2)
+    assert [] == [told for told in compilations.anew if "CREATE" not in told]
+    assert compilations.run > 6
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "asyncpg"])
+async def test_no_statement_is_built_again(engine: AsyncEngine) -> None:
+    """What a call needs has been built by the first one of its kind, and is kept, whatever the values are."""
+    make, options = CASES["version-outbox-guard"]
+    links = make(engine.dialect.name)
+    await links.create(engine)
+    case = Case(links, engine, options=options)
+    store, moves = case.linker._store, case.linker._transfers._store._moves
+    await every_call(case, 1)
+    built = dict(store._built), dict(moves)
+    await every_call(case, 2)
+    assert built == (store._built, moves)
+    assert 10 < len(built[0]) < 40

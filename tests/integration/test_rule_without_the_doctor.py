@@ -43,7 +43,7 @@ async def test_the_rule_of_a_blocked_link_is_the_doctors(engine: AsyncEngine) ->
         async with engine.connect() as connection:
             for statement in statements:
                 await connection.exec_driver_sql(statement)
-            for doctors, own in await connection.run_sync(lambda sync, v=variation: list(_rules(sync, v.mapping()))):
+            for doctors, own in await connection.run_sync(_rules, variation.mapping()):
                 looked_at += 1
                 if doctors not in own:
                     differing[str(variation)] = (doctors, own)
@@ -52,7 +52,14 @@ async def test_the_rule_of_a_blocked_link_is_the_doctors(engine: AsyncEngine) ->
     assert looked_at > 100
 
 
-def _rules(connection: sa.Connection, mapping: Mapping) -> Iterator[tuple[str | None, set[str | None]]]:
+Rules = tuple[str | None, set[str | None]]
+
+
+def _rules(connection: sa.Connection, mapping: Mapping) -> list[Rules]:
+    return list(_each(connection, mapping))
+
+
+def _each(connection: sa.Connection, mapping: Mapping) -> Iterator[Rules]:
     """The doctor's rule of each unique index, and those that the look-up may come to, with a dead row and without."""
     dialect = connection.dialect.name
     table = read_catalogue(connection, mapping.table.name, schema=None).table
