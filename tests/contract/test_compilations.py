@@ -18,8 +18,8 @@ from tests.support.models import EMAIL_SOFT, EXCLUSIVE, PER_USER, identity, toke
 from tests.support.shares import OWN, SHARED, Sharing
 from tests.support.told import outboxed
 
-WARM = 2
-"""Rounds after which every statement has run, and everything that a statement depends on has been both ways."""
+WARM = 1
+"""Rounds after which every statement has run."""
 BLOCKING = LinkPolicy(
     key=Key.ACCOUNT_ID, ownership=Ownership.EXCLUSIVE, removal=Removal.SOFT, blocked_reasons=frozenset({"abuse"})
 )
