@@ -7,6 +7,8 @@
         case OwnershipConflict() as conflict: ...
 """
 
+from typing import TYPE_CHECKING
+
 from accountlink.core.credentials import TokenSet
 from accountlink.core.email import normalize_email
 from accountlink.core.events import EventType, GrantEvent, LinkEvent
@@ -23,9 +25,6 @@ from accountlink.core.outcomes import (
 )
 from accountlink.core.policy import Key, LinkPolicy, Ownership, Removal
 from accountlink.core.secrecy import Secret
-from accountlink.doctor.diagnose import diagnose
-from accountlink.doctor.examine import Look
-from accountlink.doctor.findings import Finding, Severity
 from accountlink.errors import (
     AccountLinkError,
     AccountMismatch,
@@ -62,6 +61,11 @@ from accountlink.storage.mixin import LinkedAccountMixin
 from accountlink.storage.outbox import link_outbox
 from accountlink.storage.pooler import pooler_options
 from accountlink.storage.sqlite import tune_sqlite
+
+if TYPE_CHECKING:
+    from accountlink.doctor.diagnose import diagnose
+    from accountlink.doctor.examine import Look
+    from accountlink.doctor.findings import Finding, Severity
 
 __all__ = [
     "AccountLinkError",
@@ -126,3 +130,21 @@ __all__ = [
     "transfer_ledger",
     "tune_sqlite",
 ]
+
+_DOCTOR = {"Finding": "findings", "Look": "examine", "Severity": "findings", "diagnose": "diagnose"}
+"""Public names of the doctor, and its modules that have them. It is a tool: no application needs it to serve users."""
+
+
+def __getattr__(name: str) -> object:
+    """Load the doctor the first time that one of its names is asked for."""
+    if name not in _DOCTOR:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module  # noqa: PLC0415  # as late as what it imports
+
+    found = globals()[name] = getattr(import_module(f"accountlink.doctor.{_DOCTOR[name]}"), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    """List the doctor's names too."""
+    return sorted({*globals(), *__all__})

@@ -20,7 +20,6 @@ from accountlink.core.policy import Ownership
 from accountlink.core.secrecy import Concealed, Parameters
 from accountlink.errors import ConfigurationError, LastAccount, LinkBlocked, TokenForAnotherUser, TokenRejected
 from accountlink.storage.accounts import AccountStore
-from accountlink.storage.blocking import blocking_rule
 from accountlink.storage.ledger import checked_ledger
 from accountlink.storage.mapping import AccountMapping
 from accountlink.storage.statements import Shape
@@ -240,8 +239,7 @@ class _Redemption(Generic[UserId, LinkId]):
     def obstacle(self, connection: sa.Connection, failure: Failure) -> Obstacle[UserId, LinkId]:
         """What is behind a unique violation. That somebody owns the account is what a transfer is for."""
         found = self.accounts.obstacle(connection, Parameters(self.parameters | self.read), failure)
-        rule = None if found.index is None else blocking_rule(connection, self.accounts.mapping, found.index)
-        return replace(found, owner=None, version=None, rule=rule)
+        return replace(found, owner=None, version=None)
 
 
 def _state(owned: LinkedAccount[Any, Any], version: int) -> RowState:

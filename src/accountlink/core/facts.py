@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Generic
+from typing import Final, Generic
 
 from accountlink.core.outcomes import LinkedAccount, LinkId, UserId
+
+EXPRESSION: Final = "(expression)"
+"""Stands among the columns of an index for a part that is none."""
 
 
 class Arm(Enum):
@@ -103,6 +106,9 @@ class UniqueIndex:
         table: Its table; for a partition, the partitioned table.
         columns: Its columns in order; an expression stands as ``(expression)``.
         row_security: Whether row-level security is on for the table.
+        loose: Those of its columns of which two different texts may count as equal.
+        reads: All columns that it is computed from, its expressions and its condition included.
+        where: The condition of a partial index, as SQL over its table's columns.
     """
 
     name: str | None
@@ -110,6 +116,9 @@ class UniqueIndex:
     table: str
     columns: tuple[str, ...]
     row_security: bool = False
+    loose: frozenset[str] = frozenset()
+    reads: frozenset[str] = frozenset()
+    where: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,10 +132,9 @@ class Obstacle(Generic[UserId, LinkId]):
         owner: The row of the live owner, if that is another user.
         version: The version of the owner's row.
         own_live: Whether a live row of the user's own can be seen.
-        dead: Whether a dead row of the account can be seen.
+        dead: Whether a dead row of the account can be seen that the index counts.
         snapshot: Whether the transaction keeps one snapshot, older than what refused the write.
-        rule: The doctor's rule by which the index blocks what the policy allows; ``None``: it blocks nothing, or could
-            not be judged.
+        rule: The doctor's rule by which the index blocks what the policy allows; ``None``: it blocks nothing.
     """
 
     index: UniqueIndex | None

@@ -9,12 +9,12 @@ from uuid import uuid4
 
 import sqlalchemy as sa
 
+from accountlink.core.blocking import rule_of_links
 from accountlink.core.events import EventType
 from accountlink.core.facts import Answer, Arm, Failure, Obstacle, UniqueIndex
 from accountlink.core.outcomes import LinkedAccount, LinkId, UserId
 from accountlink.core.policy import Ownership, Removal
 from accountlink.core.secrecy import Parameters, concealed_id
-from accountlink.storage.blocking import blocking_rule
 from accountlink.storage.catalogue import keeps_snapshot, unique_index
 from accountlink.storage.mapping import AccountMapping
 from accountlink.storage.statements import Shape, Statements
@@ -148,18 +148,28 @@ class AccountStore(Generic[UserId, LinkId]):
         """Look behind a unique violation: which index it was, and whose row."""
         index = unique_index(connection, failure)
         owner = self._owner(connection, parameters)
-        rows = connection.execute(self._once("seen", lambda: self.statements.seen().limit(_SEEN)), parameters).all()
+        ours = self._is_ours(connection, failure, index)
+        where = None if index is None or not ours else index.where
+        seen = self._once(("seen", where), lambda: self.statements.seen(where).limit(_SEEN))
+        rows = connection.execute(seen, parameters).all()
+        dead = any(row.counts and not row.live for row in rows)
         return Obstacle(
             index=index,
-            ours=self._is_ours(connection, failure, index),
+            ours=ours,
             is_key=index is not None and self._is_key(index.columns),
             owner=None if owner is None else self.codec.account(owner),
             version=None if owner is None else self.version_of(owner, epoch=self._width),
             own_live=any(row.live and row.mine for row in rows),
-            dead=any(not row.live for row in rows),
+            dead=dead,
             snapshot=keeps_snapshot(connection),
-            rule=None if owner is not None or index is None else blocking_rule(connection, self.mapping, index),
+            rule=None if index is None else self._rule(index, dead=dead),
         )
+
+    def _rule(self, index: UniqueIndex, *, dead: bool) -> str | None:
+        exclusive = self.mapping.policy.ownership is Ownership.EXCLUSIVE
+        names = {role: self.mapping.columns[role].name for role in self.mapping.key_roles}
+        key = [name for role, name in names.items() if not (exclusive and role == "user_id")]
+        return rule_of_links(index, key=key, identifier=names.get("account_id"), dead=dead)
 
     def _is_ours(self, connection: sa.Connection, failure: Failure, index: UniqueIndex | None) -> bool:
         table = failure.table if index is None else index.table

@@ -1,15 +1,13 @@
-"""Which columns a constraint is unique on: names mean nothing, columns do."""
+"""What a constraint is unique on: names mean nothing, columns do."""
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 import sqlalchemy as sa
 
-from accountlink.core.facts import Failure, UniqueIndex
-
-_EXPRESSION: Final = "(expression)"
-
+from accountlink.core.facts import EXPRESSION, Failure, UniqueIndex
 
 _POSTGRESQL: Final = sa.text("""
     SELECT ns.nspname AS schema, root.relname AS table, root.relrowsecurity AS row_security,
@@ -17,7 +15,20 @@ _POSTGRESQL: Final = sa.text("""
                    FROM unnest(index.indkey) WITH ORDINALITY AS k (attnum, place)
                    LEFT JOIN pg_attribute a ON a.attrelid = index.indrelid AND a.attnum = k.attnum AND k.attnum > 0
                   WHERE k.place <= index.indnkeyatts
-                  ORDER BY k.place) AS columns
+                  ORDER BY k.place) AS columns,
+           ARRAY(SELECT a.attname::text
+                   FROM unnest(index.indkey, index.indcollation, index.indclass) AS k (attnum, compared_by, class)
+                   JOIN pg_attribute a ON a.attrelid = index.indrelid AND a.attnum = k.attnum
+                   JOIN pg_opclass class ON class.oid = k.class
+                   JOIN pg_type compared ON compared.oid = class.opcintype
+                   LEFT JOIN pg_collation c ON c.oid = k.compared_by
+                  WHERE NOT COALESCE(c.collisdeterministic, true) OR compared.typname = 'citext') AS loose,
+           ARRAY(SELECT a.attname::text
+                   FROM pg_depend d
+                   JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+                  WHERE d.classid = 'pg_class'::regclass AND d.objid = index.indexrelid
+                    AND d.refclassid = 'pg_class'::regclass AND d.refobjid = index.indrelid) AS reads,
+           pg_get_expr(index.indpred, index.indrelid) AS condition
       FROM pg_class named
       JOIN pg_namespace named_ns ON named_ns.oid = named.relnamespace AND named_ns.nspname = :schema
       JOIN pg_index index ON index.indexrelid = named.oid
@@ -26,6 +37,14 @@ _POSTGRESQL: Final = sa.text("""
      WHERE named.relname = :name
 """)  # the catalogue's names are compared, never the constraint's meaning
 
+_SQLITE_INDEXES: Final = sa.text("""
+    SELECT listed.name, made.sql
+      FROM pragma_index_list(:t) listed
+      LEFT JOIN sqlite_master made ON made.type = 'index' AND made.name = listed.name
+     WHERE listed."unique" ORDER BY listed.partial
+""")
+_SQLITE_PARTS: Final = sa.text("SELECT name, coll FROM pragma_index_xinfo(:i) WHERE key ORDER BY seqno")
+_SQLITE_COLUMNS: Final = sa.text("SELECT name FROM pragma_table_info(:t)")
 _ISOLATION: Final = sa.text("SELECT current_setting('transaction_isolation')")
 
 
@@ -42,6 +61,9 @@ def unique_index(connection: sa.Connection, failure: Failure) -> UniqueIndex | N
         table=found.table,
         columns=tuple(found.columns),
         row_security=found.row_security,
+        loose=frozenset(found.loose),
+        reads=frozenset(found.reads),
+        where=found.condition,
     )
 
 
@@ -54,17 +76,32 @@ def _sqlite_index(connection: sa.Connection, failure: Failure) -> UniqueIndex | 
         if table is None:
             return None
     # A full index refuses whatever a partial one on the same columns does, so it comes first.
-    listed: Any = connection.execute(
-        sa.text('SELECT * FROM pragma_index_list(:t) WHERE "unique" ORDER BY partial'), {"t": table}
-    )
-    for index in listed.mappings().all():
-        info = connection.execute(
-            sa.text("SELECT name FROM pragma_index_info(:i) ORDER BY seqno"), {"i": index["name"]}
-        )
-        columns = tuple(name or _EXPRESSION for (name,) in info)
-        if columns == failure.columns or index["name"] == failure.constraint:
-            return UniqueIndex(name=index["name"], schema=None, table=table, columns=columns)
+    listed: Any = connection.execute(_SQLITE_INDEXES, {"t": table})
+    for name, sql in listed.all():
+        parts = connection.execute(_SQLITE_PARTS, {"i": name}).all()
+        columns = tuple(column or EXPRESSION for column, _ in parts)
+        if columns == failure.columns or name == failure.constraint:
+            return UniqueIndex(
+                name=name,
+                schema=None,
+                table=table,
+                columns=columns,
+                loose=frozenset(column for column, collation in parts if column and collation.upper() != "BINARY"),
+                reads=_sqlite_reads(connection, table, sql),
+                where=_sqlite_condition(sql),
+            )
     return UniqueIndex(name=None, schema=None, table=table, columns=failure.columns)
+
+
+def _sqlite_reads(connection: sa.Connection, table: str, sql: str | None) -> frozenset[str]:
+    """The table's columns that the SQL of an index has a word of; SQLite's catalogue has no more of its expressions."""
+    words = {word.lower() for word in re.findall(r"\w+", sql or "")}
+    return frozenset(name for (name,) in connection.execute(_SQLITE_COLUMNS, {"t": table}) if name.lower() in words)
+
+
+def _sqlite_condition(sql: str | None) -> str | None:
+    found = re.search(r"\)\s*WHERE\b(.*)", sql or "", re.DOTALL | re.IGNORECASE)
+    return None if found is None else found[1]
 
 
 def keeps_snapshot(connection: sa.Connection) -> bool:

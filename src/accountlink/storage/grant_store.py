@@ -10,12 +10,12 @@ from uuid import uuid4
 
 import sqlalchemy as sa
 
+from accountlink.core.blocking import rule_of_grants
 from accountlink.core.events import EventType
-from accountlink.core.facts import Failure, Obstacle
+from accountlink.core.facts import Failure, Obstacle, UniqueIndex
 from accountlink.core.grants import AlreadyGranted, Grant, Granted
 from accountlink.core.secrecy import Parameters
 from accountlink.errors import ConfigurationError
-from accountlink.storage.blocking import blocking_rule
 from accountlink.storage.catalogue import keeps_snapshot, unique_index
 from accountlink.storage.grant_events import told
 from accountlink.storage.grant_statements import GrantStatements
@@ -248,7 +248,7 @@ class GrantStore:
         index = unique_index(connection, failure)
         table = failure.table if index is None else index.table
         schema = connection.schema_for_object(self.mapping.table)
-        rule = None if index is None else blocking_rule(connection, self.mapping, index)
+        rule = None if index is None else self._rule(index)
         return Obstacle(
             index=index,
             ours=table == self.mapping.table.name
@@ -256,4 +256,14 @@ class GrantStore:
             is_key=rule is None,
             snapshot=keeps_snapshot(connection),
             rule=rule,
+        )
+
+    def _rule(self, index: UniqueIndex) -> str | None:
+        names = {role: column.name for role, column in self.mapping.columns.items()}
+        return rule_of_grants(
+            index,
+            row_id=names["id"],
+            token=names[self.mapping.token_role],
+            pair=(names["grantor_id"], names["grantee_id"]) if self.mapping.one_active_per_pair else None,
+            mark=names["active"],
         )

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from accountlink.errors import ConfigurationError
 from accountlink.storage.targets import known_table
+from accountlink.storage.upserts import insert_or_update
 
 LEDGER_NAME: Final = "accountlink_transfer_ledger"
 _COLUMNS: Final = ("table_name", "link_id", "epoch", "changed_at")
@@ -92,16 +92,15 @@ class Ledger:
             A part that has a row for each epoch that was raised.
         """
         rows = sa.select(self._name, sa.cast(source.c.id, sa.Text), _ONE).where(*conditions)
-        made = postgresql.insert(self._table).from_select(list(_COLUMNS[:3]), rows, include_defaults=False)
         still = None if read is None else self._table.c.epoch == read
-        raised = made.on_conflict_do_update(index_elements=list(_COLUMNS[:2]), set_=self._risen(), where=still)
+        made = insert_or_update(self._table, key=_COLUMNS[:2], values=self._risen(), where=still)
+        raised = made.from_select(list(_COLUMNS[:3]), rows, include_defaults=False)
         return raised.returning(self._table.c.epoch).cte("raised")
 
     def raise_one(self, link_id: sa.ColumnElement[Any]) -> sa.Insert:
         """Raise the epoch of one link (SQLite, in a transaction that holds the write lock)."""
         values = dict(zip(_COLUMNS, (self._name, sa.cast(link_id, sa.Text), _ONE), strict=False))
-        made = sqlite.insert(self._table).values(values)
-        return made.on_conflict_do_update(index_elements=list(_COLUMNS[:2]), set_=self._risen())
+        return insert_or_update(self._table, key=_COLUMNS[:2], values=self._risen()).values(values)
 
     def _risen(self) -> dict[str, sa.ColumnElement[Any]]:
         return {"epoch": self._table.c.epoch + _ONE, "changed_at": sa.func.now()}

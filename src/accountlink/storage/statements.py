@@ -17,7 +17,6 @@ from datetime import UTC, datetime
 from typing import Any, Final, Protocol, cast
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
 
 from accountlink.core.events import EventType
 from accountlink.core.policy import Key, Ownership, Removal
@@ -25,6 +24,7 @@ from accountlink.storage.defaults import fixed_defaults, fixed_updates
 from accountlink.storage.ledger import Ledger
 from accountlink.storage.link_events import LinkEvents
 from accountlink.storage.mapping import CREDENTIAL_ROLES, AccountMapping
+from accountlink.storage.upserts import insert_or_nothing
 
 Condition = sa.ColumnElement[bool]
 _select: Final[Callable[..., sa.Select[Any]]] = cast("Any", sa.select)
@@ -343,22 +343,25 @@ class Statements:
         values = self._inserted(shape)
         source = _select(*values.values()).where(*conditions)
         return (
-            postgresql.insert(self._t)
+            insert_or_nothing(self._t)
             .from_select([column.key for column in values], source)
-            .on_conflict_do_nothing()
             .returning(*self.row())
             .cte("inserted")
         )
 
     # -- reading and removing -----------------------------------------------------------------------------------------
 
-    def seen(self) -> sa.Select[Any]:
-        """Whatever can be seen of an account: whether it is live, and whether it is the user's own."""
+    def seen(self, where: str | None = None) -> sa.Select[Any]:
+        """Whatever can be seen of an account: whether it is live, whether it is the user's own, whether it counts.
+
+        Args:
+            where: The condition of an index, as the catalogue has it: which rows count in it. Without one all do.
+        """
+        counts: sa.ColumnElement[Any] = sa.true() if where is None else sa.literal_column(f"({where})", sa.Boolean)
         mine = sa.and_(self.is_mine(), self.same_key())
         exclusive = self._policy.ownership is Ownership.EXCLUSIVE
-        return _select(self.live().label("live"), self.is_mine().label("mine")).where(
-            sa.or_(mine, self.same_account()) if exclusive else mine
-        )
+        facts = (self.live().label("live"), self.is_mine().label("mine"), counts.label("counts"))
+        return _select(*facts).where(sa.or_(mine, self.same_account()) if exclusive else mine)
 
     def holder(self) -> sa.Select[Any]:
         """The live row of an account, whoever owns it."""

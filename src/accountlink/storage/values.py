@@ -228,6 +228,7 @@ class Codec(Generic[UserId, LinkId]):
                     )
             columns.append(column)
             filled[f"al_{kind}_{column.key}"] = value
+        columns.sort(key=lambda column: column.key)  # in whatever order they come, it is one statement
         return tuple(columns), filled
 
     # -- from the database --------------------------------------------------------------------------------------------

@@ -1,0 +1,48 @@
+"""What an application pays for importing accountlink: the doctor, a tool, is not a part of it."""
+
+import json
+import subprocess
+import sys
+from typing import Final
+
+import pytest
+
+import accountlink
+
+OF_THE_DOCTOR: Final = (
+    "accountlink.doctor", "accountlink.core.expressions", "accountlink.core.pairs", "accountlink.core.schema",
+    "accountlink.core.sql", "accountlink.core.subject", "accountlink.core.uniqueness", "accountlink.storage.passage",
+    "accountlink.storage.schema", "accountlink.storage.subject",
+)  # fmt: skip
+"""The doctor, and what only it needs."""
+NAMES: Final = ("Finding", "Look", "Severity", "diagnose")
+
+
+def loaded_by(code: str) -> set[str]:
+    """The modules that a fresh interpreter has loaded after some code."""
+    printed = f"{code}\nimport sys, json\nprint(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", printed], capture_output=True, text=True, check=True, timeout=60)
+    return set(json.loads(done.stdout))
+
+
+def doctors(modules: set[str]) -> list[str]:
+    return sorted(name for name in modules if name.startswith(OF_THE_DOCTOR))
+
+
+def test_importing_the_package_loads_nothing_of_the_doctor() -> None:
+    """An application that links accounts loads neither the doctor nor the readers of SQL and of catalogues."""
+    linking = "from accountlink import AccountLinker, ShareGrants, link_outbox, grants_table, transfer_ledger"
+    assert [] == doctors(loaded_by(linking))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_doctors_names_load_it_when_they_are_asked_for(name: str) -> None:
+    """``from accountlink import diagnose`` and its companions go on working, each by itself."""
+    assert "accountlink.doctor" in doctors(loaded_by(f"from accountlink import {name}"))
+
+
+def test_the_doctors_names_are_listed_and_an_unknown_one_is_refused() -> None:
+    """``dir`` shows them, and a name that is not there is an ``AttributeError`` as in every module."""
+    assert set() == set(NAMES) - set(dir(accountlink))
+    with pytest.raises(AttributeError, match="no attribute 'diagnosis'"):
+        getattr(accountlink, "diagnosis")  # noqa: B009  # a type checker would refuse it written out
