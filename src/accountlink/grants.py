@@ -473,4 +473,4 @@ def _links_of(mapping: GrantMapping, accounts: Accounts | None) -> LiveLinks | N
         )
     linker = accounts if isinstance(accounts, AccountLinker) else None
     of: AccountMapping[Any, Any] = mapping_of(accounts if linker is None else linker.mapping)
-    return LiveLinks(of, None if linker is None else linker.ledger)
+    return LiveLinks(of, None if linker is None else linker.ledger, grants=mapping.table)

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from accountlink.errors import ConfigurationError
+from accountlink.storage.naming import Names
 from accountlink.storage.targets import known_table
 
 LEDGER_NAME: Final = "accountlink_transfer_ledger"
@@ -65,12 +66,16 @@ def checked_ledger(table: object) -> sa.Table:
 
 
 class Ledger:
-    """The parts of statements that read and raise the epochs of one table's links."""
+    """The parts of statements that read and raise the epochs of one table's links.
 
-    def __init__(self, table: sa.Table, links: sa.Table) -> None:
+    Under which name the ledger knows that table comes in a parameter, ``al_links``: it may be in another schema on
+    another connection.
+    """
+
+    def __init__(self, table: sa.Table, names: Names) -> None:
         self._table = table
-        self._links = links
-        self._name = sa.literal(links.fullname, sa.Text)
+        self._names = names
+        self._name = sa.bindparam("al_links", type_=sa.Text)
 
     def epoch(self, link_id: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
         """The epoch of a link, as the statement's snapshot has it."""
@@ -95,7 +100,7 @@ class Ledger:
         made = postgresql.insert(self._table).from_select(list(_COLUMNS[:3]), rows, include_defaults=False)
         still = None if read is None else self._table.c.epoch == read
         raised = made.on_conflict_do_update(index_elements=list(_COLUMNS[:2]), set_=self._risen(), where=still)
-        return raised.returning(self._table.c.epoch).cte("raised")
+        return raised.returning(self._table.c.epoch).cte(self._names("raised"))
 
     def raise_one(self, link_id: sa.ColumnElement[Any]) -> sa.Insert:
         """Raise the epoch of one link (SQLite, in a transaction that holds the write lock)."""
