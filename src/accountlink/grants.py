@@ -141,6 +141,7 @@ class ShareGrants:
         grant = await self._settled(place, made, patience, retried=partial(self._store.issued, parameters=parameters))
         if grant is None:
             raise AccountNotFound
+        await self._in_step(place, grant.id, ())
         issued = IssuedGrant(
             id=grant.id,
             grantor_id=grant.grantor_id,

@@ -38,6 +38,18 @@ class TableMapping(Protocol):
         ...
 
 
+def as_a_write(mapping: TableMapping) -> dict[str, Any]:
+    """What tells a session's ``get_bind`` that it is a write, and of which table: nothing of ours may go to a follower.
+
+    Not the reads either: they are to see what the same transaction wrote, and to let nobody sign in by a link that is
+    gone. Who wants a follower's answer passes the follower's engine.
+
+    Source: SQLAlchemy documentation, "Custom Vertical Partitioning": sessions that route by the kind of statement.
+    """
+    told: dict[str, Any] = {"clause": sa.update(mapping.table)}
+    return told if mapping.mapper is None else told | {"mapper": mapping.mapper}
+
+
 def mapper_of(target: type[Any] | sa.Table) -> Mapper[Any] | None:
     """Return a model's mapper; ``None`` for a table.
 

@@ -19,7 +19,7 @@ from accountlink.core.secrecy import Concealed
 from accountlink.errors import ConfigurationError
 from accountlink.storage import sqlite, violations
 from accountlink.storage.cancellation import sheltered
-from accountlink.storage.targets import TableMapping
+from accountlink.storage.targets import TableMapping, as_a_write
 
 Bind = AsyncEngine | AsyncConnection | AsyncSession
 T = TypeVar("T")
@@ -261,8 +261,7 @@ async def _connection_of(bind: AsyncSession | AsyncConnection, mapping: TableMap
     """The connection that a session or a connection works on, and whether it commits each statement by itself."""
     connection = bind
     if isinstance(connection, AsyncSession):
-        target = {"clause": mapping.table} if mapping.mapper is None else {"mapper": mapping.mapper}
-        connection = await connection.connection(bind_arguments=target)
+        connection = await connection.connection(bind_arguments=as_a_write(mapping))
     _dialect(connection.dialect)
     return connection, await connection.run_sync(_commits_by_itself)
 
