@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Protocol
 
 import sqlalchemy as sa
@@ -46,8 +47,13 @@ def as_a_write(mapping: TableMapping) -> dict[str, Any]:
 
     Source: SQLAlchemy documentation, "Custom Vertical Partitioning": sessions that route by the kind of statement.
     """
-    told: dict[str, Any] = {"clause": sa.update(mapping.table)}
+    told: dict[str, Any] = {"clause": _update_of(mapping.table)}
     return told if mapping.mapper is None else told | {"mapper": mapping.mapper}
+
+
+@lru_cache(maxsize=64)
+def _update_of(table: sa.Table) -> sa.Update:
+    return sa.update(table)
 
 
 def mapper_of(target: type[Any] | sa.Table) -> Mapper[Any] | None:
