@@ -155,9 +155,10 @@ async def _all(deliveries: Any) -> AsyncIterator[str]:
 
 @dataclass
 class Heard:
-    """Every word of the statements that ran, strings aside, and the names of their parameters."""
+    """Every word of the statements that ran, strings aside; what they name themselves; the names of parameters."""
 
     words: set[str] = field(default_factory=set)
+    given: set[str] = field(default_factory=set)
     parameters: set[str] = field(default_factory=set)
 
 
@@ -167,7 +168,9 @@ async def heard(engine: AsyncEngine) -> Heard:
 
     def listen(_: object, __: object, statement: str, ___: object, context: Any, ____: object) -> None:
         if context is not None and context.compiled is not None and not context.isddl:
-            found.words.update(re.findall(r"[A-Za-z_]\w*", re.sub(r"'[^']*'", "", statement)))
+            said = re.sub(r"'[^']*'", "", statement)
+            found.words.update(re.findall(r"[A-Za-z_]\w*", said))
+            found.given.update(re.findall(r"\bal_\w+|(?<= AS )[a-z_]\w*", said))
             found.parameters.update(context.compiled.binds)
 
     async with made(engine, Schema.of()) as schema:
@@ -222,13 +225,14 @@ async def test_a_table_may_be_called_like_any_part_once_was(engine: AsyncEngine)
 
 @pytest.mark.parametrize("kind", ["sqlite", "psycopg"], indirect=False)
 async def test_a_column_may_have_any_name_that_statements_use(engine: AsyncEngine) -> None:
-    """Every word of a statement, and the name of each parameter, can be a column's name: one's own or a role's."""
+    """Every word of a statement can be a column's name, and whatever it names itself the name of a role's column."""
     found = await heard(engine)
     words = sorted({word.lower() for word in found.words | found.parameters} - set(ROLES))
     async with made(engine, Schema.of(more=words)) as schema:
         await schema.story(engine)
-    for at in range(0, len(words), len(ROLES)):
-        async with made(engine, Schema.of(columns=dict(zip(ROLES, words[at:], strict=False)))) as schema:
+    given = sorted(found.given - set(ROLES))
+    for at in range(0, len(given), len(ROLES)):
+        async with made(engine, Schema.of(columns=dict(zip(ROLES, given[at:], strict=False)))) as schema:
             await schema.story(engine)
 
 
