@@ -46,6 +46,8 @@ class AccountStore(Generic[UserId, LinkId]):
             defaults=self.statements.defaults,
             onupdate=self.statements.onupdate,
         )
+        self.is_told: Final = outbox is not None or self.statements.ledger is not None
+        """Whether a ledger or an outbox hears of the table, and so has to know its name."""
         self._built: dict[Hashable, Any] = {}
         self._width = len(self.statements.row_roles)
 
@@ -79,11 +81,13 @@ class AccountStore(Generic[UserId, LinkId]):
     def run(
         self, connection: sa.Connection, statement: sa.Executable, parameters: Parameters
     ) -> sa.CursorResult[*tuple[Any, ...]]:
-        """Run a statement, with the names under which a ledger and an outbox know the table."""
-        if self.outbox is None and self.statements.ledger is None:
-            return connection.execute(statement, parameters)
+        """Run a statement of the table's."""
+        return connection.execute(statement, self.named(connection, parameters) if self.is_told else parameters)
+
+    def named(self, connection: sa.Connection, parameters: Parameters) -> Parameters:
+        """The same parameters, with the names under which a ledger and an outbox know the table."""
         name = stored_name(connection, self.mapping.table)
-        return connection.execute(statement, Parameters(parameters, al_links=name, al_source=name))
+        return Parameters(parameters, al_links=name, al_source=name)
 
     # -- linking ------------------------------------------------------------------------------------------------------
 

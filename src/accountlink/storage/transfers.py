@@ -140,7 +140,8 @@ class TransferStore(Generic[UserId, LinkId]):
         """Read the link that a token names, and whether its account is the claimant's already."""
         width = len(self._statements.row_roles)
         found: Claimed[UserId, LinkId] = Claimed()
-        for row in self._accounts.run(connection, self._claimed, parameters):
+        bound = self._accounts.named(connection, parameters) if self._accounts.is_told else parameters
+        for row in connection.execute(self._claimed, bound):
             account = self._codec.account(row)
             if not is_of_account(account):
                 continue  # of another account, under the id of a row that is gone
@@ -163,7 +164,8 @@ class TransferStore(Generic[UserId, LinkId]):
         key = (connection.dialect.name, shape)
         if key not in self._moves:
             self._moves[key] = self._built(*key)
-        row = self._accounts.run(connection, self._moves[key], parameters).first()
+        bound = self._accounts.named(connection, parameters) if self._accounts.is_told else parameters
+        row = connection.execute(self._moves[key], bound).first()
         if row is None:
             return None
         account = self._codec.account(row)
