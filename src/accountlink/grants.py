@@ -141,6 +141,7 @@ class ShareGrants:
         grant = await self._settled(place, made, patience, retried=partial(self._store.issued, parameters=parameters))
         if grant is None:
             raise AccountNotFound
+        await self._in_step(place, grant.id, ())
         issued = IssuedGrant(
             id=grant.id,
             grantor_id=grant.grantor_id,
@@ -473,4 +474,4 @@ def _links_of(mapping: GrantMapping, accounts: Accounts | None) -> LiveLinks | N
         )
     linker = accounts if isinstance(accounts, AccountLinker) else None
     of: AccountMapping[Any, Any] = mapping_of(accounts if linker is None else linker.mapping)
-    return LiveLinks(of, None if linker is None else linker.ledger)
+    return LiveLinks(of, None if linker is None else linker.ledger, grants=mapping.table)

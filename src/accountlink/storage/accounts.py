@@ -17,6 +17,7 @@ from accountlink.core.policy import Ownership, Removal
 from accountlink.core.secrecy import Parameters, concealed_id
 from accountlink.storage.catalogue import keeps_snapshot, unique_index
 from accountlink.storage.mapping import AccountMapping
+from accountlink.storage.naming import stored_name
 from accountlink.storage.statements import Shape, Statements
 from accountlink.storage.values import Codec
 
@@ -45,6 +46,8 @@ class AccountStore(Generic[UserId, LinkId]):
             defaults=self.statements.defaults,
             onupdate=self.statements.onupdate,
         )
+        self.is_told: Final = outbox is not None or self.statements.ledger is not None
+        """Whether a ledger or an outbox hears of the table, and so has to know its name."""
         self._built: dict[Hashable, Any] = {}
         self._width = len(self.statements.row_roles)
 
@@ -75,13 +78,24 @@ class AccountStore(Generic[UserId, LinkId]):
             return found
         return self.codec.version(row, at) if self.tells_states else None
 
+    def run(
+        self, connection: sa.Connection, statement: sa.Executable, parameters: Parameters
+    ) -> sa.CursorResult[*tuple[Any, ...]]:
+        """Run a statement of the table's."""
+        return connection.execute(statement, self.named(connection, parameters) if self.is_told else parameters)
+
+    def named(self, connection: sa.Connection, parameters: Parameters) -> Parameters:
+        """The same parameters, with the names under which a ledger and an outbox know the table."""
+        name = stored_name(connection, self.mapping.table)
+        return Parameters(parameters, al_links=name, al_source=name)
+
     # -- linking ------------------------------------------------------------------------------------------------------
 
     def link(self, connection: sa.Connection, shape: Shape, parameters: Parameters) -> Answer[UserId, LinkId] | None:
         """Link, or report who or what stands in the way; ``None`` when a concurrent transaction came between."""
         if connection.dialect.name == "sqlite":
             return self._link_in_steps(connection, shape, parameters)
-        row = connection.execute(self._once(("arms", shape), lambda: self.statements.arms(shape)), parameters).first()
+        row = self.run(connection, self._once(("arms", shape), lambda: self.statements.arms(shape)), parameters).first()
         if row is None:
             if shape.expect and self._own(connection, shape, parameters) is None:
                 return Answer(arm=Arm.MISSING)
@@ -94,12 +108,12 @@ class AccountStore(Generic[UserId, LinkId]):
         )
 
     def _own(self, connection: sa.Connection, shape: Shape, parameters: Parameters) -> sa.Row[Any] | None:
-        return connection.execute(self._once(("own", shape), lambda: self.statements.own(shape)), parameters).first()
+        return self.run(connection, self._once(("own", shape), lambda: self.statements.own(shape)), parameters).first()
 
     def _owner(self, connection: sa.Connection, parameters: Parameters) -> sa.Row[Any] | None:
         if self.mapping.policy.ownership is Ownership.PER_USER:
             return None
-        return connection.execute(self._once("other", self.statements.other), parameters).first()
+        return self.run(connection, self._once("other", self.statements.other), parameters).first()
 
     def _link_in_steps(
         self, connection: sa.Connection, shape: Shape, parameters: Parameters
@@ -122,7 +136,7 @@ class AccountStore(Generic[UserId, LinkId]):
         was_live = bool(own.was_live)
         update = self._once(("update", was_live, shape), lambda: self.statements.update(shape, was_live=was_live))
         parameters = Parameters(parameters, al_id=own[0])
-        account = self.codec.account(connection.execute(update, parameters).one())
+        account = self.codec.account(self.run(connection, update, parameters).one())
         if not was_live:
             self.raise_epoch(connection, parameters)
         self.tell(connection, EventType.UPDATED if was_live else EventType.RESTORED, account, parameters)
@@ -131,7 +145,7 @@ class AccountStore(Generic[UserId, LinkId]):
     def insert(self, connection: sa.Connection, shape: Shape, parameters: Parameters) -> Answer[UserId, LinkId]:
         """Insert a row, and let a unique index say what forbids it."""
         insert = self._once(("insert", shape), lambda: self.statements.insert(shape))
-        account = self.codec.account(connection.execute(insert, parameters).one())
+        account = self.codec.account(self.run(connection, insert, parameters).one())
         self.tell(connection, EventType.LINKED, account, parameters)
         return Answer(arm=Arm.CREATED, account=account)
 
@@ -141,7 +155,7 @@ class AccountStore(Generic[UserId, LinkId]):
         In steps, under SQLite's write lock, nobody comes between, and a link is never without an answer.
         """
         probe = self._once(("probe", shape), lambda: self.statements.probe_and_tell(shape))
-        row = connection.execute(probe, parameters).first()
+        row = self.run(connection, probe, parameters).first()
         return None if row is None else Answer(arm=Arm.CREATED, account=self.codec.account(row))
 
     def obstacle(self, connection: sa.Connection, parameters: Parameters, failure: Failure) -> Obstacle[UserId, LinkId]:
@@ -151,7 +165,7 @@ class AccountStore(Generic[UserId, LinkId]):
         ours = self._is_ours(connection, failure, index)
         where = None if index is None or not ours else index.where
         seen = self._once(("seen", where), lambda: self.statements.seen(where).limit(_SEEN))
-        rows = connection.execute(seen, parameters).all()
+        rows = self.run(connection, seen, parameters).all()
         dead = any(row.counts and not row.live for row in rows)
         return Obstacle(
             index=index,
@@ -234,7 +248,7 @@ class AccountStore(Generic[UserId, LinkId]):
             al_event_link_id=account.id,
             al_event_data=parameters.get("al_event_data", {}),
         )
-        connection.execute(tell, told)
+        self.run(connection, tell, told)
 
     def tell_conflict(
         self,
@@ -253,11 +267,11 @@ class AccountStore(Generic[UserId, LinkId]):
         """The user's live links, oldest first; of one provider or with one id if the parameters name it."""
         roles = tuple(role for role in ("provider", "id") if f"al_{role}" in parameters)
         query = self._once(("accounts", roles), lambda: self.statements.listing(roles))
-        return [self.codec.account(row) for row in connection.execute(query, parameters)]
+        return [self.codec.account(row) for row in self.run(connection, query, parameters)]
 
     def find_owner(self, connection: sa.Connection, parameters: Parameters) -> LinkedAccount[UserId, LinkId] | None:
         """The live link of a provider account, whoever owns it."""
-        row = connection.execute(self._once("holder", self.statements.holder), parameters).first()
+        row = self.run(connection, self._once("holder", self.statements.holder), parameters).first()
         return None if row is None else self.codec.account(row)
 
     # -- unlinking ----------------------------------------------------------------------------------------------------
@@ -274,7 +288,7 @@ class AccountStore(Generic[UserId, LinkId]):
                 ("remove or read", reason, bounded),
                 lambda: self.statements.remove_or_read(reason=reason, bounded=bounded),
             )
-        row = connection.execute(unlink, parameters).first()
+        row = self.run(connection, unlink, parameters).first()
         return None if row is None else self.codec.account(row)
 
     def _unlink_in_steps(
@@ -285,7 +299,7 @@ class AccountStore(Generic[UserId, LinkId]):
             remove: Any = self._once("delete", lambda: self.statements.delete(bounded=False))
         else:
             remove = self._once(("remove", reason), lambda: self.statements.remove(reason=reason))
-        row = connection.execute(remove, parameters).first()
+        row = self.run(connection, remove, parameters).first()
         if row is not None:
             self.raise_epoch(connection, parameters)
             self.tell(connection, EventType.UNLINKED, self.codec.account(row), parameters)
@@ -297,17 +311,17 @@ class AccountStore(Generic[UserId, LinkId]):
         """Raise the epoch of the named link where a ledger keeps it (SQLite)."""
         ledger = self.statements.ledger
         if ledger is not None:
-            connection.execute(self._once("raise", lambda: self.statements.raise_epoch(ledger)), parameters)
+            self.run(connection, self._once("raise", lambda: self.statements.raise_epoch(ledger)), parameters)
 
     def exists(self, connection: sa.Connection, parameters: Parameters) -> bool:
         """Whether the user has this link, live or dead."""
         return self._named(connection, parameters) is not None
 
     def _named(self, connection: sa.Connection, parameters: Parameters) -> sa.Row[Any] | None:
-        return connection.execute(self._once("named", self.statements.named), parameters).first()
+        return self.run(connection, self._once("named", self.statements.named), parameters).first()
 
     def lock_live(self, connection: sa.Connection, parameters: Parameters) -> Sequence[LinkId]:
         """Lock the user's live links, in one order for all, and return their ids."""
         bounded = "al_lock_timeout" in parameters
         lock = self._once(("lock", bounded), lambda: self.statements.lock_live(bounded=bounded))
-        return connection.execute(lock, parameters).scalars().all()
+        return self.run(connection, lock, parameters).scalars().all()

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from accountlink.core.policy import Key, Ownership, Removal
 from accountlink.errors import ConfigurationError
+from accountlink.storage.naming import check_keys
 from accountlink.storage.targets import TableMapping
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ def is_unique(table: sa.Table, column: sa.Column[Any]) -> bool:
 
 
 def check_parts(mapping: TableMapping) -> None:
-    """One column plays one part: two would overwrite each other in every statement."""
+    """One column plays one part: two would overwrite each other in every statement; and none is a parameter of ours."""
+    check_keys(mapping.table)
     played: dict[sa.Column[Any], str] = {}
     for role, column in mapping.columns.items():
         if column in played:

@@ -25,6 +25,7 @@ from accountlink.core.facts import Failure
 from accountlink.storage import violations
 from accountlink.storage.cancellation import seen_through, sheltered
 from accountlink.storage.mapping import AccountMapping
+from accountlink.storage.naming import Names, stored_name
 from accountlink.storage.outbox import word
 from accountlink.storage.transactions import Place
 from accountlink.storage.values import read_moment
@@ -59,10 +60,14 @@ class Reading(Generic[Event]):
     row: Sequence[sa.ColumnElement[Any]]
     read: Callable[[sa.Row[Any]], Event]
 
+    def named(self, connection: sa.Connection, **bound: Any) -> dict[str, Any]:
+        """The parameters of a statement on a connection, with the name under which the outbox knows the table."""
+        return bound | {"al_source": stored_name(connection, self.source)}
+
     def _oldest(self, table: sa.FromClause, *chosen: sa.ColumnElement[Any]) -> sa.Select[Any]:
         c = table.c
         known = c.type.in_([word(kind) for kind in self.types])
-        mine = c.table_name == sa.literal(self.source.fullname, sa.Text)
+        mine = c.table_name == sa.bindparam("al_source", type_=sa.Text)
         after = c.id > sa.bindparam("al_after", type_=c.id.type)
         return _select(*chosen).where(mine, known, after).order_by(c.id).limit(sa.literal_column("1"))
 
@@ -74,7 +79,7 @@ class Reading(Generic[Event]):
     @cached_property
     def claimed(self) -> sa.sql.dml.ReturningUpdate[Any]:
         """The oldest event that nobody holds, or has held for too long, claimed (SQLite)."""
-        free, c = self.outbox.alias("free"), self.outbox.c
+        free, c = self.outbox.alias(Names(self.outbox)("free")), self.outbox.c
         now = sa.bindparam("al_now", type_=c.claimed_until.type)
         oldest = self._oldest(free, free.c.id).where(
             sa.or_(free.c.claimed_until.is_(None), free.c.claimed_until <= now)
@@ -174,10 +179,12 @@ class Lock(Hold[Event]):
         return Taken(self._number, self.reading.read(row))
 
     async def _locked(self, connection: AsyncConnection, after: int) -> sa.Row[Any] | None:
-        _ = await connection.start()
+        started = await connection.start()
         # A snapshot that outlives the statement would fail on rows that others have acknowledged since.
         _ = await connection.execution_options(isolation_level="READ COMMITTED")
-        result = await connection.execute(self.reading.locked, {"al_after": after})
+        assert started.sync_connection is not None  # noqa: S101  # it has been started
+        bound = self.reading.named(started.sync_connection, al_after=after)
+        result = await connection.execute(self.reading.locked, bound)
         row: sa.Row[Any] | None = result.first()
         return row
 
@@ -235,7 +242,9 @@ class Lease(Hold[Event]):
         now = self.clock().astimezone(UTC)
         self._claim = uuid4()
         bound = {"al_claim": self._claim, "al_now": now, "al_until": now + self.length, "al_after": after}
-        row = await self.place.attempt(lambda connection: connection.execute(self.reading.claimed, bound).first())
+        row = await self.place.attempt(
+            lambda connection: connection.execute(self.reading.claimed, self.reading.named(connection, **bound)).first()
+        )
         if row is None:
             self._claim = None
         if row is None or isinstance(row, Failure):

@@ -11,6 +11,7 @@ from accountlink.core.grants import Grant
 from accountlink.core.secrecy import Parameters, concealed_id
 from accountlink.storage.deliveries import Reading
 from accountlink.storage.grants import GrantMapping
+from accountlink.storage.naming import Names
 from accountlink.storage.outbox import Outbox, event_id, word
 from accountlink.storage.values import read_moment
 
@@ -21,8 +22,15 @@ _GRANT_ID: Final = "grant_id"
 class GrantEvents(Outbox):
     """The outbox of one table of grants. The parts that it is given have the columns of a row, by their roles."""
 
-    def __init__(self, table: sa.Table, mapping: GrantMapping, *, moment: sa.ColumnElement[Any] | None = None) -> None:
-        super().__init__(table, mapping.table, moment=moment)
+    def __init__(
+        self,
+        table: sa.Table,
+        mapping: GrantMapping,
+        names: Names,
+        *,
+        moment: sa.ColumnElement[Any] | None = None,
+    ) -> None:
+        super().__init__(table, names, moment=moment)
         self._mapping = mapping
 
     def of_rows(self, rows: sa.CTE, kind: EventType, *only: sa.ColumnElement[bool]) -> sa.CTE:

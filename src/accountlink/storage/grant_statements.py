@@ -25,6 +25,7 @@ from accountlink.storage.defaults import fixed_updates
 from accountlink.storage.grant_events import GrantEvents
 from accountlink.storage.grants import GrantMapping
 from accountlink.storage.live_links import LiveLinks
+from accountlink.storage.naming import Names
 from accountlink.storage.statements import Columns, Condition, bounded
 
 _select: Final[Callable[..., sa.Select[Any]]] = cast("Any", sa.select)
@@ -75,6 +76,7 @@ class GrantStatements:
         self._pairs = pairs
         self._t = mapping.table
         self._c = mapping.columns
+        self._names: Final = Names(mapping.table, outbox, *(() if links is None else links.tables))
         self._token = mapping.token_role
         self.row_roles: Final = tuple(role for role in GRANT_ROW if role in mapping.columns)
         onupdate = [c for c in mapping.table.columns if c.onupdate is not None and c.onupdate.is_callable]
@@ -85,7 +87,7 @@ class GrantStatements:
         defaults = [c for c in mapping.table.columns if c.default is not None and c.default.is_callable]
         self.defaults: Final = [column for column in defaults if column not in filled]
         moment = _statement_began() if database_clock else None
-        self.events: Final = None if outbox is None else GrantEvents(outbox, mapping, moment=moment)
+        self.events: Final = None if outbox is None else GrantEvents(outbox, mapping, self._names, moment=moment)
         """Takes an event for each thing that happens to a grant."""
 
     # -- time ---------------------------------------------------------------------------------------------------------
@@ -119,7 +121,7 @@ class GrantStatements:
         conditions += [*self._alive(c), c["grantee_id"].is_(None)]
         if not self._mapping.is_own:
             return conditions
-        use = self._t.alias("use")
+        use = self._t.alias(self._names("use"))
         used = _select(_ONE).select_from(use).where(use.c.token_hash == self._use()).correlate_except(use)
         return [*conditions, c["uses"] < c["max_uses"], sa.not_(sa.exists(used))]
 
@@ -129,7 +131,7 @@ class GrantStatements:
         conditions = [c["grantee_id"].is_not(None), *self._alive(c)]
         if not self._mapping.is_own:
             return conditions
-        of = self._t.alias("of")
+        of = self._t.alias(self._names("of"))
         alive = _select(_ONE).select_from(of).where(of.c.id == c["issued_id"], of.c.active).correlate_except(of)
         return [*conditions, sa.or_(c["issued_id"].is_(None), sa.exists(alive))]
 
@@ -209,7 +211,7 @@ class GrantStatements:
         """Make a row in one statement with its event, where there is an outbox (PostgreSQL)."""
         if self.events is None:
             return self.issue(linked=linked, limited=limited)
-        issued = self.issue(linked=linked, limited=limited, within=True).cte("issued")
+        issued = self.issue(linked=linked, limited=limited, within=True).cte(self._names("issued"))
         return _select(*self.row(issued.c)).add_cte(self.events.of_rows(issued, EventType.GRANT_ISSUED))
 
     def issue(self, *, linked: bool, limited: bool, within: bool = False) -> sa.sql.dml.ReturningInsert[Any]:
@@ -228,7 +230,7 @@ class GrantStatements:
             values |= {"max_uses": _bind("max_uses", c["max_uses"]), "uses": _ZERO}
         source = _select()
         if linked and self._links is not None:
-            shared = self._links.of_grantor().subquery("shared")
+            shared = self._links.of_grantor().subquery(self._names("shared"))
             values |= {"link_id": _bind("link_id", c["link_id"])}
             if "link_version" in c:
                 values |= {"link_version": sa.cast(shared.c.state, c["link_version"].type)}
@@ -255,28 +257,30 @@ class GrantStatements:
 
         A statement of its own, so that the next one's snapshot has what the one before committed. (PostgreSQL)
         """
-        name = sa.literal_column("'accountlink:" + self._t.fullname.replace("'", "''") + ":'", sa.Text)
-        key = sa.func.hashtextextended(name + sa.cast(self._user("grantee_id"), sa.Text), _ZERO)
+        name = sa.literal_column("'accountlink:'", sa.Text) + sa.bindparam("al_source", type_=sa.Text)
+        key = sa.func.hashtextextended(
+            name + sa.literal_column("':'", sa.Text) + sa.cast(self._user("grantee_id"), sa.Text), _ZERO
+        )
         level = sa.func.current_setting(sa.literal_column("'transaction_isolation'", sa.Text))
         return _select(level, sa.func.pg_advisory_xact_lock(key)).where(*([bounded()] if limited else []))
 
     def redeem(self, *, limited: bool) -> sa.Executable:
         """Redeem in one statement, with its event, where there is an outbox (PostgreSQL)."""
         bound = [bounded()] if limited else []
-        seen = _select(*self.row()).where(*bound, *self._open()).limit(_ONE).cte("seen")
+        seen = _select(*self.row()).where(*bound, *self._open()).limit(_ONE).cte(self._names("seen"))
         held = (
             _select(*self.row(), *self._widened())
             .where(*bound, *self._open())
             .limit(_ONE)
             .with_for_update(of=self._t)
-            .cte("held")
+            .cte(self._names("held"))
         )
         answers: list[sa.Select[Any]] = []
         told: list[sa.Select[Any]] = []
         ready: list[Condition] = []
         if self._pairs:
             earlier = sa.update(self._t).where(*self._earlier(held.c.grantor_id, held.c.id))
-            ended = earlier.values(self._ended()).returning(*self.row()).cte("ended")
+            ended = earlier.values(self._ended()).returning(*self.row()).cte(self._names("ended"))
             told.append(_select(_arm("ended"), *self.row(ended.c)))
             # Counted, so that these have ended before a unique index on the pair is asked about the new one.
             ready = [_select(sa.func.count()).select_from(ended).scalar_subquery() >= _ZERO]
@@ -285,7 +289,7 @@ class GrantStatements:
             .where(self._c["id"] == held.c.id, *ready)
             .values(self._taken())
             .returning(*self.row(), *self._widened())
-            .cte("taken")
+            .cte(self._names("taken"))
         )
         single = _select(_arm("granted"), *self.row(taken.c))
         answers.append(single.where(taken.c.max_uses == _ONE) if self._mapping.is_own else single)
@@ -294,7 +298,7 @@ class GrantStatements:
             source = _select(*values.values()).where(taken.c.max_uses > _ONE)
             names = [self._c[role].key for role in values]
             used = sa.insert(self._t).from_select(names, source, include_defaults=False)
-            answers.append(_select(_arm("granted"), *self.row(used.returning(*self.row()).cte("used").c)))
+            answers.append(_select(_arm("granted"), *self.row(used.returning(*self.row()).cte(self._names("used")).c)))
         answers.append(_select(_arm("already"), *self.row()).where(*self._already()))
         nobody = ~sa.exists(_select(_ONE).select_from(held))
         answers.append(_select(_arm("again"), *self.row(seen.c)).where(nobody))
@@ -304,7 +308,7 @@ class GrantStatements:
         """The same answers, in one statement with an event for each that is of these arms, where there is an outbox."""
         if self.events is None:
             return answers
-        answer = answers.cte("answer")
+        answer = answers.cte(self._names("answer"))
         event = self.events.of_rows(answer, kind, answer.c.arm.in_([_word(arm) for arm in arms]))
         return _select(*answer.c).add_cte(event)
 
@@ -342,11 +346,11 @@ class GrantStatements:
         """End a grant, or read one that has ended already, in one statement, with its events (PostgreSQL)."""
         bound = [bounded()] if limited else []
         active = self._c["active"].is_(sa.true()).label("active")
-        held = _select(*self.row(), active).where(*bound, *self._named(role)).with_for_update().cte("held")
+        held = _select(*self.row(), active).where(*bound, *self._named(role)).with_for_update().cte(self._names("held"))
         named = self._c["id"] == held.c.id
         mine = sa.or_(named, self._c["issued_id"] == held.c.id) if self._mapping.is_own else named
         ending = sa.update(self._t).where(mine, self._c["active"].is_(sa.true())).values(self._ended())
-        ended = ending.returning(*self.row(), named.label("named")).cte("ended")
+        ended = ending.returning(*self.row(), named.label("named")).cte(self._names("ended"))
         arm = sa.case((ended.c.named, _word("revoked")), else_=_word("ended")).label("arm")
         was = _select(_arm("was"), *self.row(held.c)).where(sa.not_(held.c.active))
         either = sa.union_all(_select(arm, *self.row(ended.c)), was)
@@ -367,7 +371,9 @@ class GrantStatements:
         """End what has expired. Without waiting, what somebody is just writing is left for the next time."""
         due = [self._c["active"].is_(sa.true()), self._c["expires_at"] <= self._now("expires_at")]
         if not waits:
-            free = _select(self._c["id"].label("id")).where(*due).with_for_update(skip_locked=True).cte("due")
+            free = (
+                _select(self._c["id"].label("id")).where(*due).with_for_update(skip_locked=True).cte(self._names("due"))
+            )
             due = [*due, self._c["id"] == free.c.id]
         return sa.update(self._t).where(*due).values(self._ended()).returning(self._c["id"])
 

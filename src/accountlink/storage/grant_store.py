@@ -21,6 +21,7 @@ from accountlink.storage.grant_events import told
 from accountlink.storage.grant_statements import GrantStatements
 from accountlink.storage.grants import GrantMapping
 from accountlink.storage.live_links import LiveLinks
+from accountlink.storage.naming import stored_name
 from accountlink.storage.values import caller, moment_writer, read_moment
 
 _MOMENTS: Final = ("expires_at", "created_at", "updated_at", "redeemed_at", "ended_at")
@@ -70,6 +71,7 @@ class GrantStore:
         self.mapping: Final = mapping
         self.outbox: Final = outbox
         self._clock: Final = clock
+        self._links: Final = links
         self._statements: Final = {
             own: GrantStatements(mapping, links, outbox, database_clock=own, pairs=mapping.one_active_per_pair)
             for own in (True, False)
@@ -126,7 +128,12 @@ class GrantStore:
         if key not in self._built:
             build: Callable[..., Any] = getattr(self._statements[own], name)
             self._built[key] = build(*arguments, **options)
-        return connection.execute(self._built[key], parameters)
+        return connection.execute(self._built[key], self._named(connection, parameters))
+
+    def _named(self, connection: sa.Connection, parameters: Parameters) -> Parameters:
+        """The same, with the names under which an outbox and a ledger know the tables."""
+        named = Parameters(parameters, al_source=stored_name(connection, self.mapping.table))
+        return named if self._links is None else Parameters(named | self._links.names(connection))
 
     def _tell(
         self, connection: sa.Connection, kind: EventType, grants: Sequence[Grant], parameters: Parameters
@@ -137,7 +144,8 @@ class GrantStore:
             return
         if kind not in self._built:
             self._built[kind] = events.of_one(kind)
-        connection.execute(self._built[kind], [told(kind, grant, parameters) for grant in grants])
+        events_told = [self._named(connection, told(kind, grant, parameters)) for grant in grants]
+        connection.execute(self._built[kind], events_told)
 
     def _grant(self, row: Sequence[Any], offset: int = 0) -> Grant:
         read: dict[str, Any] = dict(zip(self._roles, row[offset:], strict=False))

@@ -11,6 +11,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from accountlink.errors import ConfigurationError
+from accountlink.storage.naming import Names
 from accountlink.storage.targets import known_table
 from accountlink.storage.upserts import insert_or_update
 
@@ -65,12 +66,16 @@ def checked_ledger(table: object) -> sa.Table:
 
 
 class Ledger:
-    """The parts of statements that read and raise the epochs of one table's links."""
+    """The parts of statements that read and raise the epochs of one table's links.
 
-    def __init__(self, table: sa.Table, links: sa.Table) -> None:
+    Under which name the ledger knows that table comes in a parameter, ``al_links``: it may be in another schema on
+    another connection.
+    """
+
+    def __init__(self, table: sa.Table, names: Names) -> None:
         self._table = table
-        self._links = links
-        self._name = sa.literal(links.fullname, sa.Text)
+        self._names = names
+        self._name = sa.bindparam("al_links", type_=sa.Text)
 
     def epoch(self, link_id: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
         """The epoch of a link, as the statement's snapshot has it."""
@@ -95,7 +100,7 @@ class Ledger:
         still = None if read is None else self._table.c.epoch == read
         made = insert_or_update(self._table, key=_COLUMNS[:2], values=self._risen(), where=still)
         raised = made.from_select(list(_COLUMNS[:3]), rows, include_defaults=False)
-        return raised.returning(self._table.c.epoch).cte("raised")
+        return raised.returning(self._table.c.epoch).cte(self._names("raised"))
 
     def raise_one(self, link_id: sa.ColumnElement[Any]) -> sa.Insert:
         """Raise the epoch of one link (SQLite, in a transaction that holds the write lock)."""

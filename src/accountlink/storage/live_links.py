@@ -7,8 +7,10 @@ from typing import Any, Final, cast
 
 import sqlalchemy as sa
 
+from accountlink.core.secrecy import Parameters
 from accountlink.storage.ledger import Ledger
 from accountlink.storage.mapping import AccountMapping
+from accountlink.storage.naming import Names, stored_name
 from accountlink.storage.statements import Columns, Condition, Statements
 
 _select: Final[Callable[..., sa.Select[Any]]] = cast("Any", sa.select)
@@ -22,10 +24,12 @@ _SHARED: Final = {"id": "al_shared_link", "user_id": "al_shared_owner"}
 class LiveLinks:
     """The linked accounts that grants are about: which of them still are what they were at the time of issue."""
 
-    def __init__(self, accounts: AccountMapping[Any, Any], ledger: sa.Table | None) -> None:
+    def __init__(self, accounts: AccountMapping[Any, Any], ledger: sa.Table | None, *, grants: sa.Table) -> None:
         self._statements: Final = Statements(accounts, ledger)
         self._mapping: Final = accounts
-        twin = accounts.table.alias("linked")
+        self.tables: Final = (accounts.table, ledger)
+        """What the statements of grants read beside their own table."""
+        twin = accounts.table.alias(Names(*self.tables, grants)("linked"))
         self._twin: Final = twin
         self._c: Final = {role: twin.c[column.key] for role, column in accounts.columns.items()}
 
@@ -40,6 +44,12 @@ class LiveLinks:
         if self._mapping.written("version") and not self._mapping.counts_writes:
             return sa.func.coalesce(self._c["version"], _ZERO)
         return None
+
+    def names(self, connection: sa.Connection) -> Parameters:
+        """The parameter under which the ledger finds the links, where there is one."""
+        if self._statements.ledger is None:
+            return Parameters()
+        return Parameters(al_links=stored_name(connection, self._mapping.table))
 
     def of_grantor(self) -> sa.Select[Any]:
         """The state of a link that is about to be shared, if it is live and the grantor's own."""

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from accountlink.core.events import EventType
 from accountlink.errors import ConfigurationError
+from accountlink.storage.naming import Names
 from accountlink.storage.targets import known_table
 
 OUTBOX_NAME: Final = "accountlink_events"
@@ -85,17 +86,19 @@ class Outbox:
     """The parts of statements that write the events of one table's rows.
 
     What is not in the statement already comes in parameters: ``al_event_at``, the moment; ``al_call_id``, one for a
-    call and its retries; and for :meth:`one` what its columns are called, after ``al_event_``.
+    call and its retries; ``al_source``, the name of the table whose rows' events they are; and for :meth:`one` what its
+    columns are called, after ``al_event_``.
 
     Args:
         table: The outbox.
-        source: The table whose rows' events it gets.
+        names: Names the parts.
         moment: The moment, where it does not come in a parameter.
     """
 
-    def __init__(self, table: sa.Table, source: sa.Table, *, moment: sa.ColumnElement[Any] | None = None) -> None:
+    def __init__(self, table: sa.Table, names: Names, *, moment: sa.ColumnElement[Any] | None = None) -> None:
         self.table: Final = table
-        self._name = sa.literal(source.fullname, sa.Text)
+        self._names = names
+        self._name = sa.bindparam("al_source", type_=sa.Text)
         brought = sa.bindparam("al_event_at", type_=table.c.occurred_at.type)
         self._moment: sa.ColumnElement[Any] = brought if moment is None else moment
         self._call = sa.bindparam("al_call_id", type_=table.c.call_id.type)
@@ -140,7 +143,7 @@ class Outbox:
             "call_id": self._call,
         }
         rows = _select(*(values[name].label(name) for name in _WRITTEN)).select_from(source).where(*conditions)
-        return sa.insert(self.table).from_select(list(_WRITTEN), rows, include_defaults=False).cte("event")
+        return sa.insert(self.table).from_select(list(_WRITTEN), rows, include_defaults=False).cte(self._names("event"))
 
     def one(
         self,
@@ -179,7 +182,7 @@ class Outbox:
 
     def _is_new(self, kind: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
         """Whether this call has not written the event yet, in an attempt whose answer did not come."""
-        left = self.table.alias("left_behind")
+        left = self.table.alias(self._names("left_behind"))
         repeats = sa.and_(kind == word(EventType.UPDATED), left.c.type.in_([word(known) for known in _AGAIN]))
         found = _select(sa.literal_column("1")).where(
             left.c.call_id == self._call, sa.or_(left.c.type == kind, repeats)

@@ -24,6 +24,7 @@ from accountlink.storage.defaults import fixed_defaults, fixed_updates
 from accountlink.storage.ledger import Ledger
 from accountlink.storage.link_events import LinkEvents
 from accountlink.storage.mapping import CREDENTIAL_ROLES, AccountMapping
+from accountlink.storage.naming import Names
 from accountlink.storage.upserts import insert_or_nothing
 
 Condition = sa.ColumnElement[bool]
@@ -83,9 +84,10 @@ class Statements:
         self, mapping: AccountMapping[Any, Any], ledger: sa.Table | None = None, outbox: sa.Table | None = None
     ) -> None:
         self._mapping = mapping
-        self.ledger: Final = None if ledger is None or mapping.written("version") else Ledger(ledger, mapping.table)
+        self._names: Final = Names(mapping.table, ledger, outbox)
+        self.ledger: Final = None if ledger is None or mapping.written("version") else Ledger(ledger, self._names)
         """Tells the states of a row apart where the table has no version of its own."""
-        self.outbox: Final = None if outbox is None else LinkEvents(outbox, mapping.table)
+        self.outbox: Final = None if outbox is None else LinkEvents(outbox, self._names)
         """Takes an event for each thing that happens to a link."""
         self._t = mapping.table
         self._c = mapping.columns
@@ -198,7 +200,7 @@ class Statements:
 
     def _live_twin(self) -> Condition:
         """Another live row of the same user and key than the expected one."""
-        twin = self._t.alias("twin")
+        twin = self._t.alias(self._names("twin"))
         c = {role: twin.c[column.key] for role, column in self._c.items()}
         return sa.exists(_select(_ONE).select_from(twin).where(self.is_mine(c), self.same_key(c), self.live(c)))
 
@@ -286,12 +288,12 @@ class Statements:
         probe = self.probe(shape)
         if self.outbox is None:
             return probe
-        inserted = probe.cte("inserted")
+        inserted = probe.cte(self._names("inserted"))
         return _select(*self.row(inserted.c)).add_cte(self.outbox.of_row(inserted, EventType.LINKED))
 
     def arms(self, shape: Shape) -> sa.Select[Any] | sa.CompoundSelect[Any]:
         """Link in one statement (PostgreSQL)."""
-        own = self.own(shape).cte("own").prefix_with("MATERIALIZED", dialect="postgresql")
+        own = self.own(shape).cte(self._names("own")).prefix_with("MATERIALIZED", dialect="postgresql")
         has_own = sa.exists(_select(_ONE).select_from(own))
         answers: list[sa.Select[Any]] = []
         nobody_else: list[Condition] = []
@@ -299,7 +301,7 @@ class Statements:
             reading = self.other()
             if shape.expect:
                 reading = reading.where(sa.exists(_select(_ONE).select_from(own).where(own.c.fits)))
-            other = reading.cte("other")
+            other = reading.cte(self._names("other"))
             nobody_else = [~sa.exists(_select(_ONE).select_from(other))]
             epoch = [] if self.ledger is None else [other.c.epoch]
             answers.append(_select(_arm("conflict"), *self.row(other.c), _why(), *epoch))
@@ -315,7 +317,7 @@ class Statements:
             )
             .values(self._written(shape, own.c.was_live))
             .returning(*self.row(), own.c.was_live)
-            .cte("updated")
+            .cte(self._names("updated"))
         )
         change = sa.case((updated.c.was_live, _word("updated")), else_=_word("restored"))
         no_epoch = self.no_epoch()
@@ -334,7 +336,7 @@ class Statements:
         if self.ledger is not None and self._policy.removal is Removal.SOFT:
             beside.append(self.ledger.raised_by(updated, sa.not_(updated.c.was_live)))
         if self.outbox is not None:
-            told = answer.cte("answer")
+            told = answer.cte(self._names("answer"))
             answer = _select(*told.c)
             beside.append(self.outbox.of_answer(told, user_id=self.bind("user_id"), again=shape.again))
         return answer.add_cte(*beside) if beside else answer
@@ -346,7 +348,7 @@ class Statements:
             insert_or_nothing(self._t)
             .from_select([column.key for column in values], source)
             .returning(*self.row())
-            .cte("inserted")
+            .cte(self._names("inserted"))
         )
 
     # -- reading and removing -----------------------------------------------------------------------------------------
@@ -396,7 +398,7 @@ class Statements:
         deletion = self.delete(bounded=bounded)
         if self.ledger is None and self.outbox is None:
             return deletion
-        removed = deletion.cte("removed")
+        removed = deletion.cte(self._names("removed"))
         return _select(*self.row(removed.c)).add_cte(*self._follows(removed))
 
     def _follows(self, removed: sa.CTE, *, told: bool = False) -> list[sa.CTE]:
@@ -429,7 +431,7 @@ class Statements:
 
     def remove_or_read(self, *, reason: bool, bounded: bool) -> sa.CompoundSelect[Any]:
         """The same in one statement with reading a row that is dead already (PostgreSQL)."""
-        removed = self.remove(reason=reason, bounded=bounded).cte("removed")
+        removed = self.remove(reason=reason, bounded=bounded).cte(self._names("removed"))
         dead = _select(*self.row()).where(self._is_named(), sa.not_(self.live()))
         either = sa.union_all(_select(*self.row(removed.c)), dead)
         follows = self._follows(removed, told=reason)

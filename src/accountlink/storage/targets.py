@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Protocol
 
 import sqlalchemy as sa
@@ -36,6 +37,23 @@ class TableMapping(Protocol):
     def mapper(self) -> Mapper[Any] | None:
         """The mapper of the table's model."""
         ...
+
+
+def as_a_write(mapping: TableMapping) -> dict[str, Any]:
+    """What tells a session's ``get_bind`` that it is a write, and of which table: nothing of ours may go to a follower.
+
+    Not the reads either: they are to see what the same transaction wrote, and to let nobody sign in by a link that is
+    gone. Who wants a follower's answer passes the follower's engine.
+
+    Source: SQLAlchemy documentation, "Custom Vertical Partitioning": sessions that route by the kind of statement.
+    """
+    told: dict[str, Any] = {"clause": _update_of(mapping.table)}
+    return told if mapping.mapper is None else told | {"mapper": mapping.mapper}
+
+
+@lru_cache(maxsize=64)
+def _update_of(table: sa.Table) -> sa.Update:
+    return sa.update(table)
 
 
 def mapper_of(target: type[Any] | sa.Table) -> Mapper[Any] | None:

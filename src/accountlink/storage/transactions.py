@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+from sqlalchemy.orm import Session
 
 from accountlink.core.facts import Failure
 from accountlink.core.secrecy import Concealed
 from accountlink.errors import ConfigurationError
 from accountlink.storage import sqlite, violations
 from accountlink.storage.cancellation import sheltered
-from accountlink.storage.targets import TableMapping
+from accountlink.storage.targets import TableMapping, as_a_write
 
 Bind = AsyncEngine | AsyncConnection | AsyncSession
 T = TypeVar("T")
@@ -81,9 +83,15 @@ async def ask(
 
 @dataclass(kw_only=True, eq=False)
 class CallersTransaction(Place):
-    """The caller's transaction: the work runs in one savepoint, and nothing else of it is touched."""
+    """The caller's transaction: the work runs in one savepoint, and nothing else of it is touched.
 
-    connection: AsyncConnection
+    Attributes:
+        connection: The connection that the transaction is on.
+        opened: The same connection, for a conversation.
+    """
+
+    connection: sa.Connection
+    opened: Callable[[], Awaitable[AsyncConnection]]
     session: AsyncSession | None
     dialect: str
     owned: bool = False
@@ -92,7 +100,7 @@ class CallersTransaction(Place):
     async def attempt(self, work: Work[T]) -> T | Failure:
         """Run the work in a savepoint, which a failure rolls back."""
         try:
-            return await sheltered(self.connection.run_sync(_in_savepoint, work))
+            return await sheltered(_GREENLETS.run_sync(_in_savepoint, self.connection, work))
         except violations.FAILURES as error:
             return violations.read(error)
 
@@ -104,9 +112,15 @@ class CallersTransaction(Place):
             return violations.read(error)
 
     async def _in_savepoint(self, talk: Talk[T]) -> T:
-        await self.connection.run_sync(_begin_sqlite)
-        async with self.connection.begin_nested():
-            return await talk(self.connection)
+        connection = await self.opened()
+        await connection.run_sync(_savepoint)
+        try:
+            result = await talk(connection)
+        except BaseException:
+            await connection.run_sync(_undo)
+            raise
+        await connection.run_sync(_release)
+        return result
 
 
 @dataclass(kw_only=True, eq=False)
@@ -194,7 +208,7 @@ class FreshTransactions(OwnTransactions):
 class AutocommitConnection(Place):
     """A connection, given by the caller, that commits each statement by itself."""
 
-    connection: AsyncConnection
+    connection: sa.Connection
     session: AsyncSession | None
     dialect: str
     owned: bool = True
@@ -204,7 +218,7 @@ class AutocommitConnection(Place):
         """Run the work as it is (PostgreSQL: one statement), or in a transaction of its own (SQLite)."""
         run = _in_driver_transaction if self.dialect == "sqlite" else _as_it_is
         try:
-            return await sheltered(self.connection.run_sync(run, work))
+            return await sheltered(_GREENLETS.run_sync(run, self.connection, work))
         except violations.FAILURES as error:
             return violations.read(error)
 
@@ -228,15 +242,16 @@ async def place_of(bind: Bind, mapping: TableMapping, *, several_statements: boo
     if not isinstance(bind, (AsyncSession, AsyncConnection)):
         raise ConfigurationError(_wrong_bind(bind))
     session = bind if isinstance(bind, AsyncSession) else None
-    if session is not None:
-        await session.flush()
+    if session is not None and (session.new or session.dirty or session.deleted):
+        await session.flush()  # which takes a greenlet, even if there is nothing to do
     try:
-        connection, autocommit = await sheltered(_connection_of(bind, mapping))
+        connection, autocommit = await sheltered(bind.run_sync(_connection_of, mapping))
     except violations.FAILURES as error:
         return violations.read(error)
     dialect = connection.dialect.name
     if not autocommit:
-        return CallersTransaction(connection=connection, session=session, dialect=dialect)
+        opened = partial(_opened, bind, mapping)
+        return CallersTransaction(connection=connection, opened=opened, session=session, dialect=dialect)
     if several_statements:
         raise ConfigurationError(
             "guard_last needs a transaction around several statements, and this connection is in AUTOCOMMIT. "
@@ -257,14 +272,16 @@ def place_on(engine: AsyncEngine, *, several_statements: bool = False) -> Place:
     return OwnTransactions(engine=engine, dialect=dialect)
 
 
-async def _connection_of(bind: AsyncSession | AsyncConnection, mapping: TableMapping) -> tuple[AsyncConnection, bool]:
-    """The connection that a session or a connection works on, and whether it commits each statement by itself."""
-    connection = bind
-    if isinstance(connection, AsyncSession):
-        target = {"clause": mapping.table} if mapping.mapper is None else {"mapper": mapping.mapper}
-        connection = await connection.connection(bind_arguments=target)
+def _connection_of(bind: Session | sa.Connection, mapping: TableMapping) -> tuple[sa.Connection, bool]:
+    """The connection that a bind writes on, and whether that commits each statement by itself."""
+    connection = bind.connection(bind_arguments=as_a_write(mapping)) if isinstance(bind, Session) else bind
     _dialect(connection.dialect)
-    return connection, await connection.run_sync(_commits_by_itself)
+    return connection, _commits_by_itself(connection)
+
+
+async def _opened(bind: AsyncSession | AsyncConnection, mapping: TableMapping) -> AsyncConnection:
+    """The connection that a bind writes on, for code that awaits."""
+    return bind if isinstance(bind, AsyncConnection) else await bind.connection(bind_arguments=as_a_write(mapping))
 
 
 def _dialect(dialect: sa.Dialect) -> str:
@@ -299,14 +316,38 @@ def _commits_by_itself(connection: sa.Connection) -> bool:
     return sqlite.in_autocommit(connection)
 
 
-def _as_it_is(connection: sa.Connection, work: Work[T]) -> T:
+def _as_it_is(_: object, connection: sa.Connection, work: Work[T]) -> T:
     return work(connection)
 
 
-def _in_savepoint(connection: sa.Connection, work: Work[T]) -> T:
+def _in_savepoint(_: object, connection: sa.Connection, work: Work[T]) -> T:
+    _savepoint(connection)
+    try:
+        result = work(connection)
+    except BaseException:
+        _undo(connection)
+        raise
+    _release(connection)
+    return result
+
+
+def _savepoint(connection: sa.Connection) -> None:
+    """Set a savepoint of our own.
+
+    Its name never changes, so that its statements are prepared once, and nothing has to be compiled: SQLAlchemy's
+    ``begin_nested`` counts its names, and compiles its statements anew at each call.
+    """
     _begin_sqlite(connection)
-    with connection.begin_nested():
-        return work(connection)
+    connection.exec_driver_sql("SAVEPOINT al_call")
+
+
+def _undo(connection: sa.Connection) -> None:
+    if not connection.invalidated:  # or the connection is gone, and its transaction with it
+        connection.exec_driver_sql("ROLLBACK TO SAVEPOINT al_call")
+
+
+def _release(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("RELEASE SAVEPOINT al_call")
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
@@ -315,7 +356,7 @@ def _begin_sqlite(connection: sa.Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-def _in_driver_transaction(connection: sa.Connection, work: Work[T]) -> T:
+def _in_driver_transaction(_: object, connection: sa.Connection, work: Work[T]) -> T:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
     try:
         result = work(connection)

@@ -39,7 +39,7 @@ class TransferStatements(Statements):
 
         Of his own that is a live row, and a dead one that the policy forbids to restore.
         """
-        twin = self._t.alias("twin")
+        twin = self._t.alias(self._names("twin"))
         c = {role: twin.c[column.key] for role, column in self._c.items()}
         facts = (self.live().label("live"), self.is_mine().label("mine"), sa.true().label("named"))
         named = _select(*self.row(), *self.epoch(), *facts, _NO_REASON)
@@ -69,7 +69,7 @@ class TransferStatements(Statements):
         """
         bound = [self._bounded()] if shape.bounded else []
         still = self._still()
-        locked = _select(self._c["id"].label("id")).where(*bound, *still).with_for_update().cte("locked")
+        locked = _select(self._c["id"].label("id")).where(*bound, *still).with_for_update().cte(self._names("locked"))
         raised = ledger.raised_by(locked, read=sa.bindparam("al_version_read", type_=sa.BigInteger))
         return self._move(shape, *still, sa.exists(_select(sa.literal_column("1")).select_from(raised)))
 
@@ -77,7 +77,7 @@ class TransferStatements(Statements):
         """The same in one statement with its event, where there is an outbox (PostgreSQL)."""
         if self.outbox is None:
             return move
-        moved = move.cte("moved")
+        moved = move.cte(self._names("moved"))
         event = self.outbox.of_row(moved, EventType.TRANSFERRED, other_user_id=self._owner())
         return _select(*self.row(moved.c)).add_cte(event)
 
@@ -140,7 +140,8 @@ class TransferStore(Generic[UserId, LinkId]):
         """Read the link that a token names, and whether its account is the claimant's already."""
         width = len(self._statements.row_roles)
         found: Claimed[UserId, LinkId] = Claimed()
-        for row in connection.execute(self._claimed, parameters):
+        bound = self._accounts.named(connection, parameters) if self._accounts.is_told else parameters
+        for row in connection.execute(self._claimed, bound):
             account = self._codec.account(row)
             if not is_of_account(account):
                 continue  # of another account, under the id of a row that is gone
@@ -163,7 +164,8 @@ class TransferStore(Generic[UserId, LinkId]):
         key = (connection.dialect.name, shape)
         if key not in self._moves:
             self._moves[key] = self._built(*key)
-        row = connection.execute(self._moves[key], parameters).first()
+        bound = self._accounts.named(connection, parameters) if self._accounts.is_told else parameters
+        row = connection.execute(self._moves[key], bound).first()
         if row is None:
             return None
         account = self._codec.account(row)

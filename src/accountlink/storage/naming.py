@@ -1,0 +1,58 @@
+"""Names that statements need: for their own parts, and for the table that a row of the library's is about."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from accountlink.errors import ConfigurationError
+
+PREFIX = "al_"
+"""What the names of all parts and of all parameters begin with."""
+
+
+class Names:
+    """Names for the parts of statements and for aliases, none of which is a table's.
+
+    Inside a statement the name of a part, or of an alias, hides a table of that name, and which names an application
+    gives its tables nobody knows beforehand. So a name avoids every table of the same metadata, whether the statement
+    reads it or not: a column's default may.
+
+    Args:
+        tables: The tables that the statements read and write.
+    """
+
+    def __init__(self, *tables: sa.Table | None) -> None:
+        self._tables = [table for table in tables if table is not None]
+
+    def __call__(self, word: str) -> str:
+        """Return a name for a part; it begins with the word for it."""
+        declared = (table for each in self._tables for table in (each, *each.metadata.tables.values()))
+        taken = {table.name.lower() for table in declared}  # SQLite knows no upper and lower case in names
+        name = PREFIX + word
+        while name in taken:
+            name += "_"
+        return name
+
+
+def check_keys(table: sa.Table) -> None:
+    """Refuse a column that SQLAlchemy would fill with one of accountlink's own parameters.
+
+    Raises:
+        ConfigurationError: A column's key begins as the names of the parameters do.
+    """
+    for column in table.columns:
+        if column.key.startswith(PREFIX):
+            raise ConfigurationError(
+                f"The key of column {column.name!r} of {table.fullname!r} begins with {PREFIX!r}, as accountlink's "
+                "own parameters do. The name can stay; give the column another key: "
+                f'mapped_column("{column.name}", key="..."), or Column("{column.name}", key="...").'
+            )
+
+
+def stored_name(connection: sa.Connection, table: sa.Table) -> str:
+    """Return the name under which a ledger and an outbox know a table.
+
+    It has the schema in which this connection has the table, which a ``schema_translate_map`` may say.
+    """
+    schema = connection.schema_for_object(table)
+    return table.name if schema is None else f"{schema}.{table.name}"
