@@ -31,6 +31,8 @@ in 2,560 links of 64 racing for one row at REPEATABLE READ ran out of them."""
 RECONNECTS: Final = 1
 """How often a lost connection is replaced before the caller is told."""
 
+BY_SPELLING: Final = "key-compares-differently"
+"""The rule by which a row of another key is in the way that only compares equal."""
 _BY_DEAD_ROWS: Final = ("key-counts-deleted", "wrong-predicate")
 """Rules by which an index blocks only where a dead row is in the way."""
 
@@ -110,6 +112,8 @@ def after_violation(
         return _blocked(failure, obstacle, rule="deferrable-key")
     if obstacle.owner is not None:
         return Step.CONFLICT
+    if _is_misspelt(obstacle, last=causes <= 0 or (obstacle.snapshot and not owned)):
+        return _blocked(failure, obstacle, rule=BY_SPELLING)
     if obstacle.index is not None and not obstacle.is_key:
         return _blocked(failure, obstacle, rule=obstacle.rule or "stale-unique")
     if obstacle.snapshot and not owned:
@@ -125,6 +129,17 @@ def after_violation(
         constraint=failure.constraint if obstacle.index is None else obstacle.index.name,
         row_security=obstacle.index is not None and obstacle.index.row_security,
     )
+
+
+def _is_misspelt(obstacle: Obstacle[Any, Any], *, last: bool) -> bool:
+    """Whether a row of another key is in the way, which the table takes for the same key.
+
+    A dead one may be no part of the index, so that it is the cause only if no other can be found.
+    """
+    index = obstacle.index
+    if obstacle.own_live or not (index is None or obstacle.is_key or index.computes):
+        return False
+    return obstacle.misspelt_live or (obstacle.misspelt_dead and last)
 
 
 def of_claim(claimed: Claimed[Any, Any], *, expired: bool, fits: bool) -> Step | TokenRejected | LinkBlocked:

@@ -111,6 +111,11 @@ class UniqueIndex:
     columns: tuple[str, ...]
     row_security: bool = False
 
+    @property
+    def computes(self) -> bool:
+        """Whether part of it is an expression, such as ``lower()`` of a column."""
+        return "(expression)" in self.columns
+
 
 @dataclass(frozen=True, kw_only=True)
 class Obstacle(Generic[UserId, LinkId]):
@@ -124,6 +129,9 @@ class Obstacle(Generic[UserId, LinkId]):
         version: The version of the owner's row.
         own_live: Whether a live row of the user's own can be seen.
         dead: Whether a dead row of the account can be seen.
+        misspelt_live: Whether a live row can be seen whose key is spelt otherwise, while the table takes it for the
+            same.
+        misspelt_dead: Whether a dead row of that kind can be seen.
         snapshot: Whether the transaction keeps one snapshot, older than what refused the write.
         rule: The doctor's rule by which the index blocks what the policy allows; ``None``: it blocks nothing, or could
             not be judged.
@@ -136,5 +144,7 @@ class Obstacle(Generic[UserId, LinkId]):
     version: int | None = None
     own_live: bool = False
     dead: bool = False
+    misspelt_live: bool = False
+    misspelt_dead: bool = False
     snapshot: bool = False
     rule: str | None = None

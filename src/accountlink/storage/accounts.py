@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Generic, TypeVar
 from uuid import uuid4
@@ -88,7 +88,7 @@ class AccountStore(Generic[UserId, LinkId]):
             return None
         return Answer(
             arm=Arm(row[0]),
-            account=None if row[1] is None else self.codec.account(row, 1),
+            account=None if row[1] is None else self.codec.asked_for(row, parameters, 1),
             version=self.version_of(row, 1, epoch=self._width + 2),
             why=row[self._width + 1],
         )
@@ -112,7 +112,7 @@ class AccountStore(Generic[UserId, LinkId]):
             return Answer(arm=Arm.MISMATCH)
         if (owner := self._owner(connection, parameters)) is not None:
             version = self.version_of(owner, epoch=self._width)
-            owned = self.codec.account(owner)
+            owned = self.codec.asked_for(owner, parameters)
             self.tell_conflict(connection, owned, parameters)
             return Answer(arm=Arm.CONFLICT, account=owned, version=version)
         if own is None:
@@ -122,7 +122,7 @@ class AccountStore(Generic[UserId, LinkId]):
         was_live = bool(own.was_live)
         update = self._once(("update", was_live, shape), lambda: self.statements.update(shape, was_live=was_live))
         parameters = Parameters(parameters, al_id=own[0])
-        account = self.codec.account(connection.execute(update, parameters).one())
+        account = self.codec.asked_for(connection.execute(update, parameters).one(), parameters)
         if not was_live:
             self.raise_epoch(connection, parameters)
         self.tell(connection, EventType.UPDATED if was_live else EventType.RESTORED, account, parameters)
@@ -131,7 +131,7 @@ class AccountStore(Generic[UserId, LinkId]):
     def insert(self, connection: sa.Connection, shape: Shape, parameters: Parameters) -> Answer[UserId, LinkId]:
         """Insert a row, and let a unique index say what forbids it."""
         insert = self._once(("insert", shape), lambda: self.statements.insert(shape))
-        account = self.codec.account(connection.execute(insert, parameters).one())
+        account = self.codec.asked_for(connection.execute(insert, parameters).one(), parameters)
         self.tell(connection, EventType.LINKED, account, parameters)
         return Answer(arm=Arm.CREATED, account=account)
 
@@ -142,21 +142,25 @@ class AccountStore(Generic[UserId, LinkId]):
         """
         probe = self._once(("probe", shape), lambda: self.statements.probe_and_tell(shape))
         row = connection.execute(probe, parameters).first()
-        return None if row is None else Answer(arm=Arm.CREATED, account=self.codec.account(row))
+        return None if row is None else Answer(arm=Arm.CREATED, account=self.codec.asked_for(row, parameters))
 
     def obstacle(self, connection: sa.Connection, parameters: Parameters, failure: Failure) -> Obstacle[UserId, LinkId]:
         """Look behind a unique violation: which index it was, and whose row."""
         index = unique_index(connection, failure)
         owner = self._owner(connection, parameters)
         rows = connection.execute(self._once("seen", lambda: self.statements.seen().limit(_SEEN)), parameters).all()
+        computes = index is not None and index.computes
+        misspelt = [row for row in rows if not row.exact and (row.alike or computes)]
         return Obstacle(
             index=index,
             ours=self._is_ours(connection, failure, index),
             is_key=index is not None and self._is_key(index.columns),
-            owner=None if owner is None else self.codec.account(owner),
+            owner=None if owner is None else self.codec.asked_for(owner, parameters),
             version=None if owner is None else self.version_of(owner, epoch=self._width),
-            own_live=any(row.live and row.mine for row in rows),
-            dead=any(not row.live for row in rows),
+            own_live=any(row.exact and row.live and row.mine for row in rows),
+            dead=any(row.exact and not row.live for row in rows),
+            misspelt_live=any(row.live for row in misspelt),
+            misspelt_dead=any(not row.live for row in misspelt),
             snapshot=keeps_snapshot(connection),
             rule=None if owner is not None or index is None else blocking_rule(connection, self.mapping, index),
         )
@@ -243,12 +247,14 @@ class AccountStore(Generic[UserId, LinkId]):
         """The user's live links, oldest first; of one provider or with one id if the parameters name it."""
         roles = tuple(role for role in ("provider", "id") if f"al_{role}" in parameters)
         query = self._once(("accounts", roles), lambda: self.statements.listing(roles))
-        return [self.codec.account(row) for row in connection.execute(query, parameters)]
+        found = [self.codec.account(row) for row in connection.execute(query, parameters)]
+        return [account for account in found if self.codec.is_about(account, parameters)]
 
     def find_owner(self, connection: sa.Connection, parameters: Parameters) -> LinkedAccount[UserId, LinkId] | None:
         """The live link of a provider account, whoever owns it."""
         row = connection.execute(self._once("holder", self.statements.holder), parameters).first()
-        return None if row is None else self.codec.account(row)
+        account = None if row is None else self.codec.account(row)
+        return account if account is not None and self.codec.is_about(account, parameters) else None
 
     # -- unlinking ----------------------------------------------------------------------------------------------------
 
@@ -296,8 +302,11 @@ class AccountStore(Generic[UserId, LinkId]):
     def _named(self, connection: sa.Connection, parameters: Parameters) -> sa.Row[Any] | None:
         return connection.execute(self._once("named", self.statements.named), parameters).first()
 
-    def lock_live(self, connection: sa.Connection, parameters: Parameters) -> Sequence[LinkId]:
-        """Lock the user's live links, in one order for all, and return their ids."""
+    def locks_last(self, connection: sa.Connection, parameters: Parameters) -> bool:
+        """Lock the user's live links, in one order for all, and say whether the named one is the only one.
+
+        The database compares the ids: it may hold one in another form than the call brings it in.
+        """
         bounded = "al_lock_timeout" in parameters
         lock = self._once(("lock", bounded), lambda: self.statements.lock_live(bounded=bounded))
-        return connection.execute(lock, parameters).scalars().all()
+        return [bool(named) for named in connection.execute(lock, parameters).scalars()] == [True]

@@ -22,6 +22,7 @@ from sqlalchemy.dialects import postgresql
 from accountlink.core.events import EventType
 from accountlink.core.policy import Key, Ownership, Removal
 from accountlink.storage.defaults import fixed_defaults, fixed_updates
+from accountlink.storage.exact import Exactly
 from accountlink.storage.ledger import Ledger
 from accountlink.storage.link_events import LinkEvents
 from accountlink.storage.mapping import CREDENTIAL_ROLES, AccountMapping
@@ -113,24 +114,27 @@ class Statements:
         """Of the user who is calling."""
         return (c or self._c)["user_id"] == self.bind("user_id")
 
+    def same(self, role: str, c: Columns | None = None) -> Condition:
+        """Of what the call names in this role, byte by byte: some columns take two spellings for one.
+
+        The column's own comparison is there for its index.
+        """
+        column = (c or self._c)[role]
+        return sa.and_(column == self.bind(role), Exactly(column, self.bind(role)))
+
     def same_account(self, c: Columns | None = None) -> Condition:
         """Of the provider account that the identity names."""
-        c = c or self._c
-        return sa.and_(c["provider"] == self.bind("provider"), c["account_id"] == self.bind("account_id"))
+        return sa.and_(self.same("provider", c), self.same("account_id", c))
 
     def same_key(self, c: Columns | None = None) -> Condition:
         """Of the identity that the provider vouched for, as the policy's key compares it (the user aside)."""
-        if self._policy.key is Key.ACCOUNT_ID:
-            return self.same_account(c)
-        c, role = c or self._c, self._mapping.email_key_role
-        return sa.and_(c["provider"] == self.bind("provider"), c[role] == self.bind(role))
+        return sa.and_(*(self.same(role, c) for role in self._mapping.key_roles[1:]))
 
     def _fits(self) -> Condition:
         """Whether a row with the right e-mail key may hold this account id (always so for a key on the account id)."""
         if self._policy.key is Key.ACCOUNT_ID or "account_id" not in self._c:
             return sa.true()
-        column = self._c["account_id"]
-        return sa.or_(column.is_(None), column == self.bind("account_id"))
+        return sa.or_(self._c["account_id"].is_(None), self.same("account_id"))
 
     def _blocked(self) -> Condition:
         reasons = [self._c["reason"] == reason for reason in sorted(self._policy.blocked_reasons)]
@@ -353,12 +357,16 @@ class Statements:
     # -- reading and removing -----------------------------------------------------------------------------------------
 
     def seen(self) -> sa.Select[Any]:
-        """Whatever can be seen of an account: whether it is live, and whether it is the user's own."""
-        mine = sa.and_(self.is_mine(), self.same_key())
-        exclusive = self._policy.ownership is Ownership.EXCLUSIVE
-        return _select(self.live().label("live"), self.is_mine().label("mine")).where(
-            sa.or_(mine, self.same_account()) if exclusive else mine
-        )
+        """Whatever can be seen of a key, and of what a column or an index on ``lower()`` takes for the same key."""
+        roles = self._mapping.key_roles[1:]
+        alike = sa.and_(*(self._c[role] == self.bind(role) for role in roles))
+        facts = {"alike": alike, "exact": self.same_key(), "live": self.live(), "mine": self.is_mine()}
+        found = _select(*(fact.label(name) for name, fact in facts.items()))
+        if self._policy.ownership is Ownership.EXCLUSIVE:
+            return found.where(alike)
+        # Without its case no index finds a key; among the rows of one user it is found all the same.
+        without_case = (_lower(self._c[role]) == _lower(self.bind(role)) for role in roles)
+        return found.where(self.is_mine(), sa.or_(alike, sa.and_(*without_case)))
 
     def holder(self) -> sa.Select[Any]:
         """The live row of an account, whoever owns it."""
@@ -367,7 +375,7 @@ class Statements:
     def listing(self, roles: tuple[str, ...]) -> sa.Select[Any]:
         """The user's live rows, oldest first; further roles narrow them down."""
         order = [self._c[role] for role in ("created_at", "id") if role in self._c]
-        narrowed = [self._c[role] == self.bind(role) for role in roles]
+        narrowed = [self._c["id"] == self.bind("id") if role == "id" else self.same(role) for role in roles]
         return _select(*self.row()).where(self.is_mine(), self.live(), *narrowed).order_by(*order)
 
     def named(self) -> sa.Select[Any]:
@@ -378,9 +386,9 @@ class Statements:
         return sa.and_(self._c["id"] == self.bind("id"), self.is_mine())
 
     def lock_live(self, *, bounded: bool) -> sa.Select[Any]:
-        """The ids of the user's live rows, locked in one order for all."""
+        """The user's live rows, locked in one order for all: of each, whether it is the named one."""
         bound = [self._bounded()] if bounded else []
-        query = _select(self._c["id"]).where(*bound, self.is_mine(), self.live())
+        query = _select(self._c["id"] == self.bind("id")).where(*bound, self.is_mine(), self.live())
         return query.order_by(self._c["id"]).with_for_update()
 
     def delete(self, *, bounded: bool) -> sa.sql.dml.ReturningDelete[Any]:
@@ -464,6 +472,10 @@ def nothing_in(column: sa.Column[Any]) -> sa.ColumnElement[Any]:
     if isinstance(kind, sa.DateTime):
         return sa.literal(datetime(1970, 1, 1, tzinfo=UTC if kind.timezone else None), column.type)
     return sa.literal([], column.type) if isinstance(kind, (sa.JSON, sa.ARRAY)) else sa.null()
+
+
+def _lower(text: sa.ColumnElement[Any]) -> sa.ColumnElement[str]:
+    return sa.func.lower(sa.cast(text, sa.Text))
 
 
 def _why() -> sa.Label[str]:
