@@ -22,7 +22,7 @@ from sqlalchemy.dialects import postgresql
 from accountlink.core.events import EventType
 from accountlink.core.policy import Key, Ownership, Removal
 from accountlink.storage.defaults import fixed_defaults, fixed_updates
-from accountlink.storage.exact import Exactly
+from accountlink.storage.exact import Exactly, plain_type
 from accountlink.storage.ledger import Ledger
 from accountlink.storage.link_events import LinkEvents
 from accountlink.storage.mapping import CREDENTIAL_ROLES, AccountMapping
@@ -218,7 +218,7 @@ class Statements:
         if self._policy.removal is Removal.SOFT:
             for role in CREDENTIAL_ROLES:
                 if role in c and role not in shape.credentials:
-                    values[c[role]] = sa.case((was_live, c[role]), else_=nothing_in(c[role]))
+                    values[c[role]] = sa.case((was_live, c[role]), else_=nothing_in(role, c[role]))
             values |= {c[role]: sa.null() for role in ("deleted_at", "reason") if role in c and c[role].nullable}
             if writes("active"):
                 values[c["active"]] = sa.true()
@@ -419,7 +419,7 @@ class Statements:
         """Mark the user's live row as dead and wipe its credentials."""
         c = self._c
         values: dict[sa.Column[Any], Any] = {
-            c[role]: sa.null() for role in CREDENTIAL_ROLES if role in c and c[role].nullable
+            c[role]: nothing_in(role, c[role]) for role in CREDENTIAL_ROLES if role in c
         }
         roles = [role for role in ("deleted_at", "updated_at") if self._mapping.written(role)]
         roles += ["reason"] if reason else []
@@ -460,18 +460,17 @@ def _arm(name: str) -> sa.Label[str]:
     return _word(name).label("arm")
 
 
-def nothing_in(column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+def nothing_in(role: str, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
     """What stands for no credential: NULL, or where the column takes none an empty value, and for an end 1970."""
     if column.nullable:
         return sa.null()
-    kind: Any = column.type.impl if isinstance(column.type, sa.types.TypeDecorator) else column.type
-    if isinstance(kind, sa.String):
-        return sa.literal("", column.type)
-    if isinstance(kind, sa.Integer):
-        return sa.literal(0, column.type)
-    if isinstance(kind, sa.DateTime):
-        return sa.literal(datetime(1970, 1, 1, tzinfo=UTC if kind.timezone else None), column.type)
-    return sa.literal([], column.type) if isinstance(kind, (sa.JSON, sa.ARRAY)) else sa.null()
+    kind = plain_type(column.type)
+    if role == "expires_at":
+        zone = UTC if isinstance(kind, sa.DateTime) and kind.timezone else None
+        return sa.literal(0 if isinstance(kind, sa.Integer) else datetime(1970, 1, 1, tzinfo=zone), column.type)
+    if role == "scopes" and not isinstance(kind, sa.String):
+        return sa.literal([], column.type)
+    return sa.literal("", column.type)
 
 
 def _lower(text: sa.ColumnElement[Any]) -> sa.ColumnElement[str]:
