@@ -416,6 +416,8 @@ class AccountLinker(Generic[UserId, LinkId]):
             al_provider=self._codec.provider(check_provider(provider)),
             al_account_id=check_identifier(account_id, field="account_id"),
         )
+        if self._codec.recoded and self._codec.respelt(parameters):
+            return None
         return await attempts.read(await self._place(bind), partial(self._store.find_owner, parameters=parameters))
 
     def events(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
@@ -16,6 +17,7 @@ from accountlink import (
     BlockedByConstraint,
     Change,
     ConfigurationError,
+    InvalidIdentity,
     LastAccount,
     Linked,
     LinkPolicy,
@@ -366,6 +368,49 @@ async def test_a_type_that_changes_the_case_of_an_account_id(database: Database)
     assert isinstance(conflict, OwnershipConflict)
 
 
+@each_kind
+async def test_an_account_id_that_a_type_refuses(database: Database) -> None:
+    """An id that a type of the application's cannot hold is told by its field; one in another form is not kept."""
+
+    class AsUuid(sa.types.TypeDecorator[str]):
+        impl = sa.Uuid
+        cache_ok = True
+
+        def process_bind_param(self, value: Any, dialect: sa.Dialect) -> Any:
+            return None if value is None else UUID(value)
+
+        def process_result_value(self, value: Any, dialect: sa.Dialect) -> Any:
+            return None if value is None else str(value)
+
+    engine = database.engine()
+    metadata = sa.MetaData()
+    table = sa.Table(
+        "uuids",
+        metadata,
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("user_id", sa.Integer, nullable=False),
+        sa.Column("provider", sa.Text, nullable=False),
+        sa.Column("account_id", AsUuid(), nullable=False),
+        sa.UniqueConstraint("provider", "account_id"),
+    )
+    await create(engine, metadata)
+    linker = AccountLinker(AccountMapping(table, policy=EXCLUSIVE))
+    for number in range(2):
+        linked = await linker.link(engine, user_id=1, identity=identity(str(UUID(int=0xABC))))
+        assert isinstance(linked, Linked)
+        assert (str(UUID(int=0xABC)), number > 0) == (linked.account.account_id, linked.change is Change.UPDATED)
+    assert isinstance(await linker.link(engine, user_id=2, identity=identity(str(UUID(int=0xABC)))), OwnershipConflict)
+    with pytest.raises(BlockedByConstraint):
+        await linker.link(engine, user_id=2, identity=identity(str(UUID(int=0xABC)).upper()))
+    for call in (
+        linker.link(engine, user_id=2, identity=identity("no-uuid")),
+        linker.find_owner(engine, provider="acme", account_id="no-uuid"),
+    ):
+        with pytest.raises(InvalidIdentity) as caught:
+            await call
+        assert "account_id" == caught.value.field
+
+
 async def test_a_type_that_changes_texts_by_sql_is_refused() -> None:
     """A ``bind_expression`` on an account id is a ConfigurationError that names the column."""
 
@@ -404,6 +449,25 @@ async def test_padded_ids_come_back_as_they_were_given(database: Database, polic
         moved = await linker.transfer(engine, conflict.transfer_token, user_id=2)
         assert isinstance(moved, Transferred)
         assert "abc123" == moved.account.account_id
+
+
+@pytest.mark.parametrize("kind", ["asyncpg"])
+async def test_the_mixins_columns_altered_to_padded_ones(database: Database) -> None:
+    """A column that pads behind the model's back is linked, met in a conflict, and transferred as any other."""
+    engine = database.engine()
+    tables = make_tables(EXCLUSIVE_SOFT)
+    await create(engine, tables.metadata)
+    await run_sql(engine, "ALTER TABLE connections ALTER account_id TYPE char(40), ALTER provider TYPE char(40)")
+    linker = tables.linker()
+    for change in (Change.CREATED, Change.UPDATED):
+        outcome = await linker.link(engine, user_id=1, identity=identity("abc123"))
+        assert isinstance(outcome, Linked)
+        assert change is outcome.change
+    conflict = await linker.link(engine, user_id=2, identity=identity("abc123"))
+    assert isinstance(conflict, OwnershipConflict)
+    assert conflict.transfer_token is not None
+    assert isinstance(await linker.transfer(engine, conflict.transfer_token, user_id=2), Transferred)
+    assert isinstance(await linker.transfer(engine, conflict.transfer_token, user_id=2), AlreadyOwner)
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])

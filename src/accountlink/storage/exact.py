@@ -15,7 +15,7 @@ from accountlink.errors import ConfigurationError
 from accountlink.storage.targets import TableMapping
 
 _DIALECTS: Final[tuple[Callable[[], sa.Dialect], ...]] = (postgresql.dialect, sqlite.dialect)
-_REFUSED: Final = (TypeError, ValueError, AttributeError, LookupError)
+REFUSED: Final = (TypeError, ValueError, AttributeError, LookupError)
 """What the Python code of a column's type raises at a value that is not of its kind."""
 
 
@@ -96,11 +96,15 @@ class Spelling:
         return bool(self._code)
 
     def keeps(self, value: Any) -> bool:  # a text, or a member of an enumeration
-        """Whether a value comes back as it went in."""
+        """Whether a value comes back as it went in; one that the type refuses does not."""
         try:
-            return all(text_of(value) == text_of(_through(read, _through(write, value))) for write, read in self._code)
-        except _REFUSED:
+            return self.comes_back(value)
+        except REFUSED:
             return False
+
+    def comes_back(self, value: Any) -> bool:  # a text, or a member of an enumeration
+        """Whether a value comes back as it went in. Raises what the type does at a value that it refuses."""
+        return all(text_of(value) == text_of(_through(read, _through(write, value))) for write, read in self._code)
 
 
 def _through(code: Callable[[Any], Any] | None, value: Any) -> Any:  # whatever the type makes of it

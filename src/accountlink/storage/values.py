@@ -16,7 +16,7 @@ from accountlink.core.outcomes import LinkedAccount, LinkId, UserId
 from accountlink.core.policy import Key
 from accountlink.core.secrecy import ConcealedText, Parameters, concealed_id
 from accountlink.errors import ConfigurationError, InvalidIdentity
-from accountlink.storage.exact import Spelling, is_padded, text_of
+from accountlink.storage.exact import REFUSED, Spelling, is_padded, text_of
 from accountlink.storage.idtype import smallest_bits
 from accountlink.storage.mapping import CREDENTIAL_ROLES, AccountMapping
 from accountlink.storage.slugs import slugs_of
@@ -151,12 +151,19 @@ class Codec(Generic[UserId, LinkId]):
         return self._slugs[slug]
 
     def respelt(self, parameters: Parameters) -> tuple[str, ...]:
-        """The columns whose types make another text of what the parameters bring."""
-        return tuple(
-            self._columns[role].name
-            for role, spelling in self.recoded.items()
-            if f"al_{role}" in parameters and not spelling.keeps(parameters[f"al_{role}"])
-        )
+        """The columns whose types make another text of what the parameters bring.
+
+        Raises:
+            InvalidIdentity: A type refuses what is brought.
+        """
+        respelt: list[str] = []
+        for role, spelling in self.recoded.items():
+            try:
+                kept = f"al_{role}" not in parameters or spelling.comes_back(parameters[f"al_{role}"])
+            except REFUSED:
+                raise InvalidIdentity(field=role, problem="is nothing that the type of its column takes") from None
+            respelt += [] if kept else [self._columns[role].name]
+        return tuple(respelt)
 
     def credentials(self, tokens: TokenSet | None) -> Parameters:
         """The parameters that credentials fill.
@@ -214,9 +221,10 @@ class Codec(Generic[UserId, LinkId]):
 
     def holding(self, account: LinkedAccount[UserId, LinkId], version: int | None) -> Parameters:
         """The parameters that name a row, its owner and its state, as they were read."""
-        filled = Parameters(al_id=account.id, al_account_id=account.account_id)
+        # Without the padding that a CHAR(n) has added which is mapped as another text.
+        filled = Parameters(al_id=account.id, al_account_id=text_of(account.account_id).rstrip(" "))
         filled["al_owner"] = concealed_id(account.user_id)
-        filled["al_provider"] = self.provider(account.provider)
+        filled["al_provider"] = self.provider(text_of(account.provider).rstrip(" "))
         filled["al_version_read"] = version
         return filled
 
