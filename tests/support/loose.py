@@ -24,19 +24,47 @@ class LowerCase(sa.types.TypeDecorator[str]):
         return value if value is None else value.lower()
 
 
+_SIGNS = {"lt": "<", "le": "<=", "eq": "=", "ge": ">=", "gt": ">"}
+_MADE = "LANGUAGE sql IMMUTABLE STRICT SET search_path = pg_catalog"
+"""Set, so that PostgreSQL does not put the function's own text in its place and then looks for another index."""
+_STAND_IN = (
+    "CREATE TYPE citext",
+    "CREATE FUNCTION citextin(cstring) RETURNS citext LANGUAGE internal IMMUTABLE STRICT AS 'textin'",
+    "CREATE FUNCTION citextout(citext) RETURNS cstring LANGUAGE internal IMMUTABLE STRICT AS 'textout'",
+    "CREATE TYPE citext (INPUT = citextin, OUTPUT = citextout, LIKE = text, CATEGORY = 'S', COLLATABLE = true)",
+    "CREATE CAST (citext AS text) WITHOUT FUNCTION AS IMPLICIT",
+    "CREATE CAST (text AS citext) WITHOUT FUNCTION AS ASSIGNMENT",
+    "CREATE CAST (varchar AS citext) WITHOUT FUNCTION AS ASSIGNMENT",
+    f"""CREATE FUNCTION citext_cmp(citext, citext) RETURNS integer {_MADE}
+        AS 'SELECT bttextcmp(lower($1::text), lower($2::text))'""",
+    *(
+        f"""CREATE FUNCTION citext_{name}(citext, citext) RETURNS boolean {_MADE}
+            AS 'SELECT lower($1::text) {sign} lower($2::text)'"""
+        for name, sign in _SIGNS.items()
+    ),
+    *(
+        f"CREATE OPERATOR {sign} (LEFTARG = citext, RIGHTARG = citext, FUNCTION = citext_{name})"
+        for name, sign in _SIGNS.items()
+    ),
+    """CREATE OPERATOR CLASS citext_ops DEFAULT FOR TYPE citext USING btree AS OPERATOR 1 <, OPERATOR 2 <=,
+        OPERATOR 3 =, OPERATOR 4 >=, OPERATOR 5 >, FUNCTION 1 citext_cmp(citext, citext)""",
+)
+"""What the extension ``citext`` is, for a server that does not bring it."""
+
+
 async def loose_type(engine: AsyncEngine, loose: str) -> sa.types.TypeEngine[Any]:
-    """A type of text that takes two spellings for one, made in the database where it has to be."""
-    match loose:
-        case "nocase":
-            return sa.String(255, collation="NOCASE")
-        case "citext" if await rows(engine, "SELECT 1 FROM pg_available_extensions WHERE name = 'citext'"):
-            await run_sql(engine, "CREATE EXTENSION citext")
-            return CITEXT()
-        case "citext" | "icu":
-            await collation_without_case(engine)
-            return sa.String(255, collation="nocase")
-        case _:
-            raise ValueError(loose)
+    """A type of text that takes two spellings for one, made in the database where it has to be.
+
+    A server without ICU has no such collation; ``citext`` takes its place.
+    """
+    if loose == "nocase":
+        return sa.String(255, collation="NOCASE")
+    if loose == "icu" and await rows(engine, "SELECT 1 FROM pg_collation WHERE collname = 'und-x-icu'"):
+        await collation_without_case(engine)
+        return sa.String(255, collation="nocase")
+    available = await rows(engine, "SELECT 1 FROM pg_available_extensions WHERE name = 'citext'")
+    await run_sql(engine, *(["CREATE EXTENSION citext"] if available else _STAND_IN))
+    return CITEXT()
 
 
 @dataclass(frozen=True)
