@@ -116,10 +116,11 @@ class OwnerNotFound(AccountLinkError):
 
 
 class BlockedByConstraint(AccountLinkError):
-    """A unique constraint other than the policy's own forbids the write.
+    """A unique constraint other than the policy's own forbids the write, or a column that takes two spellings for one.
 
     Attributes:
-        constraint: Its name, or ``None`` where the database does not tell (SQLite, for a bare expression).
+        constraint: Its name, or ``None`` where the database does not tell (SQLite, for a bare expression), and where a
+            column's own type changes the spelling.
         columns: The columns it is unique on, in their order.
         rule: The doctor's rule that finds it.
     """
@@ -128,8 +129,12 @@ class BlockedByConstraint(AccountLinkError):
 
     def __init__(self, *, constraint: str | None, columns: tuple[str, ...], rule: str) -> None:
         listed = f" on ({', '.join(columns)})" if columns else ""
+        who, forbids = _named(constraint), "forbids what the link policy allows"
+        if rule == "key-compares-differently":
+            who = who if constraint else "A unique index or a column's type"
+            forbids = "takes two spellings of an identifier for one, and identifiers are compared byte by byte"
         super().__init__(
-            f"{_named(constraint)}{listed} forbids what the link policy allows; nothing was changed. "
+            f"{who}{listed} {forbids}; nothing was changed. "
             f"Drop it or make it match the policy: see the doctor's rule {rule!r}. Where it is the primary key, let "
             "its sequence catch up with the rows."
         )

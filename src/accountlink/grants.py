@@ -24,8 +24,8 @@ from accountlink.errors import AccountNotFound, ConfigurationError, GrantRejecte
 from accountlink.linker import LEASE, LOCK_TIMEOUT, AccountLinker
 from accountlink.outbox import Delivery, deliver
 from accountlink.storage.deliveries import holder
+from accountlink.storage.exact import Spelling, plain_type
 from accountlink.storage.grant_events import grant_events
-from accountlink.storage.grant_statements import plain_type
 from accountlink.storage.grant_store import GrantStore
 from accountlink.storage.grants import GrantMapping
 from accountlink.storage.idtype import IdType
@@ -99,6 +99,7 @@ class ShareGrants:
         told = None if outbox is None else checked_outbox(outbox)
         self._store: Final = GrantStore(self.mapping, _links_of(self.mapping, accounts), told, clock=clock is not None)
         self._types: Final = {role: IdType.of(column) for role, column in self.mapping.columns.items()}
+        self._spelling: Final = Spelling(self.mapping, self.mapping.token_role)
         self._clock: Final = clock or _now
         self._lock_timeout: Final = None if lock_timeout is None else f"{max(1, round(lock_timeout / _MS))}ms"
 
@@ -130,7 +131,7 @@ class ShareGrants:
         self._check("grantor_id", grantor_id)
         self._check_terms(expires_in, max_uses)
         token = Concealed(randomness.token_urlsafe(TOKEN_BYTES))
-        parameters = Parameters(self._presented(token), al_grantor_id=grantor_id, al_max_uses=max_uses)
+        parameters = Parameters(self._made(token), al_grantor_id=grantor_id, al_max_uses=max_uses)
         if link_id is not None:
             self._check_link(link_id)
             parameters.update(al_link_id=link_id, al_shared_link=link_id, al_shared_owner=grantor_id)
@@ -345,17 +346,38 @@ class ShareGrants:
                 "user, or use the library's own table: ShareGrants(grants_table(Base.metadata))."
             )
 
+    def _made(self, token: Concealed[str]) -> Parameters:
+        """The parameters of a new token.
+
+        Raises:
+            ConfigurationError: The column's type makes another text of it, by which it would never be found.
+        """
+        made = self._parameters(token.reveal())
+        role = self.mapping.token_role
+        if not self._spelling.keeps(made[f"al_{role}"]):
+            raise ConfigurationError(
+                f"{self.mapping.columns[role].name!r} of {self.mapping.name!r} has a type that changes the text it is "
+                "given, and a token, or its hash, is compared byte by byte. Use a type that keeps it as it is."
+            )
+        return made
+
     def _presented(self, token: Concealed[Any], *, user: object = None) -> Parameters:
         """The parameters by which a token is looked up; what cannot be one is looked up, too, and not found."""
-        stored = None if user is None else self._types["grantee_id"].stored(user)
         text = token.reveal()
-        if not isinstance(text, str) or len(text) > MAX_TOKEN or not _storable(text):
+        if not isinstance(text, str) or not text.strip() or len(text) > MAX_TOKEN or not _storable(text):
             text = randomness.token_urlsafe(TOKEN_BYTES)
+        found = self._parameters(text, user=user)
+        if not self._spelling.keeps(found[f"al_{self.mapping.token_role}"]):
+            return self._parameters(randomness.token_urlsafe(TOKEN_BYTES), user=user)
+        return found
+
+    def _parameters(self, text: str, *, user: object = None) -> Parameters:
         if "token_hash" not in self.mapping.columns:
             return Parameters(al_token=ConcealedText(text))
         digest = sha256(text.encode()).digest()
         filled = Parameters(al_token_hash=ConcealedText(_base64(digest)))
         if user is not None and self.mapping.is_own:
+            stored = self._types["grantee_id"].stored(user)
             use = sha256(_NO_TEXT + digest + str(stored).encode("utf-8", "surrogatepass")).digest()
             filled["al_use_hash"] = ConcealedText(_base64(use))
         return filled

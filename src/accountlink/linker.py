@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from accountlink import attempts
 from accountlink.arguments import Ids, check_kind, mapping_of, moment_of
 from accountlink.core.credentials import TokenSet
-from accountlink.core.decide import RUNS
+from accountlink.core.decide import BY_SPELLING, RUNS
 from accountlink.core.events import LinkEvent
 from accountlink.core.facts import Answer, Arm
 from accountlink.core.identity import ProviderIdentity
@@ -37,6 +37,7 @@ from accountlink.errors import (
     AccountMismatch,
     AccountNotFound,
     AmbiguousAccount,
+    BlockedByConstraint,
     ConfigurationError,
     LastAccount,
     LinkBlocked,
@@ -183,7 +184,8 @@ class AccountLinker(Generic[UserId, LinkId]):
             AccountNotFound: ``expect`` names no link of this user.
             AccountMismatch: ``expect`` names a link to another account; or, under ``Key.EMAIL``, the user's live link
                 with this address holds another account id.
-            BlockedByConstraint: Another unique constraint forbids the write.
+            BlockedByConstraint: Another unique constraint forbids the write, or a column that takes another spelling of
+                the account id (of the e-mail key) for the same.
             OwnerLookupFailed: The database refused the write, and the look-up of the owner failed.
             OwnerNotFound: The write stays refused, and nothing that can be seen explains it.
             RetryTransaction: The caller's transaction lost a race that it can only win from its start.
@@ -213,6 +215,8 @@ class AccountLinker(Generic[UserId, LinkId]):
         if expect is not None:
             self._ids.check_link(expect)
             parameters["al_id"] = expect
+        if self._codec.recoded and (respelt := self._codec.respelt(parameters)):
+            raise BlockedByConstraint(constraint=None, columns=respelt, rule=BY_SPELLING)
         place = await self._place(bind)
         self._bound(place, parameters)
         shape = shape_of(parameters, insert=insert, update=update)
@@ -412,6 +416,8 @@ class AccountLinker(Generic[UserId, LinkId]):
             al_provider=self._codec.provider(check_provider(provider)),
             al_account_id=check_identifier(account_id, field="account_id"),
         )
+        if self._codec.recoded and self._codec.respelt(parameters):
+            return None
         return await attempts.read(await self._place(bind), partial(self._store.find_owner, parameters=parameters))
 
     def events(
@@ -494,7 +500,7 @@ class AccountLinker(Generic[UserId, LinkId]):
         account = await self._removed(place, parameters)
         if place.session is not None:
             sync = forget_held if self.mapping.policy.removal is Removal.DELETE else refresh_held
-            attempts.done(place, await sync(place.session, self.mapping, link_id))
+            attempts.done(place, await sync(place.session, self.mapping, account.id))
         return Unlinked(account=account)
 
     async def _removed(self, place: Place, parameters: Parameters) -> LinkedAccount[UserId, LinkId]:
@@ -522,8 +528,7 @@ class AccountLinker(Generic[UserId, LinkId]):
         """Unlink under a lock on all of the user's live links, so that two last ones cannot go at once."""
 
         async def talk(connection: AsyncConnection) -> LinkedAccount[UserId, LinkId] | None:
-            live = await connection.run_sync(self._store.lock_live, parameters)
-            last = list(live) == [parameters["al_id"]]
+            last = await connection.run_sync(self._store.locks_last, parameters)
             if last and not await ask(guard, connection, Concealed(parameters["al_user_id"])):
                 raise LastAccount
             return await connection.run_sync(self._store.unlink, parameters)

@@ -200,15 +200,14 @@ class _Redemption(Generic[UserId, LinkId]):
         ended = await connection.run_sync(self._ended)
         if ended is not None:
             return ended
-        live = await connection.run_sync(self.accounts.lock_live, self._of_owner())
-        last = list(live) == [self.read["al_id"]]
+        last = await connection.run_sync(self.accounts.locks_last, self._of_owner())
         if last and not await ask(guard, connection, Concealed(self._owner())):
             raise LastAccount
         return await connection.run_sync(self._moved)
 
     def _of_owner(self) -> Parameters:
         bound = {name: value for name, value in self.parameters.items() if name == "al_lock_timeout"}
-        return Parameters(bound, al_user_id=self.read["al_owner"])
+        return Parameters(bound, al_user_id=self.read["al_owner"], al_id=self.read["al_id"])
 
     def _ended(self, connection: sa.Connection) -> _End[UserId, LinkId] | None:
         """Read, and say how it ends if the link is not to change hands."""

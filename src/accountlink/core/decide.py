@@ -31,6 +31,8 @@ in 2,560 links of 64 racing for one row at REPEATABLE READ ran out of them."""
 RECONNECTS: Final = 1
 """How often a lost connection is replaced before the caller is told."""
 
+BY_SPELLING: Final = "key-compares-differently"
+"""The rule by which a row of another key is in the way that only compares equal."""
 _BY_DEAD_ROWS: Final = ("key-counts-deleted", "wrong-predicate")
 """Rules by which an index blocks only where a dead row is in the way."""
 
@@ -112,6 +114,8 @@ def after_violation(
         return Step.CONFLICT
     if obstacle.index is not None and not obstacle.is_key:
         return _blocked(failure, obstacle, rule=obstacle.rule or "stale-unique")
+    if obstacle.misspelt and not obstacle.own_live:
+        return _blocked(failure, obstacle, rule=BY_SPELLING)
     if obstacle.snapshot and not owned:
         return RetryTransaction(sqlstate=failure.sqlstate)
     if obstacle.rule in _BY_DEAD_ROWS and obstacle.dead and not obstacle.own_live:

@@ -133,6 +133,7 @@ class Obstacle(Generic[UserId, LinkId]):
         version: The version of the owner's row.
         own_live: Whether a live row of the user's own can be seen.
         dead: Whether a dead row of the account can be seen that the index counts.
+        misspelt: Whether a row can be seen that the index counts, of another key that the table takes for the same.
         snapshot: Whether the transaction keeps one snapshot, older than what refused the write.
         rule: The doctor's rule by which the index blocks what the policy allows; ``None``: it blocks nothing.
     """
@@ -144,5 +145,6 @@ class Obstacle(Generic[UserId, LinkId]):
     version: int | None = None
     own_live: bool = False
     dead: bool = False
+    misspelt: bool = False
     snapshot: bool = False
     rule: str | None = None

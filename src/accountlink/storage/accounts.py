@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Generic, TypeVar
 from uuid import uuid4
@@ -102,7 +102,7 @@ class AccountStore(Generic[UserId, LinkId]):
             return None
         return Answer(
             arm=Arm(row[0]),
-            account=None if row[1] is None else self.codec.account(row, 1),
+            account=None if row[1] is None else self.codec.asked_for(row, parameters, 1),
             version=self.version_of(row, 1, epoch=self._width + 2),
             why=row[self._width + 1],
         )
@@ -126,7 +126,7 @@ class AccountStore(Generic[UserId, LinkId]):
             return Answer(arm=Arm.MISMATCH)
         if (owner := self._owner(connection, parameters)) is not None:
             version = self.version_of(owner, epoch=self._width)
-            owned = self.codec.account(owner)
+            owned = self.codec.asked_for(owner, parameters)
             self.tell_conflict(connection, owned, parameters)
             return Answer(arm=Arm.CONFLICT, account=owned, version=version)
         if own is None:
@@ -136,7 +136,7 @@ class AccountStore(Generic[UserId, LinkId]):
         was_live = bool(own.was_live)
         update = self._once(("update", was_live, shape), lambda: self.statements.update(shape, was_live=was_live))
         parameters = Parameters(parameters, al_id=own[0])
-        account = self.codec.account(self.run(connection, update, parameters).one())
+        account = self.codec.asked_for(self.run(connection, update, parameters).one(), parameters)
         if not was_live:
             self.raise_epoch(connection, parameters)
         self.tell(connection, EventType.UPDATED if was_live else EventType.RESTORED, account, parameters)
@@ -145,7 +145,7 @@ class AccountStore(Generic[UserId, LinkId]):
     def insert(self, connection: sa.Connection, shape: Shape, parameters: Parameters) -> Answer[UserId, LinkId]:
         """Insert a row, and let a unique index say what forbids it."""
         insert = self._once(("insert", shape), lambda: self.statements.insert(shape))
-        account = self.codec.account(self.run(connection, insert, parameters).one())
+        account = self.codec.asked_for(self.run(connection, insert, parameters).one(), parameters)
         self.tell(connection, EventType.LINKED, account, parameters)
         return Answer(arm=Arm.CREATED, account=account)
 
@@ -156,7 +156,7 @@ class AccountStore(Generic[UserId, LinkId]):
         """
         probe = self._once(("probe", shape), lambda: self.statements.probe_and_tell(shape))
         row = self.run(connection, probe, parameters).first()
-        return None if row is None else Answer(arm=Arm.CREATED, account=self.codec.account(row))
+        return None if row is None else Answer(arm=Arm.CREATED, account=self.codec.asked_for(row, parameters))
 
     def obstacle(self, connection: sa.Connection, parameters: Parameters, failure: Failure) -> Obstacle[UserId, LinkId]:
         """Look behind a unique violation: which index it was, and whose row."""
@@ -166,15 +166,16 @@ class AccountStore(Generic[UserId, LinkId]):
         where = None if index is None or not ours else index.where
         seen = self._once(("seen", where), lambda: self.statements.seen(where).limit(_SEEN))
         rows = self.run(connection, seen, parameters).all()
-        dead = any(row.counts and not row.live for row in rows)
+        dead = any(row.exact and row.counts and not row.live for row in rows)
         return Obstacle(
             index=index,
             ours=ours,
             is_key=index is not None and self._is_key(index.columns),
-            owner=None if owner is None else self.codec.account(owner),
+            owner=None if owner is None else self.codec.asked_for(owner, parameters),
             version=None if owner is None else self.version_of(owner, epoch=self._width),
-            own_live=any(row.live and row.mine for row in rows),
+            own_live=any(row.exact and row.live and row.mine for row in rows),
             dead=dead,
+            misspelt=any(row.counts and not row.exact for row in rows),
             snapshot=keeps_snapshot(connection),
             rule=None if index is None else self._rule(index, dead=dead),
         )
@@ -267,12 +268,14 @@ class AccountStore(Generic[UserId, LinkId]):
         """The user's live links, oldest first; of one provider or with one id if the parameters name it."""
         roles = tuple(role for role in ("provider", "id") if f"al_{role}" in parameters)
         query = self._once(("accounts", roles), lambda: self.statements.listing(roles))
-        return [self.codec.account(row) for row in self.run(connection, query, parameters)]
+        found = [self.codec.account(row) for row in self.run(connection, query, parameters)]
+        return [account for account in found if self.codec.is_about(account, parameters)]
 
     def find_owner(self, connection: sa.Connection, parameters: Parameters) -> LinkedAccount[UserId, LinkId] | None:
         """The live link of a provider account, whoever owns it."""
         row = self.run(connection, self._once("holder", self.statements.holder), parameters).first()
-        return None if row is None else self.codec.account(row)
+        account = None if row is None else self.codec.account(row)
+        return account if account is not None and self.codec.is_about(account, parameters) else None
 
     # -- unlinking ----------------------------------------------------------------------------------------------------
 
@@ -320,8 +323,11 @@ class AccountStore(Generic[UserId, LinkId]):
     def _named(self, connection: sa.Connection, parameters: Parameters) -> sa.Row[Any] | None:
         return self.run(connection, self._once("named", self.statements.named), parameters).first()
 
-    def lock_live(self, connection: sa.Connection, parameters: Parameters) -> Sequence[LinkId]:
-        """Lock the user's live links, in one order for all, and return their ids."""
+    def locks_last(self, connection: sa.Connection, parameters: Parameters) -> bool:
+        """Lock the user's live links, in one order for all, and say whether the named one is the only one.
+
+        The database compares the ids: it may hold one in another form than the call brings it in.
+        """
         bounded = "al_lock_timeout" in parameters
         lock = self._once(("lock", bounded), lambda: self.statements.lock_live(bounded=bounded))
-        return self.run(connection, lock, parameters).scalars().all()
+        return [bool(named) for named in self.run(connection, lock, parameters).scalars()] == [True]

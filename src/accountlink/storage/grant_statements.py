@@ -22,6 +22,7 @@ import sqlalchemy as sa
 
 from accountlink.core.events import EventType
 from accountlink.storage.defaults import fixed_updates
+from accountlink.storage.exact import Exactly, plain_type
 from accountlink.storage.grant_events import GrantEvents
 from accountlink.storage.grants import GrantMapping
 from accountlink.storage.live_links import LiveLinks
@@ -40,14 +41,6 @@ _COPIED: Final = ("grantor_id", "link_id", "link_version", "expires_at")
 """What the row of one use takes from the row of its token."""
 _ISSUED: Final = ("grantor_id", "token_hash", "token", "expires_at", "active", "created_at", "updated_at")
 """What every issue fills, where there is such a column: no default of the application's is asked for."""
-
-
-def plain_type(kind: Any) -> sa.types.TypeEngine[Any]:
-    """What the database knows of a column's type, without what Python makes of it."""
-    while isinstance(kind, sa.types.TypeDecorator):
-        kind = kind.impl
-    plain: sa.types.TypeEngine[Any] = kind
-    return plain
 
 
 class GrantStatements:
@@ -122,7 +115,7 @@ class GrantStatements:
         if not self._mapping.is_own:
             return conditions
         use = self._t.alias(self._names("use"))
-        used = _select(_ONE).select_from(use).where(use.c.token_hash == self._use()).correlate_except(use)
+        used = _select(_ONE).select_from(use).where(_is(use.c.token_hash, self._use())).correlate_except(use)
         return [*conditions, c["uses"] < c["max_uses"], sa.not_(sa.exists(used))]
 
     def _counts(self) -> list[Condition]:
@@ -138,12 +131,14 @@ class GrantStatements:
     def _already(self) -> list[Condition]:
         """The user's own grant by this token."""
         c = self._c
-        token = sa.or_(self._is_token(), c["token_hash"] == self._use()) if self._mapping.is_own else self._is_token()
+        token = (
+            sa.or_(self._is_token(), _is(c["token_hash"], self._use())) if self._mapping.is_own else self._is_token()
+        )
         others = c["grantor_id"] != self._user("grantee_id", "grantor_id")
         return [token, c["grantee_id"] == self._user("grantee_id"), others, *self._counts()]
 
     def _is_token(self) -> Condition:
-        return self._c[self._token] == _bind(self._token, self._c[self._token])
+        return _is(self._c[self._token], _bind(self._token, self._c[self._token]))
 
     def _use(self) -> sa.BindParameter[Any]:
         return sa.bindparam("al_use_hash", type_=self._c["token_hash"].type)
@@ -340,7 +335,8 @@ class GrantStatements:
     def _named(self, role: str) -> list[Condition]:
         """The grantor's own grant, by its id or by its token; a token is never that of one use."""
         c = self._c
-        return [c[role] == _bind(role, c[role]), c["grantor_id"] == _bind("grantor_id", c["grantor_id"])]
+        named = self._is_token() if role == self._token else c[role] == _bind(role, c[role])
+        return [named, c["grantor_id"] == _bind("grantor_id", c["grantor_id"])]
 
     def revoke(self, role: str, *, limited: bool) -> sa.Executable:
         """End a grant, or read one that has ended already, in one statement, with its events (PostgreSQL)."""
@@ -391,6 +387,11 @@ def _statement_began() -> sa.ColumnElement[Any]:
 def _bind(name: str, column: Any) -> sa.BindParameter[Any]:
     """A parameter that a column is compared with or takes, typed as it is."""
     return sa.bindparam(f"al_{name}", type_=column.type)
+
+
+def _is(column: sa.ColumnElement[Any], token: sa.BindParameter[Any]) -> Condition:
+    """Whether a column holds this token, or hash, byte by byte; the column's own comparison is there for its index."""
+    return sa.and_(column == token, Exactly(column, token))
 
 
 def _word(name: str) -> sa.ColumnClause[str]:

@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from accountlink.core.events import EventType
 from accountlink.core.policy import Key, Ownership, Removal
 from accountlink.storage.defaults import fixed_defaults, fixed_updates
+from accountlink.storage.exact import Exactly, plain_type
 from accountlink.storage.ledger import Ledger
 from accountlink.storage.link_events import LinkEvents
 from accountlink.storage.mapping import CREDENTIAL_ROLES, AccountMapping
@@ -115,24 +116,27 @@ class Statements:
         """Of the user who is calling."""
         return (c or self._c)["user_id"] == self.bind("user_id")
 
+    def same(self, role: str, c: Columns | None = None) -> Condition:
+        """Of what the call names in this role, byte by byte: some columns take two spellings for one.
+
+        The column's own comparison is there for its index.
+        """
+        column = (c or self._c)[role]
+        return sa.and_(column == self.bind(role), Exactly(column, self.bind(role)))
+
     def same_account(self, c: Columns | None = None) -> Condition:
         """Of the provider account that the identity names."""
-        c = c or self._c
-        return sa.and_(c["provider"] == self.bind("provider"), c["account_id"] == self.bind("account_id"))
+        return sa.and_(self.same("provider", c), self.same("account_id", c))
 
     def same_key(self, c: Columns | None = None) -> Condition:
         """Of the identity that the provider vouched for, as the policy's key compares it (the user aside)."""
-        if self._policy.key is Key.ACCOUNT_ID:
-            return self.same_account(c)
-        c, role = c or self._c, self._mapping.email_key_role
-        return sa.and_(c["provider"] == self.bind("provider"), c[role] == self.bind(role))
+        return sa.and_(*(self.same(role, c) for role in self._mapping.key_roles[1:]))
 
     def _fits(self) -> Condition:
         """Whether a row with the right e-mail key may hold this account id (always so for a key on the account id)."""
         if self._policy.key is Key.ACCOUNT_ID or "account_id" not in self._c:
             return sa.true()
-        column = self._c["account_id"]
-        return sa.or_(column.is_(None), column == self.bind("account_id"))
+        return sa.or_(self._c["account_id"].is_(None), self.same("account_id"))
 
     def _blocked(self) -> Condition:
         reasons = [self._c["reason"] == reason for reason in sorted(self._policy.blocked_reasons)]
@@ -216,7 +220,7 @@ class Statements:
         if self._policy.removal is Removal.SOFT:
             for role in CREDENTIAL_ROLES:
                 if role in c and role not in shape.credentials:
-                    values[c[role]] = sa.case((was_live, c[role]), else_=nothing_in(c[role]))
+                    values[c[role]] = sa.case((was_live, c[role]), else_=nothing_in(role, c[role]))
             values |= {c[role]: sa.null() for role in ("deleted_at", "reason") if role in c and c[role].nullable}
             if writes("active"):
                 values[c["active"]] = sa.true()
@@ -354,16 +358,19 @@ class Statements:
     # -- reading and removing -----------------------------------------------------------------------------------------
 
     def seen(self, where: str | None = None) -> sa.Select[Any]:
-        """Whatever can be seen of an account: whether it is live, whether it is the user's own, whether it counts.
+        """Whatever can be seen of a key, and of what the columns take for the same.
+
+        Each row says whether it is of this very key, whether it is live, whether it is the user's own, and whether it
+        counts.
 
         Args:
             where: The condition of an index, as the catalogue has it: which rows count in it. Without one all do.
         """
         counts: sa.ColumnElement[Any] = sa.true() if where is None else sa.literal_column(f"({where})", sa.Boolean)
-        mine = sa.and_(self.is_mine(), self.same_key())
-        exclusive = self._policy.ownership is Ownership.EXCLUSIVE
-        facts = (self.live().label("live"), self.is_mine().label("mine"), counts.label("counts"))
-        return _select(*facts).where(sa.or_(mine, self.same_account()) if exclusive else mine)
+        alike = sa.and_(*(self._c[role] == self.bind(role) for role in self._mapping.key_roles[1:]))
+        facts = {"exact": self.same_key(), "live": self.live(), "mine": self.is_mine(), "counts": counts}
+        whose = [] if self._policy.ownership is Ownership.EXCLUSIVE else [self.is_mine()]
+        return _select(*(fact.label(name) for name, fact in facts.items())).where(alike, *whose)
 
     def holder(self) -> sa.Select[Any]:
         """The live row of an account, whoever owns it."""
@@ -372,7 +379,7 @@ class Statements:
     def listing(self, roles: tuple[str, ...]) -> sa.Select[Any]:
         """The user's live rows, oldest first; further roles narrow them down."""
         order = [self._c[role] for role in ("created_at", "id") if role in self._c]
-        narrowed = [self._c[role] == self.bind(role) for role in roles]
+        narrowed = [self._c["id"] == self.bind("id") if role == "id" else self.same(role) for role in roles]
         return _select(*self.row()).where(self.is_mine(), self.live(), *narrowed).order_by(*order)
 
     def named(self) -> sa.Select[Any]:
@@ -383,9 +390,9 @@ class Statements:
         return sa.and_(self._c["id"] == self.bind("id"), self.is_mine())
 
     def lock_live(self, *, bounded: bool) -> sa.Select[Any]:
-        """The ids of the user's live rows, locked in one order for all."""
+        """The user's live rows, locked in one order for all: of each, whether it is the named one."""
         bound = [self._bounded()] if bounded else []
-        query = _select(self._c["id"]).where(*bound, self.is_mine(), self.live())
+        query = _select(self._c["id"] == self.bind("id")).where(*bound, self.is_mine(), self.live())
         return query.order_by(self._c["id"]).with_for_update()
 
     def delete(self, *, bounded: bool) -> sa.sql.dml.ReturningDelete[Any]:
@@ -416,7 +423,7 @@ class Statements:
         """Mark the user's live row as dead and wipe its credentials."""
         c = self._c
         values: dict[sa.Column[Any], Any] = {
-            c[role]: sa.null() for role in CREDENTIAL_ROLES if role in c and c[role].nullable
+            c[role]: nothing_in(role, c[role]) for role in CREDENTIAL_ROLES if role in c
         }
         roles = [role for role in ("deleted_at", "updated_at") if self._mapping.written(role)]
         roles += ["reason"] if reason else []
@@ -457,18 +464,17 @@ def _arm(name: str) -> sa.Label[str]:
     return _word(name).label("arm")
 
 
-def nothing_in(column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+def nothing_in(role: str, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
     """What stands for no credential: NULL, or where the column takes none an empty value, and for an end 1970."""
     if column.nullable:
         return sa.null()
-    kind: Any = column.type.impl if isinstance(column.type, sa.types.TypeDecorator) else column.type
-    if isinstance(kind, sa.String):
-        return sa.literal("", column.type)
-    if isinstance(kind, sa.Integer):
-        return sa.literal(0, column.type)
-    if isinstance(kind, sa.DateTime):
-        return sa.literal(datetime(1970, 1, 1, tzinfo=UTC if kind.timezone else None), column.type)
-    return sa.literal([], column.type) if isinstance(kind, (sa.JSON, sa.ARRAY)) else sa.null()
+    kind = plain_type(column.type)
+    if role == "expires_at":
+        zone = UTC if isinstance(kind, sa.DateTime) and kind.timezone else None
+        return sa.literal(0 if isinstance(kind, sa.Integer) else datetime(1970, 1, 1, tzinfo=zone), column.type)
+    if role == "scopes" and not isinstance(kind, sa.String):
+        return sa.literal([], column.type)
+    return sa.literal("", column.type)
 
 
 def _why() -> sa.Label[str]:

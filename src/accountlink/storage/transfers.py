@@ -113,7 +113,7 @@ class TransferStatements(Statements):
         """
         columns = {role: self._c[role] for role in CREDENTIAL_ROLES if role in self._c}
         return {
-            column: self.bind(role) if role in shape.credentials else nothing_in(column)
+            column: self.bind(role) if role in shape.credentials else nothing_in(role, column)
             for role, column in columns.items()
         }
 
@@ -121,6 +121,7 @@ class TransferStatements(Statements):
         return self._c["id"] == self.bind("id")
 
     def _of_one_account(self, c: Columns) -> Condition:
+        """Whether a row is of the named one's account, or of one that its column takes for the same: Python decides."""
         return sa.and_(*(c[role] == self._c[role] for role in ("provider", "account_id")))
 
 

@@ -16,6 +16,7 @@ from accountlink.core.outcomes import LinkedAccount, LinkId, UserId
 from accountlink.core.policy import Key
 from accountlink.core.secrecy import ConcealedText, Parameters, concealed_id
 from accountlink.errors import ConfigurationError, InvalidIdentity
+from accountlink.storage.exact import REFUSED, Spelling, is_padded, text_of
 from accountlink.storage.idtype import smallest_bits
 from accountlink.storage.mapping import CREDENTIAL_ROLES, AccountMapping
 from accountlink.storage.slugs import slugs_of
@@ -99,6 +100,12 @@ class Codec(Generic[UserId, LinkId]):
         self._onupdate = {f"al_onupdate_{c.key}": caller(mapping, c, c.onupdate) for c in onupdate}
         self._slugs = slugs_of(mapping.columns["provider"].type)
         self._stored = {value: slug for slug, value in self._slugs.items()}
+        named = dict.fromkeys(("provider", "account_id", *mapping.key_roles[1:]))
+        spelling = {role: Spelling(mapping, role) for role in named if role in mapping.columns}
+        self._read_back = [(role, f"al_{role}") for role in spelling if role in row_roles]
+        self._padded = [role for role, _ in self._read_back if is_padded(mapping.columns[role].type)]
+        self.recoded = {role: each for role, each in spelling.items() if each.has_code}
+        """The identifiers whose types have Python code, which may change them; in most tables none."""
         scopes = mapping.columns.get("scopes")
         self._scopes_as_text = scopes is not None and isinstance(scopes.type, sa.String)
 
@@ -142,6 +149,21 @@ class Codec(Generic[UserId, LinkId]):
                 f"{', '.join(sorted(self._slugs))}. Add it to the enumeration, and to the database's type."
             )
         return self._slugs[slug]
+
+    def respelt(self, parameters: Parameters) -> tuple[str, ...]:
+        """The columns whose types make another text of what the parameters bring.
+
+        Raises:
+            InvalidIdentity: A type refuses what is brought.
+        """
+        respelt: list[str] = []
+        for role, spelling in self.recoded.items():
+            try:
+                kept = f"al_{role}" not in parameters or spelling.comes_back(parameters[f"al_{role}"])
+            except REFUSED:
+                raise InvalidIdentity(field=role, problem="is nothing that the type of its column takes") from None
+            respelt += [] if kept else [self._columns[role].name]
+        return tuple(respelt)
 
     def credentials(self, tokens: TokenSet | None) -> Parameters:
         """The parameters that credentials fill.
@@ -199,9 +221,10 @@ class Codec(Generic[UserId, LinkId]):
 
     def holding(self, account: LinkedAccount[UserId, LinkId], version: int | None) -> Parameters:
         """The parameters that name a row, its owner and its state, as they were read."""
-        filled = Parameters(al_id=account.id, al_account_id=account.account_id)
+        # Without the padding that a CHAR(n) has added which is mapped as another text.
+        filled = Parameters(al_id=account.id, al_account_id=text_of(account.account_id).rstrip(" "))
         filled["al_owner"] = concealed_id(account.user_id)
-        filled["al_provider"] = self.provider(account.provider)
+        filled["al_provider"] = self.provider(text_of(account.provider).rstrip(" "))
         filled["al_version_read"] = version
         return filled
 
@@ -235,23 +258,50 @@ class Codec(Generic[UserId, LinkId]):
 
     def account(self, row: Sequence[Any], offset: int = 0) -> LinkedAccount[UserId, LinkId]:
         """A snapshot of a row that was read in the order of the row roles."""
-
-        def at(role: str) -> Any:  # whatever the column's type returns
-            index = self._position.get(role)
-            return None if index is None else row[offset + index]
-
-        stored = at("provider")
+        read: dict[str, Any] = dict(zip(self._position, row[offset:], strict=False))
+        for role in self._padded:
+            read[role] = read[role] and read[role].rstrip(" ")
         return LinkedAccount(
-            id=at("id"),
-            user_id=at("user_id"),
-            provider=self._stored.get(stored, stored) if self._stored else stored,
-            account_id=at("account_id"),
-            email=at("email"),
-            scopes=read_scopes(at("scopes")) if "scopes" in self._position else None,
-            created_at=read_moment(at("created_at")),
-            updated_at=read_moment(at("updated_at")),
-            deleted_at=read_moment(at("deleted_at")),
+            id=read["id"],
+            user_id=read["user_id"],
+            provider=self._stored.get(read["provider"], read["provider"]) if self._stored else read["provider"],
+            account_id=read.get("account_id"),
+            email=read.get("email"),
+            scopes=read_scopes(read["scopes"]) if "scopes" in read else None,
+            created_at=read_moment(read.get("created_at")),
+            updated_at=read_moment(read.get("updated_at")),
+            deleted_at=read_moment(read.get("deleted_at")),
         )
+
+    def asked_for(self, row: Sequence[Any], parameters: Parameters, offset: int = 0) -> LinkedAccount[UserId, LinkId]:
+        """A snapshot of a row that has to be of what the parameters name.
+
+        Raises:
+            ConfigurationError: It is not: what the database holds is not what it was given.
+        """
+        account = self.account(row, offset)
+        if not self.is_about(account, parameters):
+            raise ConfigurationError(
+                f"{self._mapping.name!r} does not hold the provider, the account id or the e-mail key that was given "
+                "to it: a trigger, or the column's own type, has changed it. Make the table keep them as they are."
+            )
+        return account
+
+    def is_about(self, account: LinkedAccount[UserId, LinkId], parameters: Parameters) -> bool:
+        """Whether a row that was read is of what the parameters name, byte by byte.
+
+        No identifier ends in a blank, so blanks at the end are the padding of a ``CHAR(n)`` that is mapped as text.
+        """
+        for role, name in self._read_back:
+            asked = parameters.get(name)
+            read = getattr(account, role)
+            if (
+                asked is not None
+                and asked != read
+                and text_of(read).rstrip(" ") != text_of(self._stored.get(asked, asked))
+            ):
+                return False
+        return True
 
     def version(self, row: Sequence[Any], offset: int = 0) -> int | None:
         """The version of a row that was read in the order of the row roles."""
