@@ -53,7 +53,7 @@ from accountlink.errors import (
 )
 from accountlink.grants import ShareGrants
 from accountlink.linker import AccountLinker
-from accountlink.outbox import Delivery
+from accountlink.outbox import Batch, Delivery
 from accountlink.storage.grants import GrantMapping
 from accountlink.storage.grants_table import grants_table
 from accountlink.storage.ledger import transfer_ledger
@@ -72,6 +72,7 @@ __all__ = [
     "AlreadyGranted",
     "AlreadyOwner",
     "AmbiguousAccount",
+    "Batch",
     "BlockedByConstraint",
     "Change",
     "ConfigurationError",

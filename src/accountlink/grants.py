@@ -22,8 +22,7 @@ from accountlink.core.grants import AlreadyGranted, Grant, Granted, IssuedGrant,
 from accountlink.core.secrecy import Concealed, ConcealedText, Parameters
 from accountlink.errors import AccountNotFound, ConfigurationError, GrantRejected, OutcomeUnknown, StoreBusy
 from accountlink.linker import LEASE, LOCK_TIMEOUT, AccountLinker
-from accountlink.outbox import Delivery, deliver
-from accountlink.storage.deliveries import holder
+from accountlink.outbox import Batch, Delivery, consume
 from accountlink.storage.grant_events import grant_events
 from accountlink.storage.grant_statements import plain_type
 from accountlink.storage.grant_store import GrantStore
@@ -33,6 +32,7 @@ from accountlink.storage.live_links import LiveLinks
 from accountlink.storage.mapping import AccountMapping
 from accountlink.storage.mixin import LinkedAccountMixin
 from accountlink.storage.outbox import checked_outbox
+from accountlink.storage.outbox_reading import Reading
 from accountlink.storage.sessions import hand_over_held, refresh_held
 from accountlink.storage.transactions import (
     AutocommitConnection,
@@ -41,7 +41,6 @@ from accountlink.storage.transactions import (
     Place,
     Work,
     place_of,
-    place_on,
 )
 
 TOKEN_BYTES: Final = 32
@@ -310,14 +309,34 @@ class ShareGrants:
             ConfigurationError: There is no outbox, or this is no engine of a database that is supported.
             StoreBusy, StoreUnavailable, RetryTransaction: As for :meth:`issue`, when the next event is asked for.
         """
+        clock = partial(moment_of, self._clock)
+        return consume(engine, self._reading("events"), Delivery, clock=clock, poll=poll, lease=lease, size=1)
+
+    def batches(
+        self, engine: AsyncEngine, *, size: int = 100, poll: timedelta | None = None, lease: timedelta = LEASE
+    ) -> AsyncGenerator[Batch[GrantEvent], None]:
+        """Deliver what happened to the grants of this table in batches, as :meth:`AccountLinker.batches` does.
+
+        Args:
+            engine: An engine; each batch is a transaction of its own.
+            size: How many events a batch has at the most, up to 10,000.
+            poll: How long to wait when nothing is left, and to look again; ``None`` ends instead.
+            lease: How long a batch is in a consumer's hands on SQLite at the most.
+
+        Yields:
+            Batches, oldest first; one that is not acknowledged before the next is asked for comes again.
+
+        Raises:
+            ConfigurationError: There is no outbox, this is no engine of a database that is supported, or no such size.
+            StoreBusy, StoreUnavailable, RetryTransaction: As for :meth:`issue`, when the next batch is asked for.
+        """
+        clock = partial(moment_of, self._clock)
+        return consume(engine, self._reading("batches"), Batch, clock=clock, poll=poll, lease=lease, size=size)
+
+    def _reading(self, what: str) -> Callable[[sa.Dialect], Reading[GrantEvent]]:
         if self._store.outbox is None:
-            raise ConfigurationError("events() needs ShareGrants(outbox=link_outbox(Base.metadata)).")
-        check_kind("engine", engine, AsyncEngine)
-        check_kind("poll", poll, timedelta, type(None))
-        check_kind("lease", lease, timedelta)
-        place, reading = place_on(engine), grant_events(self.mapping, self._store.outbox)
-        hold = holder(engine, place, reading, clock=partial(moment_of, self._clock), lease=lease)
-        return deliver(place, hold, poll=poll)
+            raise ConfigurationError(f"{what}() needs ShareGrants(outbox=link_outbox(Base.metadata)).")
+        return partial(grant_events, self.mapping, self._store.outbox)
 
     # -- what a call must bring ---------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from accountlink.errors import ConfigurationError
+from accountlink.storage.id_text import id_text
 from accountlink.storage.targets import known_table
 
 LEDGER_NAME: Final = "accountlink_transfer_ledger"
@@ -75,7 +76,7 @@ class Ledger:
     def epoch(self, link_id: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
         """The epoch of a link, as the statement's snapshot has it."""
         c = self._table.c
-        found = sa.select(c.epoch).where(c.table_name == self._name, c.link_id == sa.cast(link_id, sa.Text))
+        found = sa.select(c.epoch).where(c.table_name == self._name, c.link_id == id_text(link_id))
         return sa.func.coalesce(found.correlate_except(self._table).scalar_subquery(), _ZERO)
 
     def raised_by(
@@ -91,7 +92,7 @@ class Ledger:
         Returns:
             A part that has a row for each epoch that was raised.
         """
-        rows = sa.select(self._name, sa.cast(source.c.id, sa.Text), _ONE).where(*conditions)
+        rows = sa.select(self._name, id_text(source.c.id), _ONE).where(*conditions)
         made = postgresql.insert(self._table).from_select(list(_COLUMNS[:3]), rows, include_defaults=False)
         still = None if read is None else self._table.c.epoch == read
         raised = made.on_conflict_do_update(index_elements=list(_COLUMNS[:2]), set_=self._risen(), where=still)
@@ -99,7 +100,7 @@ class Ledger:
 
     def raise_one(self, link_id: sa.ColumnElement[Any]) -> sa.Insert:
         """Raise the epoch of one link (SQLite, in a transaction that holds the write lock)."""
-        values = dict(zip(_COLUMNS, (self._name, sa.cast(link_id, sa.Text), _ONE), strict=False))
+        values = dict(zip(_COLUMNS, (self._name, id_text(link_id), _ONE), strict=False))
         made = sqlite.insert(self._table).values(values)
         return made.on_conflict_do_update(index_elements=list(_COLUMNS[:2]), set_=self._risen())
 
