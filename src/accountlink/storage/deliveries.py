@@ -101,13 +101,15 @@ class Lock(Hold[Event]):
         except violations.FAILURES as error:
             return violations.read(error)
         finally:
-            await seen_through(_hand_back(connection))
+            if not _is_given_back(connection):
+                await seen_through(_hand_back(connection))
         return True
 
     async def _deleted(self, connection: AsyncConnection) -> None:
         await connection.execute(self.reading.delete_locked, Parameters(al_numbers=self._numbers))
         self.ambiguous = True
         await connection.commit()
+        await _hand_back(connection)
 
     async def release(self) -> None:
         """Roll back, and give the connection back."""
@@ -116,9 +118,14 @@ class Lock(Hold[Event]):
             await seen_through(_hand_back(connection))
 
 
+def _is_given_back(connection: AsyncConnection) -> bool:
+    """Whether a connection is in the pool again, or was never taken from it."""
+    return connection.sync_connection is None or connection.closed
+
+
 async def _hand_back(connection: AsyncConnection) -> None:
-    if connection.sync_connection is None:
-        return  # it has not begun
+    if _is_given_back(connection):
+        return
     with suppress(*violations.FAILURES):  # the line is dead, and the lock with it
         await connection.close()
 
