@@ -33,8 +33,11 @@ BOTH = pytest.mark.parametrize("kind", ["sqlite", "asyncpg"])
 class Digits(sa.types.TypeDecorator[UUID]):
     """The old recipe: a UUID as 32 characters."""
 
-    impl = sa.CHAR(32)
+    impl = sa.CHAR
     cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> Any:
+        return dialect.type_descriptor(sa.CHAR(32))
 
     def process_bind_param(self, value: Any, dialect: sa.Dialect) -> Any:
         return None if value is None else UUID(str(value)).hex
@@ -46,7 +49,6 @@ class Digits(sa.types.TypeDecorator[UUID]):
 class Guid(Digits):
     """SQLAlchemy's recipe: the database's own UUIDs where it has them."""
 
-    impl = sa.CHAR
     cache_ok = True
 
     def load_dialect_impl(self, dialect: sa.Dialect) -> Any:

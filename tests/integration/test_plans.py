@@ -101,12 +101,12 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def rows_read(plan: dict[str, Any]) -> float:
     """The rows that the scans of a plan read, those among them that a filter threw away."""
-    return sum(
-        (node["Actual Rows"] + node.get("Rows Removed by Filter", 0) + node.get("Rows Removed by Index Recheck", 0))
-        * node["Actual Loops"]
-        for node in nodes(plan)
-        if "Relation Name" in node and "Scan" in node["Node Type"]
-    )
+    total = 0.0
+    for node in nodes(plan):
+        if "Relation Name" in node and "Scan" in node["Node Type"]:
+            left_out = sum(node.get(f"Rows Removed by {why}", 0) for why in ("Filter", "Index Recheck"))
+            total += (node["Actual Rows"] + left_out) * node["Actual Loops"]
+    return total
 
 
 def shape(plan: dict[str, Any]) -> list[str]:

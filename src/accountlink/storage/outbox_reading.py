@@ -143,21 +143,22 @@ class Reading(Generic[Event]):
         return [as_text.get(name, c[name]).label(name) for name in _FOUND]
 
     def _oldest(self, table: sa.FromClause, *chosen: sa.ColumnElement[Any]) -> sa.Select[Any]:
-        """The oldest events of the table, as one range of the outbox's index, read in its order.
-
-        PostgreSQL knows nothing of a table that was never analysed, and takes each ``=`` for one row of 200: it would
-        rather sort a few rows than follow the index, and sorts everything. It takes a comparison of whole keys for a
-        third of the rows, a CASE for half of them, and a limit that it cannot see for a tenth of what there is, so that
-        it follows the index, whatever it knows.
-        """
+        """The oldest events of the table, as one range of the outbox's index, read in its order."""
         c = table.c
-        name, free = sa.literal(self.source.fullname, sa.Text), sa.false()
-        key = sa.tuple_(c.table_name, c.set_aside, c.id)
-        after = key > sa.tuple_(name, free, sa.bindparam("al_after", type_=c.id.type))
-        last = key <= sa.tuple_(name, free, _LAST)
-        known = sa.case((c.type.in_([word(kind) for kind in self.types]), sa.true()), else_=sa.false())
-        limit = _select(sa.bindparam("al_size", type_=sa.Integer)).scalar_subquery()
-        return _select(*chosen).where(after, last, known).order_by(c.table_name, c.set_aside, c.id).limit(limit)
+        key = (c.table_name, c.set_aside, c.id)
+        begin = (sa.literal(self.source.fullname, sa.Text), sa.false(), sa.bindparam("al_after", type_=c.id.type))
+        known = c.type.in_([word(kind) for kind in self.types])
+        size = sa.bindparam("al_size", type_=sa.Integer)
+        if self.dialect.name != "postgresql":
+            same = [column == value for column, value in zip(key[:-1], begin, strict=False)]
+            return _select(*chosen).where(*same, key[-1] > begin[-1], known).order_by(c.id).limit(size)
+        # PostgreSQL knows nothing of a table that was never analysed, and takes each `=` for one row of 200: it would
+        # rather sort a few rows than follow the index, and sorts everything. It takes a comparison of whole keys for a
+        # third of the rows, a CASE for half of them, and a limit that it cannot see for a tenth of what there is: so it
+        # follows the index, whatever it knows.
+        after, last = sa.tuple_(*key) > sa.tuple_(*begin), sa.tuple_(*key) <= sa.tuple_(*begin[:-1], _LAST)
+        mine = _select(*chosen).where(after, last, sa.case((known, sa.true()), else_=sa.false()))
+        return mine.order_by(*key).limit(_select(size).scalar_subquery())
 
     @cached_property
     def locked(self) -> sa.Select[Any]:
