@@ -14,11 +14,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 from uuid import uuid4
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from accountlink.core.facts import Failure
 from accountlink.core.secrecy import Parameters
@@ -28,6 +28,8 @@ from accountlink.storage.outbox_reading import Reading, Taken
 from accountlink.storage.transactions import Place
 
 Event = TypeVar("Event")
+_GREENLETS: Final = AsyncSession()
+"""Holds nothing: only its ``run_sync`` is used, which runs a whole step on one greenlet."""
 
 
 class Hold(Generic[Event]):
@@ -63,32 +65,31 @@ class Lock(Hold[Event]):
     engine: AsyncEngine
     reading: Reading[Event]
     size: int
-    _connection: AsyncConnection | None = field(default=None, init=False)
+    _connection: sa.Connection | None = field(default=None, init=False)
     _numbers: Sequence[int] = field(default=(), init=False)
 
     async def take(self, after: int) -> Taken[Event] | Failure | None:
         """Begin, and lock."""
-        self._connection = self.engine.connect()
         try:
-            taken = await sheltered(self._locked(self._connection, after))
+            taken = await sheltered(_GREENLETS.run_sync(self._locked, after))
         except violations.FAILURES as error:
             return violations.read(error)
         if taken is not None:
             self._numbers = taken.numbers
         return taken
 
-    async def _locked(self, connection: AsyncConnection, after: int) -> Taken[Event] | None:
-        _ = await connection.start()
+    def _locked(self, _: object, after: int) -> Taken[Event] | None:
+        self._connection = self.engine.sync_engine.connect()
         # A snapshot that outlives the statement would fail on rows that others have acknowledged since.
-        _ = await connection.execution_options(isolation_level="READ COMMITTED")
+        connection = self._connection.execution_options(isolation_level="READ COMMITTED")
         bound = Parameters(al_after=after, al_size=self.size)
-        while rows := (await connection.execute(self.reading.locked, bound)).all():
+        while rows := connection.execute(self.reading.locked, bound).all():
             taken, unreadable = self.reading.taken(rows)
             if not unreadable:
                 return taken
             # They are set aside at once and for good, whatever becomes of the others, which are taken anew.
-            await connection.execute(self.reading.set_aside, Parameters(al_numbers=unreadable))
-            await connection.commit()
+            connection.execute(self.reading.set_aside, Parameters(al_numbers=unreadable))
+            connection.commit()
         return None
 
     async def acknowledge(self) -> bool | Failure:
@@ -97,37 +98,30 @@ class Lock(Hold[Event]):
         if connection is None:
             return False
         try:
-            await sheltered(self._deleted(connection))
+            await sheltered(_GREENLETS.run_sync(self._deleted, connection))
         except violations.FAILURES as error:
             return violations.read(error)
         finally:
-            if not _is_given_back(connection):
-                await seen_through(_hand_back(connection))
+            if not connection.closed:
+                await seen_through(_GREENLETS.run_sync(_hand_back, connection))
         return True
 
-    async def _deleted(self, connection: AsyncConnection) -> None:
-        await connection.execute(self.reading.delete_locked, Parameters(al_numbers=self._numbers))
+    def _deleted(self, _: object, connection: sa.Connection) -> None:
+        connection.execute(self.reading.delete_locked, Parameters(al_numbers=self._numbers))
         self.ambiguous = True
-        await connection.commit()
-        await _hand_back(connection)
+        connection.commit()
+        _hand_back(None, connection)
 
     async def release(self) -> None:
         """Roll back, and give the connection back."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            await seen_through(_hand_back(connection))
+            await seen_through(_GREENLETS.run_sync(_hand_back, connection))
 
 
-def _is_given_back(connection: AsyncConnection) -> bool:
-    """Whether a connection is in the pool again, or was never taken from it."""
-    return connection.sync_connection is None or connection.closed
-
-
-async def _hand_back(connection: AsyncConnection) -> None:
-    if _is_given_back(connection):
-        return
+def _hand_back(_: object, connection: sa.Connection) -> None:
     with suppress(*violations.FAILURES):  # the line is dead, and the lock with it
-        await connection.close()
+        connection.close()
 
 
 @dataclass(kw_only=True, eq=False)
