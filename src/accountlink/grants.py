@@ -23,6 +23,7 @@ from accountlink.core.secrecy import Concealed, ConcealedText, Parameters
 from accountlink.errors import AccountNotFound, ConfigurationError, GrantRejected, OutcomeUnknown, StoreBusy
 from accountlink.linker import LEASE, LOCK_TIMEOUT, AccountLinker
 from accountlink.outbox import Batch, Delivery, consume
+from accountlink.storage.deliveries import Hold, holder
 from accountlink.storage.grant_events import grant_events
 from accountlink.storage.grant_statements import plain_type
 from accountlink.storage.grant_store import GrantStore
@@ -32,7 +33,6 @@ from accountlink.storage.live_links import LiveLinks
 from accountlink.storage.mapping import AccountMapping
 from accountlink.storage.mixin import LinkedAccountMixin
 from accountlink.storage.outbox import checked_outbox
-from accountlink.storage.outbox_reading import Reading
 from accountlink.storage.sessions import hand_over_held, refresh_held
 from accountlink.storage.transactions import (
     AutocommitConnection,
@@ -309,8 +309,7 @@ class ShareGrants:
             ConfigurationError: There is no outbox, or this is no engine of a database that is supported.
             StoreBusy, StoreUnavailable, RetryTransaction: As for :meth:`issue`, when the next event is asked for.
         """
-        clock = partial(moment_of, self._clock)
-        return consume(engine, self._reading("events"), Delivery, clock=clock, poll=poll, lease=lease, size=1)
+        return consume(self._holding("events", engine), Delivery, poll=poll, lease=lease, size=1)
 
     def batches(
         self, engine: AsyncEngine, *, size: int = 100, poll: timedelta | None = None, lease: timedelta = LEASE
@@ -330,13 +329,16 @@ class ShareGrants:
             ConfigurationError: There is no outbox, this is no engine of a database that is supported, or no such size.
             StoreBusy, StoreUnavailable, RetryTransaction: As for :meth:`issue`, when the next batch is asked for.
         """
-        clock = partial(moment_of, self._clock)
-        return consume(engine, self._reading("batches"), Batch, clock=clock, poll=poll, lease=lease, size=size)
+        return consume(self._holding("batches", engine), Batch, poll=poll, lease=lease, size=size)
 
-    def _reading(self, what: str) -> Callable[[sa.Dialect], Reading[GrantEvent]]:
+    def _holding(
+        self, what: str, engine: AsyncEngine
+    ) -> Callable[[timedelta, int], tuple[Place, Callable[[], Hold[GrantEvent]]]]:
         if self._store.outbox is None:
             raise ConfigurationError(f"{what}() needs ShareGrants(outbox=link_outbox(Base.metadata)).")
-        return partial(grant_events, self.mapping, self._store.outbox)
+        check_kind("engine", engine, AsyncEngine)
+        reading = grant_events(self.mapping, self._store.outbox, engine.dialect)
+        return partial(holder, engine, reading, partial(moment_of, self._clock))
 
     # -- what a call must bring ---------------------------------------------------------------------------------------
 

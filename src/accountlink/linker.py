@@ -46,9 +46,10 @@ from accountlink.errors import (
 )
 from accountlink.outbox import Batch, Delivery, consume
 from accountlink.storage.accounts import AccountStore
+from accountlink.storage.deliveries import Hold, holder
 from accountlink.storage.mapping import AccountMapping, HasIds
 from accountlink.storage.outbox import checked_outbox
-from accountlink.storage.outbox_reading import Reading, link_events
+from accountlink.storage.outbox_reading import link_events
 from accountlink.storage.sessions import forget_held, hand_over_held, refresh_held
 from accountlink.storage.transactions import Bind, Place, ask, place_of
 from accountlink.storage.values import shape_of
@@ -440,7 +441,7 @@ class AccountLinker(Generic[UserId, LinkId]):
             ConfigurationError: There is no outbox, or this is no engine of a database that is supported.
             StoreBusy, StoreUnavailable: As for :meth:`link`, when the next event is asked for.
         """
-        return consume(engine, self._reading("events"), Delivery, clock=self._now, poll=poll, lease=lease, size=1)
+        return consume(self._holding("events", engine), Delivery, poll=poll, lease=lease, size=1)
 
     def batches(
         self, engine: AsyncEngine, *, size: int = 100, poll: timedelta | None = None, lease: timedelta = LEASE
@@ -463,12 +464,16 @@ class AccountLinker(Generic[UserId, LinkId]):
             ConfigurationError: There is no outbox, this is no engine of a database that is supported, or no such size.
             StoreBusy, StoreUnavailable: As for :meth:`link`, when the next batch is asked for.
         """
-        return consume(engine, self._reading("batches"), Batch, clock=self._now, poll=poll, lease=lease, size=size)
+        return consume(self._holding("batches", engine), Batch, poll=poll, lease=lease, size=size)
 
-    def _reading(self, what: str) -> Callable[[sa.Dialect], Reading[LinkEvent[UserId, LinkId]]]:
+    def _holding(
+        self, what: str, engine: AsyncEngine
+    ) -> Callable[[timedelta, int], tuple[Place, Callable[[], Hold[LinkEvent[UserId, LinkId]]]]]:
         if self._store.outbox is None:
             raise ConfigurationError(f"{what}() needs AccountLinker(outbox=link_outbox(Base.metadata)).")
-        return partial(link_events, self.mapping, self._store.outbox)
+        check_kind("engine", engine, AsyncEngine)
+        reading = link_events(self.mapping, self._store.outbox, engine.dialect)
+        return partial(holder, engine, reading, self._now)
 
     # -- unlinking ----------------------------------------------------------------------------------------------------
 

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, Final, Generic, TypeVar
-
-import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from accountlink import attempts
 from accountlink.arguments import check_kind
 from accountlink.core.facts import Failure
 from accountlink.errors import ConfigurationError, DeliveryExpired
-from accountlink.storage.deliveries import Hold, holder
-from accountlink.storage.outbox_reading import Reading, Taken
-from accountlink.storage.transactions import Place, place_on
+from accountlink.storage.deliveries import Hold
+from accountlink.storage.outbox_reading import Taken
+from accountlink.storage.transactions import Place
 
 Event = TypeVar("Event")
 MOST: Final = 10_000
@@ -113,11 +110,9 @@ class Batch(_InHand[Event]):
 
 
 def consume(
-    engine: AsyncEngine,
-    reading: Callable[[sa.Dialect], Reading[Event]],
+    holding: Callable[[timedelta, int], tuple[Place, Callable[[], Hold[Event]]]],
     hand_over: Callable[[Taken[Event], Hold[Event]], Held],
     *,
-    clock: Callable[[], datetime],
     poll: timedelta | None,
     lease: timedelta,
     size: int,
@@ -125,10 +120,8 @@ def consume(
     """Deliver the events of one table.
 
     Args:
-        engine: Where.
-        reading: How they are read on a database.
+        holding: Says where, and what makes holds, given a lease and a size.
         hand_over: Makes a delivery of events that are held.
-        clock: The present moment, aware.
         poll: How long to wait when a round has ended; ``None`` ends with it.
         lease: How long events are held on SQLite at the most.
         size: How many events are delivered together at the most.
@@ -136,12 +129,10 @@ def consume(
     Raises:
         ConfigurationError: An argument is of the wrong kind, or the database is not supported.
     """
-    check_kind("engine", engine, AsyncEngine)
     check_kind("poll", poll, timedelta, type(None))
     check_kind("lease", lease, timedelta)
     _check_size(size)
-    place = place_on(engine)
-    hold = holder(engine, place, reading(engine.dialect), clock=clock, lease=lease, size=size)
+    place, hold = holding(lease, size)
     return _rounds(place, hold, hand_over, poll)
 
 

@@ -25,7 +25,7 @@ from accountlink.core.secrecy import Parameters
 from accountlink.storage import violations
 from accountlink.storage.cancellation import seen_through, sheltered
 from accountlink.storage.outbox_reading import Reading, Taken
-from accountlink.storage.transactions import Place
+from accountlink.storage.transactions import Place, place_on
 
 Event = TypeVar("Event")
 _GREENLETS: Final = AsyncSession()
@@ -186,24 +186,21 @@ class Lease(Hold[Event]):
 
 
 def holder(
-    engine: AsyncEngine,
-    place: Place,
-    reading: Reading[Event],
-    *,
-    clock: Callable[[], datetime],
-    lease: timedelta,
-    size: int,
-) -> Callable[[], Hold[Event]]:
-    """What makes holds.
+    engine: AsyncEngine, reading: Reading[Event], clock: Callable[[], datetime], lease: timedelta, size: int
+) -> tuple[Place, Callable[[], Hold[Event]]]:
+    """Say where events are held, and what makes holds.
 
     Args:
-        engine: Where transactions are opened that keep a lock.
-        place: Where the steps of a lease are transactions of their own.
+        engine: Where transactions are opened.
         reading: Which events.
         clock: The present moment, aware.
         lease: How long a lease lasts.
         size: How many events are held together at the most.
+
+    Raises:
+        ConfigurationError: A database that is not supported.
     """
+    place = place_on(engine)
     if place.dialect == "sqlite":
-        return partial(Lease, place=place, reading=reading, clock=clock, length=lease, size=size)
-    return partial(Lock, engine=engine, reading=reading, size=size)
+        return place, partial(Lease, place=place, reading=reading, clock=clock, length=lease, size=size)
+    return place, partial(Lock, engine=engine, reading=reading, size=size)
