@@ -52,7 +52,7 @@ from accountlink.errors import (
 )
 from accountlink.grants import ShareGrants
 from accountlink.linker import AccountLinker
-from accountlink.outbox import Delivery
+from accountlink.outbox import Batch, Delivery
 from accountlink.storage.grants import GrantMapping
 from accountlink.storage.grants_table import grants_table
 from accountlink.storage.ledger import transfer_ledger
@@ -76,6 +76,7 @@ __all__ = [
     "AlreadyGranted",
     "AlreadyOwner",
     "AmbiguousAccount",
+    "Batch",
     "BlockedByConstraint",
     "Change",
     "ConfigurationError",

@@ -22,8 +22,8 @@ from accountlink.core.grants import AlreadyGranted, Grant, Granted, IssuedGrant,
 from accountlink.core.secrecy import Concealed, ConcealedText, Parameters
 from accountlink.errors import AccountNotFound, ConfigurationError, GrantRejected, OutcomeUnknown, StoreBusy
 from accountlink.linker import LEASE, LOCK_TIMEOUT, AccountLinker
-from accountlink.outbox import Delivery, deliver
-from accountlink.storage.deliveries import holder
+from accountlink.outbox import Batch, Delivery, consume
+from accountlink.storage.deliveries import Hold, holder
 from accountlink.storage.exact import Spelling, plain_type
 from accountlink.storage.grant_events import grant_events
 from accountlink.storage.grant_store import GrantStore
@@ -41,7 +41,6 @@ from accountlink.storage.transactions import (
     Place,
     Work,
     place_of,
-    place_on,
 )
 
 TOKEN_BYTES: Final = 32
@@ -312,14 +311,36 @@ class ShareGrants:
             ConfigurationError: There is no outbox, or this is no engine of a database that is supported.
             StoreBusy, StoreUnavailable, RetryTransaction: As for :meth:`issue`, when the next event is asked for.
         """
+        return consume(self._holding("events", engine), Delivery, poll=poll, lease=lease, size=1)
+
+    def batches(
+        self, engine: AsyncEngine, *, size: int = 100, poll: timedelta | None = None, lease: timedelta = LEASE
+    ) -> AsyncGenerator[Batch[GrantEvent], None]:
+        """Deliver what happened to the grants of this table in batches, as :meth:`AccountLinker.batches` does.
+
+        Args:
+            engine: An engine; each batch is a transaction of its own.
+            size: How many events a batch has at the most, up to 10,000.
+            poll: How long to wait when nothing is left, and to look again; ``None`` ends instead.
+            lease: How long a batch is in a consumer's hands on SQLite at the most.
+
+        Yields:
+            Batches, oldest first; one that is not acknowledged before the next is asked for comes again.
+
+        Raises:
+            ConfigurationError: There is no outbox, this is no engine of a database that is supported, or no such size.
+            StoreBusy, StoreUnavailable, RetryTransaction: As for :meth:`issue`, when the next batch is asked for.
+        """
+        return consume(self._holding("batches", engine), Batch, poll=poll, lease=lease, size=size)
+
+    def _holding(
+        self, what: str, engine: AsyncEngine
+    ) -> Callable[[timedelta, int], tuple[Place, Callable[[], Hold[GrantEvent]]]]:
         if self._store.outbox is None:
-            raise ConfigurationError("events() needs ShareGrants(outbox=link_outbox(Base.metadata)).")
+            raise ConfigurationError(f"{what}() needs ShareGrants(outbox=link_outbox(Base.metadata)).")
         check_kind("engine", engine, AsyncEngine)
-        check_kind("poll", poll, timedelta, type(None))
-        check_kind("lease", lease, timedelta)
-        place, reading = place_on(engine), grant_events(self.mapping, self._store.outbox)
-        hold = holder(engine, place, reading, clock=partial(moment_of, self._clock), lease=lease)
-        return deliver(place, hold, poll=poll)
+        reading = grant_events(self.mapping, self._store.outbox, engine.dialect)
+        return partial(holder, engine, reading, partial(moment_of, self._clock))
 
     # -- what a call must bring ---------------------------------------------------------------------------------------
 

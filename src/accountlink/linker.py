@@ -45,13 +45,14 @@ from accountlink.errors import (
     StoreBusy,
     TokenForged,
 )
-from accountlink.outbox import Delivery, deliver
+from accountlink.outbox import Batch, Delivery, consume
 from accountlink.storage.accounts import AccountStore
-from accountlink.storage.deliveries import holder, link_events
+from accountlink.storage.deliveries import Hold, holder
 from accountlink.storage.mapping import AccountMapping, HasIds
 from accountlink.storage.outbox import checked_outbox
+from accountlink.storage.outbox_reading import link_events
 from accountlink.storage.sessions import forget_held, hand_over_held, refresh_held
-from accountlink.storage.transactions import Bind, Place, ask, place_of, place_on
+from accountlink.storage.transactions import Bind, Place, ask, place_of
 from accountlink.storage.values import shape_of
 from accountlink.tokens.signing import Secrets
 from accountlink.transfers import Guard, Transfers, ledger_of
@@ -446,13 +447,39 @@ class AccountLinker(Generic[UserId, LinkId]):
             ConfigurationError: There is no outbox, or this is no engine of a database that is supported.
             StoreBusy, StoreUnavailable: As for :meth:`link`, when the next event is asked for.
         """
+        return consume(self._holding("events", engine), Delivery, poll=poll, lease=lease, size=1)
+
+    def batches(
+        self, engine: AsyncEngine, *, size: int = 100, poll: timedelta | None = None, lease: timedelta = LEASE
+    ) -> AsyncGenerator[Batch[LinkEvent[UserId, LinkId]], None]:
+        """Deliver what :meth:`events` delivers, in batches that are acknowledged together: for large numbers of events.
+
+        A batch is done with as a whole, or comes again as a whole. In all else as :meth:`events`.
+
+        Args:
+            engine: An engine; each batch is a transaction of its own.
+            size: How many events a batch has at the most, up to 10,000.
+            poll: How long to wait when nothing is left, and to look again; ``None`` ends instead.
+            lease: How long a batch is in a consumer's hands on SQLite at the most.
+
+        Yields:
+            Batches of at least one event, oldest first. One that is not acknowledged before the next is asked for is
+            passed over until all others have had their turn: with ``poll=None`` until the next call.
+
+        Raises:
+            ConfigurationError: There is no outbox, this is no engine of a database that is supported, or no such size.
+            StoreBusy, StoreUnavailable: As for :meth:`link`, when the next batch is asked for.
+        """
+        return consume(self._holding("batches", engine), Batch, poll=poll, lease=lease, size=size)
+
+    def _holding(
+        self, what: str, engine: AsyncEngine
+    ) -> Callable[[timedelta, int], tuple[Place, Callable[[], Hold[LinkEvent[UserId, LinkId]]]]]:
         if self._store.outbox is None:
-            raise ConfigurationError("events() needs AccountLinker(outbox=link_outbox(Base.metadata)).")
+            raise ConfigurationError(f"{what}() needs AccountLinker(outbox=link_outbox(Base.metadata)).")
         check_kind("engine", engine, AsyncEngine)
-        check_kind("poll", poll, timedelta, type(None))
-        check_kind("lease", lease, timedelta)
-        place, reading = place_on(engine), link_events(self.mapping, self._store.outbox)
-        return deliver(place, holder(engine, place, reading, clock=self._now, lease=lease), poll=poll)
+        reading = link_events(self.mapping, self._store.outbox, engine.dialect)
+        return partial(holder, engine, reading, self._now)
 
     # -- unlinking ----------------------------------------------------------------------------------------------------
 

@@ -312,7 +312,7 @@ async def test_whoever_leaves_the_loop_lets_go(watched: Case, watch: Watch, end:
     gc.collect()
     assert [] == await soon(partial(watch.rows, "SELECT id FROM accountlink_events WHERE claimed_by IS NOT NULL"))
     assert [] == await soon(partial(watch.left_behind, engine))
-    assert 0 == checked_out(engine)
+    assert 0 == await soon(partial(asyncio.to_thread, checked_out, engine))
     assert [1, 2] == await numbers(case)
 
 

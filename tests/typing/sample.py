@@ -1,5 +1,6 @@
 """What an application writes, as a strict type checker reads it. Nothing here runs; test_public_types.py checks it."""
 
+from collections.abc import Sequence
 from contextlib import aclosing
 from datetime import datetime, timedelta
 from typing import assert_never, assert_type
@@ -15,6 +16,7 @@ from accountlink import (
     AccountMapping,
     AlreadyGranted,
     AlreadyOwner,
+    Batch,
     Change,
     Delivery,
     EventType,
@@ -197,6 +199,11 @@ async def worker(engine: AsyncEngine) -> None:
             assert_type(event.other_user_id, UUID | None)
             assert_type(event.link_id, int)
             await delivery.acknowledge()
+    async with aclosing(told.batches(engine, size=10)) as batches:
+        async for batch in batches:
+            assert_type(batch, Batch[LinkEvent[UUID, int]])
+            assert_type(batch.events, Sequence[LinkEvent[UUID, int]])
+            await batch.acknowledge()
 
 
 def secrets(tokens: TokenSet) -> tuple[str, str | None]:

@@ -9,11 +9,11 @@ import sqlalchemy as sa
 from accountlink.core.events import GRANT_EVENTS, EventType, GrantEvent
 from accountlink.core.grants import Grant
 from accountlink.core.secrecy import Parameters, concealed_id
-from accountlink.storage.deliveries import Reading
 from accountlink.storage.grants import GrantMapping
+from accountlink.storage.id_text import id_text, reader
 from accountlink.storage.naming import Names
 from accountlink.storage.outbox import Outbox, event_id, word
-from accountlink.storage.values import read_moment
+from accountlink.storage.outbox_reading import Found, Reading, details, moment, optional, part
 
 _GRANT_ID: Final = "grant_id"
 """Under this word an event's data name the grant, by its id as text."""
@@ -42,7 +42,7 @@ class GrantEvents(Outbox):
             only: Which of the rows count.
         """
         role, other_role = _who(kind)
-        grant_id = sa.cast(rows.c.id, sa.Text)
+        grant_id = id_text(rows.c.id)
         return self.written(
             rows,
             kind=word(kind),
@@ -87,43 +87,26 @@ def told(kind: EventType, grant: Grant, parameters: Parameters) -> Parameters:
     )
 
 
-def grant_events(mapping: GrantMapping, outbox: sa.Table) -> Reading[GrantEvent]:
+def grant_events(mapping: GrantMapping, outbox: sa.Table, dialect: sa.Dialect) -> Reading[GrantEvent]:
     """How the events of a table of grants are read."""
-    c, columns = outbox.c, mapping.columns
-    redeemed = c.type == word(EventType.GRANT_REDEEMED)
-    # Grantor and grantee may be of different types, and which of them is whose user depends on what happened.
-    grantor = sa.case((redeemed, c.other_user_id), else_=c.user_id)
-    grantee = sa.case((redeemed, c.user_id), else_=c.other_user_id)
-    row = (
-        c.id,
-        c.occurred_at,
-        c.type,
-        sa.cast(grantor, columns["grantor_id"].type).label("grantor_id"),
-        sa.cast(grantee, columns["grantee_id"].type).label("grantee_id"),
-        sa.cast(c.link_id, _link_type(mapping)).label("link_id"),
-        sa.cast(c.data[_GRANT_ID].as_string(), columns["id"].type).label(_GRANT_ID),
-        c.data,
-    )
-    return Reading(outbox=outbox, source=mapping.table, types=GRANT_EVENTS, row=row, read=_grant_event)
+    users = {role: reader(mapping.columns[role].type, dialect) for role in ("grantor_id", "grantee_id")}
+    grant, link = reader(mapping.columns["id"].type, dialect), reader(_link_type(mapping), dialect)
 
+    def read(found: Found) -> GrantEvent:
+        kind, data = EventType(found.type), part("data", details, found.data)
+        role, other_role = _who(kind)  # grantor and grantee may be of different types
+        return GrantEvent(
+            id=found.id,
+            occurred_at=part("occurred_at", moment, found.occurred_at),
+            type=kind,
+            user_id=part("user_id", users[role], found.user_id),
+            other_user_id=optional("other_user_id", users[other_role], found.other_user_id),
+            link_id=optional("link_id", link, found.link_id),
+            grant_id=part("data", grant, data.get(_GRANT_ID)),
+            data=data,
+        )
 
-def _grant_event(row: sa.Row[Any]) -> GrantEvent:
-    number, moment, word_of_kind, grantor_id, grantee_id, link_id, grant_id, data = tuple[Any, ...](row)
-    occurred_at = read_moment(moment)
-    assert occurred_at is not None  # noqa: S101  # the column takes no null
-    kind = EventType(word_of_kind)
-    users = {"grantor_id": grantor_id, "grantee_id": grantee_id}
-    role, other_role = _who(kind)
-    return GrantEvent(
-        id=number,
-        occurred_at=occurred_at,
-        type=kind,
-        user_id=users[role],
-        other_user_id=users[other_role],
-        link_id=link_id,
-        grant_id=grant_id,
-        data=data,
-    )
+    return Reading(outbox=outbox, source=mapping.table, dialect=dialect, types=GRANT_EVENTS, read=read)
 
 
 def _who(kind: EventType) -> tuple[str, str]:

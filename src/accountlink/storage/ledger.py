@@ -11,6 +11,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from accountlink.errors import ConfigurationError
+from accountlink.storage.id_text import id_text
 from accountlink.storage.naming import Names
 from accountlink.storage.targets import known_table
 from accountlink.storage.upserts import insert_or_update
@@ -80,7 +81,7 @@ class Ledger:
     def epoch(self, link_id: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
         """The epoch of a link, as the statement's snapshot has it."""
         c = self._table.c
-        found = sa.select(c.epoch).where(c.table_name == self._name, c.link_id == sa.cast(link_id, sa.Text))
+        found = sa.select(c.epoch).where(c.table_name == self._name, c.link_id == id_text(link_id))
         return sa.func.coalesce(found.correlate_except(self._table).scalar_subquery(), _ZERO)
 
     def raised_by(
@@ -96,7 +97,7 @@ class Ledger:
         Returns:
             A part that has a row for each epoch that was raised.
         """
-        rows = sa.select(self._name, sa.cast(source.c.id, sa.Text), _ONE).where(*conditions)
+        rows = sa.select(self._name, id_text(source.c.id), _ONE).where(*conditions)
         still = None if read is None else self._table.c.epoch == read
         made = insert_or_update(self._table, key=_COLUMNS[:2], values=self._risen(), where=still)
         raised = made.from_select(list(_COLUMNS[:3]), rows, include_defaults=False)
@@ -104,7 +105,7 @@ class Ledger:
 
     def raise_one(self, link_id: sa.ColumnElement[Any]) -> sa.Insert:
         """Raise the epoch of one link (SQLite, in a transaction that holds the write lock)."""
-        values = dict(zip(_COLUMNS, (self._name, sa.cast(link_id, sa.Text), _ONE), strict=False))
+        values = dict(zip(_COLUMNS, (self._name, id_text(link_id), _ONE), strict=False))
         return insert_or_update(self._table, key=_COLUMNS[:2], values=self._risen()).values(values)
 
     def _risen(self) -> dict[str, sa.ColumnElement[Any]]:

@@ -7,6 +7,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from accountlink.core.events import EventType
+from accountlink.storage.id_text import id_text
 from accountlink.storage.outbox import Outbox, word
 from accountlink.storage.slugs import slug_in
 
@@ -36,7 +37,7 @@ class LinkEvents(Outbox):
             answer,
             kind=sa.case(*((arm == names[name], word(kind)) for name, kind in _ARMS.items())),
             user_id=user_id,
-            other_user_id=sa.case((arm == names["conflict"], sa.cast(answer.c.user_id, sa.Text))),
+            other_user_id=sa.case((arm == names["conflict"], id_text(answer.c.user_id))),
             provider=slug_in(answer.c.provider),
             link_id=answer.c.id,
             only=[arm.in_(names.values())],

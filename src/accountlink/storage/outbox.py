@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from accountlink.core.events import EventType
 from accountlink.errors import ConfigurationError
+from accountlink.storage.id_text import id_text
 from accountlink.storage.naming import Names
 from accountlink.storage.targets import known_table
 
@@ -20,7 +21,7 @@ OUTBOX_NAME: Final = "accountlink_events"
 _WRITTEN: Final = (
     "occurred_at", "type", "user_id", "other_user_id", "provider", "link_id", "data", "table_name", "call_id",
 )  # fmt: skip
-_COLUMNS: Final = ("id", *_WRITTEN, "claimed_by", "claimed_until")
+_COLUMNS: Final = ("id", *_WRITTEN, "claimed_by", "claimed_until", "set_aside")
 _AGAIN: Final = (EventType.LINKED, EventType.RESTORED)
 """What a call may have done before its answer was lost, and repeats as an update."""
 _select: Final[Callable[..., sa.Select[Any]]] = cast("Any", sa.select)
@@ -62,7 +63,8 @@ def link_outbox(metadata: sa.MetaData, *, name: str = OUTBOX_NAME, schema: str |
         sa.Column("call_id", sa.Uuid),
         sa.Column("claimed_by", sa.Uuid),
         sa.Column("claimed_until", sa.DateTime(timezone=True)),
-        sa.Index(None, "table_name", "id"),  # by the naming convention of the metadata
+        sa.Column("set_aside", sa.Boolean, server_default=sa.false(), nullable=False),
+        sa.Index(None, "table_name", "set_aside", "id"),  # by the naming convention of the metadata
         schema=schema,
         sqlite_autoincrement=True,  # or SQLite would give an event the id of one that was acknowledged
     )
@@ -134,10 +136,10 @@ class Outbox:
         values = {
             "occurred_at": self._moment,
             "type": kind,
-            "user_id": sa.cast(user_id, sa.Text),
-            "other_user_id": nothing if other_user_id is None else sa.cast(other_user_id, sa.Text),
+            "user_id": id_text(user_id),
+            "other_user_id": nothing if other_user_id is None else id_text(other_user_id),
             "provider": nothing if provider is None else provider,
-            "link_id": nothing if link_id is None else sa.cast(link_id, sa.Text),
+            "link_id": nothing if link_id is None else id_text(link_id),
             "data": sa.cast(sa.literal_column("'{}'"), sa.JSON) if data is None else data,
             "table_name": self._name,
             "call_id": self._call,
@@ -197,4 +199,4 @@ def word(kind: EventType) -> sa.ColumnClause[str]:
 
 def event_id(name: str, kind: sa.types.TypeEngine[Any]) -> sa.ColumnElement[str]:
     """An id that a parameter brings, as the outbox holds it: as text, whatever it is in its own column."""
-    return sa.cast(sa.bindparam(f"al_event_{name}", type_=kind), sa.Text)
+    return id_text(sa.bindparam(f"al_event_{name}", type_=kind))

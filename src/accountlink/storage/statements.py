@@ -377,9 +377,15 @@ class Statements:
         return _select(*self.row()).where(self.same_account(), self.live()).limit(_ONE)
 
     def listing(self, roles: tuple[str, ...]) -> sa.Select[Any]:
-        """The user's live rows, oldest first; further roles narrow them down."""
+        """The user's live rows, oldest first; further roles narrow them down.
+
+        The provider stands in a CASE, which no index can serve: a user has few links, and a provider has many. Where
+        PostgreSQL knows nothing of a table yet, it would rather read all of the provider's.
+        """
         order = [self._c[role] for role in ("created_at", "id") if role in self._c]
-        narrowed = [self._c["id"] == self.bind("id") if role == "id" else self.same(role) for role in roles]
+        narrowed: list[Condition] = [self._c[role] == self.bind(role) for role in roles if role != "provider"]
+        if "provider" in roles:
+            narrowed.append(sa.case((self.same("provider"), sa.true()), else_=sa.false()))
         return _select(*self.row()).where(self.is_mine(), self.live(), *narrowed).order_by(*order)
 
     def named(self) -> sa.Select[Any]:
