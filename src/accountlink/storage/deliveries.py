@@ -24,10 +24,10 @@ from accountlink.core.events import LINK_EVENTS, EventType, LinkEvent
 from accountlink.core.facts import Failure
 from accountlink.storage import violations
 from accountlink.storage.cancellation import seen_through, sheltered
+from accountlink.storage.column_types import read_moment
 from accountlink.storage.mapping import AccountMapping
 from accountlink.storage.outbox import word
 from accountlink.storage.transactions import Place
-from accountlink.storage.values import read_moment
 
 Event = TypeVar("Event")
 _select: Final[Callable[..., sa.Select[Any]]] = cast("Any", sa.select)

@@ -9,10 +9,10 @@ import sqlalchemy as sa
 from accountlink.core.events import GRANT_EVENTS, EventType, GrantEvent
 from accountlink.core.grants import Grant
 from accountlink.core.secrecy import Parameters, concealed_id
+from accountlink.storage.column_types import read_moment
 from accountlink.storage.deliveries import Reading
 from accountlink.storage.grants import GrantMapping
 from accountlink.storage.outbox import Outbox, event_id, word
-from accountlink.storage.values import read_moment
 
 _GRANT_ID: Final = "grant_id"
 """Under this word an event's data name the grant, by its id as text."""

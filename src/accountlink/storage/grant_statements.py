@@ -26,6 +26,7 @@ from accountlink.storage.grant_events import GrantEvents
 from accountlink.storage.grants import GrantMapping
 from accountlink.storage.live_links import LiveLinks
 from accountlink.storage.statements import Columns, Condition, bounded
+from accountlink.storage.type_layers import plain_type
 
 _select: Final[Callable[..., sa.Select[Any]]] = cast("Any", sa.select)
 """Columns are chosen by the mapping, at run time: their types are not known here."""
@@ -39,14 +40,6 @@ _COPIED: Final = ("grantor_id", "link_id", "link_version", "expires_at")
 """What the row of one use takes from the row of its token."""
 _ISSUED: Final = ("grantor_id", "token_hash", "token", "expires_at", "active", "created_at", "updated_at")
 """What every issue fills, where there is such a column: no default of the application's is asked for."""
-
-
-def plain_type(kind: Any) -> sa.types.TypeEngine[Any]:
-    """What the database knows of a column's type, without what Python makes of it."""
-    while isinstance(kind, sa.types.TypeDecorator):
-        kind = kind.impl
-    plain: sa.types.TypeEngine[Any] = kind
-    return plain
 
 
 class GrantStatements:

@@ -19,8 +19,10 @@ from typing import Any, Final, Protocol, cast
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
+from accountlink.core.credentials import join_scopes
 from accountlink.core.events import EventType
 from accountlink.core.policy import Key, Ownership, Removal
+from accountlink.storage.column_types import Part, aware, form_of
 from accountlink.storage.defaults import fixed_defaults, fixed_updates
 from accountlink.storage.ledger import Ledger
 from accountlink.storage.link_events import LinkEvents
@@ -214,7 +216,7 @@ class Statements:
         if self._policy.removal is Removal.SOFT:
             for role in CREDENTIAL_ROLES:
                 if role in c and role not in shape.credentials:
-                    values[c[role]] = sa.case((was_live, c[role]), else_=nothing_in(c[role]))
+                    values[c[role]] = sa.case((was_live, c[role]), else_=nothing_in(role, c[role]))
             values |= {c[role]: sa.null() for role in ("deleted_at", "reason") if role in c and c[role].nullable}
             if writes("active"):
                 values[c["active"]] = sa.true()
@@ -452,18 +454,16 @@ def _arm(name: str) -> sa.Label[str]:
     return _word(name).label("arm")
 
 
-def nothing_in(column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+def nothing_in(role: str, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
     """What stands for no credential: NULL, or where the column takes none an empty value, and for an end 1970."""
     if column.nullable:
         return sa.null()
-    kind: Any = column.type.impl if isinstance(column.type, sa.types.TypeDecorator) else column.type
-    if isinstance(kind, sa.String):
-        return sa.literal("", column.type)
-    if isinstance(kind, sa.Integer):
-        return sa.literal(0, column.type)
-    if isinstance(kind, sa.DateTime):
-        return sa.literal(datetime(1970, 1, 1, tzinfo=UTC if kind.timezone else None), column.type)
-    return sa.literal([], column.type) if isinstance(kind, (sa.JSON, sa.ARRAY)) else sa.null()
+    empty: Any = ""
+    if role == "expires_at":
+        empty = (form_of(Part.MOMENT, column.type) or aware)(datetime(1970, 1, 1, tzinfo=UTC))
+    elif role == "scopes":
+        empty = (form_of(Part.SCOPES, column.type) or join_scopes)(frozenset())
+    return sa.literal(empty, column.type)
 
 
 def _why() -> sa.Label[str]:

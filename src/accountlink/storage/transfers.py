@@ -113,7 +113,7 @@ class TransferStatements(Statements):
         """
         columns = {role: self._c[role] for role in CREDENTIAL_ROLES if role in self._c}
         return {
-            column: self.bind(role) if role in shape.credentials else nothing_in(column)
+            column: self.bind(role) if role in shape.credentials else nothing_in(role, column)
             for role, column in columns.items()
         }
 
