@@ -24,7 +24,7 @@ from accountlink.errors import AccountNotFound, ConfigurationError, GrantRejecte
 from accountlink.linker import LEASE, LOCK_TIMEOUT, AccountLinker
 from accountlink.outbox import Batch, Delivery, consume
 from accountlink.storage.deliveries import Hold, holder
-from accountlink.storage.exact import Spelling, plain_type
+from accountlink.storage.exact import Spelling
 from accountlink.storage.grant_events import grant_events
 from accountlink.storage.grant_store import GrantStore
 from accountlink.storage.grants import GrantMapping
@@ -42,6 +42,7 @@ from accountlink.storage.transactions import (
     Work,
     place_of,
 )
+from accountlink.storage.type_layers import plain_type
 
 TOKEN_BYTES: Final = 32
 """Of randomness in a token: 256 bits."""
@@ -492,9 +493,7 @@ def _mapping_of(grants: object, *, one_active_per_pair: bool) -> GrantMapping:
 
 def _check_token(column: sa.Column[Any], mapping: GrantMapping) -> None:
     kind = plain_type(column.type)
-    if not isinstance(kind, sa.String):
-        raise ConfigurationError(f"{column.name!r} of {mapping.name!r} is {kind!r}, and a token, or its hash, is text.")
-    if kind.length is not None and kind.length < TOKEN_LENGTH:
+    if isinstance(kind, sa.String) and kind.length is not None and kind.length < TOKEN_LENGTH:
         raise ConfigurationError(
             f"{column.name!r} of {mapping.name!r} takes {kind.length} characters, and a token, or its hash, has "
             f"{TOKEN_LENGTH}. Widen it."

@@ -995,7 +995,7 @@ def test_a_mapping_that_cannot_serve_is_refused() -> None:
         GrantMapping(table, **{role: table.c[name] for role, name in given.items()})  # type: ignore[arg-type]  # roles
 
     mapped()
-    for kind, named in ((sa.Uuid(), "is text"), (sa.String(32), "32 characters")):
+    for kind, named in ((sa.Uuid(), "which is a text"), (sa.String(32), "32 characters")):
         table = grants_table(sa.MetaData())
         table.c.token_hash.type = kind
         with pytest.raises(ConfigurationError, match=named):

@@ -96,6 +96,10 @@ class ConcealedUuid(UUID):
         """Its 32 digits."""
         return ConcealedText(super().hex)
 
+    def replace(self, old: str, new: str) -> str:
+        """Its text with something replaced: how SQLAlchemy takes one where a column's UUIDs are texts in Python."""
+        return ConcealedText(str(self).replace(old, new))
+
 
 def concealed_id(value: Any) -> Any:  # an id of whatever type its column has
     """Another user's id, for a statement's parameters: what a log shows of them does not tell who they are."""

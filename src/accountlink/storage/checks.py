@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
 
 from accountlink.core.policy import Key, Ownership, Removal
 from accountlink.errors import ConfigurationError
+from accountlink.storage.column_types import LINK_PARTS, REMEDIES, Part, form_of
 from accountlink.storage.naming import check_keys
 from accountlink.storage.targets import TableMapping
+from accountlink.storage.type_layers import plain_type, works_on_values
 
 if TYPE_CHECKING:
     from accountlink.storage.mapping import AccountMapping
+
+EMAIL_LENGTH: Final = 254
+"""The longest address that mail can be sent to (RFC 3696, erratum 1690)."""
 
 
 def check(mapping: AccountMapping[Any, Any]) -> None:
@@ -34,7 +40,7 @@ def check(mapping: AccountMapping[Any, Any]) -> None:
     check_parts(mapping)
     _check_removal(mapping)
     _check_computed(mapping)
-    _check_texts(mapping)
+    _check_types(mapping)
     link_id = columns["id"]
     if not is_unique(mapping.table, link_id):
         raise ConfigurationError(
@@ -49,6 +55,12 @@ def _check_removal(mapping: AccountMapping[Any, Any]) -> None:
         raise ConfigurationError(
             f"Removal.SOFT needs a 'deleted_at' or an 'active' column in {mapping.name!r} to mark dead rows. "
             "Map one, or use Removal.DELETE."
+        )
+    marker = mapping.columns.get("deleted_at")
+    if marker is not None and not marker.nullable:
+        raise ConfigurationError(
+            f"{marker.name!r} of {mapping.name!r} takes no NULL, and 'deleted_at' is NULL in a live row. Make it "
+            "nullable and its live rows NULL, or map deleted_at=None and an 'active' flag."
         )
     if mapping.policy.removal is Removal.DELETE and markers:
         raise ConfigurationError(
@@ -84,14 +96,35 @@ def check_parts(mapping: TableMapping) -> None:
         played[column] = role
 
 
-def _check_texts(mapping: AccountMapping[Any, Any]) -> None:
-    """Identifiers, addresses and tokens are text: a number would meet where texts differ (``1`` and ``01``)."""
-    for role in ("provider", "account_id", "email", "email_key", "access_token", "refresh_token", "reason"):
+def _check_types(mapping: AccountMapping[Any, Any]) -> None:
+    """Ask the table of types, and hold the columns of addresses to the length that an address may have."""
+    parts = dict(LINK_PARTS)
+    if mapping.policy.key is Key.EMAIL:
+        parts[mapping.email_key_role] = Part.COMPARED
+    check_types(mapping, parts)
+    for role in ("email", "email_key"):
         column = mapping.columns.get(role)
-        if column is not None and not isinstance(column.type, (sa.String, sa.types.TypeDecorator, sa.types.NullType)):
+        kind = None if column is None or works_on_values(column.type) else plain_type(column.type)
+        if column is not None and isinstance(kind, sa.String) and (kind.length or EMAIL_LENGTH) < EMAIL_LENGTH:
             raise ConfigurationError(
-                f"{column.name!r} of {mapping.name!r} is {column.type!r}, and {role!r} is text. "
-                f"Change the column's type to text, or map {role}=... to another column."
+                f"{column.name!r} of {mapping.name!r} takes {kind.length} characters, and an e-mail address has up to "
+                f"{EMAIL_LENGTH}. Widen the column, or map {role}=... to another one."
+            )
+
+
+def check_types(mapping: TableMapping, parts: Mapping[str, Part]) -> None:
+    """Refuse a column whose type cannot play its part, and name one that can."""
+    for role, column in mapping.columns.items():
+        part = parts[role]
+        if form_of(part, column.type) is None:
+            problem = (
+                "a type of the application's own, which does not give back each value as it was given"
+                if works_on_values(column.type)
+                else "which cannot do that"
+            )
+            raise ConfigurationError(
+                f"{column.name!r} of {mapping.name!r} {part.value} ({role!r}), and its type is {column.type!r}, "
+                f"{problem}. Make it {REMEDIES[part]}, or map {role}=... to another column."
             )
 
 

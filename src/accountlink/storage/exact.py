@@ -47,22 +47,9 @@ def _written(element: Exactly, compiler: Any, collation: str, options: dict[str,
     return f"({sql})"
 
 
-def plain_type(kind: Any) -> sa.types.TypeEngine[Any]:
-    """What the database knows of a column's type, without what Python makes of it."""
-    while isinstance(kind, sa.types.TypeDecorator):
-        kind = kind.impl
-    plain: sa.types.TypeEngine[Any] = kind
-    return plain
-
-
 def variants(kind: sa.types.TypeEngine[Any]) -> list[tuple[sa.types.TypeEngine[Any], sa.Dialect]]:
     """A type as each supported database has it."""
     return [(kind.dialect_impl(dialect), dialect) for dialect in (make() for make in _DIALECTS)]
-
-
-def is_padded(kind: sa.types.TypeEngine[Any]) -> bool:
-    """Whether a column of this type may fill up a text with blanks."""
-    return any(isinstance(plain_type(variant), sa.CHAR) for variant, _ in variants(kind))
 
 
 class Spelling:

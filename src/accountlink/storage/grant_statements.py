@@ -22,12 +22,13 @@ import sqlalchemy as sa
 
 from accountlink.core.events import EventType
 from accountlink.storage.defaults import fixed_updates
-from accountlink.storage.exact import Exactly, plain_type
+from accountlink.storage.exact import Exactly
 from accountlink.storage.grant_events import GrantEvents
 from accountlink.storage.grants import GrantMapping
 from accountlink.storage.live_links import LiveLinks
 from accountlink.storage.naming import Names
 from accountlink.storage.statements import Columns, Condition, bounded
+from accountlink.storage.type_layers import plain_type
 
 _select: Final[Callable[..., sa.Select[Any]]] = cast("Any", sa.select)
 """Columns are chosen by the mapping, at run time: their types are not known here."""

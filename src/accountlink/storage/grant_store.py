@@ -17,12 +17,13 @@ from accountlink.core.grants import AlreadyGranted, Grant, Granted
 from accountlink.core.secrecy import Parameters
 from accountlink.errors import ConfigurationError
 from accountlink.storage.catalogue import keeps_snapshot, unique_index
+from accountlink.storage.column_types import Part, read_moment
 from accountlink.storage.grant_events import told
 from accountlink.storage.grant_statements import GrantStatements
 from accountlink.storage.grants import GrantMapping
 from accountlink.storage.live_links import LiveLinks
 from accountlink.storage.naming import stored_name
-from accountlink.storage.values import caller, moment_writer, read_moment
+from accountlink.storage.values import caller, moment_writer
 
 _MOMENTS: Final = ("expires_at", "created_at", "updated_at", "redeemed_at", "ended_at")
 _SHARED_SNAPSHOT: Final = ("repeatable read", "serializable")
@@ -82,7 +83,9 @@ class GrantStore:
         self._onupdate: Final = {f"al_onupdate_{c.key}": caller(mapping, c, c.onupdate) for c in onupdate}
         defaults = self._statements[False].defaults
         self._defaults: Final = {f"al_default_{c.key}": caller(mapping, c, c.default) for c in defaults}
-        self._moments: Final = {role: moment_writer(c.type) for role, c in mapping.columns.items() if role in _MOMENTS}
+        self._moments: Final = {
+            role: moment_writer(Part.CLOCKED, c) for role, c in mapping.columns.items() if role in _MOMENTS
+        }
 
     # -- parameters ---------------------------------------------------------------------------------------------------
 

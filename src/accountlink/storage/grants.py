@@ -10,7 +10,8 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Mapper
 
 from accountlink.errors import ConfigurationError
-from accountlink.storage.checks import check_parts, is_unique
+from accountlink.storage.checks import check_parts, check_types, is_unique
+from accountlink.storage.column_types import GRANT_PARTS
 from accountlink.storage.grants_table import is_own, wants_one_per_pair
 from accountlink.storage.targets import Attribute, column_of, mapper_of, table_of
 
@@ -132,6 +133,7 @@ class GrantMapping:
                     f"Map {role}=... or add it."
                 )
         check_parts(self)
+        check_types(self, GRANT_PARTS)
         self._check_columns()
         if ("token_hash" in self.columns) == ("token" in self.columns):
             raise ConfigurationError(
@@ -140,11 +142,16 @@ class GrantMapping:
 
     def _check_columns(self) -> None:
         name, c = self.name, self.columns
-        if not c["grantee_id"].nullable:
-            raise ConfigurationError(
-                f"{c['grantee_id'].name!r} of {name!r} takes no NULL, which it holds until the token is redeemed. "
-                "Make it nullable."
-            )
+        empty = {
+            "grantee_id": "the token is redeemed",
+            "redeemed_at": "the token is redeemed",
+            "ended_at": "it has ended",
+        }
+        for role, until in empty.items():
+            if role in c and not c[role].nullable:
+                raise ConfigurationError(
+                    f"{c[role].name!r} of {name!r} takes no NULL, which it holds until {until}. Make it nullable."
+                )
         if not is_unique(self.table, c["id"]):
             raise ConfigurationError(
                 f"{c['id'].name!r} alone does not identify a row of {name!r}. Map one unique column as the grant's id."

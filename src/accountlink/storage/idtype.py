@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
-_DIALECTS: Final[tuple[Callable[[], sa.Dialect], ...]] = (postgresql.dialect, sqlite.dialect)
-
-
-def _variants(kind: sa.types.TypeEngine[Any]) -> list[sa.types.TypeEngine[Any]]:
-    """A type as each supported database has it."""
-    return [kind.dialect_impl(dialect()) for dialect in _DIALECTS]
+from accountlink.storage.type_layers import POSTGRESQL, SQLITE, plain_type, plain_types, python_type, works_on_values
 
 
 def _bits(kind: sa.types.TypeEngine[Any]) -> int:
@@ -24,7 +18,12 @@ def _bits(kind: sa.types.TypeEngine[Any]) -> int:
 
 def smallest_bits(kind: sa.types.TypeEngine[Any]) -> int:
     """How many bits a whole number has in a column on each of the databases, its sign aside; of an unknown type few."""
-    return min(_bits(variant) for variant in (kind, *_variants(kind))) if isinstance(kind, sa.Integer) else 15
+    return min(_bits(plain) if isinstance(plain, sa.Integer) else 15 for plain in (*_itself(kind), *plain_types(kind)))
+
+
+def _itself(kind: sa.types.TypeEngine[Any]) -> list[sa.types.TypeEngine[Any]]:
+    """A number as it is declared, beside what its variants make of it."""
+    return [kind] if isinstance(kind, sa.Integer) else []
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,20 +34,22 @@ class IdType:
     processors: tuple[Callable[[Any], Any], ...] = field(default=(), repr=False)
     low: int | None = None
     high: int | None = None
+    is_uuid_text: bool = False
 
     @classmethod
     def of(cls, column: sa.Column[Any]) -> IdType:
         """Read it from the column's own type."""
         kind = column.type
-        try:
-            python = kind.python_type
-        except NotImplementedError:  # a TypeDecorator: what its own processor refuses is not of its type
-            made: list[Any] = [kind.bind_processor(dialect()) for dialect in _DIALECTS]
+        works = works_on_values(kind)
+        python = python_type(kind) or (None if works else python_type(plain_type(kind)))
+        if python is None and works:  # what its own processor refuses is not of its type
+            made: list[Any] = [kind.bind_processor(dialect) for dialect in (POSTGRESQL, SQLITE)]
             return cls(python=None, processors=tuple(process for process in made if process is not None))
         if python is int:
-            bits = max(_bits(variant) for variant in (kind, *_variants(kind)))
+            bits = max(_bits(plain) for plain in (*_itself(kind), *plain_types(kind)))
             return cls(python=int, low=-(2**bits), high=2**bits - 1)
-        return cls(python=python if python in (str, UUID) else None)
+        is_uuid_text = python is str and isinstance(plain_type(kind), sa.Uuid)
+        return cls(python=python if python in (str, UUID) else None, is_uuid_text=is_uuid_text)
 
     def accepts(self, value: object) -> bool:
         """Whether a value is of the column's own type."""
@@ -66,5 +67,15 @@ class IdType:
     def holds(self, value: object) -> bool:
         """Whether the column can hold a value of its type."""
         if isinstance(value, str):
+            if self.is_uuid_text and not _is_uuid(value):
+                return False
             return "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
         return self.low is None or self.high is None or (isinstance(value, int) and self.low <= value <= self.high)
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        UUID(text)
+    except ValueError:
+        return False
+    return True

@@ -7,11 +7,15 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from accountlink.storage.type_layers import plain_types, works_on_values
+
 
 def slugs_of(kind: sa.types.TypeEngine[Any]) -> dict[str, Any]:
     """Slugs and what an enumerated column takes for them: a member of a Python enumeration, or one of its texts."""
-    if not isinstance(kind, sa.Enum):
+    enums = [] if works_on_values(kind) else [plain for plain in plain_types(kind) if isinstance(plain, sa.Enum)]
+    if not enums:
         return {}
+    kind = enums[0]
     members: list[Any] = list(kind.enum_class) if kind.enum_class is not None else list(kind.enums)
     slugs: dict[str, Any] = {}
     for member in members:

@@ -18,10 +18,12 @@ from typing import Any, Final, Protocol, cast
 
 import sqlalchemy as sa
 
+from accountlink.core.credentials import join_scopes
 from accountlink.core.events import EventType
 from accountlink.core.policy import Key, Ownership, Removal
+from accountlink.storage.column_types import Part, aware, form_of
 from accountlink.storage.defaults import fixed_defaults, fixed_updates
-from accountlink.storage.exact import Exactly, plain_type
+from accountlink.storage.exact import Exactly
 from accountlink.storage.ledger import Ledger
 from accountlink.storage.link_events import LinkEvents
 from accountlink.storage.mapping import CREDENTIAL_ROLES, AccountMapping
@@ -474,13 +476,12 @@ def nothing_in(role: str, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
     """What stands for no credential: NULL, or where the column takes none an empty value, and for an end 1970."""
     if column.nullable:
         return sa.null()
-    kind = plain_type(column.type)
+    empty: Any = ""
     if role == "expires_at":
-        zone = UTC if isinstance(kind, sa.DateTime) and kind.timezone else None
-        return sa.literal(0 if isinstance(kind, sa.Integer) else datetime(1970, 1, 1, tzinfo=zone), column.type)
-    if role == "scopes" and not isinstance(kind, sa.String):
-        return sa.literal([], column.type)
-    return sa.literal("", column.type)
+        empty = (form_of(Part.MOMENT, column.type) or aware)(datetime(1970, 1, 1, tzinfo=UTC))
+    elif role == "scopes":
+        empty = (form_of(Part.SCOPES, column.type) or join_scopes)(frozenset())
+    return sa.literal(empty, column.type)
 
 
 def _why() -> sa.Label[str]:

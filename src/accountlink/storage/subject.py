@@ -10,12 +10,12 @@ from accountlink.core.policy import Ownership, Removal
 from accountlink.core.subject import Declared, Need, Subject
 from accountlink.core.text import MAX_LENGTH
 from accountlink.errors import ConfigurationError
+from accountlink.storage.checks import EMAIL_LENGTH
 from accountlink.storage.grants import GrantMapping
 from accountlink.storage.idtype import IdType
 from accountlink.storage.mapping import AccountMapping
+from accountlink.storage.type_layers import plain_type
 
-EMAIL_LENGTH: Final = 254
-"""The longest address that mail can be sent to (RFC 3696, erratum 1690)."""
 TOKEN_LENGTH: Final = 8192
 """No standard bounds a token; what travels in a header rarely passes the 8 KB that servers take."""
 HASH_LENGTH: Final = 43
@@ -109,8 +109,8 @@ def _grants(mapping: GrantMapping, schema: str | None) -> Subject:
 def _lengths(mapping: AccountMapping[Any, Any]) -> dict[str, int]:
     lengths = {mapping.columns[role].name: least for role, least in _LENGTHS.items() if role in mapping.columns}
     for role in ("id", "user_id"):
-        kind = mapping.columns[role].type
-        if isinstance(kind, sa.String) and not isinstance(kind, sa.Enum) and kind.length is not None:
+        kind = plain_type(mapping.columns[role].type)
+        if isinstance(kind, sa.String) and kind.length is not None:
             lengths[mapping.columns[role].name] = kind.length
     return lengths
 

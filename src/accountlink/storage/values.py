@@ -4,54 +4,36 @@ from __future__ import annotations
 
 import secrets as randomness
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Generic
+from uuid import UUID
 
 import sqlalchemy as sa
 
-from accountlink.core.credentials import TokenSet, join_scopes, split_scopes
+from accountlink.core.credentials import TokenSet, join_scopes
 from accountlink.core.email import normalize_email
 from accountlink.core.identity import ProviderIdentity
 from accountlink.core.outcomes import LinkedAccount, LinkId, UserId
 from accountlink.core.policy import Key
 from accountlink.core.secrecy import ConcealedText, Parameters, concealed_id
 from accountlink.errors import ConfigurationError, InvalidIdentity
-from accountlink.storage.exact import REFUSED, Spelling, is_padded, text_of
-from accountlink.storage.idtype import smallest_bits
+from accountlink.storage.column_types import Part, aware, form_of, read_moment, read_scopes
+from accountlink.storage.exact import REFUSED, Spelling, text_of
+from accountlink.storage.idtype import IdType, smallest_bits
 from accountlink.storage.mapping import CREDENTIAL_ROLES, AccountMapping
 from accountlink.storage.slugs import slugs_of
 from accountlink.storage.statements import Shape
 from accountlink.storage.targets import TableMapping
+from accountlink.storage.type_layers import is_padded
 
 _VERSION_BITS = 47
 """A random version stays a number that every reader of JSON keeps whole, for as long as it is counted up."""
 MOMENTS = ("expires_at", "created_at", "updated_at", "deleted_at")
 
 
-def moment_writer(kind: sa.types.TypeEngine[Any]) -> Callable[[datetime], Any]:
-    """How a column takes an aware moment: aware, naive in UTC, or as whole seconds since 1970.
-
-    SQLite's own type drops the zone, so an aware moment always goes out in UTC.
-    """
-    if isinstance(kind, sa.Integer):
-        return lambda moment: int(moment.timestamp())
-    if isinstance(kind, sa.DateTime) and not kind.timezone:
-        return lambda moment: moment.astimezone(UTC).replace(tzinfo=None)
-    return lambda moment: moment.astimezone(UTC)
-
-
-def read_moment(value: Any) -> datetime | None:  # whatever the column's type returns
-    """Read a moment back, aware: a naive one is UTC, a number counts seconds since 1970."""
-    if value is None:
-        return None
-    if isinstance(value, datetime):
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value
-    return datetime.fromtimestamp(value, UTC)
-
-
-def read_scopes(value: Any) -> frozenset[str]:
-    """Read scopes back from one text or from a list."""
-    return split_scopes(value) if isinstance(value, str) else frozenset(value or ())
+def moment_writer(part: Part, column: sa.Column[Any]) -> Callable[[datetime], Any]:
+    """How a column takes an aware moment: aware, naive in UTC, or as whole seconds since 1970."""
+    return form_of(part, column.type) or aware  # a mapping has refused what takes none
 
 
 def first_version(kind: sa.types.TypeEngine[Any]) -> int:
@@ -95,7 +77,9 @@ class Codec(Generic[UserId, LinkId]):
         self._mapping = mapping
         self._columns = mapping.columns
         self._position = {role: index for index, role in enumerate(row_roles)}
-        self._moments = {role: moment_writer(mapping.columns[role].type) for role in MOMENTS if role in mapping.columns}
+        self._moments = {
+            role: moment_writer(Part.MOMENT, mapping.columns[role]) for role in MOMENTS if role in mapping.columns
+        }
         self._defaults = {f"al_default_{c.key}": caller(mapping, c, c.default) for c in defaults}
         self._onupdate = {f"al_onupdate_{c.key}": caller(mapping, c, c.onupdate) for c in onupdate}
         self._slugs = slugs_of(mapping.columns["provider"].type)
@@ -106,8 +90,10 @@ class Codec(Generic[UserId, LinkId]):
         self._padded = [role for role, _ in self._read_back if is_padded(mapping.columns[role].type)]
         self.recoded = {role: each for role, each in spelling.items() if each.has_code}
         """The identifiers whose types have Python code, which may change them; in most tables none."""
+        self._owner_is_uuid_text = IdType.of(mapping.columns["user_id"]).is_uuid_text
+        """asyncpg takes a UUID, or an ordinary text, but no other kind of text."""
         scopes = mapping.columns.get("scopes")
-        self._scopes_as_text = scopes is not None and isinstance(scopes.type, sa.String)
+        self._write_scopes = (None if scopes is None else form_of(Part.SCOPES, scopes.type)) or join_scopes
 
     # -- to the database ----------------------------------------------------------------------------------------------
 
@@ -194,7 +180,7 @@ class Codec(Generic[UserId, LinkId]):
 
     def _credential(self, role: str, value: Any) -> Any:  # as the column takes it
         if role == "scopes":
-            return join_scopes(value) if self._scopes_as_text else sorted(value)
+            return self._write_scopes(value)
         if role == "expires_at" and value is not None:
             return self.moment(role, value)
         return value
@@ -223,7 +209,8 @@ class Codec(Generic[UserId, LinkId]):
         """The parameters that name a row, its owner and its state, as they were read."""
         # Without the padding that a CHAR(n) has added which is mapped as another text.
         filled = Parameters(al_id=account.id, al_account_id=text_of(account.account_id).rstrip(" "))
-        filled["al_owner"] = concealed_id(account.user_id)
+        owner: Any = account.user_id
+        filled["al_owner"] = concealed_id(UUID(owner) if self._owner_is_uuid_text else owner)
         filled["al_provider"] = self.provider(text_of(account.provider).rstrip(" "))
         filled["al_version_read"] = version
         return filled
