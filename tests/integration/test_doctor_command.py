@@ -709,7 +709,7 @@ class TestCannotRun:
         [
             ("postgres://me:hidden@h/d", "begins with postgres://, which names no asynchronous driver"),
             ("postgres://me:hidden@h/d", "Begin it with postgresql+asyncpg:// instead."),
-            ("postgresql://me:hidden@h/d", "Begin it with postgresql+asyncpg:// instead."),
+            ("postgresql://me:hidden@127.0.0.1:9/d", "at postgresql+psycopg://me:***@127.0.0.1:9/d cannot"),
             ("postgresql+psycopg2://me:hidden@h/d", "Begin it with postgresql+asyncpg:// instead."),
             ("postgresql+nosuch://me:hidden@h/d", "Begin it with postgresql+asyncpg:// instead."),
             ("sqlite:///shop.db", "Begin it with sqlite+aiosqlite:// instead."),

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from sqlite3 import complete_statement
 from typing import Any
 
-from sqlalchemy.ext.asyncio import AsyncEngine
+import sqlalchemy as sa
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from accountlink.doctor.emit.alembic import alembic_revision
 from accountlink.doctor.emit.script import sql_script
 from accountlink.doctor.examine import examine
+from accountlink.doctor.repair import Repair
 from accountlink.doctor.report import Report
 
 
@@ -71,3 +77,19 @@ async def run_statements(engine: AsyncEngine, wanted: list[str]) -> None:
         if engine.dialect.name == "sqlite" and driver.in_transaction:
             await driver.execute("ROLLBACK")
         await connection.invalidate()
+
+
+async def run_revision(url: str, repair: Repair) -> None:
+    """Run the Alembic revision of a migration on a connection of its own, in one transaction where it has no other."""
+    text = alembic_revision(repair, revision="a1b2", down_revision=None, created=datetime(2026, 11, 20, tzinfo=UTC))
+    module: dict[str, Any] = {}
+    exec(compile(text, "revision", "exec"), module)  # noqa: S102  # what the doctor wrote is what is to be run
+
+    def upgrade(connection: sa.Connection) -> None:
+        context = MigrationContext.configure(connection, opts={"transaction_per_migration": True})
+        with Operations.context(context), context.begin_transaction(_per_migration=True):
+            module["upgrade"]()
+
+    engine = create_async_engine(url, poolclass=sa.NullPool)
+    async with engine.connect() as connection:
+        await connection.run_sync(upgrade)

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from accountlink import AccountMapping
 from accountlink.storage.grants import GrantMapping
-from tests.support.models import EMAIL, EXCLUSIVE, EXCLUSIVE_SOFT, PER_USER, PER_USER_SOFT
+from tests.support.models import EMAIL, EMAIL_SOFT, EXCLUSIVE, EXCLUSIVE_SOFT, PER_USER, PER_USER_SOFT
 
 _MOMENT: Final = {"postgresql": "timestamptz", "sqlite": "DATETIME"}
 _ID: Final = {
@@ -29,6 +29,7 @@ _LINKS: Final = {
 _SOFT: Final = _LINKS | {"deleted_at": "moment"}
 _FLAG: Final = _LINKS | {"is_active": "boolean NOT NULL DEFAULT true", "version": "bigint NOT NULL DEFAULT 1"}
 _MAIL: Final = _LINKS | {"email": "text NOT NULL", "account_id": "text"}
+_MAIL_SOFT: Final = _MAIL | {"deleted_at": "moment"}
 _GRANTS: Final = {
     "patient_id": "bigint NOT NULL",
     "doctor_id": "bigint",
@@ -54,6 +55,7 @@ SHAPES: Final = {
     "exclusive-soft": Shape(columns=_SOFT, key="(provider, account_id) WHERE deleted_at IS NULL", soft=True),
     "exclusive-flag": Shape(columns=_FLAG, key="(provider, account_id) WHERE is_active", soft=True),
     "email": Shape(columns=_MAIL, key="(user_id, provider, email)"),
+    "email-soft": Shape(columns=_MAIL_SOFT, key="(user_id, provider, email) WHERE deleted_at IS NULL", soft=True),
     "grants": Shape(columns=_GRANTS, key="(access_token)"),
     "grants-one": Shape(columns=_GRANTS, key="(access_token)"),
 }
@@ -64,6 +66,7 @@ _POLICIES: Final = {
     "exclusive-soft": EXCLUSIVE_SOFT,
     "exclusive-flag": EXCLUSIVE_SOFT,
     "email": EMAIL,
+    "email-soft": EMAIL_SOFT,
 }
 
 

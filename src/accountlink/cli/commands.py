@@ -3,6 +3,7 @@
 import asyncio
 import os
 import traceback
+from dataclasses import replace
 from importlib.util import find_spec
 
 import click
@@ -34,9 +35,13 @@ def demo(*, once: bool, database_url: str | None) -> None:
     anywhere, no credentials. Exits 1 if anything does not come out as it should.
     """
     if not once:
-        raise click.UsageError("only the terminal story exists in this version: accountlink demo --once")
-    if any(find_spec(name) is None for name in DEMO_NEEDS):
-        click.echo('accountlink: the demo needs: pip install "accountlink[demo]"', err=True)
+        raise click.UsageError(
+            "This version has the story in the terminal alone, and no page for a browser yet. Run: accountlink demo "
+            "--once. It tells the story, looks up in the database what it tells, and exits with 0; with 1 if anything "
+            "does not come out as it should."
+        )
+    if missing := [name for name in DEMO_NEEDS if find_spec(name) is None]:
+        click.echo(f'accountlink: the demo needs {", ".join(missing)}: pip install "accountlink[demo]"', err=True)
         raise click.exceptions.Exit(2)
 
     from accountlink.cli.demo.stage import CannotStart  # noqa: PLC0415  # the demo's extra
@@ -122,10 +127,19 @@ def doctor(
         raise click.UsageError(f"--ignore: {problem}") from None
     try:
         examined, repairs = asyncio.run(
-            run(Order(apps=apps, database_url=database_url, engine=engine, ignored=accepted))
+            run(
+                Order(
+                    apps=apps,
+                    database_url=database_url,
+                    engine=engine,
+                    ignored=accepted,
+                    url_from_environment=context.get_parameter_source("database_url") is ParameterSource.ENVIRONMENT,
+                )
+            )
         )
         if emit is not None:
             click.echo(migration(repairs, kind=emit, down_revision=down_revision), nl=False)
+            examined = replace(examined, emitting=None)
         FORMATS[form](examined, Stream.OUT if emit is None else Stream.ERROR)
     except BrokenPipeError:
         raise  # nobody reads on, which click knows how to end

@@ -5,6 +5,7 @@ prints.
 """
 
 import secrets
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from typing import Final
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from accountlink.cli.loading import CannotRun, load_engine, load_target
-from accountlink.cli.reaching import reach_engine, reach_url
+from accountlink.cli.reaching import is_plain, reach_engine, reach_url
 from accountlink.cli.reports import Examined
 from accountlink.doctor.emit.alembic import alembic_revision
 from accountlink.doctor.emit.script import sql_script
@@ -35,12 +36,27 @@ class Order:
         database_url: The database, unless ``engine`` names it.
         engine: ``module:attribute`` of the application's engine.
         ignored: Findings that were accepted.
+        url_from_environment: Whether ``database_url`` came from there, and so is there the next time.
     """
 
     apps: tuple[str, ...]
     database_url: str | None = None
     engine: str | None = None
     ignored: Ignored = field(default_factory=Ignored)
+    url_from_environment: bool = False
+
+    def emitting(self) -> str:
+        """The command that writes the migration, with these options; a URL that may hold a secret is left to people."""
+        words = ["accountlink", "doctor"]
+        for app in self.apps:
+            words += ["--app", app]
+        if self.engine is not None:
+            words += ["--engine", self.engine]
+        elif self.database_url is not None and not self.url_from_environment:
+            words += ["--database-url", self.database_url if is_plain(self.database_url) else "URL"]
+        for pattern in sorted(self.ignored.patterns):
+            words += ["--ignore", pattern]
+        return shlex.join([*words, "--emit", "sql"])
 
 
 async def run(order: Order) -> tuple[Examined, tuple[Repair, ...]]:
@@ -68,6 +84,7 @@ async def run(order: Order) -> tuple[Examined, tuple[Repair, ...]]:
             dialect=way.connection.dialect.name,
             findings=(*pooling, *(finding for report in reports for finding in report.findings)),
             ignored=len(accepted) + sum(len(report.ignored) for report in reports),
+            emitting=order.emitting() if any(report.repair.steps for report in reports) else None,
         ),
         tuple(report.repair for report in reports),
     )

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from accountlink.arguments import mapping_of as mapping_of_model
 from accountlink.errors import AccountLinkError, ConfigurationError
+from accountlink.extras import how_to_install
 from accountlink.storage.mixin import LinkedAccountMixin
 from accountlink.storage.subject import Mapping as TableMapping
 from accountlink.storage.subject import mapping_of
@@ -121,6 +122,8 @@ def _failed(what: str, verb: str, error: BaseException) -> str:
         text = f": {error}".rstrip(".")
     elif isinstance(error, ModuleNotFoundError):
         text = f": there is no module {error.name}"
+        if (command := how_to_install(error.name)) is not None:
+            text += f", which {command} installs"
     return (
         f"{what} cannot be {_DONE[verb]}: {type(error).__name__}{where_of(error)}{text}. {verb} it in Python to see "
         "the traceback."

@@ -5,6 +5,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -19,6 +20,7 @@ from accountlink.doctor.findings import Finding
 from accountlink.doctor.pooling import check_pooling
 from accountlink.doctor.reading import begin_reading, transactional
 from accountlink.errors import AccountLinkError, StoreUnavailable
+from accountlink.extras import how_to_install
 from accountlink.storage.pooler import pooler_options
 from accountlink.storage.sqlite import in_transaction
 from accountlink.storage.violations import FAILURES, read
@@ -29,7 +31,6 @@ _ASYNC: Final = {
     "sqlite": "sqlite+aiosqlite://",
 }
 """What to write for each database; ``postgres`` is how many hosts spell it."""
-_EXTRAS: Final = {"aiosqlite": "accountlink[sqlite]", "psycopg": "accountlink[psycopg]"}
 _ADAPTED: Final = re.compile(r"^(?:\([\w.]+\) )?<class '[\w.]+'>: ")
 """How SQLAlchemy's asyncpg adapter begins a message: with the class of the error below."""
 _TRUE: Final = ("true", "t", "yes", "y", "on", "1")
@@ -97,6 +98,7 @@ async def reach_engine(engine: AsyncEngine) -> AsyncIterator[Way]:
 
 
 def _url(text: str) -> URL:
+    """Read a URL; one without a driver means psycopg, as SQLAlchemy 2.1 has it, and asyncpg where that is missing."""
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):
@@ -110,9 +112,17 @@ def _url(text: str) -> URL:
             f"the database URL begins with {url.drivername}://, and accountlink knows PostgreSQL and SQLite. Begin it "
             f"with {_ASYNC['postgresql']} or {_ASYNC['sqlite']}."
         )
+    if url.drivername == "postgresql":
+        return url.set(drivername=f"postgresql+{'psycopg' if find_spec('psycopg') else 'asyncpg'}")
     if "+" not in url.drivername or url.get_backend_name() == "postgres":
         raise _needs_async(url)
     return url
+
+
+def is_plain(text: str) -> bool:
+    """Whether a URL may be repeated: it has neither a password nor options, which may hold one."""
+    url = make_url(text)
+    return url.password is None and not url.query
 
 
 def _needs_async(url: URL) -> CannotRun:
@@ -127,11 +137,13 @@ def _engine(url: URL) -> AsyncEngine:
         return create_async_engine(url)
     except (InvalidRequestError, NoSuchModuleError):
         raise _needs_async(url) from None
-    except ModuleNotFoundError as error:
-        if error.name not in _EXTRAS:
+    except ImportError as error:
+        driver = url.get_driver_name()
+        command = how_to_install(error.name if isinstance(error, ModuleNotFoundError) else driver)
+        if command is None:
             raise _needs_async(url) from None
         raise CannotRun(
-            f'the database URL needs a driver that is not installed: pip install "{_EXTRAS[error.name]}"'
+            f"the database URL needs the driver {driver}, which is not installed, or not whole: {command}"
         ) from None
 
 

@@ -22,12 +22,14 @@ class Examined:
         dialect: The database that they are in.
         findings: What is wrong; empty when nothing is.
         ignored: How many more there are that were accepted.
+        emitting: The command that writes the migration which repairs them; ``None`` where there is none to write.
     """
 
     tables: tuple[str, ...]
     dialect: str
     findings: tuple[Finding, ...]
     ignored: int = 0
+    emitting: str | None = None
 
     @property
     def summary(self) -> str:
@@ -55,6 +57,9 @@ def show_table(examined: Examined, stream: Stream) -> None:
         output.heading(head)
         for line in f"{finding.message}\nFix: {finding.fix}".splitlines():
             output.paragraph(_visible(line))
+    if examined.emitting is not None:
+        output.heading("To get the migration that repairs this, which you then read and run:")
+        output.line(_visible(examined.emitting))
     if examined.findings:
         click.echo(err=stream is Stream.ERROR)
     click.echo(_visible(examined.summary), err=stream is Stream.ERROR)
@@ -88,6 +93,8 @@ def show_github(examined: Examined, stream: Stream) -> None:
         where = " ".join(_head(finding)[2:])
         text = _escaped(f"{where}: {finding.message}\nFix: {finding.fix}")
         click.echo(f"::{finding.severity.value} title={title}::{text}", err=stream is Stream.ERROR)
+    if examined.emitting is not None:
+        click.echo(f"To get the migration that repairs this: {_visible(examined.emitting)}", err=stream is Stream.ERROR)
     click.echo(_visible(examined.summary), err=stream is Stream.ERROR)
 
 

@@ -54,6 +54,7 @@ class Judgement:
         refuses: The worst kind of pair that the policy allows and the index refuses.
         undecided: Whether it could not be told of some allowed pair if the index refuses it.
         conditional: Whether its condition leaves out any row at all.
+        counts_dead: Whether its condition may hold for a dead row.
         reads: The columns that its key reads.
     """
 
@@ -63,6 +64,7 @@ class Judgement:
     refuses: Allowed | None
     undecided: bool
     conditional: bool
+    counts_dead: bool
     reads: frozenset[str]
 
     @property
@@ -241,6 +243,11 @@ class _Judge:
         where = self.where
         return where is not None and any(where.holds(row) is not True for pair in self._pairs.any() for row in pair)
 
+    def counts_dead(self) -> bool:
+        """Whether the index may hold a dead row."""
+        rows = (row for pair in self._pairs.any() for row in pair if self.subject.is_live(row) is not True)
+        return self.where is None or any(self.where.holds(row) is not False for row in rows)
+
 
 def judge(subject: Subject, table: Table, index: Index, *, dialect: str) -> Judgement:
     """Judge one unique index of a table that has all of the subject's columns."""
@@ -258,5 +265,6 @@ def judge(subject: Subject, table: Table, index: Index, *, dialect: str) -> Judg
         refuses=refuses,
         undecided=undecided,
         conditional=by.is_conditional(),
+        counts_dead=by.counts_dead(),
         reads=by.reads,
     )

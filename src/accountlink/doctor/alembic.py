@@ -19,10 +19,6 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
-from alembic import util
-from alembic.autogenerate import comparators, renderers
-from alembic.autogenerate.api import AutogenContext
-from alembic.operations import ops
 
 from accountlink.doctor.emit.alembic import downgrade_lines, printed, upgrade_lines
 from accountlink.doctor.emit.script import commented
@@ -31,7 +27,16 @@ from accountlink.doctor.findings import Finding
 from accountlink.doctor.ignoring import Ignored
 from accountlink.doctor.report import Report
 from accountlink.errors import AccountLinkError
+from accountlink.extras import explained
 from accountlink.storage.subject import Mapping, mapping_of
+
+try:
+    from alembic import util
+    from alembic.autogenerate import comparators, renderers
+    from alembic.autogenerate.api import AutogenContext
+    from alembic.operations import ops
+except ModuleNotFoundError as error:
+    raise explained("accountlink.doctor.alembic", error) from None
 
 _WIDTH: Final = 88
 _WATCHED: Final = "accountlink.doctor"

@@ -87,7 +87,7 @@ def _of_passage(seen: Passage) -> Finding | None:
 
 
 def _of_sqlite(begun: str | None, busy_timeout: int) -> Finding | None:
-    fix = "Call tune_sqlite(engine) once, before the engine's first use."
+    fix = "Call tune_sqlite(engine)."
     if begun is None:
         return _finding(
             Severity.ERROR,

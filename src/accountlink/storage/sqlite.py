@@ -8,20 +8,31 @@ from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
+from sqlalchemy.engine.base import OptionEngine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from accountlink.errors import ConfigurationError
 
 BUSY_TIMEOUT: Final = 5_000
 """How long a writer waits for another, in milliseconds, unless told otherwise."""
+_LONGEST: Final = 2**31 - 1
+"""What SQLite takes as a busy timeout."""
+_TUNED: Final = "accountlink_busy_timeout"
+"""Where a pooled connection keeps for which busy timeout it was tuned, for as long as it is open."""
+_timeouts: Final[WeakKeyDictionary[sa.Engine, int]] = WeakKeyDictionary()
+"""The engines that are tuned, each with its busy timeout."""
 
 
 def tune_sqlite(engine: AsyncEngine, *, busy_timeout: int = BUSY_TIMEOUT) -> AsyncEngine:
-    """Make an SQLite engine safe for concurrent writers and for savepoints; call it once, before first use.
+    """Make an SQLite engine safe for concurrent writers and for savepoints.
 
     Every transaction begins with ``BEGIN IMMEDIATE``, so that a writer waits for its turn instead of failing half-way
     with a stale snapshot, and so that a rollback also undoes a transaction that began with a savepoint. The journal is
     a write-ahead log, foreign keys are enforced.
+
+    It holds for all transactions that begin after the call, also on connections that the pool has opened before. It may
+    be called again: the last ``busy_timeout`` counts, and nothing else changes. Twins by ``execution_options()`` are
+    tuned with the engine that they were made of, and tune it.
 
     Args:
         engine: An engine of ``sqlite+aiosqlite``.
@@ -31,33 +42,69 @@ def tune_sqlite(engine: AsyncEngine, *, busy_timeout: int = BUSY_TIMEOUT) -> Asy
         The same engine.
 
     Raises:
-        ConfigurationError: The engine is not an SQLite engine.
+        ConfigurationError: The engine is no ``AsyncEngine`` of SQLite, or the busy timeout no whole number of
+            milliseconds. Each transaction raises it, too, where something else than this function begins transactions
+            on the engine.
 
     Source: SQLite documentation, "Transactions" and "PRAGMA busy_timeout"; SQLAlchemy documentation, "pysqlite:
     serializable isolation, savepoints, transactional DDL".
     """
     given: object = engine
-    if not isinstance(given, AsyncEngine) or given.dialect.name != "sqlite":
+    if not isinstance(given, AsyncEngine):
         raise ConfigurationError(
-            "tune_sqlite() takes an AsyncEngine of sqlite+aiosqlite. Leave other engines as they are."
+            f"tune_sqlite() takes an AsyncEngine of sqlite+aiosqlite, not {type(given).__name__}. Make it with "
+            "create_async_engine()."
         )
-
-    def on_connect(connection: Any, _record: object) -> None:  # the driver's connection
-        connection.isolation_level = None  # the driver begins nothing by itself any more
-        cursor = connection.cursor()
-        cursor.execute(f"PRAGMA busy_timeout = {int(busy_timeout)}")
-        cursor.execute("PRAGMA journal_mode = WAL")
-        cursor.execute("PRAGMA synchronous = NORMAL")
-        cursor.execute("PRAGMA foreign_keys = ON")
-        cursor.close()
-
-    def on_begin(connection: sa.Connection) -> None:
-        if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    sa.event.listen(engine.sync_engine, "connect", on_connect)
-    sa.event.listen(engine.sync_engine, "begin", on_begin)
+    if given.dialect.name != "sqlite":
+        raise ConfigurationError(
+            f"tune_sqlite() takes an AsyncEngine of sqlite+aiosqlite, not one of {given.dialect.name}. Leave other "
+            "engines as they are."
+        )
+    wait: object = busy_timeout
+    if not isinstance(wait, int) or isinstance(wait, bool) or not 0 <= wait <= _LONGEST:
+        raise ConfigurationError(f"busy_timeout= is a whole number of milliseconds, from 0 to {_LONGEST}.")
+    original = _original(engine.sync_engine)
+    _timeouts[original] = busy_timeout
+    sa.event.listen(original, "begin", _begin)  # SQLAlchemy keeps one function once
     return engine
+
+
+def _original(engine: sa.Engine) -> sa.Engine:
+    """The engine that a twin by ``execution_options()`` was made of, whose listeners the twin calls, too."""
+    while isinstance(engine, OptionEngine):
+        engine = engine._proxied  # noqa: SLF001  # SQLAlchemy has no other way to it
+    return engine
+
+
+def _begin(connection: sa.Connection) -> None:
+    """Tune a connection before its first transaction, then begin that for real."""
+    try:
+        _begin_immediate(connection)
+    except BaseException:
+        # SQLAlchemy would believe for ever that this connection is just beginning, and never begin again on it: what
+        # comes after a busy database would commit statement by statement, or be lost.
+        vars(connection)["_Connection__in_begin"] = False
+        raise
+
+
+def _begin_immediate(connection: sa.Connection) -> None:
+    if in_transaction(connection):
+        raise ConfigurationError(
+            "A transaction has begun already when tune_sqlite() is about to begin it: a listener of the application's "
+            "own, or the driver (autocommit=False). Take that away, since tune_sqlite() does the same."
+        )
+    busy_timeout = _timeouts[_original(connection.engine)]
+    if connection.info.get(_TUNED) != busy_timeout:
+        for setting in (
+            f"busy_timeout = {busy_timeout}",
+            "journal_mode = WAL",
+            "synchronous = NORMAL",
+            "foreign_keys = ON",
+        ):
+            connection.exec_driver_sql(f"PRAGMA {setting}")
+        connection.info[_TUNED] = busy_timeout
+    if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 _turns: Final[WeakKeyDictionary[sa.Pool, asyncio.Lock]] = WeakKeyDictionary()

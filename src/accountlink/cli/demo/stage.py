@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from accountlink import AccountLinker, LinkEvent, tune_sqlite
 from accountlink.cli.demo.backend import Backend, create_app, register_provider
 from accountlink.cli.demo.models import Base, Connection, User, outbox
+from accountlink.extras import how_to_install
 from accountlink.testing.fake_provider import FakeProvider
 
 ORIGIN = "https://app.example"
@@ -108,7 +109,9 @@ def _engine(database_url: str) -> AsyncEngine:
     try:
         url = make_url(database_url)
         engine = create_async_engine(url)
-    except (SQLAlchemyError, ModuleNotFoundError) as problem:
+    except (SQLAlchemyError, ImportError) as problem:
+        if (command := how_to_install(problem.name if isinstance(problem, ImportError) else None)) is not None:
+            raise CannotStart(f"--database-url needs a driver that is not installed: {command}") from None
         raise CannotStart(
             f"--database-url is not one that works here ({type(problem).__name__}); write it with an async "
             "driver, such as postgresql+asyncpg://user@host/name"

@@ -16,8 +16,9 @@ from accountlink.core.subject import Declared, Need
 from accountlink.core.uniqueness import Cause, Judgement, Verdict
 from accountlink.doctor.case import Case, title
 from accountlink.doctor.emit.keys import Keys, NewKey, dependants, included
+from accountlink.doctor.emit.marking import can_collide
 from accountlink.doctor.emit.names import FreeNames, derived
-from accountlink.doctor.emit.settle import can_settle, why_not_settled
+from accountlink.doctor.emit.settle import can_lower, can_settle, why_not_settled
 from accountlink.doctor.findings import Finding, Severity
 
 _AGAINST: Final = frozenset(
@@ -132,9 +133,9 @@ class Decision:
         return tuple(need for need in self.case.subject.needs if not self._is_met(need))
 
     @cached_property
-    def wanted(self) -> tuple[Need, ...]:
-        """Needs that get a key of their own."""
-        wanted = [
+    def _buildable(self) -> tuple[Need, ...]:
+        """Needs that nothing meets or may meet, and for which a key can be made."""
+        return tuple(
             need
             for need in self._unmet
             if not self._is_met_without_null(need)
@@ -142,8 +143,35 @@ class Decision:
             and self._can_span(need)
             and not self._waits_for_partitions(need)
             and (can_settle(self.case, need) or not self._has_duplicates(need))
-        ]
-        return tuple(need for need in wanted if not self._is_covered(need, wanted))
+        )
+
+    @cached_property
+    def wanted(self) -> tuple[Need, ...]:
+        """Needs that get a key of their own."""
+        early = [need for need in self._buildable if self._is_early(need)]
+        return tuple(
+            need for need in self._buildable if not self._is_covered(need, early if need in early else self._buildable)
+        )
+
+    # -- what settling would fail on ----------------------------------------------------------------------------------
+
+    @cached_property
+    def settled(self) -> tuple[Need, ...]:
+        """Needs whose duplicates are settled."""
+        return tuple(need for need in self.case.subject.needs if self._is_settled(need))
+
+    @cached_property
+    def in_the_way(self) -> tuple[Judgement, ...]:
+        """Indexes that have to go, and on which settling may fail before that."""
+        lowered = can_lower(self.case)
+        if not self.settled and not lowered:
+            return ()
+        return tuple(each for each in self.condemned if can_collide(self.case, each, lowered=lowered))
+
+    def _is_early(self, need: Need) -> bool:
+        """Whether what goes before duplicates are settled may protect a need, whose key is then made before that."""
+        verdicts = {each.enforces.get(need) for each in self.in_the_way if each.index.valid}
+        return Verdict.YES in verdicts or (Verdict.UNDECIDED in verdicts and need not in self.settled)
 
     def _is_covered(self, need: Need, by: Iterable[Need]) -> bool:
         """Whether the key of another need serves this one too, and the model does not declare it."""
@@ -187,6 +215,7 @@ class Decision:
             name=name,
             wanted=wanted,
             constraint=declared is not None and declared.constraint and declared.name == wanted,
+            first=self._is_early(need),
         )
 
     def _twins(self) -> Iterator[Need]:
@@ -255,15 +284,17 @@ class Decision:
         return Keys(
             new=tuple(new),
             old=tuple(old),
+            in_the_way=tuple(judgement.index for judgement in self.in_the_way if judgement.index in old),
             invalid=tuple(invalid),
-            settled=tuple(need for need in self.case.subject.needs if self._is_settled(need)),
+            settled=self.settled,
             required=required,
             by_hand=(*by_hand, *nulls),
         )
 
     def _is_settled(self, need: Need) -> bool:
         lowered = bool(self.case.rows.plain) and self.case.subject.normal in need.columns
-        uncounted = self.case.table.row_security.active and need in self.wanted
+        uncounted = self.case.table.row_security.active and need in self._buildable
+        uncounted = uncounted and not self._is_covered(need, self._buildable)
         return can_settle(self.case, need) and (lowered or uncounted or self._has_duplicates(need))
 
     def _required(self) -> tuple[tuple[Column, ...], tuple[str, ...]]:

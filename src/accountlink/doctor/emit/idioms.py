@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Final, Protocol
 
@@ -9,6 +10,8 @@ from accountlink.core.schema import Column, Kind
 from accountlink.doctor.repair import Step
 
 _WITHOUT_ZONE: Final = "without time zone"
+_PRECISION: Final = re.compile(r"\(([0-5])\)")
+"""What a moment is rounded to; six digits, as where nothing is said, are microseconds."""
 
 
 class Idiom(Protocol):
@@ -46,7 +49,7 @@ class Idiom(Protocol):
         ...
 
     def now(self, column: Column) -> str:
-        """This moment as a column holds it."""
+        """This moment as a column holds it, a little earlier for each row ``d`` of the list, so that none are equal."""
         ...
 
 
@@ -94,10 +97,14 @@ class PostgreSQL:
         return f'lower(CAST({sql} AS text) COLLATE "C")'
 
     def now(self, column: Column) -> str:
-        """With a zone, in UTC without one, or in whole seconds."""
+        """With a zone, in UTC without one, or in whole seconds, of which rows of one key get different ones."""
         if column.kind is Kind.INTEGER:
-            return "CAST(floor(extract(epoch FROM now())) AS bigint)"
-        return "now() AT TIME ZONE 'UTC'" if _WITHOUT_ZONE in column.type else "now()"
+            return "CAST(floor(extract(epoch FROM now())) AS bigint) - d.place"
+        now = "now() AT TIME ZONE 'UTC'" if _WITHOUT_ZONE in column.type else "now()"
+        coarse = _PRECISION.search(column.type)
+        if coarse is None:
+            return f"{now} - d.number * interval '1 microseconds'"
+        return f"{now} - d.place * interval '{10 ** (6 - int(coarse[1]))} microseconds'"
 
 
 class SQLite:
@@ -135,10 +142,11 @@ class SQLite:
         return f"lower({sql})"
 
     def now(self, column: Column) -> str:
-        """As SQLAlchemy stores a DateTime, or in whole seconds."""
+        """As SQLAlchemy stores a DateTime, or in whole seconds, of which rows of one key get different ones."""
         if column.kind is Kind.INTEGER:
-            return "CAST(strftime('%s', 'now') AS INTEGER)"
-        return "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
+            return "CAST(strftime('%s', 'now') AS INTEGER) - d.place"
+        now = "CAST(round((julianday('now') - 2440587.5) * 86400000) AS INTEGER) * 1000 - d.number"  # microseconds
+        return f"datetime(({now}) / 1000000, 'unixepoch') || printf('.%06d', ({now}) % 1000000)"
 
 
 IDIOMS: Final[dict[str, Idiom]] = {"postgresql": PostgreSQL(), "sqlite": SQLite()}

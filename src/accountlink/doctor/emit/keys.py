@@ -16,6 +16,10 @@ _INCLUDED: Final = re.compile(
     rf"( INCLUDE {_COLUMNS})"
 )
 """The columns that an index of plain columns only includes, in the words of PostgreSQL."""
+IN_THE_WAY: Final = (
+    " It goes before duplicates are settled, since rows may meet in it then. What it alone protects has its right key "
+    "already; no key can be made yet of what rows break today."
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +36,7 @@ class NewKey:
         instead_of: A deferrable constraint whose name and place it takes.
         included: What follows its columns: those that it only includes.
         stands: Whether a migration that stopped half-way has made it already, under ``name``.
+        first: Whether it is made before duplicates are settled, since what protects its rows today goes before that.
     """
 
     columns: tuple[str, ...]
@@ -43,6 +48,7 @@ class NewKey:
     instead_of: Index | None = None
     included: str = ""
     stands: bool = False
+    first: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +58,7 @@ class Keys:
     Attributes:
         new: What is made, in order.
         old: What goes after that.
+        in_the_way: Those of them that go before duplicates are settled, since settling would fail on them.
         invalid: What was left behind by failed builds, and goes before.
         settled: Needs whose duplicates are settled before.
         required: Columns that must not take ``NULL`` any more.
@@ -60,6 +67,7 @@ class Keys:
 
     new: tuple[NewKey, ...]
     old: tuple[Index, ...]
+    in_the_way: tuple[Index, ...]
     invalid: tuple[Index, ...]
     settled: tuple[Need, ...]
     required: tuple[Column, ...]

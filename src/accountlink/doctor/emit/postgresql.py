@@ -9,7 +9,7 @@ from typing import Final
 from accountlink.core.schema import Index, Owner, Relation
 from accountlink.doctor.case import Case
 from accountlink.doctor.emit import columns
-from accountlink.doctor.emit.keys import Keys, NewKey
+from accountlink.doctor.emit.keys import IN_THE_WAY, Keys, NewKey
 from accountlink.doctor.emit.names import FreeNames, Names
 from accountlink.doctor.emit.settle import Settling, can_lower, live
 from accountlink.doctor.findings import Finding
@@ -41,17 +41,26 @@ class _Migration:
         for index in self._keys.invalid:
             yield self._drop_invalid(index)
         yield from columns.before_keys(self._case, self._names, self._findings, self._keys)
+        first = [key for key in self._keys.new if key.first]
+        yield from self._exchanged(first, self._keys.in_the_way)
         if self._keys.settled or can_lower(self._case):
             yield from self._settling.steps(self._keys.settled)
-        yield from (self._create(key) for key in self._keys.new if not key.stands)
-        yield from self._guard()
-        for index in sorted(self._keys.old, key=lambda index: index.owner is not Owner.NOTHING):
-            yield self._drop(index)  # what waits politely comes first
+        yield from self._exchanged(
+            [key for key in self._keys.new if key not in first],
+            [index for index in self._keys.old if index not in self._keys.in_the_way],
+        )
         for key in self._keys.new:
             yield from self._finish(key)
         yield from columns.required(self._case, self._names, FreeNames(self._case), self._keys.required)
         yield from self._lower_dead()
         yield from columns.after_keys(self._case, self._names, self._findings, self._keys)
+
+    def _exchanged(self, new: Sequence[NewKey], old: Sequence[Index]) -> Iterator[Step]:
+        """Make keys, then drop those in whose place they are."""
+        yield from (self._create(key) for key in new if not key.stands)
+        yield from self._guard([key for key in self._keys.new if key.first or key in new], old)
+        for index in sorted(old, key=lambda index: index.owner is not Owner.NOTHING):
+            yield self._drop(index)  # what waits politely comes first
 
     # -- new keys -----------------------------------------------------------------------------------------------------
 
@@ -134,14 +143,14 @@ class _Migration:
 
     # -- what goes ----------------------------------------------------------------------------------------------------
 
-    def _guard(self) -> Iterator[Step]:
+    def _guard(self, new: Sequence[NewKey], old: Sequence[Index]) -> Iterator[Step]:
         """Keep what follows from running where the new keys are not there, whatever runs the script.
 
         A statement in a read-only transaction fails, in every client; dropping concurrently can be part of no other.
         """
-        made = [key.name for key in self._keys.new if key.instead_of is None]
-        back = [index.constraint or index.name for index in self._keys.old if index.definition and index.valid]
-        if made and self._keys.old:
+        made = [key.name for key in new if key.instead_of is None]
+        back = [index.constraint or index.name for index in old if index.definition and index.valid]
+        if made and old:
             yield Step(
                 sql=self._stop_without(made),
                 why="What comes next takes protection away. Should a new key not be there, or not be valid, because a "
@@ -178,6 +187,8 @@ class _Migration:
             f"The unique key on ({', '.join(index.columns)}) is not what the policy says. This is its own name, and "
             "without IF EXISTS a wrong one is an error."
         )
+        if index in self._keys.in_the_way:
+            why += IN_THE_WAY
         if index.owner is not Owner.NOTHING:
             return self._drop_constraint(index, why)
         how = "" if self._spans else "CONCURRENTLY "

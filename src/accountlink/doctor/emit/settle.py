@@ -5,7 +5,6 @@ Nothing of one user ever goes to another: neither a token nor a row that points 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -14,21 +13,11 @@ from accountlink.core.schema import Column, ForeignKey, Kind
 from accountlink.core.subject import Need
 from accountlink.doctor.case import Case
 from accountlink.doctor.emit.idioms import IDIOMS, Idiom
+from accountlink.doctor.emit.marking import marks, written
 from accountlink.doctor.emit.names import Names, derived
 from accountlink.doctor.repair import Step
 
 _LIST: Final = "accountlink_duplicates"
-_CREDENTIALS: Final = ("access_token", "refresh_token", "expires_at", "scopes")
-_REASON: Final = "duplicate"
-_PLAIN_TEXT: Final = re.compile(r"text|character varying|varchar|clob", re.IGNORECASE)
-_CHECK: Final = re.compile(r"\bCHECK\b", re.IGNORECASE)
-_NOTHING: Final = {
-    Kind.TEXT: "''",
-    Kind.PADDED: "''",
-    Kind.INTEGER: "0",
-    Kind.MOMENT: "'1970-01-01 00:00:00.000000'",
-}
-"""What stands for no credential in a column that takes no ``NULL``."""
 
 
 def can_settle(case: Case, need: Need) -> bool:
@@ -125,9 +114,11 @@ class Settling:
         if self.case.table.row_security.enabled:
             why = "Fails, instead of leaving rows out in silence, where row-level security hides rows from this role."
             yield Step(sql="SET LOCAL row_security = off", why=why)
+        names = [self.names.quote(name) for name in derived(_LIST, self.case.table.name, ())][: len(needs)]
         for number, need in enumerate(needs):
-            names = derived(_LIST, self.case.table.name, ())
-            yield from self._one(need, self.names.quote(names[number]))
+            yield from self._one(need, names[number], names[:number])
+        for name in names:
+            yield from self._idiom.clear(name)
         if can_lower(self.case):
             yield self.lower(live(self.case, self.names), "")
 
@@ -142,15 +133,19 @@ class Settling:
 
     # -- one need -----------------------------------------------------------------------------------------------------
 
-    def _one(self, need: Need, name: str) -> Iterator[Step]:
-        yield Step(sql=self._idiom.temporary(name, self._query(need)), why=self._listing(need))
+    def _one(self, need: Need, name: str, earlier: Sequence[str]) -> Iterator[Step]:
+        yield Step(sql=self._idiom.temporary(name, self._query(need, earlier)), why=self._listing(need))
         owned = "user_id" in self.case.subject.roles
-        if owned and (token := self._written("refresh_token")) is not None:
-            yield self._keep_token(need, name, token)
         if owned:
             yield from self._repoint(name)
         yield self._mark(name) if self.case.subject.soft else self._delete(name)
-        yield from self._idiom.clear(name)
+        if (token := self._token) is not None:  # when no other row has it any more: it may be unique
+            yield self._keep_token(need, name, token)
+
+    @property
+    def _token(self) -> Column | None:
+        """The refresh token's column, where rows belong to users."""
+        return written(self.case, "refresh_token") if "user_id" in self.case.subject.roles else None
 
     def _listing(self, need: Need) -> str:
         found = self.case.rows.duplicates.get(need)
@@ -173,7 +168,7 @@ class Settling:
             )
         return text
 
-    def _query(self, need: Need) -> str:
+    def _query(self, need: Need, earlier: Sequence[str]) -> str:
         q, subject = self.names.quote, self.case.subject
         row_id, user = q(subject.roles["id"]), subject.roles.get("user_id")
         keys = ", ".join(self._compared(name, need) for name in need.columns)
@@ -184,10 +179,15 @@ class Settling:
         lines = [f"           {row_id} AS loser,", f"           first_value({row_id}) OVER newest AS keeper,"]
         if user is not None:
             lines.append(f"           {q(user)} = first_value({q(user)}) OVER newest AS same_user,")
+        if self._token is not None:
+            lines.append(f"           {q(self._token.name)} AS token,")
+            lines += [f"           {fits} AS token_fits," for fits in self._fits(need)]
         inner = "\n".join([*lines, "           row_number() OVER newest AS place"]).strip()
         filtered = f"     WHERE {where}\n" if where else ""
+        taken = "".join(f" + (SELECT count(*) FROM {each})" for each in earlier)  # noqa: S608  # quoted
+        number = f"row_number() OVER (ORDER BY place, loser){taken}"
         return (
-            f"SELECT * FROM (\n    SELECT {inner}\n      FROM {self.names.table}\n{filtered}"  # noqa: S608  # quoted
+            f"SELECT *, {number} AS number FROM (\n    SELECT {inner}\n      FROM {self.names.table}\n{filtered}"  # noqa: S608  # quoted
             f"    WINDOW newest AS (PARTITION BY {keys} ORDER BY {order})\n) AS ranked WHERE place > 1"
         )
 
@@ -203,28 +203,28 @@ class Settling:
     def _keep_token(self, need: Need, name: str, column: Column) -> Step:
         q, roles = self.names.quote, self.case.subject.roles
         token, row_id = q(column.name), q(roles["id"])
-        fits, note = "", ""
-        if (account := roles.get("account_id")) is not None and account not in need.columns:
-            one, other = (
-                self._idiom.bytewise(f"{alias}.{q(account)}", self._column(account)) for alias in ("lost", "kept")
-            )
-            fits = f"\n       AND (lost.{q(account)} IS NULL OR {one} = {other})"
-            note = " A token of another account is not taken."
+        fits = " AND d.token_fits" if self._fits(need) else ""
         return Step(
             sql=(
                 f"UPDATE {self.names.table} AS kept SET {token} = found.token FROM (\n"  # noqa: S608  # quoted
-                f"    SELECT d.keeper, lost.{token} AS token, "
-                "row_number() OVER (PARTITION BY d.keeper ORDER BY d.place) AS nth\n"
+                "    SELECT d.keeper, d.token, row_number() OVER (PARTITION BY d.keeper ORDER BY d.place) AS nth\n"
                 f"      FROM {name} AS d\n"
-                f"      JOIN {self.names.table} AS lost ON lost.{row_id} = d.loser\n"
-                f"      JOIN {self.names.table} AS kept ON kept.{row_id} = d.keeper\n"
-                f"     WHERE d.same_user AND lost.{token} <> ''{fits}\n"
+                f"     WHERE d.same_user AND d.token <> ''{fits}\n"
                 f") AS found WHERE found.nth = 1 AND kept.{row_id} = found.keeper"
                 f" AND (kept.{token} IS NULL OR kept.{token} = '')"
             ),
-            why="A row that stays without a refresh token gets the newest one that its own user has in the others."
-            + note,
+            why="A row that stays without a refresh token gets the newest one that its own user had in the others."
+            + (" A token of another account is not taken." if fits else ""),
         )
+
+    def _fits(self, need: Need) -> tuple[str, ...]:
+        """Whether a row's token belongs to the account of the row that stays; empty where it always does."""
+        account = self.case.subject.roles.get("account_id")
+        if account is None or account in need.columns:
+            return ()
+        name = self.names.quote(account)
+        one = self._idiom.bytewise(name, self._column(account))
+        return (f"({name} IS NULL OR {one} = first_value({one}) OVER newest)",)
 
     def _repoint(self, name: str) -> Iterator[Step]:
         for key in self.case.table.referenced_by:
@@ -241,7 +241,9 @@ class Settling:
     # -- what becomes of the others -----------------------------------------------------------------------------------
 
     def _mark(self, name: str) -> Step:
-        set_to = ",\n       ".join(f"{self.names.quote(column)} = {value}" for column, value in self._dead())
+        set_to = ",\n       ".join(
+            f"{self.names.quote(column)} = {value}" for column, value in marks(self.case, self.names, "lost")
+        )
         row_id = self.names.quote(self.case.subject.roles["id"])
         return Step(
             sql=f"UPDATE {self.names.table} AS lost\n   SET {set_to}\n"  # noqa: S608  # quoted
@@ -249,32 +251,6 @@ class Settling:
             why="The others are marked dead as unlink does it. It cannot be taken back: their credentials are wiped. "
             "Where a CHECK or a trigger of the table refuses that, nothing is changed: complete the statement then.",
         )
-
-    def _dead(self) -> Iterator[tuple[str, str]]:
-        now = self._idiom.now
-        for role in ("deleted_at", "updated_at"):
-            if (column := self._written(role)) is not None:
-                yield column.name, now(column)
-        if (column := self._written("active")) is not None:
-            yield column.name, self._idiom.false
-        reason = self._written("reason")
-        if reason is not None and self._takes_reason(reason):
-            yield reason.name, f"'{_REASON}'"
-        if (column := self._written("version")) is not None:
-            yield column.name, f"coalesce(lost.{self.names.quote(column.name)}, 0) + 1"
-        for role in _CREDENTIALS if "user_id" in self.case.subject.roles else ():  # a grant's expiry is no credential
-            column = self._written(role)
-            if column is not None and (nothing := _nothing_in(column)) is not None:
-                yield column.name, nothing
-
-    def _takes_reason(self, column: Column) -> bool:
-        """Whether the word can stand in a column, as far as the catalogue tells: a domain's check it does not."""
-        plain = column.nullable and column.kind is Kind.TEXT and _PLAIN_TEXT.match(column.type) is not None
-        fits = column.length is None or column.length >= len(_REASON)
-        table = self.case.table
-        checked = any(column.name.lower() in check.lower() for check in table.checks)
-        checked = checked or _CHECK.search(table.sql or "") is not None
-        return plain and fits and not checked and _REASON not in self.case.subject.blocked_reasons
 
     def _delete(self, name: str) -> Step:
         row_id = self.names.quote(self.case.subject.roles["id"])
@@ -317,14 +293,3 @@ class Settling:
         if column is None:
             raise LookupError(f"{self.case.name} has no column {name}.")
         return column
-
-    def _written(self, role: str) -> Column | None:
-        """The column of a role, if there is one and the database does not compute it."""
-        name = self.case.subject.roles.get(role)
-        column = None if name is None else self.case.table.column(name)
-        return None if column is None or column.generated is not None else column
-
-
-def _nothing_in(column: Column) -> str | None:
-    """What wipes a credential, as unlink does it; ``None`` where the type has nothing that means it."""
-    return "NULL" if column.nullable else _NOTHING.get(column.kind)

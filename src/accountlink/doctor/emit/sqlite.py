@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from accountlink.core.schema import Index, Owner, Table
 from accountlink.doctor.case import Case
-from accountlink.doctor.emit.keys import Keys, NewKey
+from accountlink.doctor.emit.keys import IN_THE_WAY, Keys, NewKey
 from accountlink.doctor.emit.names import Names
 from accountlink.doctor.emit.settle import Settling, can_lower, live
 from accountlink.doctor.repair import Step
@@ -51,12 +51,21 @@ class _Migration:
     def steps(self) -> Iterator[Step]:
         sql = self._without_keys()
         dropped = [index for index in self.keys.old if index.definition is not None]
-        rebuilt = sql != self._table.sql
-        changes = [] if rebuilt else [*self._dropped(dropped), *self._created()]
-        yield from self._settled()
-        if not rebuilt:
-            yield from changes
-            return
+        if sql == self._table.sql:  # one transaction for all, in which no order leaves anything unprotected
+            yield from self._settled(self._dropped(dropped))
+            yield from self._created(self.keys.new)
+            yield from self._lowered_dead()
+        elif self.keys.in_the_way:
+            first = [key for key in self.keys.new if key.first]
+            yield from self._anew(sql, dropped, [*self._created(first)])
+            yield from self._settled()
+            yield from self._created([key for key in self.keys.new if key not in first])
+            yield from self._lowered_dead()
+        else:
+            yield from self._settled()
+            yield from self._anew(sql, dropped, [*self._created(self.keys.new), *self._lowered_dead()])
+
+    def _anew(self, sql: str | None, dropped: Sequence[Index], then: Sequence[Step]) -> Iterator[Step]:
         yield Step(
             sql="PRAGMA foreign_keys = OFF",
             why="SQLite cannot drop a key that is written in the table's own SQL: the table is built anew and its rows "
@@ -67,7 +76,7 @@ class _Migration:
             undo_alone=True,
         )
         yield from self._rebuilt(sql, dropped)
-        yield from self._created()
+        yield from then
         yield Step(sql="PRAGMA foreign_key_check", why="Names no row that it would not have named before.")
         yield Step(
             sql="PRAGMA foreign_keys = ON",
@@ -77,16 +86,18 @@ class _Migration:
             undo_alone=True,
         )
 
-    def _settled(self) -> Iterator[Step]:
-        if not self.keys.settled and not can_lower(self.case):
-            return
-        if self._table.referenced_by:
+    def _settled(self, before: Iterable[Step] = ()) -> Iterator[Step]:
+        """Settle duplicates in the transaction of what comes before."""
+        due = bool(self.keys.settled) or can_lower(self.case)
+        if due and self._table.referenced_by:
             yield Step(
                 sql="PRAGMA foreign_keys = ON",
                 why="What points to a row that goes follows its foreign key, whatever this connection is set to.",
                 alone=True,
             )
-        yield from self._settling.steps(self.keys.settled)
+        yield from before
+        if due:
+            yield from self._settling.steps(self.keys.settled)
 
     # -- keys ---------------------------------------------------------------------------------------------------------
 
@@ -100,14 +111,16 @@ class _Migration:
                 undo=(index.definition or "",),
             )
 
-    def _created(self) -> Iterator[Step]:
-        for key in self.keys.new:
+    def _created(self, keys: Iterable[NewKey]) -> Iterator[Step]:
+        for key in keys:
             yield Step(
                 sql=f"CREATE UNIQUE INDEX {self._names.qualified(key.wanted)} ON {self._names.quote(self._table.name)} "
                 f"({', '.join(self._parts(key))}){self._condition(key)}",
                 why=f"The right key: {key.reason}.",
                 undo=(f"DROP INDEX {self._names.qualified(key.wanted)}",),
             )
+
+    def _lowered_dead(self) -> Iterator[Step]:
         condition = live(self.case, self._names)
         if condition is not None and can_lower(self.case):
             yield self._settling.lower(f"({condition}) IS NOT TRUE", " Dead rows too, so that they can be restored.")
@@ -153,6 +166,8 @@ class _Migration:
         why = (
             f"The same table without its unique key on {gone}. Its rows, indexes and triggers follow; nothing is lost."
         )
+        if self.keys.in_the_way:
+            why += IN_THE_WAY
         why += "\nThe downgrade builds the old table again, and fails where rows use the freedom by then."
         for place, statement in enumerate(steps):
             first = place == 0

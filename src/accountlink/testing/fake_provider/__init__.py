@@ -12,8 +12,13 @@ Example:
 Needs the extra ``accountlink[demo]``: starlette, joserfc and httpx2.
 """
 
-from accountlink.testing.fake_provider.accounts import Account
-from accountlink.testing.fake_provider.provider import FakeProvider
-from accountlink.testing.fake_provider.script import Endpoint, Forgeable, Lost
+from accountlink.extras import explained
+
+try:
+    from accountlink.testing.fake_provider.accounts import Account
+    from accountlink.testing.fake_provider.provider import FakeProvider
+    from accountlink.testing.fake_provider.script import Endpoint, Forgeable, Lost
+except ModuleNotFoundError as error:
+    raise explained("accountlink.testing.fake_provider", error) from None
 
 __all__ = ["Account", "Endpoint", "FakeProvider", "Forgeable", "Lost"]

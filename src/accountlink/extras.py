@@ -1,0 +1,42 @@
+"""Says which extra brings a library that is not installed, and how to install it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+_EXTRAS: Final = {
+    "aiosqlite": "[sqlite]",
+    "alembic": "[alembic]",
+    "asyncpg": "",
+    "click": "[cli]",
+    "httpx2": "[demo]",
+    "joserfc": "[demo]",
+    "psycopg": "[psycopg]",
+    "rich": "[cli]",
+    "starlette": "[demo]",
+}
+"""The extra that brings each library; ``asyncpg`` comes without one."""
+
+
+def how_to_install(library: str | None) -> str | None:
+    """Return the command that installs a library with accountlink, or ``None`` for one that no extra brings.
+
+    Args:
+        library: The name that ``import`` did not find.
+    """
+    extra = _EXTRAS.get((library or "").partition(".")[0])
+    return None if extra is None else f'pip install "accountlink{extra}"'
+
+
+def explained(what: str, error: ModuleNotFoundError) -> ModuleNotFoundError:
+    """Return an import error that names the command which installs what is missing.
+
+    Args:
+        what: What needs the library, for people.
+        error: What ``import`` raised; one about a library that no extra brings is returned as it is.
+    """
+    command = how_to_install(error.name)
+    if command is None:
+        return error
+    library = str(error.name).partition(".")[0]
+    return ModuleNotFoundError(f"{what} needs {library}, which is not installed: {command}", name=library)

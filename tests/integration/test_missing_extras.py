@@ -1,0 +1,126 @@
+"""Without an extra: each entry point says in one line what is missing, and the command that installs it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+APP: Final = """
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from accountlink import AccountLinker, LinkedAccountMixin, LinkPolicy
+
+class Base(DeclarativeBase): pass
+
+class Connection(LinkedAccountMixin, Base):
+    __tablename__ = "connections"
+    __link_policy__ = LinkPolicy()
+    id: Mapped[int] = mapped_column(primary_key=True)
+    user_id: Mapped[int]
+
+linker = AccountLinker(Connection)
+
+def lite():
+    return create_async_engine("sqlite+aiosqlite:///shop.db")
+"""
+MAIN: Final = "from accountlink.cli.app import main; main()"
+AS_MODULE: Final = "import runpy; runpy.run_module('accountlink', run_name='__main__')"
+DOCTOR: Final = ("doctor", "--app", "shop:linker")
+
+
+@pytest.fixture(autouse=True)
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An application in the current directory."""
+    (tmp_path / "shop.py").write_text(APP)
+    (tmp_path / "shop.db").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ACCOUNTLINK_DATABASE_URL", raising=False)
+
+
+def run(missing: tuple[str, ...], code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code where some libraries cannot be imported."""
+    blocked = f"import sys; sys.modules.update(dict.fromkeys({missing!r})); {code}"
+    return subprocess.run(
+        [sys.executable, "-c", blocked, *arguments], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("missing", "code", "arguments", "told"),
+    [
+        ("click", MAIN, (), 'the command line needs click: pip install "accountlink[cli]"'),
+        ("rich", MAIN, ("--version",), 'the command line needs rich: pip install "accountlink[cli]"'),
+        ("click", AS_MODULE, DOCTOR, 'the command line needs click: pip install "accountlink[cli]"'),
+        ("aiosqlite", MAIN, (*DOCTOR, "--database-url", "sqlite+aiosqlite:///shop.db"),
+         'the driver aiosqlite, which is not installed, or not whole: pip install "accountlink[sqlite]"'),
+        ("psycopg", MAIN, (*DOCTOR, "--database-url", "postgresql+psycopg://h/d"),
+         'the driver psycopg, which is not installed, or not whole: pip install "accountlink[psycopg]"'),
+        ("aiosqlite", MAIN, (*DOCTOR, "--engine", "shop:lite"),
+         'there is no module aiosqlite, which pip install "accountlink[sqlite]" installs'),
+        ("starlette", MAIN, ("demo", "--once"), 'the demo needs starlette: pip install "accountlink[demo]"'),
+        ("httpx2", MAIN, ("demo", "--once"), 'the demo needs httpx2: pip install "accountlink[demo]"'),
+        ("joserfc", AS_MODULE, ("demo", "--once"), 'the demo needs joserfc: pip install "accountlink[demo]"'),
+        ("psycopg", MAIN, ("demo", "--once", "--database-url", "postgresql+psycopg://h/d"),
+         '--database-url needs a driver that is not installed: pip install "accountlink[psycopg]"'),
+    ],
+)  # fmt: skip
+def test_a_command_says_which_extra_it_needs(missing: str, code: str, arguments: tuple[str, ...], told: str) -> None:
+    """One line on stderr with the command to run, nothing on stdout, an exit code that is not 0, and no traceback."""
+    ran = run((missing,), code, *arguments)
+    assert told in ran.stderr
+    assert ("", 1) == (ran.stdout, ran.stderr.count("\n")), ran.stderr
+    assert (1 if "--database-url needs" in told else 2) == ran.returncode
+
+
+@pytest.mark.parametrize(
+    ("missing", "module", "extra"),
+    [
+        ("alembic", "accountlink.doctor.alembic", "alembic"),
+        ("httpx2", "accountlink.testing.fake_provider", "demo"),
+        ("joserfc", "accountlink.testing.fake_provider", "demo"),
+        ("starlette", "accountlink.testing.fake_provider", "demo"),
+    ],
+)
+def test_a_module_says_which_extra_it_needs(missing: str, module: str, extra: str) -> None:
+    """The import error names the library and the command, and comes from the import that was written."""
+    ran = run((missing,), f"import {module}")
+    told = f'ModuleNotFoundError: {module} needs {missing}, which is not installed: pip install "accountlink[{extra}]"'
+    assert told == ran.stderr.splitlines()[-1]
+    assert 1 == ran.stderr.count("Traceback")
+
+
+def test_what_no_extra_brings_is_told_as_it_is() -> None:
+    """A library that is missing for another reason keeps its own error."""
+    ran = run(("cryptography",), "import accountlink.testing.fake_provider")
+    assert "cryptography" in ran.stderr.splitlines()[-1]
+    assert "pip install" not in ran.stderr
+
+
+def test_the_doctor_writes_a_revision_without_alembic() -> None:
+    """``--emit alembic`` is text, for which Alembic itself is not needed."""
+    arguments = (*DOCTOR, "--database-url", "sqlite+aiosqlite:///shop.db", "--emit", "alembic")
+    ran = run(("alembic", "psycopg"), MAIN, *arguments)
+    assert (1, "") == (ran.returncode, ran.stdout)
+    assert "The table is not in this database" in ran.stderr.replace("\n   ", " ")
+
+
+@pytest.mark.parametrize(("missing", "driver"), [((), "psycopg"), (("psycopg",), "asyncpg")])
+def test_a_url_without_a_driver_takes_the_one_that_is_there(missing: tuple[str, ...], driver: str) -> None:
+    """``postgresql://`` means psycopg, as SQLAlchemy 2.1 has it, on both series; asyncpg where that is missing."""
+    ran = run(missing, MAIN, *DOCTOR, "--database-url", "postgresql://me:hidden@127.0.0.1:9/d")
+    assert 2 == ran.returncode
+    assert ran.stderr.startswith(f"accountlink: the database at postgresql+{driver}://me:***@127.0.0.1:9/d cannot be")
+    assert 1 == ran.stderr.count("\n")
+
+
+def test_the_demo_says_what_there_is() -> None:
+    """Without ``--once`` it is a usage error that says what to run, what that does, and how it ends."""
+    ran = run((), MAIN, "demo")
+    told = " ".join(ran.stderr.split())
+    assert (2, "") == (ran.returncode, ran.stdout)
+    assert "no page for a browser yet. Run: accountlink demo --once." in told
+    assert "exits with 0; with 1 if anything does not come out as it should." in told
