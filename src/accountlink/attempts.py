@@ -13,7 +13,8 @@ from accountlink.core import decide
 from accountlink.core.decide import Step
 from accountlink.core.facts import Answer, Arm, Failure, Obstacle, Trouble
 from accountlink.core.outcomes import LinkId, UserId
-from accountlink.errors import OutcomeUnknown, StoreBusy
+from accountlink.errors import ConfigurationError, OutcomeUnknown, StoreBusy
+from accountlink.storage.catalogue import absent_tables
 from accountlink.storage.transactions import Foreign, Place, Talk, Work
 
 T = TypeVar("T")
@@ -50,6 +51,8 @@ class Patience:
             retries=self.retries,
             reconnects=self.reconnects if place.reconnects else 0,
         )
+        if failure.trouble is Trouble.NO_TABLE:
+            await _explain_absence(place, failure)
         if isinstance(verdict, BaseException):
             _raise(verdict)
         if lost:
@@ -217,6 +220,21 @@ async def _explained(
     if isinstance(verdict, BaseException):
         _raise(verdict)
     return None
+
+
+async def _explain_absence(place: Place, failure: Failure) -> None:
+    """Say so if a table of ours is missing; an application's own, which a trigger writes, is the application's."""
+    absent = await place.attempt(partial(absent_tables, tables=place.tables))
+    if isinstance(absent, Failure) or not absent:
+        return
+    named = ", ".join(repr(name) for name in absent)
+    error = ConfigurationError(
+        f"The database has no table {named}. Make it by an Alembic migration, or by "
+        "`await connection.run_sync(Base.metadata.create_all)`; if it is there, look at the database, the schema and "
+        "the search_path that this connection uses."
+    )
+    error.__cause__ = failure.error
+    _raise(error)
 
 
 def _raise(error: BaseException) -> NoReturn:

@@ -98,6 +98,7 @@ class ShareGrants:
         self.mapping: Final = _mapping_of(grants, one_active_per_pair=one_active_per_pair)
         told = None if outbox is None else checked_outbox(outbox)
         self._store: Final = GrantStore(self.mapping, _links_of(self.mapping, accounts), told, clock=clock is not None)
+        self._tables: Final = _tables_of(self.mapping, accounts, told)
         self._types: Final = {role: IdType.of(column) for role, column in self.mapping.columns.items()}
         self._clock: Final = clock or _now
         self._lock_timeout: Final = None if lock_timeout is None else f"{max(1, round(lock_timeout / _MS))}ms"
@@ -316,6 +317,7 @@ class ShareGrants:
         check_kind("poll", poll, timedelta, type(None))
         check_kind("lease", lease, timedelta)
         place, reading = place_on(engine), grant_events(self.mapping, self._store.outbox)
+        place.tables = self._tables
         hold = holder(engine, place, reading, clock=partial(moment_of, self._clock), lease=lease)
         return deliver(place, hold, poll=poll)
 
@@ -368,8 +370,11 @@ class ShareGrants:
 
     async def _place(self, bind: Bind, *, pairs: bool = False) -> Place:
         if pairs and isinstance(bind, AsyncEngine) and bind.dialect.name == "postgresql":
-            return FreshTransactions(engine=bind, dialect="postgresql")
+            fresh = FreshTransactions(engine=bind, dialect="postgresql")
+            fresh.tables = self._tables
+            return fresh
         place = attempts.reached(await place_of(bind, self.mapping))
+        place.tables = self._tables
         if pairs and isinstance(place, AutocommitConnection) and place.dialect == "postgresql":
             raise ConfigurationError(
                 "one_active_per_pair needs a transaction around two statements, and this connection is in AUTOCOMMIT. "
@@ -457,6 +462,17 @@ def _check_token(column: sa.Column[Any], mapping: GrantMapping) -> None:
         )
 
 
+def _tables_of(mapping: GrantMapping, accounts: Accounts | None, outbox: sa.Table | None) -> list[sa.Table]:
+    """The tables that the statements of grants name."""
+    ledger = accounts.ledger if isinstance(accounts, AccountLinker) else None
+    links = None if accounts is None else _accounts_of(accounts).table
+    return [table for table in (mapping.table, links, ledger, outbox) if table is not None]
+
+
+def _accounts_of(accounts: Accounts) -> AccountMapping[Any, Any]:
+    return mapping_of(accounts.mapping if isinstance(accounts, AccountLinker) else accounts)
+
+
 def _links_of(mapping: GrantMapping, accounts: Accounts | None) -> LiveLinks | None:
     """The linked accounts that the grants of a table are about."""
     if "link_id" not in mapping.columns:
@@ -472,5 +488,4 @@ def _links_of(mapping: GrantMapping, accounts: Accounts | None) -> LiveLinks | N
             "accounts=linker, or map link_id=None."
         )
     linker = accounts if isinstance(accounts, AccountLinker) else None
-    of: AccountMapping[Any, Any] = mapping_of(accounts if linker is None else linker.mapping)
-    return LiveLinks(of, None if linker is None else linker.ledger)
+    return LiveLinks(_accounts_of(accounts), None if linker is None else linker.ledger)

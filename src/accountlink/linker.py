@@ -137,6 +137,7 @@ class AccountLinker(Generic[UserId, LinkId]):
         kept = ledger_of(self.mapping, ledger)
         self.ledger: Final[sa.Table | None] = kept
         self._store: Final = AccountStore(self.mapping, kept, None if outbox is None else checked_outbox(outbox))
+        self._tables: Final = [table for table in (self.mapping.table, kept, outbox) if table is not None]
         self._codec: Final = self._store.codec
         self._ids: Final = Ids(self.mapping)
         self._transfers: Final = Transfers(
@@ -351,11 +352,32 @@ class AccountLinker(Generic[UserId, LinkId]):
             InvalidIdentity: A provider that cannot be one.
             ConfigurationError, StoreBusy, StoreUnavailable, RetryTransaction: As for :meth:`link`.
         """
-        self._ids.check_user(user_id)
-        parameters = Parameters(al_user_id=user_id)
-        if provider is not None:
-            parameters["al_provider"] = self._codec.provider(check_provider(provider))
+        parameters = self._of_user(user_id, provider)
         return await attempts.read(await self._place(bind), partial(self._store.accounts, parameters=parameters))
+
+    async def unlinked(
+        self, bind: Bind, *, user_id: UserId, provider: str | None = None
+    ) -> Sequence[LinkedAccount[UserId, LinkId]]:
+        """List the user's removed links that linking the account again would restore, the newest first.
+
+        Left out is what would not come back: a link that was removed for one of the policy's ``blocked_reasons``, and
+        one whose account the user has linked again. Whether another user has the account now is not told here: linking
+        it again answers that with an ``OwnershipConflict``.
+
+        Args:
+            bind: As for :meth:`link`.
+            user_id: The user.
+            provider: Only links to this provider.
+
+        Raises:
+            ConfigurationError: ``Removal.DELETE`` keeps no removed links; or an id of the wrong type.
+            InvalidIdentity: A provider that cannot be one.
+            StoreBusy, StoreUnavailable, RetryTransaction: As for :meth:`link`.
+        """
+        if self.mapping.policy.removal is Removal.DELETE:
+            raise ConfigurationError("unlinked() needs Removal.SOFT: Removal.DELETE keeps no row of a removed link.")
+        parameters = self._of_user(user_id, provider)
+        return await attempts.read(await self._place(bind), partial(self._store.unlinked, parameters=parameters))
 
     async def account(
         self, bind: Bind, *, user_id: UserId, link_id: LinkId | None = None, provider: str | None = None
@@ -375,13 +397,10 @@ class AccountLinker(Generic[UserId, LinkId]):
             InvalidIdentity: A provider that cannot be one.
             StoreBusy, StoreUnavailable, RetryTransaction: As for :meth:`link`.
         """
-        self._ids.check_user(user_id)
-        parameters = Parameters(al_user_id=user_id)
+        parameters = self._of_user(user_id, provider)
         if link_id is not None:
             self._ids.check_link(link_id)
             parameters["al_id"] = link_id
-        if provider is not None:
-            parameters["al_provider"] = self._codec.provider(check_provider(provider))
         if len(parameters) == 1:
             raise ConfigurationError("account() needs a link_id or a provider.")
         found = await attempts.read(await self._place(bind), partial(self._store.accounts, parameters=parameters))
@@ -446,6 +465,7 @@ class AccountLinker(Generic[UserId, LinkId]):
         check_kind("poll", poll, timedelta, type(None))
         check_kind("lease", lease, timedelta)
         place, reading = place_on(engine), link_events(self.mapping, self._store.outbox)
+        place.tables = self._tables
         return deliver(place, holder(engine, place, reading, clock=self._now, lease=lease), poll=poll)
 
     # -- unlinking ----------------------------------------------------------------------------------------------------
@@ -532,6 +552,13 @@ class AccountLinker(Generic[UserId, LinkId]):
 
     # -- what a call must bring ---------------------------------------------------------------------------------------
 
+    def _of_user(self, user_id: UserId, provider: str | None) -> Parameters:
+        self._ids.check_user(user_id)
+        parameters = Parameters(al_user_id=user_id)
+        if provider is not None:
+            parameters["al_provider"] = self._codec.provider(check_provider(provider))
+        return parameters
+
     def _now(self) -> datetime:
         return moment_of(self._clock)
 
@@ -541,4 +568,6 @@ class AccountLinker(Generic[UserId, LinkId]):
             parameters["al_lock_timeout"] = self._lock_timeout
 
     async def _place(self, bind: Bind, *, several_statements: bool = False) -> Place:
-        return attempts.reached(await place_of(bind, self.mapping, several_statements=several_statements))
+        place = attempts.reached(await place_of(bind, self.mapping, several_statements=several_statements))
+        place.tables = self._tables
+        return place

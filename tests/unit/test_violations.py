@@ -132,7 +132,7 @@ STATES: Final = {
     "23P01": Trouble.UNIQUE,
     "22P02": Trouble.OTHER,
     "42501": Trouble.OTHER,
-    "42P01": Trouble.OTHER,
+    "42P01": Trouble.NO_TABLE,
     "25P02": Trouble.OTHER,
     "53100": Trouble.OTHER,
     "XX000": Trouble.OTHER,
@@ -272,7 +272,7 @@ SQLITE: Final[dict[str, tuple[str, tuple[str, ...], tuple[object, ...]]]] = {
         (INSERT,),
         (Trouble.OTHER, None, None, ()),
     ),
-    "no table": ("", ("SELECT * FROM nowhere",), (Trouble.OTHER, None, None, ())),
+    "no table": ("", ("SELECT * FROM nowhere",), (Trouble.NO_TABLE, None, None, ())),
 }
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Enum
 from typing import Any, Final
 
-from accountlink.core.facts import Claimed, Failure, Obstacle, Trouble
+from accountlink.core.facts import Claimed, Failure, Kept, Obstacle, Trouble
+from accountlink.core.outcomes import LinkedAccount, LinkId, UserId
 from accountlink.errors import (
     AccountLinkError,
     BlockedByConstraint,
@@ -149,6 +151,26 @@ def of_claim(claimed: Claimed[Any, Any], *, expired: bool, fits: bool) -> Step |
     if claimed.why is not None:
         return LinkBlocked(provider=claimed.named.provider, reason=claimed.why)
     return Step.MOVE
+
+
+def restorable(rows: Iterable[Kept[UserId, LinkId]]) -> list[LinkedAccount[UserId, LinkId]]:
+    """Return the dead rows that a link would restore, in the order of the rows.
+
+    Args:
+        rows: All rows of one user, live and dead; of the dead ones those first that a link prefers.
+    """
+    kept = list(rows)
+    taken = {row.key for row in kept if row.live}
+    met: set[object] = set()
+    found: list[LinkedAccount[UserId, LinkId]] = []
+    for row in kept:
+        one = (row.key, row.account.account_id)
+        if row.live or row.key in taken or one in met:
+            continue
+        met.add(one)
+        if not row.blocked:
+            found.append(row.account)
+    return found
 
 
 def after_lost_claim(refused: AccountLinkError, *, ambiguous: bool) -> AccountLinkError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -27,6 +28,14 @@ _POSTGRESQL: Final = sa.text("""
 """)  # the catalogue's names are compared, never the constraint's meaning
 
 _ISOLATION: Final = sa.text("SELECT current_setting('transaction_isolation')")
+
+
+def absent_tables(connection: sa.Connection, tables: Sequence[sa.Table]) -> list[str]:
+    """Return the names of those tables that the database does not have, where the connection would look for them."""
+    inspector = sa.inspect(connection)
+    wanted = ((connection.schema_for_object(table), table.name) for table in tables)
+    missing = [(schema, name) for schema, name in wanted if not inspector.has_table(name, schema=schema)]
+    return [name if schema is None else f"{schema}.{name}" for schema, name in missing]
 
 
 def unique_index(connection: sa.Connection, failure: Failure) -> UniqueIndex | None:

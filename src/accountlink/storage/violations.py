@@ -23,6 +23,7 @@ FAILURES: Final = (SQLAlchemyError, OSError, asyncpg.PostgresError, asyncpg.Inte
 _STATES: Final = {
     "23505": Trouble.UNIQUE,
     "23P01": Trouble.UNIQUE,  # an exclusion constraint: what it is on is found like an index
+    "42P01": Trouble.NO_TABLE,
     "55000": Trouble.DEFERRABLE,
     "40001": Trouble.SERIALIZATION,
     "40P01": Trouble.SERIALIZATION,
@@ -42,6 +43,7 @@ _SQLITE: Final = {
     "SQLITE_CONSTRAINT_PRIMARYKEY": Trouble.UNIQUE,
     "SQLITE_CONSTRAINT_ROWID": Trouble.UNIQUE,
     "SQLITE_BUSY_SNAPSHOT": Trouble.SERIALIZATION,
+    "SQLITE_ERROR": Trouble.NO_TABLE,  # or whatever else SQLite has no code for
 }
 _SQLITE_BUSY: Final = ("SQLITE_BUSY", "SQLITE_LOCKED")
 """The families of result codes that mean waiting was in vain: their extended codes begin alike."""
