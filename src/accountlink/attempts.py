@@ -16,6 +16,7 @@ from accountlink.core.outcomes import LinkId, UserId
 from accountlink.errors import ConfigurationError, OutcomeUnknown, StoreBusy
 from accountlink.storage.catalogue import absent_tables
 from accountlink.storage.transactions import Foreign, Place, Talk, Work
+from accountlink.storage.violations import is_unusable
 
 T = TypeVar("T")
 CATALOGUE_MOVED: Final = "XX000"
@@ -65,9 +66,16 @@ class Patience:
 
 def reached(place: Place | Failure) -> Place:
     """Return the place, or raise what the failure to get there comes to: nothing was sent yet."""
-    if isinstance(place, Failure):
-        _raise(_final(place))
-    return place
+    if not isinstance(place, Failure):
+        return place
+    verdict = _final(place)
+    if is_unusable(place.error):
+        verdict = ConfigurationError(
+            "This session or connection can run nothing: it is closed, was never begun, has no engine, or its "
+            "transaction is over. Pass an open one, or the engine."
+        )
+        verdict.__cause__ = place.error
+    raise verdict
 
 
 def acknowledged(failure: Failure, *, ambiguous: bool) -> NoReturn:

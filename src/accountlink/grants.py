@@ -14,7 +14,16 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from accountlink import attempts
-from accountlink.arguments import check_id, check_kind, mapping_of, moment_of
+from accountlink.arguments import (
+    NO_TIME,
+    check_callable,
+    check_id,
+    check_kind,
+    check_span,
+    mapping_of,
+    milliseconds,
+    moment_of,
+)
 from accountlink.core.decide import CAUSES, RUNS
 from accountlink.core.events import GrantEvent
 from accountlink.core.facts import Failure, Trouble
@@ -51,9 +60,6 @@ TOKEN_LENGTH: Final = 43
 MAX_TOKEN: Final = 4096
 """Characters: a longer text is no token, here or in a table that held tokens before."""
 MAX_USES: Final = 2**31 - 1
-LONGEST: Final = timedelta(days=36_525)
-"""A hundred years: what ends later than that was meant to be something else."""
-_MS: Final = timedelta(milliseconds=1)
 _NO_TEXT: Final = b"\xff"
 """No text has this byte in UTF-8, so that what is hashed with it in front is the hash of no token."""
 T = TypeVar("T")
@@ -99,9 +105,10 @@ class ShareGrants:
         told = None if outbox is None else checked_outbox(outbox)
         self._store: Final = GrantStore(self.mapping, _links_of(self.mapping, accounts), told, clock=clock is not None)
         self._tables: Final = _tables_of(self.mapping, accounts, told)
+        self._owner_type: Final = None if accounts is None else IdType.of(_accounts_of(accounts).columns["user_id"])
         self._types: Final = {role: IdType.of(column) for role, column in self.mapping.columns.items()}
-        self._clock: Final = clock or _now
-        self._lock_timeout: Final = None if lock_timeout is None else f"{max(1, round(lock_timeout / _MS))}ms"
+        self._clock: Final = _now if clock is None else check_callable("clock", clock)
+        self._lock_timeout: Final = milliseconds("lock_timeout", lock_timeout)
 
     # -- issuing ------------------------------------------------------------------------------------------------------
 
@@ -134,6 +141,8 @@ class ShareGrants:
         parameters = Parameters(self._presented(token), al_grantor_id=grantor_id, al_max_uses=max_uses)
         if link_id is not None:
             self._check_link(link_id)
+            if self._owner_type is not None and not self._owner_type.holds(grantor_id):
+                raise AccountNotFound
             parameters.update(al_link_id=link_id, al_shared_link=link_id, al_shared_owner=grantor_id)
         place = await self._place(bind)
         self._stamp(place, parameters, expires_in)
@@ -314,8 +323,8 @@ class ShareGrants:
         if self._store.outbox is None:
             raise ConfigurationError("events() needs ShareGrants(outbox=link_outbox(Base.metadata)).")
         check_kind("engine", engine, AsyncEngine)
-        check_kind("poll", poll, timedelta, type(None))
-        check_kind("lease", lease, timedelta)
+        check_span("poll", poll, least=NO_TIME, optional=True)
+        check_span("lease", lease)
         place, reading = place_on(engine), grant_events(self.mapping, self._store.outbox)
         place.tables = self._tables
         hold = holder(engine, place, reading, clock=partial(moment_of, self._clock), lease=lease)
@@ -335,9 +344,7 @@ class ShareGrants:
         self._check("link_id", link_id, outside=AccountNotFound)
 
     def _check_terms(self, expires_in: object, max_uses: object) -> None:
-        check_kind("expires_in", expires_in, timedelta)
-        if not (isinstance(expires_in, timedelta) and timedelta(0) < expires_in <= LONGEST):
-            raise ConfigurationError("expires_in= takes more than no time, and a hundred years at most.")
+        check_span("expires_in", expires_in)
         if isinstance(max_uses, bool) or not isinstance(max_uses, int) or not 1 <= max_uses <= MAX_USES:
             raise ConfigurationError(f"max_uses= takes a whole number from 1 to {MAX_USES}.")
         if max_uses > 1 and not self.mapping.is_own:
@@ -447,6 +454,7 @@ def _mapping_of(grants: object, *, one_active_per_pair: bool) -> GrantMapping:
         raise ConfigurationError(
             "ShareGrants takes the table that grants_table(Base.metadata) makes, or a GrantMapping of your own table."
         )
+    check_kind("one_active_per_pair", one_active_per_pair, bool)
     _check_token(mapping.columns[mapping.token_role], mapping)
     return mapping.with_one_active_per_pair() if one_active_per_pair else mapping
 

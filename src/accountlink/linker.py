@@ -12,7 +12,16 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from accountlink import attempts
-from accountlink.arguments import Ids, check_kind, mapping_of, moment_of
+from accountlink.arguments import (
+    NO_TIME,
+    Ids,
+    check_callable,
+    check_kind,
+    check_span,
+    mapping_of,
+    milliseconds,
+    moment_of,
+)
 from accountlink.core.credentials import TokenSet
 from accountlink.core.decide import RUNS
 from accountlink.core.events import LinkEvent
@@ -58,7 +67,6 @@ from accountlink.transfers import Guard, Transfers, ledger_of
 TRANSFER_LIFETIME: Final = timedelta(minutes=10)
 LOCK_TIMEOUT: Final = timedelta(seconds=10)
 LEASE: Final = timedelta(minutes=1)
-_MS: Final = timedelta(milliseconds=1)
 
 Values = Mapping[Any, object]
 """Application columns to fill: mapped attributes or columns of the table, and their values."""
@@ -140,12 +148,13 @@ class AccountLinker(Generic[UserId, LinkId]):
         self._tables: Final = [table for table in (self.mapping.table, kept, outbox) if table is not None]
         self._codec: Final = self._store.codec
         self._ids: Final = Ids(self.mapping)
+        check_span("transfer_lifetime", transfer_lifetime)
         self._transfers: Final = Transfers(
             self._store, secrets=secrets, ledger=kept, lifetime=transfer_lifetime, guard=guard_last
         )
-        self._clock: Final = clock
-        self._guard: Final = guard_last
-        self._lock_timeout: Final = None if lock_timeout is None else f"{max(1, round(lock_timeout / _MS))}ms"
+        self._clock: Final = check_callable("clock", clock)
+        self._guard: Final = None if guard_last is None else check_callable("guard_last", guard_last)
+        self._lock_timeout: Final = milliseconds("lock_timeout", lock_timeout)
 
     # -- linking ------------------------------------------------------------------------------------------------------
 
@@ -311,7 +320,7 @@ class AccountLinker(Generic[UserId, LinkId]):
         presented, token = Concealed[object](token), ""  # a traceback with locals shows what a frame still holds
         self._ids.check_user(user_id)
         check_kind("credentials", credentials, TokenSet, type(None))
-        check_kind("max_auth_age", max_auth_age, timedelta, type(None))
+        check_span("max_auth_age", max_auth_age, least=NO_TIME, optional=True)
         claim = self._transfers.claim(presented, claimant=user_id)
         if not self._ids.may_be_link(claim.link_id):
             raise TokenForged
@@ -462,8 +471,8 @@ class AccountLinker(Generic[UserId, LinkId]):
         if self._store.outbox is None:
             raise ConfigurationError("events() needs AccountLinker(outbox=link_outbox(Base.metadata)).")
         check_kind("engine", engine, AsyncEngine)
-        check_kind("poll", poll, timedelta, type(None))
-        check_kind("lease", lease, timedelta)
+        check_span("poll", poll, least=NO_TIME, optional=True)
+        check_span("lease", lease)
         place, reading = place_on(engine), link_events(self.mapping, self._store.outbox)
         place.tables = self._tables
         return deliver(place, holder(engine, place, reading, clock=self._now, lease=lease), poll=poll)
@@ -499,15 +508,7 @@ class AccountLinker(Generic[UserId, LinkId]):
         now = self._now()
         parameters = Parameters(al_user_id=user_id, al_id=link_id) | self._codec.removal(now)
         if reason is not None:
-            if self.mapping.policy.removal is Removal.DELETE:
-                raise ConfigurationError(
-                    "Removal.DELETE keeps no row that could carry a reason. Pass none, or use SOFT."
-                )
-            if "reason" not in self.mapping.columns:
-                raise ConfigurationError(
-                    f"{self.mapping.name!r} has no 'reason' column mapped. Map one, or pass no reason."
-                )
-            parameters["al_reason"] = reason
+            parameters["al_reason"] = reason = self._codec.reason(reason)
         parameters = Parameters(parameters | self._store.occasion(now, None if reason is None else {"reason": reason}))
         place = await self._place(bind, several_statements=self._guard is not None)
         self._bound(place, parameters)

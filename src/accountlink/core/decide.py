@@ -11,6 +11,7 @@ from accountlink.core.outcomes import LinkedAccount, LinkId, UserId
 from accountlink.errors import (
     AccountLinkError,
     BlockedByConstraint,
+    ConfigurationError,
     LinkBlocked,
     OutcomeUnknown,
     OwnerLookupFailed,
@@ -78,6 +79,13 @@ def after_failure(
             return Step.AGAIN
         case Trouble.LOST:
             return OutcomeUnknown() if ambiguous else StoreUnavailable()
+        case Trouble.VALUE:
+            error = ConfigurationError(
+                "SQLAlchemy or the driver cannot send a value of this call to the database, and nothing was changed. "
+                "Pass for each column in values= and update_values= what its type takes."
+            )
+            error.__cause__ = failure.error
+            return error
         case _:
             return failure.error
 

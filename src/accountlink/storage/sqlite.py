@@ -42,6 +42,10 @@ def tune_sqlite(engine: AsyncEngine, *, busy_timeout: int = BUSY_TIMEOUT) -> Asy
             "tune_sqlite() takes an AsyncEngine of sqlite+aiosqlite. Leave other engines as they are."
         )
 
+    wait: object = busy_timeout
+    if isinstance(wait, bool) or not isinstance(wait, int) or not 0 <= wait < 2**31:
+        raise ConfigurationError("busy_timeout= takes a whole number of milliseconds, from 0 to 2147483647.")
+
     def on_connect(connection: Any, _record: object) -> None:  # the driver's connection
         connection.isolation_level = None  # the driver begins nothing by itself any more
         cursor = connection.cursor()
