@@ -747,5 +747,6 @@ async def test_no_trouble_of_sqlite_shows_what_it_was_given(database: Database, 
     await run_sql(database.engine(), "DROP TABLE connections")
     async with AsyncSession(engine) as session:
         ending = await ending_of(link, engine if how == "engine" else session)
-    assert isinstance(ending, sa.exc.OperationalError)
+    assert isinstance(ending, ConfigurationError)
+    assert isinstance(ending.__cause__, sa.exc.OperationalError)
     assert [] == leaks_of(ending)
