@@ -103,10 +103,9 @@ def _member(value: Any, column: sa.Column[Any], kind: sa.Enum) -> Any:  # as the
 
 
 def _whole_number(value: Any, column: sa.Column[Any], _kind: Any) -> int:
-    try:
-        number = operator.index(value)  # as numpy has them, too
-    except TypeError:
-        raise _another_kind(value, column, "int") from None
+    if not hasattr(type(value), "__index__"):  # which numpy's have, too
+        raise _another_kind(value, column, "int")
+    number = operator.index(value)
     if not IdType.of(column).holds(number):
         raise _too_great(column)
     return int(number)
@@ -115,10 +114,9 @@ def _whole_number(value: Any, column: sa.Column[Any], _kind: Any) -> int:
 def _number(value: Any, column: sa.Column[Any], kind: Any) -> Any:  # of the class that it is
     if not isinstance(value, (Real, Decimal)):
         raise _another_kind(value, column, "float" if isinstance(kind, sa.Float) else "Decimal")
-    try:
-        near = float(value)
-    except (OverflowError, ValueError):  # the second for Decimal("sNaN")
-        raise _too_great(column) from None
+    near = _near(value)
+    if near is None:
+        raise _too_great(column)
     if isinstance(kind, sa.Float):
         return near
     digits = None if kind.precision is None else kind.precision - (kind.scale or 0)
@@ -126,7 +124,8 @@ def _number(value: Any, column: sa.Column[Any], kind: Any) -> Any:  # of the cla
         raise _too_great(column)
     if isinstance(value, Decimal):
         return value
-    return operator.index(value) if hasattr(value, "__index__") else near  # a flag is a number, too
+    whole: Any = value
+    return operator.index(whole) if hasattr(type(value), "__index__") else near  # a flag is a number, too
 
 
 def _flag(value: Any, column: sa.Column[Any], _kind: Any) -> bool:
@@ -145,12 +144,25 @@ def _moment(value: Any, column: sa.Column[Any], kind: Any) -> datetime:
             f"The moment for {_named(column)} has {has}, and the column takes {takes}: databases would store another "
             "moment. Convert it before the call."
         )
-    if aware:
-        try:
-            value.astimezone(UTC)
-        except OverflowError:
-            raise _too_great(column) from None
+    if aware and not _is_in_utc(value):
+        raise _too_great(column)
     return value
+
+
+def _near(value: Any) -> float | None:
+    """A number as a float; ``None`` for one that is greater than any, and for a NaN that signals."""
+    try:
+        return float(value)
+    except (OverflowError, ValueError):
+        return None
+
+
+def _is_in_utc(moment: datetime) -> bool:
+    try:
+        moment.astimezone(UTC)
+    except OverflowError:
+        return False
+    return True
 
 
 _FITS: Final[dict[type, Callable[[Any, sa.Column[Any], Any], Any]]] = {

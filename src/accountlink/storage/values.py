@@ -268,7 +268,14 @@ class Codec(Generic[UserId, LinkId]):
             if column in columns:
                 raise ConfigurationError(f"{column.name!r} is given twice, by two names. Give it once.")
             columns.append(column)
-            filled[f"al_{kind}_{column.key}"] = fitted(value, column)
+            refused: ConfigurationError | None = None
+            try:
+                filled[f"al_{kind}_{column.key}"] = fitted(value, column)
+            except ConfigurationError as error:
+                refused = error.with_traceback(None)  # a traceback with locals shows what a frame still holds
+            if refused is not None:
+                del value, values
+                raise refused
         return tuple(columns), filled
 
     # -- from the database --------------------------------------------------------------------------------------------
