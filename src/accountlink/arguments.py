@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
-from typing import Any, Final
+from datetime import datetime, timedelta
+from typing import Any, Final, TypeVar
 
 from accountlink.errors import AccountLinkError, AccountNotFound, ConfigurationError
 from accountlink.storage.idtype import IdType
 from accountlink.storage.mapping import AccountMapping
 from accountlink.storage.mixin import LinkedAccountMixin, policy_of
+
+NO_TIME: Final = timedelta(0)
+SHORTEST: Final = timedelta(microseconds=1)
+LONGEST: Final = timedelta(days=36_525)
+"""A hundred years: what is longer than that was meant to be something else."""
+_MS: Final = timedelta(milliseconds=1)
+_GREATEST_SETTING: Final = 2**31 - 1
+"""What PostgreSQL takes for a time in a setting, in milliseconds."""
+_FIRST_YEAR: Final = 1900
+_LAST_YEAR: Final = 9000
+"""Clocks that are far off are not believed: with a lifetime added, there must still be a moment."""
+C = TypeVar("C")
 
 
 class Ids:
@@ -100,15 +112,66 @@ def check_kind(name: str, value: object, *kinds: type) -> None:
         raise ConfigurationError(f"{name}= takes a {kinds[0].__name__}, not {type(value).__name__}.")
 
 
+def check_callable(name: str, value: C) -> C:
+    """Return what can be called.
+
+    Raises:
+        ConfigurationError: It cannot.
+    """
+    if not callable(value):
+        raise ConfigurationError(f"{name}= takes a function, not {type(value).__name__}.")
+    return value
+
+
+def check_span(name: str, value: object, *, least: timedelta = SHORTEST, optional: bool = False) -> None:
+    """Refuse what is no length of time, or one that cannot be meant.
+
+    Args:
+        name: The argument's name.
+        value: What was given.
+        least: How short it may be.
+        optional: Whether it may be ``None``.
+
+    Raises:
+        ConfigurationError: No ``timedelta``, a shorter one, or one of more than a hundred years.
+    """
+    if value is None and optional:
+        return
+    if not isinstance(value, timedelta):
+        raise ConfigurationError(f"{name}= takes a timedelta, not {type(value).__name__}.")
+    if not least <= value <= LONGEST:
+        bound = "no time or more" if least == NO_TIME else "more than no time"
+        raise ConfigurationError(f"{name}= takes {bound}, and a hundred years at most.")
+
+
+def milliseconds(name: str, value: object) -> str | None:
+    """A length of time as PostgreSQL's settings take it; ``None`` for none.
+
+    Raises:
+        ConfigurationError: No ``timedelta``, a negative one, or more milliseconds than a setting takes (24 days).
+    """
+    if value is None:
+        return None
+    check_span(name, value, least=NO_TIME)
+    number = round(value / _MS) if isinstance(value, timedelta) else 0
+    if number > _GREATEST_SETTING:
+        raise ConfigurationError(f"{name}= takes 24 days at most. To wait for ever, give None.")
+    return f"{max(1, number)}ms"
+
+
 def moment_of(clock: Callable[[], datetime]) -> datetime:
     """Ask a clock.
 
     Raises:
-        ConfigurationError: Its answer has no zone.
+        ConfigurationError: Its answer is no datetime, has no zone, or cannot be a present moment.
     """
-    now = clock()
-    if now.tzinfo is None:
+    now: object = clock()
+    if not isinstance(now, datetime):
+        raise ConfigurationError(f"clock= returned {type(now).__name__}. Return datetime.now(UTC).")
+    if now.utcoffset() is None:
         raise ConfigurationError("clock= returned a naive datetime. Return datetime.now(UTC).")
+    if not _FIRST_YEAR <= now.year < _LAST_YEAR:
+        raise ConfigurationError(f"clock= returned a moment in the year {now.year}. Return datetime.now(UTC).")
     return now
 
 

@@ -13,8 +13,10 @@ from accountlink.core import decide
 from accountlink.core.decide import Step
 from accountlink.core.facts import Answer, Arm, Failure, Obstacle, Trouble
 from accountlink.core.outcomes import LinkId, UserId
-from accountlink.errors import OutcomeUnknown, StoreBusy
+from accountlink.errors import ConfigurationError, OutcomeUnknown, StoreBusy
+from accountlink.storage.catalogue import absent_tables
 from accountlink.storage.transactions import Foreign, Place, Talk, Work
+from accountlink.storage.violations import is_unusable
 
 T = TypeVar("T")
 CATALOGUE_MOVED: Final = "XX000"
@@ -50,6 +52,8 @@ class Patience:
             retries=self.retries,
             reconnects=self.reconnects if place.reconnects else 0,
         )
+        if failure.trouble is Trouble.NO_TABLE:
+            await _explain_absence(place, failure)
         if isinstance(verdict, BaseException):
             _raise(verdict)
         if lost:
@@ -62,9 +66,16 @@ class Patience:
 
 def reached(place: Place | Failure) -> Place:
     """Return the place, or raise what the failure to get there comes to: nothing was sent yet."""
-    if isinstance(place, Failure):
-        _raise(_final(place))
-    return place
+    if not isinstance(place, Failure):
+        return place
+    verdict = _final(place)
+    if is_unusable(place.error):
+        verdict = ConfigurationError(
+            "This session or connection can run nothing: it is closed, was never begun, has no engine, or its "
+            "transaction is over. Pass an open one, or the engine."
+        )
+        verdict.__cause__ = place.error
+    raise verdict
 
 
 def acknowledged(failure: Failure, *, ambiguous: bool) -> NoReturn:
@@ -217,6 +228,21 @@ async def _explained(
     if isinstance(verdict, BaseException):
         _raise(verdict)
     return None
+
+
+async def _explain_absence(place: Place, failure: Failure) -> None:
+    """Say so if a table of ours is missing; an application's own, which a trigger writes, is the application's."""
+    absent = await place.attempt(partial(absent_tables, tables=place.tables))
+    if isinstance(absent, Failure) or not absent:
+        return
+    named = ", ".join(repr(name) for name in absent)
+    error = ConfigurationError(
+        f"The database has no table {named}. Make it by an Alembic migration, or by "
+        "`await connection.run_sync(Base.metadata.create_all)`; if it is there, look at the database, the schema and "
+        "the search_path that this connection uses."
+    )
+    error.__cause__ = failure.error
+    _raise(error)
 
 
 def _raise(error: BaseException) -> NoReturn:

@@ -6,6 +6,7 @@ No message, attribute, cause or context carries a secret, an e-mail address, ano
 from __future__ import annotations
 
 from typing import Any, ClassVar
+from urllib.parse import quote_plus
 
 
 class AccountLinkError(Exception):
@@ -16,6 +17,17 @@ class AccountLinkError(Exception):
     """
 
     code: ClassVar[str] = "account_link_error"
+
+    def redirect_url(self, base: str) -> str:
+        """Return ``base`` with ``error=<code>`` merged into its query, and nothing else of the error.
+
+        Args:
+            base: A URL, or a path of the application's own; its other parameters stay.
+
+        Raises:
+            ConfigurationError: ``base`` is no text, or has a fragment, white space or control characters.
+        """
+        return with_query(base, "error", self.code)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by state, so that errors cross process borders whatever their constructors take."""
@@ -360,3 +372,21 @@ class GrantRejected(AccountLinkError):
 
 def _named(constraint: str | None) -> str:
     return f"The unique constraint or index {constraint!r}" if constraint else "A unique constraint or index"
+
+
+def with_query(base: str, name: str, value: str) -> str:
+    """Set one parameter in a URL's query and leave every other byte of it alone.
+
+    Raises:
+        ConfigurationError: ``base`` is no text, or has a fragment, white space or control characters.
+    """
+    given: object = base
+    if not isinstance(given, str):
+        raise ConfigurationError(f"The base of a redirect is text, not {type(given).__name__}.")
+    if "#" in base:
+        raise ConfigurationError("The base of a redirect must not have a fragment: the transfer token goes there.")
+    if any(c <= " " or "\x7f" <= c <= "\x9f" or "\ud800" <= c <= "\udfff" for c in base):  # what no URL can carry
+        raise ConfigurationError("The base of a redirect must not contain white space or control characters.")
+    path, _, query = base.partition("?")
+    kept = [pair for pair in query.split("&") if pair.partition("=")[0] != name] if query else []
+    return f"{path}?{'&'.join([*kept, f'{name}={quote_plus(value)}'])}"

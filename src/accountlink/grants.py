@@ -14,7 +14,15 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from accountlink import attempts
-from accountlink.arguments import check_id, check_kind, mapping_of, moment_of
+from accountlink.arguments import (
+    check_callable,
+    check_id,
+    check_kind,
+    check_span,
+    mapping_of,
+    milliseconds,
+    moment_of,
+)
 from accountlink.core.decide import CAUSES, RUNS
 from accountlink.core.events import GrantEvent
 from accountlink.core.facts import Failure, Trouble
@@ -51,9 +59,6 @@ TOKEN_LENGTH: Final = 43
 MAX_TOKEN: Final = 4096
 """Characters: a longer text is no token, here or in a table that held tokens before."""
 MAX_USES: Final = 2**31 - 1
-LONGEST: Final = timedelta(days=36_525)
-"""A hundred years: what ends later than that was meant to be something else."""
-_MS: Final = timedelta(milliseconds=1)
 _NO_TEXT: Final = b"\xff"
 """No text has this byte in UTF-8, so that what is hashed with it in front is the hash of no token."""
 T = TypeVar("T")
@@ -98,10 +103,12 @@ class ShareGrants:
         self.mapping: Final = _mapping_of(grants, one_active_per_pair=one_active_per_pair)
         told = None if outbox is None else checked_outbox(outbox)
         self._store: Final = GrantStore(self.mapping, _links_of(self.mapping, accounts), told, clock=clock is not None)
+        self._tables: Final = _tables_of(self.mapping, accounts, told)
+        self._owner_type: Final = None if accounts is None else IdType.of(_accounts_of(accounts).columns["user_id"])
         self._types: Final = {role: IdType.of(column) for role, column in self.mapping.columns.items()}
         self._spelling: Final = Spelling(self.mapping, self.mapping.token_role)
-        self._clock: Final = clock or _now
-        self._lock_timeout: Final = None if lock_timeout is None else f"{max(1, round(lock_timeout / _MS))}ms"
+        self._clock: Final = _now if clock is None else check_callable("clock", clock)
+        self._lock_timeout: Final = milliseconds("lock_timeout", lock_timeout)
 
     # -- issuing ------------------------------------------------------------------------------------------------------
 
@@ -134,6 +141,8 @@ class ShareGrants:
         parameters = Parameters(self._made(token), al_grantor_id=grantor_id, al_max_uses=max_uses)
         if link_id is not None:
             self._check_link(link_id)
+            if self._owner_type is not None and not self._owner_type.holds(grantor_id):
+                raise AccountNotFound
             parameters.update(al_link_id=link_id, al_shared_link=link_id, al_shared_owner=grantor_id)
         place = await self._place(bind)
         self._stamp(place, parameters, expires_in)
@@ -341,7 +350,7 @@ class ShareGrants:
             raise ConfigurationError(f"{what}() needs ShareGrants(outbox=link_outbox(Base.metadata)).")
         check_kind("engine", engine, AsyncEngine)
         reading = grant_events(self.mapping, self._store.outbox, engine.dialect)
-        return partial(holder, engine, reading, partial(moment_of, self._clock))
+        return partial(holder, engine, reading, partial(moment_of, self._clock), tables=self._tables)
 
     # -- what a call must bring ---------------------------------------------------------------------------------------
 
@@ -357,9 +366,7 @@ class ShareGrants:
         self._check("link_id", link_id, outside=AccountNotFound)
 
     def _check_terms(self, expires_in: object, max_uses: object) -> None:
-        check_kind("expires_in", expires_in, timedelta)
-        if not (isinstance(expires_in, timedelta) and timedelta(0) < expires_in <= LONGEST):
-            raise ConfigurationError("expires_in= takes more than no time, and a hundred years at most.")
+        check_span("expires_in", expires_in)
         if isinstance(max_uses, bool) or not isinstance(max_uses, int) or not 1 <= max_uses <= MAX_USES:
             raise ConfigurationError(f"max_uses= takes a whole number from 1 to {MAX_USES}.")
         if max_uses > 1 and not self.mapping.is_own:
@@ -413,8 +420,11 @@ class ShareGrants:
 
     async def _place(self, bind: Bind, *, pairs: bool = False) -> Place:
         if pairs and isinstance(bind, AsyncEngine) and bind.dialect.name == "postgresql":
-            return FreshTransactions(engine=bind, dialect="postgresql")
+            fresh = FreshTransactions(engine=bind, dialect="postgresql")
+            fresh.tables = self._tables
+            return fresh
         place = attempts.reached(await place_of(bind, self.mapping))
+        place.tables = self._tables
         if pairs and isinstance(place, AutocommitConnection) and place.dialect == "postgresql":
             raise ConfigurationError(
                 "one_active_per_pair needs a transaction around two statements, and this connection is in AUTOCOMMIT. "
@@ -487,6 +497,7 @@ def _mapping_of(grants: object, *, one_active_per_pair: bool) -> GrantMapping:
         raise ConfigurationError(
             "ShareGrants takes the table that grants_table(Base.metadata) makes, or a GrantMapping of your own table."
         )
+    check_kind("one_active_per_pair", one_active_per_pair, bool)
     _check_token(mapping.columns[mapping.token_role], mapping)
     return mapping.with_one_active_per_pair() if one_active_per_pair else mapping
 
@@ -498,6 +509,17 @@ def _check_token(column: sa.Column[Any], mapping: GrantMapping) -> None:
             f"{column.name!r} of {mapping.name!r} takes {kind.length} characters, and a token, or its hash, has "
             f"{TOKEN_LENGTH}. Widen it."
         )
+
+
+def _tables_of(mapping: GrantMapping, accounts: Accounts | None, outbox: sa.Table | None) -> list[sa.Table]:
+    """The tables that the statements of grants name."""
+    ledger = accounts.ledger if isinstance(accounts, AccountLinker) else None
+    links = None if accounts is None else _accounts_of(accounts).table
+    return [table for table in (mapping.table, links, ledger, outbox) if table is not None]
+
+
+def _accounts_of(accounts: Accounts) -> AccountMapping[Any, Any]:
+    return mapping_of(accounts.mapping if isinstance(accounts, AccountLinker) else accounts)
 
 
 def _links_of(mapping: GrantMapping, accounts: Accounts | None) -> LiveLinks | None:
@@ -515,5 +537,4 @@ def _links_of(mapping: GrantMapping, accounts: Accounts | None) -> LiveLinks | N
             "accounts=linker, or map link_id=None."
         )
     linker = accounts if isinstance(accounts, AccountLinker) else None
-    of: AccountMapping[Any, Any] = mapping_of(accounts if linker is None else linker.mapping)
-    return LiveLinks(of, None if linker is None else linker.ledger, grants=mapping.table)
+    return LiveLinks(_accounts_of(accounts), None if linker is None else linker.ledger, grants=mapping.table)

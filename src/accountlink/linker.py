@@ -12,7 +12,16 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from accountlink import attempts
-from accountlink.arguments import Ids, check_kind, mapping_of, moment_of
+from accountlink.arguments import (
+    NO_TIME,
+    Ids,
+    check_callable,
+    check_kind,
+    check_span,
+    mapping_of,
+    milliseconds,
+    moment_of,
+)
 from accountlink.core.credentials import TokenSet
 from accountlink.core.decide import BY_SPELLING, RUNS
 from accountlink.core.events import LinkEvent
@@ -60,7 +69,6 @@ from accountlink.transfers import Guard, Transfers, ledger_of
 TRANSFER_LIFETIME: Final = timedelta(minutes=10)
 LOCK_TIMEOUT: Final = timedelta(seconds=10)
 LEASE: Final = timedelta(minutes=1)
-_MS: Final = timedelta(milliseconds=1)
 
 Values = Mapping[Any, object]
 """Application columns to fill: mapped attributes or columns of the table, and their values."""
@@ -139,14 +147,16 @@ class AccountLinker(Generic[UserId, LinkId]):
         kept = ledger_of(self.mapping, ledger)
         self.ledger: Final[sa.Table | None] = kept
         self._store: Final = AccountStore(self.mapping, kept, None if outbox is None else checked_outbox(outbox))
+        self._tables: Final = [table for table in (self.mapping.table, kept, outbox) if table is not None]
         self._codec: Final = self._store.codec
         self._ids: Final = Ids(self.mapping)
+        check_span("transfer_lifetime", transfer_lifetime)
         self._transfers: Final = Transfers(
             self._store, secrets=secrets, ledger=kept, lifetime=transfer_lifetime, guard=guard_last
         )
-        self._clock: Final = clock
-        self._guard: Final = guard_last
-        self._lock_timeout: Final = None if lock_timeout is None else f"{max(1, round(lock_timeout / _MS))}ms"
+        self._clock: Final = check_callable("clock", clock)
+        self._guard: Final = None if guard_last is None else check_callable("guard_last", guard_last)
+        self._lock_timeout: Final = milliseconds("lock_timeout", lock_timeout)
 
     # -- linking ------------------------------------------------------------------------------------------------------
 
@@ -315,7 +325,7 @@ class AccountLinker(Generic[UserId, LinkId]):
         presented, token = Concealed[object](token), ""  # a traceback with locals shows what a frame still holds
         self._ids.check_user(user_id)
         check_kind("credentials", credentials, TokenSet, type(None))
-        check_kind("max_auth_age", max_auth_age, timedelta, type(None))
+        check_span("max_auth_age", max_auth_age, least=NO_TIME, optional=True)
         claim = self._transfers.claim(presented, claimant=user_id)
         if not self._ids.may_be_link(claim.link_id):
             raise TokenForged
@@ -356,11 +366,32 @@ class AccountLinker(Generic[UserId, LinkId]):
             InvalidIdentity: A provider that cannot be one.
             ConfigurationError, StoreBusy, StoreUnavailable, RetryTransaction: As for :meth:`link`.
         """
-        self._ids.check_user(user_id)
-        parameters = Parameters(al_user_id=user_id)
-        if provider is not None:
-            parameters["al_provider"] = self._codec.provider(check_provider(provider))
+        parameters = self._of_user(user_id, provider)
         return await attempts.read(await self._place(bind), partial(self._store.accounts, parameters=parameters))
+
+    async def unlinked(
+        self, bind: Bind, *, user_id: UserId, provider: str | None = None
+    ) -> Sequence[LinkedAccount[UserId, LinkId]]:
+        """List the user's removed links that linking the account again would restore, the newest first.
+
+        Left out is what would not come back: a link that was removed for one of the policy's ``blocked_reasons``, and
+        one whose account the user has linked again. Whether another user has the account now is not told here: linking
+        it again answers that with an ``OwnershipConflict``.
+
+        Args:
+            bind: As for :meth:`link`.
+            user_id: The user.
+            provider: Only links to this provider.
+
+        Raises:
+            ConfigurationError: ``Removal.DELETE`` keeps no removed links; or an id of the wrong type.
+            InvalidIdentity: A provider that cannot be one.
+            StoreBusy, StoreUnavailable, RetryTransaction: As for :meth:`link`.
+        """
+        if self.mapping.policy.removal is Removal.DELETE:
+            raise ConfigurationError("unlinked() needs Removal.SOFT: Removal.DELETE keeps no row of a removed link.")
+        parameters = self._of_user(user_id, provider)
+        return await attempts.read(await self._place(bind), partial(self._store.unlinked, parameters=parameters))
 
     async def account(
         self, bind: Bind, *, user_id: UserId, link_id: LinkId | None = None, provider: str | None = None
@@ -380,13 +411,10 @@ class AccountLinker(Generic[UserId, LinkId]):
             InvalidIdentity: A provider that cannot be one.
             StoreBusy, StoreUnavailable, RetryTransaction: As for :meth:`link`.
         """
-        self._ids.check_user(user_id)
-        parameters = Parameters(al_user_id=user_id)
+        parameters = self._of_user(user_id, provider)
         if link_id is not None:
             self._ids.check_link(link_id)
             parameters["al_id"] = link_id
-        if provider is not None:
-            parameters["al_provider"] = self._codec.provider(check_provider(provider))
         if len(parameters) == 1:
             raise ConfigurationError("account() needs a link_id or a provider.")
         found = await attempts.read(await self._place(bind), partial(self._store.accounts, parameters=parameters))
@@ -479,7 +507,7 @@ class AccountLinker(Generic[UserId, LinkId]):
             raise ConfigurationError(f"{what}() needs AccountLinker(outbox=link_outbox(Base.metadata)).")
         check_kind("engine", engine, AsyncEngine)
         reading = link_events(self.mapping, self._store.outbox, engine.dialect)
-        return partial(holder, engine, reading, self._now)
+        return partial(holder, engine, reading, self._now, tables=self._tables)
 
     # -- unlinking ----------------------------------------------------------------------------------------------------
 
@@ -512,15 +540,7 @@ class AccountLinker(Generic[UserId, LinkId]):
         now = self._now()
         parameters = Parameters(al_user_id=user_id, al_id=link_id) | self._codec.removal(now)
         if reason is not None:
-            if self.mapping.policy.removal is Removal.DELETE:
-                raise ConfigurationError(
-                    "Removal.DELETE keeps no row that could carry a reason. Pass none, or use SOFT."
-                )
-            if "reason" not in self.mapping.columns:
-                raise ConfigurationError(
-                    f"{self.mapping.name!r} has no 'reason' column mapped. Map one, or pass no reason."
-                )
-            parameters["al_reason"] = reason
+            parameters["al_reason"] = reason = self._codec.reason(reason)
         parameters = Parameters(parameters | self._store.occasion(now, None if reason is None else {"reason": reason}))
         place = await self._place(bind, several_statements=self._guard is not None)
         self._bound(place, parameters)
@@ -564,6 +584,13 @@ class AccountLinker(Generic[UserId, LinkId]):
 
     # -- what a call must bring ---------------------------------------------------------------------------------------
 
+    def _of_user(self, user_id: UserId, provider: str | None) -> Parameters:
+        self._ids.check_user(user_id)
+        parameters = Parameters(al_user_id=user_id)
+        if provider is not None:
+            parameters["al_provider"] = self._codec.provider(check_provider(provider))
+        return parameters
+
     def _now(self) -> datetime:
         return moment_of(self._clock)
 
@@ -573,4 +600,6 @@ class AccountLinker(Generic[UserId, LinkId]):
             parameters["al_lock_timeout"] = self._lock_timeout
 
     async def _place(self, bind: Bind, *, several_statements: bool = False) -> Place:
-        return attempts.reached(await place_of(bind, self.mapping, several_statements=several_statements))
+        place = attempts.reached(await place_of(bind, self.mapping, several_statements=several_statements))
+        place.tables = self._tables
+        return place

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any, Final, Generic, TypeVar
 
 from accountlink import attempts
-from accountlink.arguments import check_kind
+from accountlink.arguments import NO_TIME, check_span
 from accountlink.core.facts import Failure
 from accountlink.errors import ConfigurationError, DeliveryExpired
 from accountlink.storage.deliveries import Hold
@@ -129,8 +129,8 @@ def consume(
     Raises:
         ConfigurationError: An argument is of the wrong kind, or the database is not supported.
     """
-    check_kind("poll", poll, timedelta, type(None))
-    check_kind("lease", lease, timedelta)
+    check_span("poll", poll, least=NO_TIME, optional=True)
+    check_span("lease", lease)
     _check_size(size)
     place, hold = holding(lease, size)
     return _rounds(place, hold, hand_over, poll)

@@ -62,7 +62,9 @@ class Transfers(Generic[UserId, LinkId]):
         self._mapping: Final = mapping
         self._accounts: Final = accounts
         self._ledger: Final = ledger
-        self._signer: Final = None if secrets in ((), []) else TransferSigner(secrets, table=mapping.name)
+        self._signer: Final = (
+            None if isinstance(secrets, (tuple, list)) and not secrets else TransferSigner(secrets, table=mapping.name)
+        )
         self._lifetime: Final = lifetime
         self._guard: Final = guard
 

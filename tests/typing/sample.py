@@ -138,6 +138,8 @@ async def others(bind: AsyncSession, user: UUID) -> None:
     """The other calls know the ids' types, too."""
     unlinked = await linker.unlink(bind, user_id=user, link_id=7, reason="left")
     assert_type(unlinked, Unlinked[UUID, int])
+    assert_type(unlinked.redirect_url("/settings"), str)
+    assert_type(await linker.unlinked(bind, user_id=user, provider="google"), Sequence[LinkedAccount[UUID, int]])
     for account in await linker.accounts(bind, user_id=user, provider="google"):
         assert_type(account, LinkedAccount[UUID, int])
     moved = await linker.transfer(bind, "token", user_id=user, max_auth_age=timedelta(minutes=2))

@@ -196,3 +196,27 @@ def test_an_error_takes_keywords_only() -> None:
         if parameter.kind is positional
     }
     assert {} == mixed
+
+
+@ROWS
+def test_an_error_redirects_by_its_code_alone(name: str, code: str, fields: dict[str, Any], remedy: str) -> None:
+    """A page learns the code, which is safe to show, and nothing else of the error; its own query stays."""
+    error = make(name, fields)
+    assert f"/settings?error={code}" == error.redirect_url("/settings")
+    assert f"/settings?tab=links&error={code}" == error.redirect_url("/settings?error=old&tab=links")
+
+
+@pytest.mark.parametrize(
+    ("base", "problem"),
+    [
+        ("/settings#top", "fragment"),
+        ("/a b", "white space"),
+        ("/a\r\nb", "control"),
+        ("/\ud800", "control"),
+        (None, "text"),
+    ],
+)
+def test_an_error_refuses_an_unfit_base(base: Any, problem: str) -> None:
+    """The base of an error's redirect keeps the rules of an outcome's."""
+    with pytest.raises(errors.ConfigurationError, match=problem):
+        errors.AccountNotFound().redirect_url(base)

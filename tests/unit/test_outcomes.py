@@ -307,6 +307,7 @@ def test_a_redirect_keeps_the_query_of_its_base(base: str, expected: str) -> Non
     assert expected.format("error=ownership_conflict") == conflict(token=None).redirect_url(base)
     for done in (LINKED, TRANSFERRED, OWNED):
         assert expected.format("connection=success") == done.redirect_url(base)
+    assert expected.format("connection=unlinked") == UNLINKED.redirect_url(base)
 
 
 def test_a_redirect_sets_its_parameter_once() -> None:
@@ -324,6 +325,8 @@ UNFIT = {
     "tab": "https://app.example/\tcb",
     "NUL": "https://app.example/\0",
     "delete": "https://app.example/\x7f",
+    "a control of ISO 8859": "https://app.example/\x85",
+    "a lone surrogate": "https://app.example/\ud800",
 }
 
 

@@ -132,7 +132,7 @@ STATES: Final = {
     "23P01": Trouble.UNIQUE,
     "22P02": Trouble.OTHER,
     "42501": Trouble.OTHER,
-    "42P01": Trouble.OTHER,
+    "42P01": Trouble.NO_TABLE,
     "25P02": Trouble.OTHER,
     "53100": Trouble.OTHER,
     "XX000": Trouble.OTHER,
@@ -220,7 +220,7 @@ def test_an_invalidated_connection_without_a_state_is_lost() -> None:
         (lambda: PoolTimeout("QueuePool limit of size 5 overflow 10 reached"), Trouble.BUSY),
         (lambda: asyncpg.InterfaceError("cannot perform operation: another operation is in progress"), Trouble.OTHER),
         (lambda: wrapped(asyncpg.InterfaceError("another operation is in progress"), InterfaceError), Trouble.OTHER),
-        (lambda: StatementError("bad", STATEMENT, PARAMETERS, ValueError("bad")), Trouble.OTHER),
+        (lambda: StatementError("bad", STATEMENT, PARAMETERS, ValueError("bad")), Trouble.VALUE),
         (lambda: sa.exc.ResourceClosedError("This result object does not return rows"), Trouble.OTHER),
     ],
     ids=["pool", "misuse", "misuse, wrapped", "before sending", "SQLAlchemy's own"],
@@ -272,7 +272,7 @@ SQLITE: Final[dict[str, tuple[str, tuple[str, ...], tuple[object, ...]]]] = {
         (INSERT,),
         (Trouble.OTHER, None, None, ()),
     ),
-    "no table": ("", ("SELECT * FROM nowhere",), (Trouble.OTHER, None, None, ())),
+    "no table": ("", ("SELECT * FROM nowhere",), (Trouble.NO_TABLE, None, None, ())),
 }
 
 

@@ -51,17 +51,17 @@ class TokenSet:
         given: Any = scopes
         scopes = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else given
         texts = {"access_token": access_token, "refresh_token": refresh_token, "id_token": id_token}
-        wrong = _wrong(texts, expires_at, scopes)
+        wrong = _wrong(texts, expires_at, scopes, token_type)
         if wrong is not None:  # leave no token in this frame, which a traceback with locals would show
             del self, texts
             access_token = refresh_token = id_token = ""
             raise wrong
         conceal = object.__setattr__
         for name, text in texts.items():
-            conceal(self, name, None if text is None else Secret(str(text)))
+            conceal(self, name, None if text is None else Secret(str.__str__(text)))
         conceal(self, "expires_at", expires_at)
-        conceal(self, "scopes", frozenset(scopes))
-        conceal(self, "token_type", token_type)
+        conceal(self, "scopes", frozenset(str.__str__(scope) for scope in scopes))
+        conceal(self, "token_type", str.__str__(token_type))
 
     @classmethod
     def from_response(cls, response: Mapping[str, Any], *, received_at: datetime) -> TokenSet:
@@ -73,10 +73,14 @@ class TokenSet:
             received_at: When it arrived, aware; ``expires_in`` counts from then. An ``expires_at`` in seconds wins.
 
         Raises:
-            InvalidCredentials: No usable access token in it.
+            InvalidCredentials: No usable access token in it, no mapping, or a ``received_at`` that is naive.
 
         Source: RFC 6749, section 5.1.
         """
+        unread = _unreadable(response, received_at)
+        if unread is not None:
+            del response
+            raise unread
         scope = response.get("scope") or ""
         ends = _ends(response.get("expires_at"), response.get("expires_in"), received_at)
         try:
@@ -92,6 +96,14 @@ class TokenSet:
             refused = error.with_traceback(None)
         del response, scope  # leave no token in this frame, which a traceback with locals would show
         raise refused
+
+
+def _unreadable(response: object, received_at: object) -> InvalidCredentials | None:
+    if not isinstance(response, Mapping):
+        return InvalidCredentials(field="response", problem=f"is {type(response).__name__}, not a mapping")
+    if not isinstance(received_at, datetime):
+        return InvalidCredentials(field="received_at", problem=f"is {type(received_at).__name__}, not a datetime")
+    return None
 
 
 def _or_raise(ends: datetime | InvalidCredentials | None) -> datetime | None:
@@ -121,19 +133,31 @@ def join_scopes(scopes: Collection[str]) -> str:
     return " ".join(sorted(scopes))
 
 
-def _wrong(texts: Mapping[str, Any], expires_at: Any, scopes: Any) -> InvalidCredentials | None:
+def _wrong(texts: Mapping[str, Any], expires_at: Any, scopes: Any, token_type: Any) -> InvalidCredentials | None:
     """Say what is wrong with a token set, if anything is."""
     for name, text in texts.items():
         if (problem := _flaw(text)) and not (text is None and name != "access_token"):
             return InvalidCredentials(field=name, problem=problem)
     if expires_at is not None and not isinstance(expires_at, datetime):
         return InvalidCredentials(field="expires_at", problem=f"is {type(expires_at).__name__}, not a datetime")
-    if expires_at is not None and expires_at.tzinfo is None:
-        return InvalidCredentials(field="expires_at", problem="is a naive datetime")
+    if expires_at is not None and (problem := _out_of_time(expires_at)):
+        return InvalidCredentials(field="expires_at", problem=problem)
+    if problem := _flaw(token_type):
+        return InvalidCredentials(field="token_type", problem=problem)
     if isinstance(scopes, str) or not isinstance(scopes, Iterable):
         return InvalidCredentials(field="scopes", problem="is not a set of texts")
     if not all(isinstance(scope, str) and not _flaw(scope) and split_scopes(scope) == {scope} for scope in scopes):
         return InvalidCredentials(field="scopes", problem="holds something that is not a scope token")
+    return None
+
+
+def _out_of_time(moment: datetime) -> str | None:
+    if moment.utcoffset() is None:
+        return "is a naive datetime"
+    try:
+        moment.astimezone(UTC)
+    except OverflowError:
+        return "has no equal in UTC"
     return None
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Enum
 from typing import Any, Final
 
-from accountlink.core.facts import Claimed, Failure, Obstacle, Trouble
+from accountlink.core.facts import Claimed, Failure, Kept, Obstacle, Trouble
+from accountlink.core.outcomes import LinkedAccount, LinkId, UserId
 from accountlink.errors import (
     AccountLinkError,
     BlockedByConstraint,
+    ConfigurationError,
     LinkBlocked,
     OutcomeUnknown,
     OwnerLookupFailed,
@@ -78,6 +81,13 @@ def after_failure(
             return Step.AGAIN
         case Trouble.LOST:
             return OutcomeUnknown() if ambiguous else StoreUnavailable()
+        case Trouble.VALUE:
+            error = ConfigurationError(
+                "SQLAlchemy or the driver cannot send a value of this call to the database, and nothing was changed. "
+                "Pass for each column in values= and update_values= what its type takes."
+            )
+            error.__cause__ = failure.error
+            return error
         case _:
             return failure.error
 
@@ -153,6 +163,26 @@ def of_claim(claimed: Claimed[Any, Any], *, expired: bool, fits: bool) -> Step |
     if claimed.why is not None:
         return LinkBlocked(provider=claimed.named.provider, reason=claimed.why)
     return Step.MOVE
+
+
+def restorable(rows: Iterable[Kept[UserId, LinkId]]) -> list[LinkedAccount[UserId, LinkId]]:
+    """Return the dead rows that a link would restore, in the order of the rows.
+
+    Args:
+        rows: All rows of one user, live and dead; of the dead ones those first that a link prefers.
+    """
+    kept = list(rows)
+    taken = {row.key for row in kept if row.live}
+    met: set[object] = set()
+    found: list[LinkedAccount[UserId, LinkId]] = []
+    for row in kept:
+        one = (row.key, row.account.account_id)
+        if row.live or row.key in taken or one in met:
+            continue
+        met.add(one)
+        if not row.blocked:
+            found.append(row.account)
+    return found
 
 
 def after_lost_claim(refused: AccountLinkError, *, ambiguous: bool) -> AccountLinkError:

@@ -60,6 +60,23 @@ class Claimed(Generic[UserId, LinkId]):
     why: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kept(Generic[UserId, LinkId]):
+    """One of a user's rows, live or dead.
+
+    Attributes:
+        account: The row.
+        key: What a link of this user is unique on.
+        live: Whether it is live.
+        blocked: Whether the reason of its removal forbids restoring it.
+    """
+
+    account: LinkedAccount[UserId, LinkId] = field(repr=False)
+    key: object = field(repr=False)
+    live: bool
+    blocked: bool
+
+
 class Trouble(Enum):
     """What a database error means for whoever made the call."""
 
@@ -70,6 +87,8 @@ class Trouble(Enum):
     BUSY = "a time limit was reached"
     TIMEOUT = "the driver gave up waiting for an answer"
     LOST = "the connection failed"
+    VALUE = "a value cannot be sent to the database"
+    NO_TABLE = "a table is missing, or something else that has no code of its own"
     OTHER = "none of the above"
 
 

@@ -6,10 +6,9 @@ from dataclasses import FrozenInstanceError, dataclass, field
 from datetime import datetime
 from enum import Enum
 from typing import Any, ClassVar, Generic, NoReturn, TypeVar
-from urllib.parse import quote_plus
 
 from accountlink.core.secrecy import Concealed
-from accountlink.errors import ConfigurationError
+from accountlink.errors import with_query
 
 UserId = TypeVar("UserId")
 LinkId = TypeVar("LinkId")
@@ -97,9 +96,9 @@ class Linked(NoTruth, Generic[UserId, LinkId]):
         """Return ``base`` with ``connection=success`` merged into its query.
 
         Raises:
-            ConfigurationError: ``base`` has a fragment, white space or control characters.
+            ConfigurationError: ``base`` is no text, or has a fragment, white space or control characters.
         """
-        return _with_query(base, "connection", "success")
+        return with_query(base, "connection", "success")
 
 
 class _OwnedByAnother(NoTruth):
@@ -144,9 +143,9 @@ class OwnershipConflict(_OwnedByAnother):
         The token is in the fragment, which browsers keep from servers, logs and Referer headers; never in the query.
 
         Raises:
-            ConfigurationError: ``base`` has a fragment, white space or control characters.
+            ConfigurationError: ``base`` is no text, or has a fragment, white space or control characters.
         """
-        url = _with_query(base, "error", self.code)
+        url = with_query(base, "error", self.code)
         return url if self.transfer_token is None else f"{url}#transfer_token={self.transfer_token}"
 
     def as_problem(self) -> dict[str, Any]:
@@ -185,6 +184,14 @@ class Unlinked(NoTruth, Generic[UserId, LinkId]):
     code: ClassVar[str] = "unlinked"
     account: LinkedAccount[UserId, LinkId]
 
+    def redirect_url(self, base: str) -> str:
+        """Return ``base`` with ``connection=unlinked`` merged into its query.
+
+        Raises:
+            ConfigurationError: ``base`` is no text, or has a fragment, white space or control characters.
+        """
+        return with_query(base, "connection", "unlinked")
+
 
 @sealed
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -205,9 +212,9 @@ class Transferred(NoTruth, Generic[UserId, LinkId]):
         """Return ``base`` with ``connection=success`` merged into its query.
 
         Raises:
-            ConfigurationError: ``base`` has a fragment, white space or control characters.
+            ConfigurationError: ``base`` is no text, or has a fragment, white space or control characters.
         """
-        return _with_query(base, "connection", "success")
+        return with_query(base, "connection", "success")
 
 
 @sealed
@@ -226,17 +233,6 @@ class AlreadyOwner(NoTruth, Generic[UserId, LinkId]):
         """Return ``base`` with ``connection=success`` merged into its query.
 
         Raises:
-            ConfigurationError: ``base`` has a fragment, white space or control characters.
+            ConfigurationError: ``base`` is no text, or has a fragment, white space or control characters.
         """
-        return _with_query(base, "connection", "success")
-
-
-def _with_query(base: str, name: str, value: str) -> str:
-    """Set one parameter in a URL's query and leave every other byte of it alone."""
-    if "#" in base:
-        raise ConfigurationError("The base of a redirect must not have a fragment: the transfer token goes there.")
-    if any(character <= " " or character == "\x7f" for character in base):
-        raise ConfigurationError("The base of a redirect must not contain white space or control characters.")
-    path, _, query = base.partition("?")
-    kept = [pair for pair in query.split("&") if pair.partition("=")[0] != name] if query else []
-    return f"{path}?{'&'.join([*kept, f'{name}={quote_plus(value)}'])}"
+        return with_query(base, "connection", "success")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from accountlink.core.text import flaw
 from accountlink.errors import ConfigurationError
 
 
@@ -67,10 +68,13 @@ class LinkPolicy:
         reasons: Any = self.blocked_reasons
         if isinstance(reasons, (str, bytes)) or not isinstance(reasons, Iterable):
             raise ConfigurationError("LinkPolicy(blocked_reasons=...) takes a set of texts, not one text.")
-        reasons = frozenset(reasons)
-        object.__setattr__(self, "blocked_reasons", reasons)
-        if not all(isinstance(reason, str) and reason for reason in reasons):
-            raise ConfigurationError("Each of LinkPolicy(blocked_reasons=...) is a text, and none is empty.")
+        reasons = list(reasons)
+        if not all(isinstance(reason, str) and reason and flaw(reason) is None for reason in reasons):
+            raise ConfigurationError(
+                "Each of LinkPolicy(blocked_reasons=...) is a text, none is empty, and none has characters that cannot "
+                "be seen."
+            )
+        object.__setattr__(self, "blocked_reasons", frozenset(str.__str__(reason) for reason in reasons))
         if self.key is Key.EMAIL and self.ownership is Ownership.EXCLUSIVE:
             raise ConfigurationError(
                 "An e-mail address never proves ownership of an account, so Key.EMAIL cannot be EXCLUSIVE. "

@@ -26,7 +26,7 @@ from accountlink.doctor.examine import examine
 from accountlink.doctor.findings import Finding
 from accountlink.doctor.ignoring import Ignored
 from accountlink.doctor.report import Report
-from accountlink.errors import AccountLinkError
+from accountlink.errors import AccountLinkError, ConfigurationError
 from accountlink.extras import explained
 from accountlink.storage.subject import Mapping, mapping_of
 
@@ -66,7 +66,10 @@ def watch(target_metadata: sa.MetaData | Sequence[sa.MetaData], *targets: object
     Raises:
         ConfigurationError: A target has no mapping, or there is no rule of such a name.
     """
-    metadata = target_metadata if isinstance(target_metadata, sa.MetaData) else target_metadata[0]
+    several: object = [target_metadata] if isinstance(target_metadata, sa.MetaData) else target_metadata
+    if not isinstance(several, Sequence) or not several or not isinstance(several[0], sa.MetaData):
+        raise ConfigurationError("watch() takes the MetaData that env.py gives to Alembic, such as Base.metadata.")
+    metadata = several[0]
     watched: dict[str, tuple[Mapping, frozenset[str]]] = metadata.info.setdefault(_WATCHED, {})
     ignored = Ignored.of(ignore)
     for target in targets:

@@ -54,6 +54,8 @@ async def diagnose(
         raise ConfigurationError(
             f"diagnose() takes an AsyncEngine, not {type(given).__name__}: it looks at how the engine connects."
         )
+    if not isinstance(look, Look):
+        raise ConfigurationError(f"diagnose(look=...) takes a member of Look, not {type(look).__name__}.")
     mapping, ignored = mapping_of(linker), Ignored.of(ignore)
     pooling = await check_pooling(engine)
     accepted = pooling is not None and ignored.holds(pooling)

@@ -39,6 +39,12 @@ class Ignored:
         """
         if isinstance(patterns, str):
             raise ConfigurationError(f"ignore= takes several rules, such as [{patterns!r}], not one string.")
+        given: object = patterns
+        if not isinstance(given, Iterable):
+            raise ConfigurationError(f"ignore= takes a list of rules, not {type(given).__name__}.")
+        patterns = list(patterns)
+        if not all(isinstance(pattern, str) for pattern in patterns):
+            raise ConfigurationError("Each rule in ignore= is a text.")
         for pattern in patterns:
             rule, colon, name = str(pattern).partition(":")
             if rule not in NAMES:

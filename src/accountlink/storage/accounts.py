@@ -10,8 +10,9 @@ from uuid import uuid4
 import sqlalchemy as sa
 
 from accountlink.core.blocking import rule_of_links
+from accountlink.core.decide import restorable
 from accountlink.core.events import EventType
-from accountlink.core.facts import Answer, Arm, Failure, Obstacle, UniqueIndex
+from accountlink.core.facts import Answer, Arm, Failure, Kept, Obstacle, UniqueIndex
 from accountlink.core.outcomes import LinkedAccount, LinkId, UserId
 from accountlink.core.policy import Ownership, Removal
 from accountlink.core.secrecy import Parameters, concealed_id
@@ -270,6 +271,20 @@ class AccountStore(Generic[UserId, LinkId]):
         query = self._once(("accounts", roles), lambda: self.statements.listing(roles))
         found = [self.codec.account(row) for row in self.run(connection, query, parameters)]
         return [account for account in found if self.codec.is_about(account, parameters)]
+
+    def unlinked(self, connection: sa.Connection, parameters: Parameters) -> list[LinkedAccount[UserId, LinkId]]:
+        """The user's dead links that a link would restore, newest first; of one provider if the parameters name it."""
+        roles = tuple(role for role in ("provider",) if f"al_{role}" in parameters)
+        query = self._once(("kept", roles), lambda: self.statements.kept(roles))
+        return restorable(
+            Kept(
+                account=(account := self.codec.account(row)),
+                key=(account.provider, row.key),
+                live=bool(row.live),
+                blocked=bool(row.blocked),
+            )
+            for row in self.run(connection, query, parameters)
+        )
 
     def find_owner(self, connection: sa.Connection, parameters: Parameters) -> LinkedAccount[UserId, LinkId] | None:
         """The live link of a provider account, whoever owns it."""

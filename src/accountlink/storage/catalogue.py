@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -46,6 +47,14 @@ _SQLITE_INDEXES: Final = sa.text("""
 _SQLITE_PARTS: Final = sa.text("SELECT name, coll FROM pragma_index_xinfo(:i) WHERE key ORDER BY seqno")
 _SQLITE_COLUMNS: Final = sa.text("SELECT name FROM pragma_table_info(:t)")
 _ISOLATION: Final = sa.text("SELECT current_setting('transaction_isolation')")
+
+
+def absent_tables(connection: sa.Connection, tables: Sequence[sa.Table]) -> list[str]:
+    """Return the names of those tables that the database does not have, where the connection would look for them."""
+    inspector = sa.inspect(connection)
+    wanted = ((connection.schema_for_object(table), table.name) for table in tables)
+    missing = [(schema, name) for schema, name in wanted if not inspector.has_table(name, schema=schema)]
+    return [name if schema is None else f"{schema}.{name}" for schema, name in missing]
 
 
 def unique_index(connection: sa.Connection, failure: Failure) -> UniqueIndex | None:

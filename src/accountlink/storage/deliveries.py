@@ -187,7 +187,13 @@ class Lease(Hold[Event]):
 
 
 def holder(
-    engine: AsyncEngine, reading: Reading[Event], clock: Callable[[], datetime], lease: timedelta, size: int
+    engine: AsyncEngine,
+    reading: Reading[Event],
+    clock: Callable[[], datetime],
+    lease: timedelta,
+    size: int,
+    *,
+    tables: Sequence[sa.Table],
 ) -> tuple[Place, Callable[[], Hold[Event]]]:
     """Say where events are held, and what makes holds.
 
@@ -197,11 +203,13 @@ def holder(
         clock: The present moment, aware.
         lease: How long a lease lasts.
         size: How many events are held together at the most.
+        tables: What the work needs, to be looked for if the database says that something is not there.
 
     Raises:
         ConfigurationError: A database that is not supported.
     """
     place = place_on(engine)
+    place.tables = tables
     if place.dialect == "sqlite":
         return place, partial(Lease, place=place, reading=reading, clock=clock, length=lease, size=size)
     return place, partial(Lock, engine=engine, reading=reading, size=size)

@@ -85,6 +85,8 @@ class GrantMapping:
         columns: Mapping[str, Any] = given
         if unknown := sorted(set(columns) - set(GRANT_ROLES)):
             raise TypeError(f"GrantMapping() got an unexpected keyword argument {unknown[0]!r}")
+        if not isinstance(one_active_per_pair, bool):
+            raise ConfigurationError("GrantMapping(one_active_per_pair=...) takes True or False.")
         self.one_active_per_pair: bool = one_active_per_pair
         """Whether a pair of grantor and grantee has at most one active grant."""
         self.mapper: Final[Mapper[Any] | None] = mapper_of(target)

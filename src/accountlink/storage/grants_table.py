@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import QueryableAttribute
 
 from accountlink.errors import ConfigurationError
+from accountlink.storage.own_names import check_own_name, checked_names, shortened
 from accountlink.storage.targets import known_table, mapper_of
 
 GRANTS_NAME: Final = "accountlink_grants"
@@ -49,8 +50,12 @@ def grants_table(
         The table, for ``ShareGrants(...)``. Called again, the same table.
 
     Raises:
-        ConfigurationError: The metadata has another table of that name, or an id is neither a column nor a type.
+        ConfigurationError: The metadata has another table of that name, the name is longer than the 63 bytes that
+            PostgreSQL keeps, or an id is neither a column nor a type.
     """
+    check_own_name("grants_table", metadata, name, schema)
+    if not isinstance(one_active_per_pair, bool):
+        raise ConfigurationError("grants_table(one_active_per_pair=...) takes True or False.")
     if (known := known_table(metadata, name, schema)) is not None:
         if not is_own(known):
             raise ConfigurationError(
@@ -79,14 +84,14 @@ def grants_table(
     )
     active = table.c.active if one_active_per_pair else None
     sa.Index(
-        f"{'uq' if one_active_per_pair else 'ix'}_{name}_pair",
+        shortened(f"{'uq' if one_active_per_pair else 'ix'}_{name}_pair"),
         table.c.grantor_id,
         table.c.grantee_id,
         unique=one_active_per_pair,
         postgresql_where=active,
         sqlite_where=active,
     )
-    return table
+    return checked_names("grants_table", table)
 
 
 def is_own(table: sa.Table) -> bool:

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from accountlink.errors import ConfigurationError
 from accountlink.storage.id_text import id_text
 from accountlink.storage.naming import Names
+from accountlink.storage.own_names import check_own_name
 from accountlink.storage.targets import known_table
 from accountlink.storage.upserts import insert_or_update
 
@@ -37,8 +38,10 @@ def transfer_ledger(metadata: sa.MetaData, *, name: str = LEDGER_NAME, schema: s
         The table, for ``AccountLinker(ledger=...)``. Called again, the same table.
 
     Raises:
-        ConfigurationError: The metadata has another table of that name.
+        ConfigurationError: The metadata has another table of that name, or the name is longer than the 63 bytes that
+            PostgreSQL keeps.
     """
+    check_own_name("transfer_ledger", metadata, name, schema)
     if (known := known_table(metadata, name, schema)) is not None:
         return checked_ledger(known)
     return sa.Table(

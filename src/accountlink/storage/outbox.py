@@ -15,6 +15,7 @@ from accountlink.core.events import EventType
 from accountlink.errors import ConfigurationError
 from accountlink.storage.id_text import id_text
 from accountlink.storage.naming import Names
+from accountlink.storage.own_names import check_own_name, checked_names
 from accountlink.storage.targets import known_table
 
 OUTBOX_NAME: Final = "accountlink_events"
@@ -44,11 +45,13 @@ def link_outbox(metadata: sa.MetaData, *, name: str = OUTBOX_NAME, schema: str |
         The table, for ``AccountLinker(outbox=...)`` and ``ShareGrants(outbox=...)``. Called again, the same table.
 
     Raises:
-        ConfigurationError: The metadata has another table of that name.
+        ConfigurationError: The metadata has another table of that name, or the name is longer than the 63 bytes that
+            PostgreSQL keeps.
     """
+    check_own_name("link_outbox", metadata, name, schema)
     if (known := known_table(metadata, name, schema)) is not None:
         return checked_outbox(known)
-    return sa.Table(
+    table = sa.Table(
         name,
         metadata,
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), sa.Identity(), primary_key=True),
@@ -68,6 +71,7 @@ def link_outbox(metadata: sa.MetaData, *, name: str = OUTBOX_NAME, schema: str |
         schema=schema,
         sqlite_autoincrement=True,  # or SQLite would give an event the id of one that was acknowledged
     )
+    return checked_names("link_outbox", table)
 
 
 def checked_outbox(table: object) -> sa.Table:

@@ -58,6 +58,8 @@ def pooler_options(url: str | sa.URL, *, connect_args: Mapping[str, Any] | None 
         raise ConfigurationError(
             f"pooler_options() takes a URL of postgresql+asyncpg or postgresql+psycopg, not {name!r}."
         )
+    if connect_args is not None and not isinstance(connect_args, Mapping):
+        raise ConfigurationError(f"connect_args= takes a mapping, not {type(connect_args).__name__}.")
     given = dict(connect_args or {})
     if differing := sorted(key for key in needed if key in given and given[key] != needed[key]):
         raise ConfigurationError(

@@ -390,6 +390,13 @@ class Statements:
             narrowed.append(sa.case((self.same("provider"), sa.true()), else_=sa.false()))
         return _select(*self.row()).where(self.is_mine(), self.live(), *narrowed).order_by(*order)
 
+    def kept(self, roles: tuple[str, ...]) -> sa.Select[Any]:
+        """The user's rows, live and dead, in the order in which a link prefers them; further roles narrow them down."""
+        narrowed = [self.same(role) for role in roles]
+        facts = [self.live().label("live"), self._blocked().label("blocked")]
+        key = self._c[self._mapping.key_roles[-1]].label("key")
+        return _select(*self.row(), *facts, key).where(self.is_mine(), *narrowed).order_by(*self._newest_first())
+
     def named(self) -> sa.Select[Any]:
         """The user's row of this id, live or dead."""
         return _select(*self.row()).where(self._is_named())

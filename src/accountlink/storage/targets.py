@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -64,10 +65,11 @@ def mapper_of(target: type[Any] | sa.Table) -> Mapper[Any] | None:
     """
     if isinstance(target, sa.Table):
         return None
-    try:
+    with suppress(UnmappedClassError, sa.exc.ArgumentError):  # whose texts show what was given
         return class_mapper(target, configure=False)
-    except (UnmappedClassError, sa.exc.ArgumentError):
-        raise ConfigurationError(f"{target!r} is neither a mapped class nor a Table.") from None
+    given: object = target
+    named = given.__name__ if isinstance(given, type) else f"What is given, {type(given).__name__},"
+    raise ConfigurationError(f"{named} is neither a mapped class nor a Table.")
 
 
 def table_of(target: type[Any] | sa.Table, mapper: Mapper[Any] | None) -> sa.Table:
@@ -112,5 +114,26 @@ def column_of(attribute: object, *, mapper: Mapper[Any] | None, table: sa.Table)
             column = columns[0] if len(columns) == 1 else None
     if not isinstance(column, sa.Column) or column.table is not table:
         named = table.fullname
-        raise ConfigurationError(f"{attribute!s} is not a column of {named!r}. Pass one of its mapped columns.")
+        raise ConfigurationError(
+            f"{_said(attribute)} is not a column of {named!r}. Pass one of its mapped columns"
+            f"{_meant(attribute, mapper)}."
+        )
     return column
+
+
+def _said(attribute: object) -> str:
+    """What was given, as far as it is a name; anything else may be a value, which is not to be shown."""
+    if isinstance(attribute, (QueryableAttribute, sa.Column)):
+        return str(attribute)
+    return f"What is given, {type(attribute).__name__},"
+
+
+def _meant(attribute: object, mapper: Mapper[Any] | None) -> str:
+    """What to pass instead of a column's name, or of an attribute that stands on a column."""
+    if mapper is None:
+        return ""
+    if isinstance(attribute, str) and attribute in mapper.columns:
+        return f": {mapper.class_.__name__}.{attribute}, not its name"
+    local = getattr(getattr(attribute, "property", None), "local_columns", ())
+    keys = sorted(mapper.get_property_by_column(column).key for column in local if column in mapper.columns.values())
+    return f": {', '.join(f'{mapper.class_.__name__}.{key}' for key in keys)}" if keys else ""

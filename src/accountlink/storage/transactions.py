@@ -6,7 +6,7 @@ The work itself is synchronous and runs on SQLAlchemy's greenlet, so that one co
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
@@ -44,6 +44,7 @@ class Place:
         session: The caller's session, if he gave one.
         ambiguous: Whether the last failure may hide a commit.
         reconnects: Whether another attempt gets another connection.
+        tables: What the work needs, to be looked for if the database says that something is not there.
     """
 
     owned: bool
@@ -51,6 +52,7 @@ class Place:
     session: AsyncSession | None
     ambiguous: bool
     reconnects: bool = False
+    tables: Sequence[sa.Table] = ()
 
     async def attempt(self, work: Work[T]) -> T | Failure:
         """Run one piece of work; a database error comes back as a value, and leaves nothing behind."""

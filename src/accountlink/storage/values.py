@@ -14,11 +14,12 @@ from accountlink.core.credentials import TokenSet, join_scopes
 from accountlink.core.email import normalize_email
 from accountlink.core.identity import ProviderIdentity
 from accountlink.core.outcomes import LinkedAccount, LinkId, UserId
-from accountlink.core.policy import Key
+from accountlink.core.policy import Key, Removal
 from accountlink.core.secrecy import ConcealedText, Parameters, concealed_id
 from accountlink.errors import ConfigurationError, InvalidIdentity
 from accountlink.storage.column_types import Part, aware, form_of, read_moment, read_scopes
 from accountlink.storage.exact import REFUSED, Spelling, text_of
+from accountlink.storage.fitting import check_length, fitted, limit_of
 from accountlink.storage.idtype import IdType, smallest_bits
 from accountlink.storage.mapping import CREDENTIAL_ROLES, AccountMapping
 from accountlink.storage.slugs import slugs_of
@@ -94,6 +95,9 @@ class Codec(Generic[UserId, LinkId]):
         """asyncpg takes a UUID, or an ordinary text, but no other kind of text."""
         scopes = mapping.columns.get("scopes")
         self._write_scopes = (None if scopes is None else form_of(Part.SCOPES, scopes.type)) or join_scopes
+        self._limited = [
+            (f"al_{role}", limit, column) for role, column in mapping.columns.items() if (limit := limit_of(column))
+        ]
 
     # -- to the database ----------------------------------------------------------------------------------------------
 
@@ -102,7 +106,13 @@ class Codec(Generic[UserId, LinkId]):
 
         Raises:
             InvalidIdentity: No e-mail address under ``Key.EMAIL``, or one without a normal form.
+            ConfigurationError: A column is too short for it.
         """
+        filled = self._identity(identity)
+        self._check_lengths(filled)
+        return filled
+
+    def _identity(self, identity: ProviderIdentity) -> Parameters:
         columns, by_email = self._columns, self._mapping.policy.key is Key.EMAIL
         filled = Parameters(al_provider=self.provider(identity.provider))
         if "account_id" in columns:
@@ -176,7 +186,31 @@ class Codec(Generic[UserId, LinkId]):
         for role, value in brought.items():
             if role in self._columns and not (value is None and role in ("refresh_token", "scopes")):
                 filled[f"al_{role}"] = self._credential(role, value)
+        self._check_lengths(filled)
         return filled
+
+    def _check_lengths(self, filled: Parameters) -> None:
+        for name, limit, column in self._limited:
+            value = filled.get(name)
+            if isinstance(value, str) and len(value) > limit:
+                check_length(value, column)
+
+    def reason(self, reason: object) -> str:
+        """The reason of a removal, as its column takes it.
+
+        Raises:
+            ConfigurationError: There is no column for it, it is no text, or its column cannot hold it.
+        """
+        if self._mapping.policy.removal is Removal.DELETE:
+            raise ConfigurationError("Removal.DELETE keeps no row that could carry a reason. Pass none, or use SOFT.")
+        if "reason" not in self._columns:
+            raise ConfigurationError(
+                f"{self._mapping.name!r} has no 'reason' column mapped. Map one, or pass no reason."
+            )
+        if not isinstance(reason, str):
+            raise ConfigurationError(f"reason= takes a text, not {type(reason).__name__}.")
+        text: str = fitted(reason, self._columns["reason"])
+        return text
 
     def _credential(self, role: str, value: Any) -> Any:  # as the column takes it
         if role == "scopes":
@@ -228,6 +262,11 @@ class Codec(Generic[UserId, LinkId]):
         """
         filled = Parameters()
         columns: list[sa.Column[Any]] = []
+        if values is not None and not isinstance(values, Mapping):
+            raise ConfigurationError(
+                "values= and update_values= take a mapping such as {Model.column: value}, not "
+                f"{type(values).__name__}."
+            )
         for attribute, value in (values or {}).items():
             column = self._mapping.column(attribute)
             for role, owned in self._columns.items():
@@ -236,8 +275,17 @@ class Codec(Generic[UserId, LinkId]):
                         f"{column.name!r} is the mapping's {role!r}, which accountlink writes itself. "
                         "Pass it through identity= or credentials= instead."
                     )
+            if column in columns:
+                raise ConfigurationError(f"{column.name!r} is given twice, by two names. Give it once.")
             columns.append(column)
-            filled[f"al_{kind}_{column.key}"] = value
+            refused: ConfigurationError | None = None
+            try:
+                filled[f"al_{kind}_{column.key}"] = fitted(value, column)
+            except ConfigurationError as error:
+                refused = error.with_traceback(None)  # a traceback with locals shows what a frame still holds
+            if refused is not None:
+                del value, values
+                raise refused
         columns.sort(key=lambda column: column.key)  # in whatever order they come, it is one statement
         return tuple(columns), filled
 

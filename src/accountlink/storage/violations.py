@@ -11,7 +11,16 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import asyncpg
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError, StatementError
+from sqlalchemy.exc import (
+    DataError,
+    DBAPIError,
+    InterfaceError,
+    InvalidRequestError,
+    OperationalError,
+    PendingRollbackError,
+    SQLAlchemyError,
+    StatementError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from accountlink.core.facts import Failure, Trouble
@@ -23,6 +32,7 @@ FAILURES: Final = (SQLAlchemyError, OSError, asyncpg.PostgresError, asyncpg.Inte
 _STATES: Final = {
     "23505": Trouble.UNIQUE,
     "23P01": Trouble.UNIQUE,  # an exclusion constraint: what it is on is found like an index
+    "42P01": Trouble.NO_TABLE,
     "55000": Trouble.DEFERRABLE,
     "40001": Trouble.SERIALIZATION,
     "40P01": Trouble.SERIALIZATION,
@@ -42,6 +52,7 @@ _SQLITE: Final = {
     "SQLITE_CONSTRAINT_PRIMARYKEY": Trouble.UNIQUE,
     "SQLITE_CONSTRAINT_ROWID": Trouble.UNIQUE,
     "SQLITE_BUSY_SNAPSHOT": Trouble.SERIALIZATION,
+    "SQLITE_ERROR": Trouble.NO_TABLE,  # or whatever else SQLite has no code for
 }
 _SQLITE_BUSY: Final = ("SQLITE_BUSY", "SQLITE_LOCKED")
 """The families of result codes that mean waiting was in vain: their extended codes begin alike."""
@@ -76,6 +87,11 @@ def read(error: BaseException) -> Failure:
     )
 
 
+def is_unusable(error: BaseException) -> bool:
+    """Whether a session or a connection can run nothing at all: one that has to be rolled back first says so itself."""
+    return isinstance(error, InvalidRequestError) and not isinstance(error, PendingRollbackError)
+
+
 def is_stale_plan(error: BaseException) -> bool:
     """Whether the schema changed under a prepared statement."""
     native = _native(error)
@@ -92,6 +108,8 @@ def _native(error: BaseException) -> BaseException:
 
 
 def _trouble(error: BaseException, native: BaseException, state: str | None) -> Trouble:
+    if _is_refused_value(error, native, state):
+        return Trouble.VALUE
     if state is not None:
         if state.startswith("08"):
             return Trouble.LOST
@@ -109,6 +127,15 @@ def _trouble(error: BaseException, native: BaseException, state: str | None) -> 
     if isinstance(error, (InterfaceError, OperationalError)) and not isinstance(native, asyncpg.InterfaceError):
         return Trouble.LOST  # psycopg has no code for a refused, cut or dead connection
     return Trouble.OTHER
+
+
+def _is_refused_value(error: BaseException, native: BaseException, state: str | None) -> bool:
+    """Whether a value came no further than to SQLAlchemy or to the driver; the database did not see it."""
+    if isinstance(error, StatementError) and not isinstance(error, DBAPIError):
+        return not isinstance(error.orig, SQLAlchemyError)
+    if isinstance(native, asyncpg.DataError):
+        return getattr(native, "severity", None) is None  # asyncpg's own: a server's message has one
+    return isinstance(error, DataError) and state is None and not hasattr(native, "sqlite_errorname")
 
 
 def _says_closed(native: BaseException) -> bool:
@@ -179,7 +206,11 @@ def _strip(error: Any, clean: _Clean) -> None:  # one of three libraries' errors
             setattr(error, name, None)
     if isinstance(held.get("message"), str):
         error.message = clean(error.message)
-    error.args = tuple(clean(argument) if isinstance(argument, str) else argument for argument in error.args)
+    quoting = clean is _refused_value  # then what is no text may be the value itself
+    error.args = tuple(
+        clean(argument if isinstance(argument, str) else "") if quoting or isinstance(argument, str) else argument
+        for argument in error.args
+    )
 
 
 def _first_line(text: str) -> str:

@@ -123,7 +123,7 @@ class TransferSigner:
         if not isinstance(secrets, Iterable):
             raise ConfigurationError("secrets=... takes a list of texts or bytes, newest first.")
         given: list[Any] = list(secrets)
-        keys = [secret.encode() if isinstance(secret, str) else secret for secret in given]
+        keys = [secret.encode("utf-8", _KEEP) if isinstance(secret, str) else secret for secret in given]
         if not keys or any(not isinstance(key, bytes) or len(key) < MIN_SECRET for key in keys):
             raise ConfigurationError(
                 f"Each secret needs at least {MIN_SECRET} bytes of randomness: `python -c 'import secrets; "
