@@ -217,6 +217,7 @@ CALLS: Final[dict[str, Call]] = {
     "AccountLinker.account": taking(bind=BINDS, user_id=[1], link_id=[None, 1], provider=[None, "acme"]),
     "AccountLinker.find_owner": taking(bind=BINDS, provider=["acme"], account_id=["sub-1"]),
     "AccountLinker.events": taking(engine=["engine"], poll=[None], lease=SECONDS),
+    "AccountLinker.batches": taking(engine=["engine"], size=[1, 100, 10_000], poll=[None], lease=SECONDS),
     "AccountLinker.unlink": taking(bind=BINDS, user_id=[1, 2], link_id=[1, 2, 3], reason=[None, "asked to"]),
     "AccountMapping": taking(
         target=[Connection, Connection.__table__],
@@ -225,6 +226,7 @@ CALLS: Final[dict[str, Call]] = {
     ),
     "AccountMapping.column": taking(attribute=COLUMNS),
     "AccountMapping.written": taking(role=["version"]),
+    "Batch.acknowledge": taking(),
     "Delivery.acknowledge": taking(),
     "GrantMapping": taking(target=[GRANTS], one_active_per_pair=[False, True], given=[{}, {"link_id": None}]),
     "GrantMapping.with_one_active_per_pair": taking(),
@@ -257,6 +259,7 @@ CALLS: Final[dict[str, Call]] = {
     "ShareGrants.expire": taking(bind=BINDS),
     "ShareGrants.active": taking(bind=BINDS, grantor_id=[None, 1], grantee_id=[None, 2], link_id=[None, 1]),
     "ShareGrants.events": taking(engine=["engine"], poll=[None], lease=SECONDS),
+    "ShareGrants.batches": taking(engine=["engine"], size=[1, 100, 10_000], poll=[None], lease=SECONDS),
     "TokenSet": taking(
         **{name: [text] for name, text in CANARIES.items()},
         expires_at=[None, datetime(2026, 1, 1, tzinfo=UTC)],
@@ -288,7 +291,7 @@ CALLS: Final[dict[str, Call]] = {
     **{f"{kind}.redirect_url": taking(base=BASES) for kind in REDIRECTING},
 }
 MADE: Final = (
-    "AlreadyGranted", "AlreadyOwner", "Delivery", "Finding", "Grant", "GrantEvent", "Granted", "IssuedGrant",
+    "AlreadyGranted", "AlreadyOwner", "Batch", "Delivery", "Finding", "Grant", "GrantEvent", "Granted", "IssuedGrant",
     "LinkEvent", "Linked", "LinkedAccount", "OwnershipConflict", "Revoked", "Secret", "Transferred", "Unlinked",
 )  # fmt: skip
 """What the library makes and hands over: values without a check, which take what they are given."""
@@ -379,7 +382,7 @@ def made(name: str) -> Any:
 
 ACCOUNT: Final = accountlink.LinkedAccount(id=1, user_id=7, provider="acme", account_id="sub-1")
 WITH_DATABASE: Final = [name for name, call in CALLS.items() if set(call.good) & set(ON_BIND)]
-WITHOUT: Final = [name for name in CALLS if name not in WITH_DATABASE and name != "Delivery.acknowledge"]
+WITHOUT: Final = [name for name in CALLS if name not in WITH_DATABASE and not name.endswith(".acknowledge")]
 
 
 def called(name: str, given: dict[str, Any]) -> Any:

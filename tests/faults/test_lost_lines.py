@@ -35,7 +35,7 @@ ENOUGH = 200
 WARM = 7
 """Calls after which each driver has prepared its statements (psycopg prepares at the sixth)."""
 ROWS = "SELECT user_id, access_token FROM connections WHERE account_id = '{}'"
-LINKS, UNLINKS, COMMITS = executes("WITH"), executes("WITH removed"), executes("COMMIT")
+LINKS, UNLINKS, COMMITS = executes("WITH"), executes("WITH al_removed"), executes("COMMIT")
 Call = Callable[[Any], Awaitable[object]]
 
 

@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from accountlink import (
     AccountLinker,
     Change,
+    ConfigurationError,
     Linked,
     OwnershipConflict,
     RetryTransaction,
@@ -212,7 +213,8 @@ async def test_a_spoilt_file_is_an_error_without_values(
         bind: Any = session if how == "session" else engine
         if how == "autocommit":
             bind = engine.execution_options(isolation_level="AUTOCOMMIT")
-        with pytest.raises((sa.exc.DatabaseError, StoreUnavailable)) as caught:
+        expected = ConfigurationError if spoil is emptied else (sa.exc.DatabaseError, StoreUnavailable)
+        with pytest.raises(expected) as caught:
             await linker.link(
                 bind,
                 user_id=1,

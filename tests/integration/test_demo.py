@@ -204,7 +204,7 @@ class TestChecksWhatItSays:
         ("outcome", "problem"),
         [
             (_provider_is_down, "error=not_proven instead of"),
-            (_table_is_gone, "the demo broke off: OperationalError"),
+            (_table_is_gone, "the demo broke off: ConfigurationError: The database has no table"),
             (_disconnecting_does_nothing, "the account is still on the page"),
             (_every_callback_says_success, "one row was expected, not 0"),
             (_taking_over_only_says_so, "a refusal was expected, not"),

@@ -97,7 +97,7 @@ async def loose_links(
     Args:
         engine: Where.
         policy: The rules of the table.
-        kind: The type of the provider, the account id and the e-mail address.
+        kind: The type of the provider, the account id and, if it can be one, of the e-mail address.
         index: The unique index: ``key``, of the live rows; ``full``, of all rows; ``none``.
         more: Further tables, by ``link_outbox`` or ``transfer_ledger``, made of the metadata.
     """
@@ -111,7 +111,7 @@ async def loose_links(
         sa.Column("user_id", big, nullable=False),
         sa.Column("provider", kind, nullable=False),
         sa.Column("account_id", kind),
-        sa.Column("email", kind),
+        sa.Column("email", sa.Text() if isinstance(kind, sa.CHAR) else kind),  # a padded address is refused
         sa.Column("access_token", sa.Text),
         sa.Column("refresh_token", sa.Text),
         sa.Column("expires_at", sa.DateTime(timezone=True)),
