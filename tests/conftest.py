@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from tests.support.databases import KINDS, Database, fresh_database
 from tests.support.effort import Effort, is_for_stress
 
 
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """Start no worker for tests that are named one by one: it takes longer than they do."""
-    return 0 if config.args and all("::" in each for each in config.args) else None
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Start one worker more than there are cores, since each waits for its database at times; none for a few tests."""
+    few = config.args and all("::" in each for each in config.args)  # it would take longer than they do
+    return 0 if few else (os.cpu_count() or 1) + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

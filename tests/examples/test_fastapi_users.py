@@ -49,6 +49,9 @@ def run(*arguments: str | Path, timeout: float, folder: Path) -> subprocess.Comp
     )
 
 
+pytestmark = pytest.mark.stress  # they install an environment of their own, whose SQLAlchemy is an older one
+
+
 @pytest.fixture(scope="session")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of an environment with accountlink and fastapi-users; where it cannot be made, the test fails."""

@@ -12,8 +12,10 @@ from typing import Final
 
 import pytest
 
-FACTORS: Final = frozenset({"how", "links", "name", "policy", "table"})
-"""The parameters that say on what a test runs. The others say what it tests, and each of their values counts."""
+_WHAT_ON: Final = frozenset({"case", "links", "name", "policy", "table"})
+_HOW: Final = frozenset({"acknowledged", "cancel", "closing", "guarded", "how", "level", "moment"})
+FACTORS: Final = _WHAT_ON | _HOW
+"""The parameters that say on what a test runs, and how. The others say what it tests: each of their values counts."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import enum
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -35,7 +35,11 @@ class Links:
         return self.mapping.policy
 
     def linker(self, **options: Any) -> AccountLinker[Any, Any]:
-        return AccountLinker(self.mapping, **({"secrets": SECRETS} | options))
+        return AccountLinker(self.mapping, **({"secrets": SECRETS} | options)) if options else self._plain_linker
+
+    @cached_property
+    def _plain_linker(self) -> AccountLinker[Any, Any]:
+        return AccountLinker(self.mapping, secrets=SECRETS)
 
     def user(self, number: int) -> Any:
         """A user id of the column's own type."""

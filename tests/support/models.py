@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -66,7 +66,11 @@ class Tables:
     Note: type[Any]
 
     def linker(self, **options: Any) -> AccountLinker[Any, Any]:
-        return AccountLinker(self.Connection, **({"secrets": SECRETS} | options))
+        return AccountLinker(self.Connection, **({"secrets": SECRETS} | options)) if options else self._plain_linker
+
+    @cached_property
+    def _plain_linker(self) -> AccountLinker[Any, Any]:
+        return AccountLinker(self.Connection, secrets=SECRETS)
 
 
 @cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 from uuid import UUID
 
@@ -32,7 +32,7 @@ class Shared:
     def shares(self, **options: Any) -> ShareGrants:
         return ShareGrants(self.grants, **({"accounts": self.linker} | options))
 
-    @property
+    @cached_property
     def mapping(self) -> GrantMapping:
         return self.shares().mapping
 
