@@ -215,7 +215,8 @@ async def _explained(
 ) -> Answer[UserId, LinkId] | None:
     """Find out what a unique violation means: a conflict, another run (``None``), or an error, which is raised."""
     obstacle = await place.attempt(partial(look, failure=violation))
-    if isinstance(obstacle, Failure) and obstacle.trouble is Trouble.LOST:
+    # A plan is stale where the table has just been changed: asked again, the database answers.
+    if isinstance(obstacle, Failure) and obstacle.trouble in (Trouble.LOST, Trouble.STALE_PLAN):
         await patience.recover(place, obstacle)
         return None
     if isinstance(obstacle, Failure) and obstacle.sqlstate == CATALOGUE_MOVED and patience.causes > 0:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import psycopg
 import pytest
+import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from accountlink import AccountLinker, BlockedByConstraint, Linked
 from accountlink.doctor.examine import examine
-from tests.support.databases import run_sql
-from tests.support.models import identity
+from tests.support.databases import Database, create, run_sql
+from tests.support.models import EXCLUSIVE, identity, make_tables
 from tests.support.schemas import Variation
 
 RIGHT_KEY: Final = "CREATE UNIQUE INDEX k ON links {key}"
@@ -71,3 +73,30 @@ async def test_a_blocked_link_names_the_rule_that_finds_its_cause(
     assert variation.rules == {raised.value.rule}
     assert found
     assert raised.value.constraint in {None, *found}
+
+
+@pytest.mark.parametrize("kind", ["asyncpg"])
+async def test_a_column_that_changes_before_the_look_up(database: Database) -> None:
+    """F08: another session alters a column between the refusal and the look-up: that is asked again, and answers."""
+    engine = database.engine(pool_size=1, max_overflow=0)
+    tables = make_tables(EXCLUSIVE)
+    await create(engine, tables.metadata)
+    await run_sql(engine, "CREATE UNIQUE INDEX stale ON connections (user_id, provider)")
+    linker = tables.linker()
+    await linker.link(engine, user_id=1, identity=identity("sub-1"))
+    assert database.server is not None
+    address = database.server.url(driver="psycopg").replace("+psycopg", "")
+    altered: list[str] = []
+
+    def alter(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if "pg_index" in statement and altered:
+            with psycopg.connect(address, autocommit=True) as other:
+                other.execute(altered.pop())
+
+    sa.event.listen(engine.sync_engine, "before_cursor_execute", alter)
+    for change in (None, "ALTER TABLE connections ALTER COLUMN email TYPE varchar(300)"):
+        altered += [] if change is None else [change]
+        with pytest.raises(BlockedByConstraint) as caught:
+            await linker.link(engine, user_id=1, identity=identity("sub-2"))
+        assert "stale-unique" == caught.value.rule
+    assert [] == altered
