@@ -391,11 +391,15 @@ class Statements:
         return _select(*self.row()).where(self.is_mine(), self.live(), *narrowed).order_by(*order)
 
     def kept(self, roles: tuple[str, ...]) -> sa.Select[Any]:
-        """The user's rows, live and dead, in the order in which a link prefers them; further roles narrow them down."""
+        """The user's rows, live and dead, in the order in which a link prefers them; further roles narrow them down.
+
+        A row without a key, as tables have from before the key was there, is none that a link can find.
+        """
         narrowed = [self.same(role) for role in roles]
         facts = [self.live().label("live"), self._blocked().label("blocked")]
-        key = self._c[self._mapping.key_roles[-1]].label("key")
-        return _select(*self.row(), *facts, key).where(self.is_mine(), *narrowed).order_by(*self._newest_first())
+        key = self._c[self._mapping.key_roles[-1]]
+        kept = _select(*self.row(), *facts, key.label("key")).where(self.is_mine(), key.is_not(None), *narrowed)
+        return kept.order_by(*self._newest_first())
 
     def named(self) -> sa.Select[Any]:
         """The user's row of this id, live or dead."""
