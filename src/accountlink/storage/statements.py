@@ -368,7 +368,8 @@ class Statements:
         Args:
             where: The condition of an index, as the catalogue has it: which rows count in it. Without one all do.
         """
-        counts: sa.ColumnElement[Any] = sa.true() if where is None else sa.literal_column(f"({where})", sa.Boolean)
+        # On a line of its own: SQLite keeps a comment at the end of an index, which would hide the parenthesis.
+        counts: sa.ColumnElement[Any] = sa.true() if where is None else sa.literal_column(f"({where}\n)", sa.Boolean)
         alike = sa.and_(*(self._c[role] == self.bind(role) for role in self._mapping.key_roles[1:]))
         facts = {"exact": self.same_key(), "live": self.live(), "mine": self.is_mine(), "counts": counts}
         whose = [] if self._policy.ownership is Ownership.EXCLUSIVE else [self.is_mine()]
