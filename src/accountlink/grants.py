@@ -28,6 +28,7 @@ from accountlink.core.events import GrantEvent
 from accountlink.core.facts import Failure, Trouble
 from accountlink.core.grants import AlreadyGranted, Grant, Granted, IssuedGrant, Revoked, after_violation, issued_with
 from accountlink.core.secrecy import Concealed, ConcealedText, Parameters
+from accountlink.core.text import storable
 from accountlink.errors import AccountNotFound, ConfigurationError, GrantRejected, OutcomeUnknown, StoreBusy
 from accountlink.linker import LEASE, LOCK_TIMEOUT, AccountLinker
 from accountlink.outbox import Batch, Delivery, consume
@@ -393,7 +394,7 @@ class ShareGrants:
     def _presented(self, token: Concealed[Any], *, user: object = None) -> Parameters:
         """The parameters by which a token is looked up; what cannot be one is looked up, too, and not found."""
         text = token.reveal()
-        if not isinstance(text, str) or not text.strip() or len(text) > MAX_TOKEN or not _storable(text):
+        if not isinstance(text, str) or not text.strip() or len(text) > MAX_TOKEN or not storable(text):
             text = randomness.token_urlsafe(TOKEN_BYTES)
         found = self._parameters(text, user=user)
         if not self._spelling.keeps(found[f"al_{self.mapping.token_role}"]):
@@ -481,11 +482,6 @@ def _now() -> datetime:
 
 def _base64(digest: bytes) -> str:
     return urlsafe_b64encode(digest).decode().rstrip("=")
-
-
-def _storable(text: str) -> bool:
-    """Whether a text column can hold it."""
-    return "\0" not in text and (text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text))
 
 
 def _mapping_of(grants: object, *, one_active_per_pair: bool) -> GrantMapping:

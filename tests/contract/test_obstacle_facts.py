@@ -7,7 +7,7 @@ from typing import Any, Final
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from accountlink import AccountLinker, BlockedByConstraint
+from accountlink import AccountLinker, BlockedByConstraint, Linked
 from accountlink.core.facts import Failure, Trouble, UniqueIndex
 from accountlink.core.secrecy import Parameters
 from accountlink.storage.catalogue import unique_index
@@ -106,3 +106,19 @@ async def test_naming_the_rule_costs_no_statement_of_its_own(engine: AsyncEngine
     assert "stale-unique" == raised.value.rule
     tries, looks = (4, 3) if engine.dialect.name == "postgresql" else (2, 4)
     assert tries + looks == len(statements.seen)
+
+
+@KINDS
+async def test_a_condition_that_ends_in_a_comment(engine: AsyncEngine) -> None:
+    """SQLite keeps the comment with the index, and the look-up reads past it."""
+    tables = make_tables(EXCLUSIVE_SOFT)
+    await create(engine, tables.metadata)
+    comment = "CREATE UNIQUE INDEX i ON connections (provider, account_id) WHERE account_id <> '' -- dead ones, too"
+    await run_sql(engine, comment)
+    linker = tables.linker()
+    made = await linker.link(engine, user_id=1, identity=identity())
+    assert isinstance(made, Linked)
+    await linker.unlink(engine, user_id=1, link_id=made.account.id)
+    with pytest.raises(BlockedByConstraint) as raised:
+        await linker.link(engine, user_id=2, identity=identity())
+    assert "wrong-predicate" == raised.value.rule

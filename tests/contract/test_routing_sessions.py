@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, joinedload, mapped_column, relationship
 
 from accountlink import (
     AccountLinker,
     AccountMapping,
     Granted,
     Linked,
+    LinkedAccountMixin,
     OwnershipConflict,
     ShareGrants,
     Transferred,
@@ -113,6 +114,50 @@ async def test_an_object_that_is_held_is_refreshed_from_the_leader(pair: Pair) -
         assert held.deleted_at is not None
         await session.commit()
     assert [("new@example.com", "mine")] == await rows(pair.leader, "SELECT email, label FROM connections")
+
+
+LOADING = {"when asked for": "select", "with the row": "joined", "by option alone": "raise"}
+
+
+@pytest.mark.parametrize("lazy", LOADING.values(), ids=LOADING)
+@pytest.mark.parametrize("lags", [True, False], ids=["the row is not there yet", "the row has its former user"])
+async def test_an_object_of_a_transferred_row_has_its_new_user(pair: Pair, lazy: Any, lags: bool) -> None:
+    """Which user that is says the row on the leader, whatever the follower has; the user may be read from there."""
+
+    class Base(DeclarativeBase):
+        type_annotation_map = {int: sa.BigInteger().with_variant(sa.Integer, "sqlite")}  # noqa: RUF012  # SQLAlchemy's name
+
+    class User(Base):
+        __tablename__ = "users"
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    class Connection(LinkedAccountMixin, Base):
+        __tablename__ = "connections"
+        __link_policy__ = EXCLUSIVE_SOFT
+        id: Mapped[int] = mapped_column(primary_key=True)
+        user_id: Mapped[int] = mapped_column(sa.ForeignKey("users.id"))
+        user = relationship(User, lazy=lazy)
+
+    await pair.create(Base.metadata)
+    linker: AccountLinker[Any, Any] = AccountLinker(Connection, secrets=SECRETS)
+    for engine in (pair.leader, pair.follower):
+        await run_sql(engine, "INSERT INTO users VALUES (1), (2)")
+        await linker.link(engine, user_id=1, identity=identity())
+    async with pair.session() as session:
+        held = (await session.scalars(sa.select(Connection).options(joinedload(Connection.user)))).one()
+        assert 1 == held.user.id
+        await session.commit()
+        if lags:
+            await run_sql(pair.follower, "DELETE FROM connections")
+        claim = await linker.link(session, user_id=2, identity=identity())
+        assert isinstance(claim, OwnershipConflict)
+        assert isinstance(await linker.transfer(session, str(claim.transfer_token), user_id=2), Transferred)
+        assert 2 == held.user_id
+        if lazy == "raise":
+            assert "user" in sa.inspect(held).unloaded
+        else:
+            assert 2 == held.user.id
+        await session.commit()
 
 
 async def test_an_object_of_a_deleted_row_leaves_the_session(pair: Pair) -> None:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from accountlink.core.secrecy import Secret
+from accountlink.core.text import storable
 from accountlink.errors import InvalidCredentials
 
 
@@ -166,10 +167,6 @@ def _flaw(text: object) -> str | None:
         return f"is {type(text).__name__}, not text"
     if not text:
         return "is empty"
-    if "\0" in text or _has_surrogate(text):
+    if not storable(text):
         return "contains a character that no text column can hold"
     return None
-
-
-def _has_surrogate(text: str) -> bool:
-    return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)

@@ -24,6 +24,11 @@ _REFUSED: Final = {
 }
 
 
+def storable(text: str) -> bool:
+    """Whether a text column can hold a text: no database holds a NUL or a lone surrogate."""
+    return "\0" not in text and (text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text))
+
+
 def flaw(text: str) -> str | None:
     """Say why a text cannot be stored and compared safely, or ``None`` if it can."""
     if text.isascii():

@@ -21,6 +21,7 @@ from accountlink.storage.mapping import AccountMapping
 from accountlink.storage.naming import stored_name
 from accountlink.storage.statements import Shape, Statements
 from accountlink.storage.values import Codec
+from accountlink.storage.violations import REFUSALS, refusal
 
 _REMEMBERED: Final = 256
 """How many statements are remembered; an application's calls have a handful of shapes."""
@@ -83,7 +84,11 @@ class AccountStore(Generic[UserId, LinkId]):
         self, connection: sa.Connection, statement: sa.Executable, parameters: Parameters
     ) -> sa.CursorResult[*tuple[Any, ...]]:
         """Run a statement of the table's."""
-        return connection.execute(statement, self.named(connection, parameters) if self.is_told else parameters)
+        bound = self.named(connection, parameters) if self.is_told else parameters
+        try:
+            return connection.execute(statement, bound)
+        except REFUSALS as error:
+            raise refusal(error) from None
 
     def named(self, connection: sa.Connection, parameters: Parameters) -> Parameters:
         """The same parameters, with the names under which a ledger and an outbox know the table."""

@@ -84,7 +84,7 @@ class Lock(Hold[Event]):
         connection = self._connection.execution_options(isolation_level="READ COMMITTED")
         bound = self.reading.named(connection, al_after=after, al_size=self.size)
         while rows := connection.execute(self.reading.locked, bound).all():
-            taken, unreadable = self.reading.taken(rows)
+            taken, unreadable = self.reading.taken(connection, rows)
             if not unreadable:
                 return taken
             # They are set aside at once and for good, whatever becomes of the others, which are taken anew.
@@ -160,7 +160,7 @@ class Lease(Hold[Event]):
     def _claimed(self, connection: sa.Connection, bound: Parameters) -> Taken[Event] | None:
         bound = self.reading.named(connection, **bound)
         while rows := connection.execute(self.reading.claimed, bound).all():
-            taken, unreadable = self.reading.taken(rows)
+            taken, unreadable = self.reading.taken(connection, rows)
             if unreadable:
                 connection.execute(self.reading.set_aside, Parameters(al_numbers=unreadable))
             if taken.events:

@@ -7,14 +7,13 @@ from enum import Enum
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 from accountlink.errors import ConfigurationError
 from accountlink.storage.targets import TableMapping
+from accountlink.storage.type_layers import layer_works, resolved
 
-_DIALECTS: Final[tuple[Callable[[], sa.Dialect], ...]] = (postgresql.dialect, sqlite.dialect)
 REFUSED: Final = (TypeError, ValueError, AttributeError, LookupError)
 """What the Python code of a column's type raises at a value that is not of its kind."""
 
@@ -47,11 +46,6 @@ def _written(element: Exactly, compiler: Any, collation: str, options: dict[str,
     return f"({sql})"
 
 
-def variants(kind: sa.types.TypeEngine[Any]) -> list[tuple[sa.types.TypeEngine[Any], sa.Dialect]]:
-    """A type as each supported database has it."""
-    return [(kind.dialect_impl(dialect), dialect) for dialect in (make() for make in _DIALECTS)]
-
-
 class Spelling:
     """What the Python code of a column's type makes of a text that is written, and is read again.
 
@@ -65,12 +59,14 @@ class Spelling:
 
     def __init__(self, mapping: TableMapping, role: str) -> None:
         column = mapping.columns[role]
+        known = resolved(column.type)
         self._code: Final = [
-            (variant.bind_processor(dialect), variant.result_processor(dialect, None))
-            for variant, dialect in variants(column.type)
-            if isinstance(variant, sa.types.TypeDecorator)
+            (layers[0].bind_processor(dialect), layers[0].result_processor(dialect, None))
+            for dialect, layers in known
+            if any(layer_works(layer) for layer in layers)
         ]
-        if any(kind.bind_expression(sa.bindparam("any", type_=kind)) is not None for kind, _ in variants(column.type)):
+        outermost = [layers[0] for _, layers in known]
+        if any(kind.bind_expression(sa.bindparam("any", type_=kind)) is not None for kind in outermost):
             raise ConfigurationError(
                 f"{column.name!r} of {mapping.name!r} has a type with a bind_expression, by which the database may "
                 f"store another text than the one that is given, and {role!r} is compared byte by byte. Change the "

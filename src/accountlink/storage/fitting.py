@@ -11,14 +11,17 @@ import operator
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
+from functools import lru_cache
 from numbers import Real
 from typing import Any, Final
 from uuid import UUID
 
 import sqlalchemy as sa
 
+from accountlink.core.text import storable
 from accountlink.errors import ConfigurationError
 from accountlink.storage.idtype import IdType
+from accountlink.storage.type_layers import Type, python_type, resolved, writes_values
 
 _DEEP: Final = 100
 """How far lists and mappings may be nested, so that one that holds itself is found."""
@@ -32,14 +35,9 @@ _PLAIN: Final[dict[type, tuple[type, ...]]] = {
 """What columns of these Python types take, where nothing but the type matters."""
 
 
-def storable(text: str) -> bool:
-    """Whether a text column can hold a text."""
-    return "\0" not in text and (text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text))
-
-
 def limit_of(column: sa.Column[Any]) -> int | None:
     """How many characters a column of text takes; ``None``: any number, or its type is the application's affair."""
-    kind = _own(column.type)
+    kind = _own_types(column.type)[0]
     return kind.length if isinstance(kind, sa.String) and not isinstance(kind, sa.Enum) else None
 
 
@@ -71,10 +69,20 @@ def fitted(value: object, column: sa.Column[Any]) -> Any:  # what the driver is 
         )
     if value is None:
         return None
-    kind = _own(column.type)
+    refused: ConfigurationError | None = None
+    for kind in _own_types(column.type):  # what the type of one database takes, may be the application's for that one
+        try:
+            return _fitted(value, column, kind)
+        except ConfigurationError as error:
+            refused = refused or error
+    assert refused is not None  # noqa: S101  # there is a type for one database at least
+    raise refused
+
+
+def _fitted(value: object, column: sa.Column[Any], kind: Any) -> Any:  # as the type of one database takes it
     if isinstance(kind, sa.Enum):
         return _member(value, column, kind)
-    python = None if kind is None else _python_of(kind)
+    python = None if kind is None else python_type(kind)
     fit = _FITS.get(python) if python is not None else None
     if fit is not None:
         return fit(value, column, kind)
@@ -193,20 +201,19 @@ def _check_inside(value: object, column: sa.Column[Any], depth: int) -> None:
             _check_inside(item, column, depth - 1)
 
 
-def _own(kind: Any) -> Any:  # a type, or None
-    """The type that SQLAlchemy itself has; ``None`` where the application's own code makes the value."""
-    while isinstance(kind, sa.types.TypeDecorator) and not isinstance(kind, sa.Interval):  # which is one, but no date
-        if type(kind).process_bind_param is not sa.types.TypeDecorator.process_bind_param:
-            return None
-        kind = kind.impl
-    return kind
+@lru_cache(maxsize=256)
+def _own_types(kind: Type) -> tuple[Any, ...]:  # of types, and None
+    """What SQLAlchemy itself has for it, PostgreSQL's first; ``None`` where the application's code makes the value."""
+    found = [None if any(_makes(layer) for layer in layers) else _plain(layers) for _, layers in resolved(kind)]
+    return tuple({repr(each): each for each in found}.values()) or (None,)
 
 
-def _python_of(kind: sa.types.TypeEngine[Any]) -> type | None:
-    try:
-        return kind.python_type
-    except NotImplementedError:
-        return None
+def _makes(layer: Type) -> bool:
+    return writes_values(layer) and not isinstance(layer, sa.Interval)  # SQLAlchemy's own, and no date
+
+
+def _plain(layers: list[Type]) -> Type:
+    return next((layer for layer in layers if isinstance(layer, sa.Interval)), layers[-1])
 
 
 def _named(column: sa.Column[Any]) -> str:

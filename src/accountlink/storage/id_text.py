@@ -15,6 +15,8 @@ import sqlalchemy as sa
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 
+from accountlink.storage.type_layers import PADDED, layers_of, plain_type
+
 _SAMPLE: Final = UUID(int=0x0123456789ABCDEF0123456789ABCDEF)
 _GROUPS: Final = ((1, 8), (9, 4), (13, 4), (17, 4), (21, 12))
 """Where the groups of a UUID's digits begin, and how long they are."""
@@ -63,7 +65,7 @@ def _plainly(element: id_text, compiler: SQLCompiler, options: dict[str, Any]) -
 
 def _uuids_in_text(kind: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> bool:
     """Whether a column holds UUIDs as characters on a database."""
-    stored = stored_type(kind, dialect)
+    stored = _plain(kind, dialect)
     if isinstance(stored, sa.Uuid):
         return not _is_native(stored, dialect)
     if not isinstance(kind, sa.types.TypeDecorator) or not isinstance(stored, sa.String):
@@ -75,22 +77,13 @@ def _uuids_in_text(kind: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> bool:
     return made == [_SAMPLE, _SAMPLE]
 
 
+def _plain(kind: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+    """What a database knows of a column's type."""
+    return layers_of(kind, dialect)[-1]
+
+
 def _is_native(stored: sa.Uuid[Any], dialect: sa.Dialect) -> bool:
     return bool(dialect.supports_native_uuid and stored.native_uuid)
-
-
-def stored_type(kind: Any, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
-    """What a database knows of a column's type, without what Python makes of it.
-
-    Args:
-        kind: The column's type.
-        dialect: The database's.
-    """
-    stored = kind.dialect_impl(dialect)
-    while (inner := getattr(stored, "impl_instance", None) or getattr(stored, "data_type", None)) is not None:
-        stored = inner.dialect_impl(dialect)  # of a decorator; of a domain
-    plain: sa.types.TypeEngine[Any] = stored
-    return plain
 
 
 def _converted(kind: sa.types.TypeEngine[Any], dialect: sa.Dialect, value: object) -> Any:
@@ -99,7 +92,7 @@ def _converted(kind: sa.types.TypeEngine[Any], dialect: sa.Dialect, value: objec
 
 
 def _coltype(kind: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> object:
-    return _NUMERIC_OID if isinstance(stored_type(kind, dialect), sa.Numeric) else None
+    return _NUMERIC_OID if isinstance(_plain(kind, dialect), sa.Numeric) else None
 
 
 def reader(kind: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> Callable[[str], Any]:
@@ -119,7 +112,7 @@ def reader(kind: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> Callable[[str
 
 def _drivers(kind: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> Callable[[str], Any]:
     """What makes of a text the value that the driver returns for a column."""
-    stored = stored_type(kind, dialect)
+    stored = _plain(kind, dialect)
     if isinstance(stored, sa.Uuid):
         return UUID if _is_native(stored, dialect) else lambda text: UUID(text).hex
     if isinstance(stored, sa.Integer):
@@ -132,11 +125,9 @@ def _drivers(kind: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> Callable[[s
     return str
 
 
-def _pads(kind: Any) -> bool:
+def _pads(kind: sa.types.TypeEngine[Any]) -> bool:
     """Whether PostgreSQL fills a shorter text up with blanks, which it leaves out of the column's value as text."""
-    while isinstance(kind, sa.types.TypeDecorator):
-        kind = kind.impl  # before the dialect: a driver may have one type for all texts
-    return isinstance(kind, sa.CHAR)
+    return isinstance(plain_type(kind), PADDED)
 
 
 def _whole(text: str) -> int:

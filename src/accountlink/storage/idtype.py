@@ -9,7 +9,8 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from accountlink.storage.type_layers import POSTGRESQL, SQLITE, plain_type, plain_types, python_type, works_on_values
+from accountlink.core.text import storable
+from accountlink.storage.type_layers import plain_type, plain_types, python_type, resolved, works_on_values
 
 
 def _bits(kind: sa.types.TypeEngine[Any]) -> int:
@@ -43,7 +44,7 @@ class IdType:
         works = works_on_values(kind)
         python = python_type(kind) or (None if works else python_type(plain_type(kind)))
         if python is None and works:  # what its own processor refuses is not of its type
-            made: list[Any] = [kind.bind_processor(dialect) for dialect in (POSTGRESQL, SQLITE)]
+            made: list[Any] = [layers[0].bind_processor(dialect) for dialect, layers in resolved(kind)]
             return cls(python=None, processors=tuple(process for process in made if process is not None))
         if python is int:
             bits = max(_bits(plain) for plain in (*_itself(kind), *plain_types(kind)))
@@ -69,7 +70,7 @@ class IdType:
         if isinstance(value, str):
             if self.is_uuid_text and not _is_uuid(value):
                 return False
-            return "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
+            return storable(value)
         return self.low is None or self.high is None or (isinstance(value, int) and self.low <= value <= self.high)
 
 

@@ -112,8 +112,12 @@ class Reading(Generic[Event]):
     types: Sequence[EventType]
     read: Callable[[Found], Event]
 
-    def taken(self, rows: Sequence[sa.Row[Any]]) -> tuple[Taken[Event], list[int]]:
+    def taken(self, connection: sa.Connection, rows: Sequence[sa.Row[Any]]) -> tuple[Taken[Event], list[int]]:
         """Make events of rows, in order.
+
+        Args:
+            connection: What they were read on, which may have the tables in a schema of its own.
+            rows: The rows.
 
         Returns:
             What could be read, and the numbers of the events that could not. Each of these is logged.
@@ -128,7 +132,8 @@ class Reading(Generic[Event]):
                 unreadable.append(row.id)
                 logger.warning(
                     "Event %d of %s cannot be read (%s: %s) and is set aside: it stays in %s, and no consumer gets it.",
-                    *(row.id, self.source.fullname, why.part, why.error, self.outbox.fullname),
+                    *(row.id, stored_name(connection, self.source), why.part, why.error),
+                    stored_name(connection, self.outbox),
                 )
             else:
                 numbers.append(row.id)

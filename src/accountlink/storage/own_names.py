@@ -7,8 +7,8 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.schema import conv
 
+from accountlink.core.text import storable
 from accountlink.errors import ConfigurationError
-from accountlink.storage.fitting import storable
 
 LONGEST: Final = 63
 """Bytes of a name in PostgreSQL, which cuts off the rest (NAMEDATALEN)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -73,7 +74,10 @@ def _refresh(session: Session, mapping: TableMapping, row_id: object, owners: fr
         state.manager.dispatch.refresh(state, None, set(chosen))  # mutable and composite attributes hear of it
         loaded = [r.key for r in mapper.relationships if owners & r.local_columns and r.key not in state.unloaded]
         if loaded:
-            session.refresh(held, attribute_names=loaded)
+            session.expire(held, loaded)  # all, if none is named
+        for key in loaded:
+            with suppress(sa.exc.InvalidRequestError):  # lazy="raise": it is not read
+                _ = state.attrs[key].value  # by the new user's id; Session.refresh would read the row itself
 
 
 async def _forget(session: AsyncSession, mapping: TableMapping, row_id: object) -> None:

@@ -368,7 +368,8 @@ class Statements:
         Args:
             where: The condition of an index, as the catalogue has it: which rows count in it. Without one all do.
         """
-        counts: sa.ColumnElement[Any] = sa.true() if where is None else sa.literal_column(f"({where})", sa.Boolean)
+        # On a line of its own: SQLite keeps a comment at the end of an index, which would hide the parenthesis.
+        counts: sa.ColumnElement[Any] = sa.true() if where is None else sa.literal_column(f"({where}\n)", sa.Boolean)
         alike = sa.and_(*(self._c[role] == self.bind(role) for role in self._mapping.key_roles[1:]))
         facts = {"exact": self.same_key(), "live": self.live(), "mine": self.is_mine(), "counts": counts}
         whose = [] if self._policy.ownership is Ownership.EXCLUSIVE else [self.is_mine()]
@@ -391,11 +392,15 @@ class Statements:
         return _select(*self.row()).where(self.is_mine(), self.live(), *narrowed).order_by(*order)
 
     def kept(self, roles: tuple[str, ...]) -> sa.Select[Any]:
-        """The user's rows, live and dead, in the order in which a link prefers them; further roles narrow them down."""
+        """The user's rows, live and dead, in the order in which a link prefers them; further roles narrow them down.
+
+        A row without a key, as tables have from before the key was there, is none that a link can find.
+        """
         narrowed = [self.same(role) for role in roles]
         facts = [self.live().label("live"), self._blocked().label("blocked")]
-        key = self._c[self._mapping.key_roles[-1]].label("key")
-        return _select(*self.row(), *facts, key).where(self.is_mine(), *narrowed).order_by(*self._newest_first())
+        key = self._c[self._mapping.key_roles[-1]]
+        kept = _select(*self.row(), *facts, key.label("key")).where(self.is_mine(), key.is_not(None), *narrowed)
+        return kept.order_by(*self._newest_first())
 
     def named(self) -> sa.Select[Any]:
         """The user's row of this id, live or dead."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects.postgresql.base import PGDialect
 
 Type = sa.types.TypeEngine[Any]
-_DIALECTS: Final[tuple[Callable[[], sa.Dialect], ...]] = (postgresql.dialect, sqlite.dialect)
-POSTGRESQL, SQLITE = (dialect() for dialect in _DIALECTS)
+POSTGRESQL: Final[sa.Dialect] = PGDialect()  # type: ignore[no-untyped-call]  # SQLAlchemy's own
+"""No driver's: psycopg's has one type for all texts, and knows no ``CHAR``."""
+SQLITE: Final[sa.Dialect] = sqlite.dialect()
+PADDED: Final = (sa.CHAR, sa.NCHAR)
+"""What fills up a text with blanks."""
 
 
 def resolved(kind: Type) -> list[tuple[sa.Dialect, list[Type]]]:
@@ -22,13 +25,14 @@ def resolved(kind: Type) -> list[tuple[sa.Dialect, list[Type]]]:
     found: list[tuple[sa.Dialect, list[Type]]] = []
     for dialect in (POSTGRESQL, SQLITE):
         try:
-            found.append((dialect, _layers(kind, dialect)))
+            found.append((dialect, layers_of(kind, dialect)))
         except Exception:  # noqa: BLE001, S112  # an application's own code, which may say so in any way
             continue
     return found
 
 
-def _layers(kind: Type, dialect: sa.Dialect) -> list[Type]:
+def layers_of(kind: Type, dialect: sa.Dialect) -> list[Type]:
+    """Return the layers of a type on one database; the last is what the database knows."""
     layers: list[Type] = [kind.dialect_impl(dialect)]
     while isinstance(layer := layers[-1], (sa.types.TypeDecorator, postgresql.DOMAIN)):
         inner = layer.data_type if isinstance(layer, postgresql.DOMAIN) else layer.load_dialect_impl(dialect)
@@ -46,6 +50,11 @@ def _overrides(layer: Type, *methods: str) -> bool:
 def layer_works(layer: Type) -> bool:
     """Whether a layer makes something else of a value, and does not only name the type behind it."""
     return _overrides(layer, "process_bind_param", "process_result_value", "bind_processor", "result_processor")
+
+
+def writes_values(layer: Type) -> bool:
+    """Whether a layer makes something else of a value that is written, whatever it does to one that is read."""
+    return _overrides(layer, "process_bind_param", "bind_processor")
 
 
 def works_on_values(kind: Type) -> bool:
@@ -74,7 +83,7 @@ def python_type(kind: Type) -> type[Any] | None:
 
 def is_padded(kind: Type) -> bool:
     """Whether a column of this type may fill up a text with blanks."""
-    return any(isinstance(plain, (sa.CHAR, sa.NCHAR)) for plain in plain_types(kind))
+    return any(isinstance(plain, PADDED) for plain in plain_types(kind))
 
 
 def stored(value: Any, layers: list[Type], dialect: sa.Dialect) -> Any:

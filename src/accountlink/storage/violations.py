@@ -18,6 +18,7 @@ from sqlalchemy.exc import (
     InvalidRequestError,
     OperationalError,
     PendingRollbackError,
+    ProgrammingError,
     SQLAlchemyError,
     StatementError,
 )
@@ -27,6 +28,8 @@ from accountlink.core.facts import Failure, Trouble
 
 FAILURES: Final = (SQLAlchemyError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
 """What a database call may raise. A cut line arrives as a bare ``ConnectionError``, a refusal as asyncpg's own."""
+REFUSALS: Final = (TypeError, ValueError, ArithmeticError)
+"""What a driver, or the JSON serializer that it calls, raises at a value that it cannot send, around SQLAlchemy."""
 
 
 _STATES: Final = {
@@ -58,6 +61,11 @@ _SQLITE_BUSY: Final = ("SQLITE_BUSY", "SQLITE_LOCKED")
 """The families of result codes that mean waiting was in vain: their extended codes begin alike."""
 _QUOTING: Final = ("detail", "where", "context", "internal_query", "query")
 """Fields of a server's message that quote rows, statements or what a function was called with."""
+
+
+def refusal(error: Exception) -> StatementError:
+    """A driver's refusal of a value as SQLAlchemy tells of one that was refused before."""
+    return StatementError("", None, None, error, hide_parameters=True)
 
 
 def read(error: BaseException) -> Failure:
@@ -135,11 +143,13 @@ def _is_refused_value(error: BaseException, native: BaseException, state: str | 
         return not isinstance(error.orig, SQLAlchemyError)
     if isinstance(native, asyncpg.DataError):
         return getattr(native, "severity", None) is None  # asyncpg's own: a server's message has one
-    return isinstance(error, DataError) and state is None and not hasattr(native, "sqlite_errorname")
+    if state is not None or hasattr(native, "sqlite_errorname"):
+        return False
+    return isinstance(error, DataError) or (isinstance(error, ProgrammingError) and not _says_closed(native))
 
 
 def _says_closed(native: BaseException) -> bool:
-    # asyncpg has one class for every misuse of its interface and no code; the text is all there is. A wrong guess
+    # A driver has one class for every misuse of its interface and no code; the text is all there is. A wrong guess
     # costs a typed error instead of the driver's own, never a wrong outcome.
     return "closed" in str(native)
 
