@@ -225,7 +225,7 @@ async def _explained(
         _raise(decide.after_lookup_failure(obstacle, provider=provider, owned=place.owned))
     verdict = decide.after_violation(violation, obstacle, provider=provider, causes=patience.causes, owned=place.owned)
     if verdict is Step.CONFLICT:
-        return Answer(arm=Arm.CONFLICT, account=obstacle.owner, version=obstacle.version)
+        return Answer(arm=Arm.CONFLICT, account=obstacle.owner, version=obstacle.version, table=obstacle.table)
     if isinstance(verdict, BaseException):
         _raise(verdict)
     return None

@@ -253,7 +253,7 @@ class AccountLinker(Generic[UserId, LinkId]):
             case Arm.CREATED | Arm.UPDATED | Arm.RESTORED if answer.account is not None:
                 return Linked(account=answer.account, change=Change(answer.arm.value))
             case Arm.CONFLICT if answer.account is not None:
-                return self._conflict(answer.account, answer.version, identity, user_id)
+                return self._conflict(answer.account, answer.version, identity, user_id, table=answer.table)
             case Arm.BLOCKED:
                 raise LinkBlocked(provider=identity.provider, reason=str(answer.why))
             case Arm.MISMATCH:
@@ -271,8 +271,10 @@ class AccountLinker(Generic[UserId, LinkId]):
         version: int | None,
         identity: ProviderIdentity,
         claimant: UserId,
+        *,
+        table: str = "",
     ) -> OwnershipConflict:
-        offer = self._transfers.offer(owned, version, claimant=claimant, now=self._now())
+        offer = self._transfers.offer(owned, version, table=table, claimant=claimant, now=self._now())
         token, expires_at = offer or (None, None)
         conflict = OwnershipConflict(
             provider=identity.provider,

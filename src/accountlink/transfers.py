@@ -74,13 +74,14 @@ class Transfers(Generic[UserId, LinkId]):
         return TransferStore(self._accounts, self._ledger)
 
     def offer(
-        self, owned: LinkedAccount[UserId, LinkId], version: int | None, *, claimant: UserId, now: datetime
+        self, owned: LinkedAccount[UserId, LinkId], version: int | None, *, table: str, claimant: UserId, now: datetime
     ) -> tuple[str, datetime] | None:
         """A token with which the claimant can have another user's link, and its end; ``None`` where there can be none.
 
         Args:
             owned: The owner's row.
             version: Its version, or its epoch in the ledger.
+            table: The name of its table, with the schema in which it was read.
             claimant: The user who has just proved control of the provider account.
             now: The present moment, aware.
         """
@@ -90,7 +91,7 @@ class Transfers(Generic[UserId, LinkId]):
         token = self._signer.sign(
             link_id=owned.id,
             claimant=claimant,
-            state=_state(owned, version),
+            state=_state(owned, version, table),
             jti=randomness.token_bytes(16),
             issued_at=now,
             expires_at=expires_at,
@@ -215,7 +216,7 @@ class _Redemption(Generic[UserId, LinkId]):
         """Read, and say how it ends if the link is not to change hands."""
         claimed = self.store.claimed(connection, self.parameters, self._is_of_account)
         owned, version = claimed.named, claimed.version
-        fits = owned is not None and version is not None and self.claim.fits(_state(owned, version))
+        fits = owned is not None and version is not None and self.claim.fits(_state(owned, version, claimed.table))
         decided = of_claim(claimed, expired=self.expired, fits=fits)
         if isinstance(decided, (TokenRejected, LinkBlocked)):
             return decided
@@ -243,5 +244,11 @@ class _Redemption(Generic[UserId, LinkId]):
         return replace(found, owner=None, version=None)
 
 
-def _state(owned: LinkedAccount[Any, Any], version: int) -> RowState:
-    return RowState(owner=owned.user_id, provider=owned.provider, account_id=str(owned.account_id), version=version)
+def _state(owned: LinkedAccount[Any, Any], version: int, table: str) -> RowState:
+    return RowState(
+        owner=owned.user_id,
+        provider=owned.provider,
+        account_id=str(owned.account_id),
+        version=version,
+        table=table,
+    )

@@ -32,12 +32,14 @@ class Answer(Generic[UserId, LinkId]):
         arm: The part that answered.
         account: The row that it answered with: for a conflict, the owner's.
         version: That row's version, where one is mapped.
+        table: The name of the table, with the schema in which it was read.
         why: The reason that blocks a restore.
     """
 
     arm: Arm
     account: LinkedAccount[UserId, LinkId] | None = field(default=None, repr=False)
     version: int | None = None
+    table: str = ""
     why: str | None = None
 
 
@@ -49,6 +51,7 @@ class Claimed(Generic[UserId, LinkId]):
         named: The row of that id, live or dead, whoever has it.
         live: Whether that row is live.
         version: Its version, or its epoch in the ledger.
+        table: The name of the table, with the schema in which it was read.
         own: A live row of the claimant's own for the account that the token is about, whatever its id.
         why: The reason, one of the policy's ``blocked_reasons``, for which their own dead row was removed.
     """
@@ -56,6 +59,7 @@ class Claimed(Generic[UserId, LinkId]):
     named: LinkedAccount[UserId, LinkId] | None = field(default=None, repr=False)
     live: bool = False
     version: int | None = None
+    table: str = ""
     own: LinkedAccount[UserId, LinkId] | None = field(default=None, repr=False)
     why: str | None = None
 
@@ -150,6 +154,7 @@ class Obstacle(Generic[UserId, LinkId]):
         is_key: Whether it enforces the policy's key or its ownership.
         owner: The row of the live owner, if that is another user.
         version: The version of the owner's row.
+        table: The name of the table, with the schema in which it was read.
         own_live: Whether a live row of the user's own can be seen.
         dead: Whether a dead row of the account can be seen that the index counts.
         misspelt: Whether a row can be seen that the index counts, of another key that the table takes for the same.
@@ -162,6 +167,7 @@ class Obstacle(Generic[UserId, LinkId]):
     is_key: bool
     owner: LinkedAccount[UserId, LinkId] | None = field(default=None, repr=False)
     version: int | None = None
+    table: str = ""
     own_live: bool = False
     dead: bool = False
     misspelt: bool = False

@@ -110,6 +110,7 @@ class AccountStore(Generic[UserId, LinkId]):
             arm=Arm(row[0]),
             account=None if row[1] is None else self.codec.asked_for(row, parameters, 1),
             version=self.version_of(row, 1, epoch=self._width + 2),
+            table=stored_name(connection, self.mapping.table),
             why=row[self._width + 1],
         )
 
@@ -134,7 +135,8 @@ class AccountStore(Generic[UserId, LinkId]):
             version = self.version_of(owner, epoch=self._width)
             owned = self.codec.asked_for(owner, parameters)
             self.tell_conflict(connection, owned, parameters)
-            return Answer(arm=Arm.CONFLICT, account=owned, version=version)
+            table = stored_name(connection, self.mapping.table)
+            return Answer(arm=Arm.CONFLICT, account=owned, version=version, table=table)
         if own is None:
             return self.insert(connection, shape, parameters)
         if own.blocked:
@@ -179,6 +181,7 @@ class AccountStore(Generic[UserId, LinkId]):
             is_key=index is not None and self._is_key(index.columns),
             owner=None if owner is None else self.codec.asked_for(owner, parameters),
             version=None if owner is None else self.version_of(owner, epoch=self._width),
+            table=stored_name(connection, self.mapping.table),
             own_live=any(row.exact and row.live and row.mine for row in rows),
             dead=dead,
             misspelt=any(row.counts and not row.exact for row in rows),

@@ -22,6 +22,7 @@ from accountlink.core.secrecy import Parameters
 from accountlink.storage.accounts import AccountStore
 from accountlink.storage.ledger import Ledger
 from accountlink.storage.mapping import CREDENTIAL_ROLES
+from accountlink.storage.naming import stored_name
 from accountlink.storage.statements import Columns, Condition, Shape, Statements, nothing_in
 
 _select: Final[Callable[..., sa.Select[Any]]] = cast("Any", sa.select)
@@ -152,7 +153,8 @@ class TransferStore(Generic[UserId, LinkId]):
                 found = replace(found, own=account)
             if named:
                 version = self._accounts.version_of(row, epoch=width)
-                found = replace(found, named=account, live=live, version=version)
+                table = stored_name(connection, self._accounts.mapping.table)
+                found = replace(found, named=account, live=live, version=version, table=table)
         if found.named is None and found.own is None:  # only a token whose row is gone costs this
             listed = self._accounts.accounts(connection, Parameters(al_user_id=parameters["al_user_id"]))
             return Claimed(own=next((account for account in listed if is_of_account(account)), None))

@@ -51,12 +51,14 @@ class RowState:
         provider: The provider of the account.
         account_id: The provider's id of the account.
         version: The row's version, or its epoch in the ledger.
+        table: The table's name, with the schema in which the row was read: each tenant may have one.
     """
 
     owner: object = field(repr=False)
     provider: str
     account_id: str
     version: int
+    table: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -257,7 +259,7 @@ def _read(payload: object, key: _Key) -> Claim | None:
 
 
 def _state(key: bytes, state: RowState) -> bytes:
-    return _digest(key, tagged(state.owner), state.provider, state.account_id, str(state.version))
+    return _digest(key, tagged(state.owner), state.provider, state.account_id, str(state.version), state.table)
 
 
 def _digest(key: bytes, *fields: str) -> bytes:
