@@ -147,3 +147,23 @@ async def test_a_restore_with_some_credentials_keeps_none_of_the_others(database
         c = table.c
         row = (await connection.execute(sa.select(c.access_token, c.refresh_token, c.expires_at, c.scopes))).one()
     assert ("access-2", "", None, "") == tuple(row)
+
+
+@pytest.mark.parametrize("columns", COLUMNS)
+@pytest.mark.parametrize("brought", [False, True], ids=["no credentials", "an access token alone"])
+async def test_a_new_link_whose_columns_take_no_null(database: Database, columns: str, brought: bool) -> None:
+    """What a first link does not bring is empty: a provider that sends no refresh token again can be linked."""
+    engine = database.engine()
+    kinds, empty = COLUMNS[columns]
+    table, linker = links_of(kinds)
+    await create(engine, table.metadata)
+    credentials = tokens(refresh=None, scopes=()) if brought else None
+    made = await linker.link(engine, user_id=1, identity=identity(), credentials=credentials)
+    assert isinstance(made, Linked)
+    assert Change.CREATED is made.change
+    async with engine.connect() as connection:
+        row = (await connection.execute(sa.select(*(table.c[name] for name in kinds)))).one()
+    access, refresh, end, scopes = row
+    end = end.replace(tzinfo=None) if isinstance(end, datetime) else end
+    assert ("access-1" if brought else empty[0], empty[1], empty[3]) == (access, refresh, scopes)
+    assert brought is (end != empty[2])

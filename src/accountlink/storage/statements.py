@@ -262,7 +262,12 @@ class Statements:
         for column in self.defaults:
             if column not in values:
                 values[column] = _value("default", column)
-        return fixed_defaults(self._t) | values
+        return self._without_credentials() | fixed_defaults(self._t) | values
+
+    def _without_credentials(self) -> dict[sa.Column[Any], sa.ColumnElement[Any]]:
+        """What a new row has for the credentials that the call does not bring, in columns that need a value."""
+        columns = {role: self._c[role] for role in CREDENTIAL_ROLES if role in self._c}
+        return {c: nothing_in(role, c) for role, c in columns.items() if not c.nullable and c.server_default is None}
 
     # -- whole statements ---------------------------------------------------------------------------------------------
 
