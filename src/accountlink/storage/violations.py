@@ -145,7 +145,8 @@ def _is_refused_value(error: BaseException, native: BaseException, state: str | 
         return getattr(native, "severity", None) is None  # asyncpg's own: a server's message has one
     if state is not None or hasattr(native, "sqlite_errorname"):
         return False
-    return isinstance(error, DataError) or (isinstance(error, ProgrammingError) and not _says_closed(native))
+    in_a_statement = isinstance(error, ProgrammingError) and error.statement is not None  # and not in connecting
+    return isinstance(error, DataError) or (in_a_statement and not _says_closed(native))
 
 
 def _says_closed(native: BaseException) -> bool:
