@@ -50,8 +50,8 @@ GATED: Final = "contract/test_gated_races.py"
 FAULTS: Final[dict[str, Fault]] = {
     "link: no ON CONFLICT": Fault(
         file="storage/statements.py",
-        old="            .on_conflict_do_nothing()\n",
-        new="",
+        old="            insert_or_nothing(self._t)\n",
+        new="            sa.insert(self._t)\n",
         test=GATED,
         only="first_links_of_one_user and exclusive-soft",
     ),
@@ -64,8 +64,8 @@ FAULTS: Final[dict[str, Fault]] = {
     ),
     "sqlite: a transaction begins without the lock": Fault(
         file="storage/sqlite.py",
-        old='            connection.exec_driver_sql("BEGIN IMMEDIATE")\n\n    sa.event',
-        new='            connection.exec_driver_sql("BEGIN")\n\n    sa.event',
+        old='connection.exec_driver_sql("BEGIN IMMEDIATE")',
+        new='connection.exec_driver_sql("BEGIN")',
         test=RACES,
         only="one_user_racing_themselves and sqlite and not policy",
     ),
@@ -106,14 +106,14 @@ FAULTS: Final[dict[str, Fault]] = {
         only="unlinks_both",
     ),
     "outbox: an event is read without a lock": Fault(
-        file="storage/deliveries.py",
+        file="storage/outbox_reading.py",
         old=".with_for_update(skip_locked=True)",
         new="",
         test="contract/test_deliveries.py",
         only="share_the_events and asyncpg",
     ),
     "outbox: a claim is not looked at": Fault(
-        file="storage/deliveries.py",
+        file="storage/outbox_reading.py",
         old="sa.or_(free.c.claimed_until.is_(None), free.c.claimed_until <= now)",
         new="sa.true()",
         test="contract/test_deliveries.py",
