@@ -41,6 +41,7 @@ from tests.support.binds import BINDS, bound
 from tests.support.claims import CLAIMED, Case
 from tests.support.claims import Statements as Counted
 from tests.support.databases import Database, create, rows, run_sql
+from tests.support.effort import Effort
 from tests.support.mapped import TABLES
 from tests.support.models import (
     EMAIL_SOFT,
@@ -399,7 +400,7 @@ async def waiting(engine: AsyncEngine) -> None:
 
 
 @pytest.mark.parametrize("table", ["mixin-exclusive", "exclusive-soft-ledger"])
-async def test_in_a_race_there_are_as_many_events_as_answers(case: Case, engine: AsyncEngine) -> None:
+async def test_in_a_race_there_are_as_many_events_as_answers(case: Case, engine: AsyncEngine, effort: Effort) -> None:
     """Four users link one account sixteen times each and unlink it: each answer that changed or met an owner, once."""
     answers: Counter[str] = Counter()
 
@@ -418,7 +419,7 @@ async def test_in_a_race_there_are_as_many_events_as_answers(case: Case, engine:
                 except AccountNotFound:
                     continue
 
-    for round_ in range(6):
+    for round_ in effort.rounds(2, full=6):
         account = f"sub-{round_}"
         calls = [link(user, account) for user in (1, 2, 3, 4) * 8]
         calls[8:8] = [unlink(user, account) for user in (1, 2, 3, 4)]

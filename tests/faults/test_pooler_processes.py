@@ -18,7 +18,7 @@ from tests.support.pgbouncer import Pooler, run_pgbouncer
 from tests.support.pooled import PROCESSES, USERS, behind
 
 
-@pytest.fixture(params=["asyncpg", "psycopg"])
+@pytest.fixture(params=["asyncpg", pytest.param("psycopg", marks=pytest.mark.stress)])
 def kind(request: pytest.FixtureRequest) -> str:
     """PostgreSQL by both drivers."""
     return str(request.param)

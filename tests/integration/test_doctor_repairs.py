@@ -53,8 +53,10 @@ BROKEN: Final = [
         columns={"account_id": "varchar(9) NOT NULL"}, only="postgresql"),
 ]  # fmt: skip
 BOTH: Final = [
-    pytest.param(kind, variation, id=f"{kind}-{variation}")
-    for variation in BROKEN
+    pytest.param(
+        kind, variation, id=f"{kind}-{variation}", marks=[pytest.mark.stress] if kind == "sqlite" and n > 3 else []
+    )
+    for n, variation in enumerate(BROKEN)
     for kind in ("sqlite", "asyncpg")
     if variation.only is None or kind != "sqlite"
 ]

@@ -25,6 +25,7 @@ from accountlink.doctor.emit.script import sql_script
 from accountlink.doctor.examine import examine
 from accountlink.doctor.repair import Repair
 from tests.support.databases import Database, create, rows, run_sql
+from tests.support.effort import Effort
 from tests.support.emitted import downgrade, look, run_script, run_statements, statements
 from tests.support.models import EMAIL, EXCLUSIVE, EXCLUSIVE_SOFT, PER_USER_SOFT
 from tests.support.schemas import Variation
@@ -149,12 +150,13 @@ def may_give(loser: Row, keeper: Row) -> bool:
 # other rows are alone.
 SHARED: Final = "CASE WHEN i <= {many} THEN 'dup-' || CAST(i % {groups} AS text) ELSE 'acc-' || CAST(i AS text) END"
 OWNER: Final = "CASE WHEN (i / 3) % 10 = 3 THEN i ELSE i % {groups} END"
-SIZES: Final = {"postgresql": 100_000, "sqlite": 10_000}
+SIZES: Final = {"postgresql": (20_000, 100_000), "sqlite": (10_000, 10_000)}
+"""How many rows the table has in the default run, and in the stress run."""
 
 
-async def damaged(engine: AsyncEngine, *, email: str = "NULL", account: str = SHARED) -> None:
+async def damaged(engine: AsyncEngine, effort: Effort, *, email: str = "NULL", account: str = SHARED) -> None:
     """Fill the table so that a twentieth of its size are groups of duplicates."""
-    count = SIZES[engine.dialect.name]
+    count = SIZES[engine.dialect.name][effort.full]
     sizes = {"many": count // 20 * 3, "groups": count // 20}
     await fill(
         engine,
@@ -177,11 +179,13 @@ async def repair(engine: AsyncEngine, mapping: AccountMapping[Any, Any]) -> Repa
 
 
 @BOTH
-async def test_of_several_owners_the_newest_stays_and_the_others_are_marked_dead(engine: AsyncEngine) -> None:
+async def test_of_several_owners_the_newest_stays_and_the_others_are_marked_dead(
+    engine: AsyncEngine, effort: Effort
+) -> None:
     """Settling touches duplicates alone, keeps refresh tokens of the same user, and never hands one to another."""
     mapping = links(EXCLUSIVE_SOFT, soft=True)
     await create(engine, mapping.table.metadata)
-    await damaged(engine)
+    await damaged(engine, effort)
     before = await read(engine)
     losers, tokens = settled(before, lambda row: (row.provider, row.account_id), soft=True)
     assert len(before) // 20 == len({*losers.values()})
@@ -208,11 +212,13 @@ async def test_of_several_owners_the_newest_stays_and_the_others_are_marked_dead
 
 
 @BOTH
-async def test_of_several_owners_the_newest_stays_and_the_others_are_deleted(engine: AsyncEngine) -> None:
+async def test_of_several_owners_the_newest_stays_and_the_others_are_deleted(
+    engine: AsyncEngine, effort: Effort
+) -> None:
     """Under Removal.DELETE the others go; what points to them follows the keeper where both are one user's."""
     mapping = links(EXCLUSIVE, soft=False)
     await create(engine, mapping.table.metadata)
-    await damaged(engine)
+    await damaged(engine, effort)
     before = await read(engine)
     losers, tokens = settled(before, lambda row: (row.provider, row.account_id), soft=False)
 
@@ -229,7 +235,9 @@ async def test_of_several_owners_the_newest_stays_and_the_others_are_deleted(eng
 
 
 @BOTH
-async def test_addresses_are_lowered_and_tokens_of_another_account_stay_where_they_are(engine: AsyncEngine) -> None:
+async def test_addresses_are_lowered_and_tokens_of_another_account_stay_where_they_are(
+    engine: AsyncEngine, effort: Effort
+) -> None:
     """Under an e-mail key spellings meet, odd addresses are left alone, and tokens pass between like accounts only."""
     mapping = links(EMAIL, soft=False)
     await create(engine, mapping.table.metadata)
@@ -238,7 +246,7 @@ async def test_addresses_are_lowered_and_tokens_of_another_account_stay_where_th
         " || CAST(i % {groups} AS text) || '@example.org' ELSE 'Someone-' || CAST(i AS text) || '@example.org' END"
     )
     account = "CASE i % 3 WHEN 0 THEN NULL ELSE 'account-' || CAST((i / 9) % 2 AS text) END"
-    await damaged(engine, email=spelled, account=account)
+    await damaged(engine, effort, email=spelled, account=account)
     before = await read(engine)
     losers, tokens = settled(before, lambda row: (row.user_id, row.provider, str(row.email).lower()), soft=False)
     foreign = {key for key in losers if before[key].account_id not in (None, before[losers[key]].account_id)}
