@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 
 from accountlink import AccountMapping, Change, Linked, OwnershipConflict, ProviderIdentity, TokenSet
-from accountlink.storage.statements import Shape, Statements
+from accountlink.linking.statements import Shape, Statements
 from benchmarks.ground import LINKER, Connection
 from benchmarks.verbs.by_hand import UPSERT
 

@@ -9,22 +9,8 @@
 
 from typing import TYPE_CHECKING
 
-from accountlink.core.credentials import TokenSet
-from accountlink.core.email import normalize_email
-from accountlink.core.events import EventType, GrantEvent, LinkEvent
-from accountlink.core.grants import AlreadyGranted, Grant, Granted, IssuedGrant, Revoked
-from accountlink.core.identity import ProviderIdentity
-from accountlink.core.outcomes import (
-    AlreadyOwner,
-    Change,
-    Linked,
-    LinkedAccount,
-    OwnershipConflict,
-    Transferred,
-    Unlinked,
-)
-from accountlink.core.policy import Key, LinkPolicy, Ownership, Removal
-from accountlink.core.secrecy import Secret
+from accountlink.database.pooler import pooler_options
+from accountlink.database.sqlite import tune_sqlite
 from accountlink.errors import (
     AccountLinkError,
     AccountMismatch,
@@ -50,17 +36,31 @@ from accountlink.errors import (
     TokenRejected,
     TokenSuperseded,
 )
-from accountlink.grants import ShareGrants
+from accountlink.grants.mapping import GrantMapping
+from accountlink.grants.table import grants_table
 from accountlink.linker import AccountLinker
-from accountlink.outbox import Batch, Delivery
-from accountlink.storage.grants import GrantMapping
-from accountlink.storage.grants_table import grants_table
-from accountlink.storage.ledger import transfer_ledger
-from accountlink.storage.mapping import AccountMapping
-from accountlink.storage.mixin import LinkedAccountMixin
-from accountlink.storage.outbox import link_outbox
-from accountlink.storage.pooler import pooler_options
-from accountlink.storage.sqlite import tune_sqlite
+from accountlink.outbox.consuming import Batch, Delivery
+from accountlink.outbox.table import link_outbox
+from accountlink.sharing import ShareGrants
+from accountlink.tables.ledger import transfer_ledger
+from accountlink.tables.mapping import AccountMapping
+from accountlink.tables.mixin import LinkedAccountMixin
+from accountlink.values.credentials import TokenSet
+from accountlink.values.email import normalize_email
+from accountlink.values.events import EventType, GrantEvent, LinkEvent
+from accountlink.values.grants import AlreadyGranted, Grant, Granted, IssuedGrant, Revoked
+from accountlink.values.identity import ProviderIdentity
+from accountlink.values.outcomes import (
+    AlreadyOwner,
+    Change,
+    Linked,
+    LinkedAccount,
+    OwnershipConflict,
+    Transferred,
+    Unlinked,
+)
+from accountlink.values.policy import Key, LinkPolicy, Ownership, Removal
+from accountlink.values.secrecy import Secret
 
 if TYPE_CHECKING:
     from accountlink.doctor.diagnose import diagnose

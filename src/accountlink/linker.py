@@ -11,37 +11,9 @@ from typing import Any, Final, Generic, assert_never, overload
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from accountlink import attempts
-from accountlink.arguments import (
-    NO_TIME,
-    Ids,
-    check_callable,
-    check_kind,
-    check_span,
-    mapping_of,
-    milliseconds,
-    moment_of,
-)
-from accountlink.core.credentials import TokenSet
-from accountlink.core.decide import BY_SPELLING, RUNS
-from accountlink.core.events import LinkEvent
-from accountlink.core.facts import Answer, Arm
-from accountlink.core.identity import ProviderIdentity
-from accountlink.core.outcomes import (
-    AlreadyOwner,
-    Change,
-    Linked,
-    LinkedAccount,
-    LinkId,
-    OwnershipConflict,
-    Transferred,
-    Unlinked,
-    UserId,
-    conflict_with,
-)
-from accountlink.core.policy import Ownership, Removal
-from accountlink.core.secrecy import Concealed, Parameters
-from accountlink.core.text import check_identifier, check_provider
+from accountlink.database import attempts
+from accountlink.database.sessions import forget_held, hand_over_held, refresh_held
+from accountlink.database.transactions import Bind, Place, ask, place_of
 from accountlink.errors import (
     AccountMismatch,
     AccountNotFound,
@@ -54,17 +26,45 @@ from accountlink.errors import (
     StoreBusy,
     TokenForged,
 )
-from accountlink.outbox import Batch, Delivery, consume
-from accountlink.storage.accounts import AccountStore
-from accountlink.storage.deliveries import Hold, holder
-from accountlink.storage.mapping import AccountMapping, HasIds
-from accountlink.storage.outbox import checked_outbox
-from accountlink.storage.outbox_reading import link_events
-from accountlink.storage.sessions import forget_held, hand_over_held, refresh_held
-from accountlink.storage.transactions import Bind, Place, ask, place_of
-from accountlink.storage.values import shape_of
-from accountlink.tokens.signing import Secrets
-from accountlink.transfers import Guard, Transfers, ledger_of
+from accountlink.linking.codec import shape_of
+from accountlink.linking.store import AccountStore
+from accountlink.outbox.consuming import Batch, Delivery, consume
+from accountlink.outbox.deliveries import Hold, holder
+from accountlink.outbox.reading import link_events
+from accountlink.outbox.table import checked_outbox
+from accountlink.tables.arguments import (
+    NO_TIME,
+    Ids,
+    check_callable,
+    check_kind,
+    check_span,
+    mapping_of,
+    milliseconds,
+    moment_of,
+)
+from accountlink.tables.mapping import AccountMapping, HasIds
+from accountlink.transfers.redeeming import Guard, Transfers, ledger_of
+from accountlink.transfers.signing import Secrets
+from accountlink.values.credentials import TokenSet
+from accountlink.values.decide import BY_SPELLING, RUNS
+from accountlink.values.events import LinkEvent
+from accountlink.values.facts import Answer, Arm
+from accountlink.values.identity import ProviderIdentity
+from accountlink.values.outcomes import (
+    AlreadyOwner,
+    Change,
+    Linked,
+    LinkedAccount,
+    LinkId,
+    OwnershipConflict,
+    Transferred,
+    Unlinked,
+    UserId,
+    conflict_with,
+)
+from accountlink.values.policy import Ownership, Removal
+from accountlink.values.secrecy import Concealed, Parameters
+from accountlink.values.text import check_identifier, check_provider
 
 TRANSFER_LIFETIME: Final = timedelta(minutes=10)
 LOCK_TIMEOUT: Final = timedelta(seconds=10)

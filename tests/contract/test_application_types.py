@@ -25,9 +25,9 @@ from accountlink import (
     Linked,
     LinkedAccountMixin,
 )
-from accountlink.storage.column_types import Part, form_of, read_moment
-from accountlink.storage.idtype import IdType
-from accountlink.storage.subject import subject_of
+from accountlink.doctor.subjects import subject_of
+from accountlink.tables.column_types import Part, form_of, read_moment
+from accountlink.tables.idtype import IdType
 from tests.contract.test_column_types import POLICY, exists, life_of_a_grant, life_of_a_link, links, shares
 from tests.support.databases import Database
 from tests.support.models import EXCLUSIVE_SOFT, Clock, identity, tokens

@@ -14,7 +14,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from accountlink import Batch, ConfigurationError, DeliveryExpired, LinkEvent
-from accountlink.outbox import MOST
+from accountlink.outbox.consuming import MOST
 from tests.contract.test_grant_events import outboxed
 from tests.support.claims import Case
 from tests.support.databases import Database, rows

@@ -32,9 +32,9 @@ from accountlink import (
     Removal,
     ShareGrants,
 )
-from accountlink.storage.column_types import GRANT_PARTS, LINK_PARTS, Part, form_of, read_moment, read_scopes
-from accountlink.storage.idtype import IdType
-from accountlink.storage.type_layers import POSTGRESQL, SQLITE
+from accountlink.tables.column_types import GRANT_PARTS, LINK_PARTS, Part, form_of, read_moment, read_scopes
+from accountlink.tables.idtype import IdType
+from accountlink.tables.type_layers import POSTGRESQL, SQLITE
 from tests.support.databases import Database
 from tests.support.loose import loose_type
 from tests.support.models import SECRETS, Clock, identity, tokens

@@ -35,9 +35,9 @@ from accountlink import (
     grants_table,
     transfer_ledger,
 )
-from accountlink.core.uniqueness import Verdict, judge
-from accountlink.storage.schema import read_catalogue
-from accountlink.storage.subject import subject_of
+from accountlink.doctor.catalogue import read_catalogue
+from accountlink.doctor.judge.uniqueness import Verdict, judge
+from accountlink.doctor.subjects import subject_of
 from tests.contract.test_canaries import locals_of
 from tests.support.binds import BINDS, bound
 from tests.support.claims import SlowClock, Statements
@@ -309,7 +309,7 @@ async def test_without_a_clock_the_databases_decides(
 ) -> None:
     """F20: a server whose clock is years off issues, redeems and expires like the others; SQLite has no other clock."""
     wrong = datetime(2001, 1, 1, tzinfo=UTC)
-    monkeypatch.setattr("accountlink.grants._now", lambda: wrong)
+    monkeypatch.setattr("accountlink.sharing._now", lambda: wrong)
     off = Sharing(case.shared, case.engine, clock=None)
     before = datetime.now(UTC)
     issued = await off.issue(1)

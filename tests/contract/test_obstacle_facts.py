@@ -8,9 +8,9 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from accountlink import AccountLinker, BlockedByConstraint, Linked
-from accountlink.core.facts import Failure, Trouble, UniqueIndex
-from accountlink.core.secrecy import Parameters
-from accountlink.storage.catalogue import unique_index
+from accountlink.database.catalogue import unique_index
+from accountlink.values.facts import Failure, Trouble, UniqueIndex
+from accountlink.values.secrecy import Parameters
 from tests.support.claims import Statements
 from tests.support.databases import collation_without_case, create, run_sql
 from tests.support.models import EXCLUSIVE_SOFT, PER_USER, identity, make_tables

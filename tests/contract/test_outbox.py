@@ -34,9 +34,9 @@ from accountlink import (
     Transferred,
     link_outbox,
 )
-from accountlink.core.secrecy import Parameters
-from accountlink.storage.statements import Shape, Statements
-from accountlink.storage.values import shape_of
+from accountlink.linking.codec import shape_of
+from accountlink.linking.statements import Shape, Statements
+from accountlink.values.secrecy import Parameters
 from tests.support.binds import BINDS, bound
 from tests.support.claims import CLAIMED, Case
 from tests.support.claims import Statements as Counted

@@ -14,7 +14,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from accountlink import ConfigurationError
-from accountlink.core.schema import (
+from accountlink.doctor.catalogue import read_catalogue
+from accountlink.doctor.schema import (
     Catalogue,
     Column,
     ForeignKey,
@@ -28,7 +29,6 @@ from accountlink.core.schema import (
     RowSecurity,
     Table,
 )
-from accountlink.storage.schema import read_catalogue
 from tests.support.databases import Database, collation_without_case, rows, run_sql
 
 pytestmark = pytest.mark.each_driver

@@ -11,7 +11,7 @@ from typing import Any, Final
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from accountlink.core.expressions import UNKNOWN, Opaque, Value, parse
+from accountlink.doctor.judge.expressions import UNKNOWN, Opaque, Value, parse
 from tests.support.databases import Database, run_sql
 
 COLUMNS: Final = ("a", "b", "c", "d")

@@ -21,10 +21,10 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from accountlink import ConfigurationError, StoreBusy, StoreUnavailable, tune_sqlite
+from accountlink.database.pooler import pooler_options
+from accountlink.doctor import passage
 from accountlink.doctor.findings import Finding, Severity
 from accountlink.doctor.pooling import check_pooling
-from accountlink.storage import passage
-from accountlink.storage.pooler import pooler_options
 from accountlink.testing.postgres import PostgresServer
 from tests.faults.watch import soon
 from tests.support.pgbouncer import Pooler, run_pgbouncer

@@ -9,15 +9,15 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from accountlink.core.facts import EXPRESSION, Failure, Trouble, UniqueIndex
-from accountlink.core.schema import Index
-from accountlink.core.uniqueness import judge
-from accountlink.storage.accounts import AccountStore
-from accountlink.storage.catalogue import unique_index
-from accountlink.storage.grant_store import GrantStore
-from accountlink.storage.mapping import AccountMapping
-from accountlink.storage.schema import read_catalogue
-from accountlink.storage.subject import Mapping, subject_of
+from accountlink.database.catalogue import unique_index
+from accountlink.doctor.catalogue import read_catalogue
+from accountlink.doctor.judge.uniqueness import judge
+from accountlink.doctor.schema import Index
+from accountlink.doctor.subjects import Mapping, subject_of
+from accountlink.grants.store import GrantStore
+from accountlink.linking.store import AccountStore
+from accountlink.tables.mapping import AccountMapping
+from accountlink.values.facts import EXPRESSION, Failure, Trouble, UniqueIndex
 from tests.integration.test_doctor_schemas import RIGHT, WRONG
 from tests.support.databases import collation_without_case
 

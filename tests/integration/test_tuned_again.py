@@ -11,8 +11,8 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from accountlink import ConfigurationError, tune_sqlite
+from accountlink.database.sqlite import in_transaction
 from accountlink.doctor.pooling import check_pooling
-from accountlink.storage.sqlite import in_transaction
 from tests.support.databases import rows
 
 TUNED = {"busy_timeout": 5000, "journal_mode": "wal", "synchronous": 1, "foreign_keys": 1}

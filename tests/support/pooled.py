@@ -20,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from accountlink import AccountLinkError, Linked
-from accountlink.storage.pooler import pooler_options
+from accountlink.database.pooler import pooler_options
 from tests.support.models import EXCLUSIVE_SOFT, identity, make_tables, tokens
 
 PROCESSES = 4

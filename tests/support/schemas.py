@@ -9,7 +9,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from accountlink import AccountMapping
-from accountlink.storage.grants import GrantMapping
+from accountlink.grants.mapping import GrantMapping
 from tests.support.models import EMAIL, EMAIL_SOFT, EXCLUSIVE, EXCLUSIVE_SOFT, PER_USER, PER_USER_SOFT
 
 _MOMENT: Final = {"postgresql": "timestamptz", "sqlite": "DATETIME"}

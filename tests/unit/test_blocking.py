@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import pytest
 
-from accountlink.core.blocking import rule_of_grants, rule_of_links
-from accountlink.core.facts import UniqueIndex
+from accountlink.values.blocking import rule_of_grants, rule_of_links
+from accountlink.values.facts import UniqueIndex
 
 KEY: Final = ("provider", "account_id")
 E: Final = "(expression)"

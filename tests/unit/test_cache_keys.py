@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accountlink import AccountMapping, Key, link_outbox, transfer_ledger
-from accountlink.storage.mapping import CREDENTIAL_ROLES
-from accountlink.storage.statements import Shape
-from accountlink.storage.transfers import TransferStatements
-from accountlink.storage.upserts import insert_or_nothing, insert_or_update
+from accountlink.linking.statements import Shape
+from accountlink.tables.mapping import CREDENTIAL_ROLES
+from accountlink.tables.upserts import insert_or_nothing, insert_or_update
+from accountlink.transfers.statements import TransferStatements
 from tests.support.models import POLICIES, make_tables
 
 DIALECTS: Final[dict[str, sa.Dialect]] = {

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from accountlink.storage.cancellation import seen_through
+from accountlink.database.cancellation import seen_through
 
 
 class Room:

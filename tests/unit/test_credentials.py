@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import accountlink
 from accountlink import InvalidCredentials, Secret, TokenSet
-from accountlink.core.credentials import join_scopes, split_scopes
+from accountlink.values.credentials import join_scopes, split_scopes
 
 ACCESS = "access-canary-1f0c"
 REFRESH = "refresh-canary-2e9b"

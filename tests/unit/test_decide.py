@@ -20,9 +20,10 @@ from accountlink import (
     StoreUnavailable,
     TokenExpired,
     TokenSuperseded,
-    attempts,
 )
-from accountlink.core.decide import (
+from accountlink.database import attempts
+from accountlink.database.transactions import Place
+from accountlink.values.decide import (
     CAUSES,
     RETRIES,
     Step,
@@ -32,8 +33,7 @@ from accountlink.core.decide import (
     after_violation,
     of_claim,
 )
-from accountlink.core.facts import Answer, Arm, Claimed, Failure, Obstacle, Trouble, UniqueIndex
-from accountlink.storage.transactions import Place
+from accountlink.values.facts import Answer, Arm, Claimed, Failure, Obstacle, Trouble, UniqueIndex
 
 ERROR: Final = RuntimeError("as the driver raised it")
 OWNER: Final[LinkedAccount[int, int]] = LinkedAccount(id=9, user_id=7, provider="google", account_id="1")

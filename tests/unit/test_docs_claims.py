@@ -22,7 +22,7 @@ from accountlink.doctor.alembic import watch
 from accountlink.doctor.reading import LOCK_TIMEOUT
 from accountlink.testing.fake_provider import FakeProvider
 from accountlink.testing.postgres import run_server, source_from_environment
-from accountlink.tokens.signing import LEEWAY, MIN_SECRET
+from accountlink.transfers.signing import LEEWAY, MIN_SECRET
 from tests.support.pages import DOCS, EVERY_PAGE, README, ROOT, SPAN, blocks_of, name_of, prose_of, text_of
 
 _DEFAULT: Final = re.compile(r"^\| `([\w.]+)\((\w+)=\)` \| `([^`]+)` \|", re.MULTILINE)

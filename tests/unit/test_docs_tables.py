@@ -12,8 +12,8 @@ import sqlalchemy as sa
 
 from accountlink import EventType, grants_table, link_outbox, transfer_ledger
 from accountlink.cli.commands import doctor
-from accountlink.storage.grants import GRANT_ROLES
-from accountlink.storage.mapping import ROLES
+from accountlink.grants.mapping import GRANT_ROLES
+from accountlink.tables.mapping import ROLES
 from tests.support.pages import DOCS, ROOT, SPAN, text_of
 
 _PROJECT: Final = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))

@@ -13,7 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy.dialects.postgresql import asyncpg, psycopg
 
-from accountlink.core.schema import (
+from accountlink.doctor.case import Case, Duplicates, Rows
+from accountlink.doctor.emit.alembic import alembic_revision, downgrade_lines, upgrade_lines
+from accountlink.doctor.emit.names import candidates
+from accountlink.doctor.emit.plan import plan
+from accountlink.doctor.emit.script import sql_script
+from accountlink.doctor.findings import Finding, Severity
+from accountlink.doctor.judge.subject import Declared, Need, Subject
+from accountlink.doctor.judge.uniqueness import judge
+from accountlink.doctor.repair import Repair, Step
+from accountlink.doctor.rules import judge_by_all
+from accountlink.doctor.schema import (
     Catalogue,
     Column,
     ForeignKey,
@@ -27,16 +37,6 @@ from accountlink.core.schema import (
     RowSecurity,
     Table,
 )
-from accountlink.core.subject import Declared, Need, Subject
-from accountlink.core.uniqueness import judge
-from accountlink.doctor.case import Case, Duplicates, Rows
-from accountlink.doctor.emit.alembic import alembic_revision, downgrade_lines, upgrade_lines
-from accountlink.doctor.emit.names import candidates
-from accountlink.doctor.emit.plan import plan
-from accountlink.doctor.emit.script import sql_script
-from accountlink.doctor.findings import Finding, Severity
-from accountlink.doctor.repair import Repair, Step
-from accountlink.doctor.rules import judge_by_all
 from tests.support.emitted import downgrade, statements
 
 WHEN: Final = datetime(2026, 11, 20, 12, tzinfo=UTC)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accountlink.core.expressions import UNKNOWN, Expression, Opaque, Value, equal, parse
+from accountlink.doctor.judge.expressions import UNKNOWN, Expression, Opaque, Value, equal, parse
 
 COLUMNS: Final = ("account_id", "provider", "is_active", "deleted_at", "n", "Odd Name", "user")
 PG: Final = "postgresql"

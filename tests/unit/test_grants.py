@@ -20,9 +20,9 @@ from accountlink import (
     Revoked,
     StoreBusy,
 )
-from accountlink.core.facts import Failure, Obstacle, Trouble, UniqueIndex
-from accountlink.core.grants import after_violation, issued_with
-from accountlink.core.secrecy import Concealed
+from accountlink.values.facts import Failure, Obstacle, Trouble, UniqueIndex
+from accountlink.values.grants import after_violation, issued_with
+from accountlink.values.secrecy import Concealed
 
 TOKEN = "token-canary-1c5f"
 ENDS = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

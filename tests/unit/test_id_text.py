@@ -12,7 +12,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import asyncpg, psycopg
 from sqlalchemy.dialects.sqlite import aiosqlite
 
-from accountlink.storage.id_text import reader
+from accountlink.tables.id_text import reader
 
 UUID_TEXT = "0f8fad5b-d9cb-469f-a165-70867728950e"
 DIALECTS: dict[str, Any] = {

@@ -9,12 +9,7 @@ import pytest
 
 import accountlink
 
-OF_THE_DOCTOR: Final = (
-    "accountlink.doctor", "accountlink.core.expressions", "accountlink.core.pairs", "accountlink.core.schema",
-    "accountlink.core.sql", "accountlink.core.subject", "accountlink.core.uniqueness", "accountlink.storage.passage",
-    "accountlink.storage.schema", "accountlink.storage.subject",
-)  # fmt: skip
-"""The doctor, and what only it needs."""
+OF_THE_DOCTOR: Final = "accountlink.doctor"
 NAMES: Final = ("Finding", "Look", "Severity", "diagnose")
 
 

@@ -24,10 +24,10 @@ from accountlink import (
     Removal,
     TokenSet,
 )
-from accountlink.storage.idtype import IdType
-from accountlink.storage.mapping import ROLES
-from accountlink.storage.statements import Shape, Statements
-from accountlink.storage.values import Codec
+from accountlink.linking.codec import Codec
+from accountlink.linking.statements import Shape, Statements
+from accountlink.tables.idtype import IdType
+from accountlink.tables.mapping import ROLES
 
 EXCLUSIVE: Final = LinkPolicy()
 PER_USER: Final = LinkPolicy(ownership=Ownership.PER_USER)

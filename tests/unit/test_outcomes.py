@@ -26,7 +26,7 @@ from accountlink import (
     Transferred,
     Unlinked,
 )
-from accountlink.core.outcomes import conflict_with
+from accountlink.values.outcomes import conflict_with
 
 OWNER = "owner-canary-7f3a"
 TOKEN = "eyJwIjoidHJhbnNmZXIifQ.c2lnbmF0dXJl"

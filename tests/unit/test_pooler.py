@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from accountlink import ConfigurationError
-from accountlink.storage.pooler import pooler_options
+from accountlink.database.pooler import pooler_options
 
 SECRET = "do-not-tell"
 

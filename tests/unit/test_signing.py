@@ -26,7 +26,7 @@ from accountlink import (
     ProviderIdentity,
     TokenForged,
 )
-from accountlink.tokens.signing import MAX_TOKEN, PURPOSE, Claim, RowState, TransferSigner, tagged
+from accountlink.transfers.signing import MAX_TOKEN, PURPOSE, Claim, RowState, TransferSigner, tagged
 
 SALT: Final = b"accountlink.transfer.v1"
 NEW: Final = "new-" + "n" * 40

@@ -8,10 +8,10 @@ import pytest
 import sqlalchemy as sa
 
 from accountlink import AccountMapping, BlockedByConstraint
-from accountlink.core.decide import Step, after_violation
-from accountlink.core.facts import Failure, Obstacle, Trouble, UniqueIndex
-from accountlink.core.outcomes import LinkedAccount
-from accountlink.storage.exact import Exactly, Spelling
+from accountlink.tables.exact import Exactly, Spelling
+from accountlink.values.decide import Step, after_violation
+from accountlink.values.facts import Failure, Obstacle, Trouble, UniqueIndex
+from accountlink.values.outcomes import LinkedAccount
 from tests.support.loose import LowerCase
 from tests.support.models import EXCLUSIVE
 

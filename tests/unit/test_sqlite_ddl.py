@@ -7,8 +7,8 @@ from contextlib import closing
 
 import pytest
 
-from accountlink.storage.schema import tokens
-from accountlink.storage.schema.sqlite_ddl import read_index, read_table, renamed, without_unique
+from accountlink.doctor.catalogue import tokens
+from accountlink.doctor.catalogue.sqlite_ddl import read_index, read_table, renamed, without_unique
 
 HEAD = "CREATE TABLE t (id INTEGER PRIMARY KEY, a TEXT, b TEXT, "
 

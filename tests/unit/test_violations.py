@@ -15,8 +15,8 @@ from sqlalchemy.dialects.postgresql import asyncpg as dialect
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from accountlink.core.facts import Failure, Trouble
-from accountlink.storage.violations import read, scrub
+from accountlink.database.violations import read, scrub
+from accountlink.values.facts import Failure, Trouble
 
 CANARY: Final = "canary-5f1e"
 STATEMENT: Final = "INSERT INTO links (provider, account_id) VALUES (?, ?)"

@@ -23,8 +23,8 @@ from accountlink.doctor.examine import examine
 from accountlink.doctor.ignoring import Ignored
 from accountlink.doctor.repair import Repair
 from accountlink.doctor.report import Report
+from accountlink.doctor.subjects import Mapping as TableMapping
 from accountlink.errors import ConfigurationError
-from accountlink.storage.subject import Mapping as TableMapping
 
 
 @dataclass(frozen=True, kw_only=True)

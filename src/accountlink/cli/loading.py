@@ -14,12 +14,12 @@ from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from accountlink.arguments import mapping_of as mapping_of_model
+from accountlink.doctor.subjects import Mapping as TableMapping
+from accountlink.doctor.subjects import mapping_of
 from accountlink.errors import AccountLinkError, ConfigurationError
 from accountlink.extras import how_to_install
-from accountlink.storage.mixin import LinkedAccountMixin
-from accountlink.storage.subject import Mapping as TableMapping
-from accountlink.storage.subject import mapping_of
+from accountlink.tables.arguments import mapping_of as mapping_of_model
+from accountlink.tables.mixin import LinkedAccountMixin
 
 _FUNCTIONS: Final = (FunctionType, MethodType, type(cache(lambda: None)))
 """What is called to get what it returns; an engine made once is often behind ``functools.cache``."""

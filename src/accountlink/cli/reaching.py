@@ -15,15 +15,15 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError, NoSuc
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from accountlink.cli.loading import CannotRun, where_of
-from accountlink.core.facts import Failure, Trouble
+from accountlink.database.pooler import pooler_options
+from accountlink.database.sqlite import in_transaction
+from accountlink.database.violations import FAILURES, read
 from accountlink.doctor.findings import Finding
 from accountlink.doctor.pooling import check_pooling
 from accountlink.doctor.reading import begin_reading, transactional
 from accountlink.errors import AccountLinkError, StoreUnavailable
 from accountlink.extras import how_to_install
-from accountlink.storage.pooler import pooler_options
-from accountlink.storage.sqlite import in_transaction
-from accountlink.storage.violations import FAILURES, read
+from accountlink.values.facts import Failure, Trouble
 
 _ASYNC: Final = {
     "postgres": "postgresql+asyncpg://",

@@ -26,9 +26,9 @@ from accountlink.doctor.examine import examine
 from accountlink.doctor.findings import Finding
 from accountlink.doctor.ignoring import Ignored
 from accountlink.doctor.report import Report
+from accountlink.doctor.subjects import Mapping, mapping_of
 from accountlink.errors import AccountLinkError, ConfigurationError
 from accountlink.extras import explained
-from accountlink.storage.subject import Mapping, mapping_of
 
 try:
     from alembic import util

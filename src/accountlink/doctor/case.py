@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from accountlink.core.schema import Catalogue, Index, Owner, Table
-from accountlink.core.subject import Need, Subject
-from accountlink.core.uniqueness import Judgement, Verdict
+from accountlink.doctor.judge.subject import Need, Subject
+from accountlink.doctor.judge.uniqueness import Judgement, Verdict
+from accountlink.doctor.schema import Catalogue, Index, Owner, Table
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,16 +8,16 @@ from functools import partial
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from accountlink import attempts
+from accountlink.database import attempts
+from accountlink.database.transactions import place_of
 from accountlink.doctor.examine import Look, examine
 from accountlink.doctor.findings import Finding, Severity
 from accountlink.doctor.ignoring import Ignored
 from accountlink.doctor.pooling import check_pooling
 from accountlink.doctor.reading import begin_reading, transactional
 from accountlink.doctor.report import Report
+from accountlink.doctor.subjects import Mapping, mapping_of
 from accountlink.errors import ConfigurationError
-from accountlink.storage.subject import Mapping, mapping_of
-from accountlink.storage.transactions import place_of
 
 
 async def diagnose(

@@ -9,21 +9,21 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from accountlink.core.schema import Catalogue, Relation
-from accountlink.core.subject import Subject
-from accountlink.core.uniqueness import judge
 from accountlink.doctor.case import Case
+from accountlink.doctor.catalogue import read_catalogue
 from accountlink.doctor.emit.names import candidates
 from accountlink.doctor.emit.plan import plan
 from accountlink.doctor.findings import Finding, Severity
 from accountlink.doctor.ignoring import Ignored, rest_of
+from accountlink.doctor.judge.subject import Subject
+from accountlink.doctor.judge.uniqueness import judge
 from accountlink.doctor.repair import Repair
 from accountlink.doctor.report import Report
 from accountlink.doctor.rows import ask_rows
 from accountlink.doctor.rules import judge_by_all, missing_key
+from accountlink.doctor.schema import Catalogue, Relation
+from accountlink.doctor.subjects import mapping_of, subject_of
 from accountlink.errors import ConfigurationError
-from accountlink.storage.schema import read_catalogue
-from accountlink.storage.subject import mapping_of, subject_of
 
 _ELSEWHERE: Final = (Relation.VIEW, Relation.FOREIGN)
 """What has no keys of its own."""

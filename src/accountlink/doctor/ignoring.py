@@ -7,11 +7,11 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from accountlink.core.subject import Need
-from accountlink.core.uniqueness import Judgement, Verdict
 from accountlink.doctor import pooling
 from accountlink.doctor.case import Case, Rows
 from accountlink.doctor.findings import Finding
+from accountlink.doctor.judge.subject import Need
+from accountlink.doctor.judge.uniqueness import Judgement, Verdict
 from accountlink.doctor.repair import Repair
 from accountlink.doctor.rules import RULES, duplicates, key_compares_differently
 from accountlink.errors import ConfigurationError

@@ -9,13 +9,14 @@ from typing import Any, Final, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from accountlink.core import decide
-from accountlink.core.facts import Failure
+from accountlink.database import sqlite, violations
+from accountlink.database.cancellation import sheltered
+from accountlink.doctor import passage
 from accountlink.doctor.findings import Finding, Severity
+from accountlink.doctor.passage import Passage, Sharing
 from accountlink.errors import ConfigurationError
-from accountlink.storage import passage, sqlite, violations
-from accountlink.storage.cancellation import sheltered
-from accountlink.storage.passage import Passage, Sharing
+from accountlink.values import decide
+from accountlink.values.facts import Failure
 
 T = TypeVar("T")
 RULE: Final = "unsafe-pooling"

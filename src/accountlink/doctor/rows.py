@@ -6,10 +6,10 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from accountlink.core.email import normalize_email
-from accountlink.core.subject import Need, Subject
 from accountlink.doctor.case import Case, Duplicates, Rows
+from accountlink.doctor.judge.subject import Need, Subject
 from accountlink.errors import InvalidIdentity
+from accountlink.values.email import normalize_email
 
 _ODD_ADDRESSES: Final = 10_000
 """How many addresses are brought into normal form here; a table with more of them has its finding anyway."""

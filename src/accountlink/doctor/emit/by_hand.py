@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from accountlink.core.schema import Relation
 from accountlink.doctor.case import Case
 from accountlink.doctor.emit.columns import compares_wrongly, new_type, way_around
 from accountlink.doctor.emit.keys import Keys, dependants
 from accountlink.doctor.emit.names import Names
 from accountlink.doctor.emit.settle import can_lower, has_unsettled_addresses
 from accountlink.doctor.findings import Finding, Severity
+from accountlink.doctor.schema import Relation
 
 _BY_KEYS: Final = frozenset({"missing-key", "duplicates", "key-enforces-nothing"})
 """What is repaired, or explained, with the keys."""

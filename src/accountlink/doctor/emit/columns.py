@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from accountlink.core.schema import Column, Kind, Relation
 from accountlink.doctor.case import Case
 from accountlink.doctor.emit.keys import Keys
 from accountlink.doctor.emit.names import FreeNames, Names, derived
 from accountlink.doctor.findings import Finding
 from accountlink.doctor.repair import Step
+from accountlink.doctor.schema import Column, Kind, Relation
 
 _TEXTS: Final = (Kind.TEXT, Kind.PADDED)
 _BYTEWISE: Final = "C"

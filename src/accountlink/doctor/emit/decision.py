@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
-from accountlink.core.schema import Column, Index, Owner, Relation
-from accountlink.core.subject import Declared, Need
-from accountlink.core.uniqueness import Cause, Judgement, Verdict
 from accountlink.doctor.case import Case, title
 from accountlink.doctor.emit.keys import Keys, NewKey, dependants, included
 from accountlink.doctor.emit.marking import can_collide
 from accountlink.doctor.emit.names import FreeNames, derived
 from accountlink.doctor.emit.settle import can_lower, can_settle, why_not_settled
 from accountlink.doctor.findings import Finding, Severity
+from accountlink.doctor.judge.subject import Declared, Need
+from accountlink.doctor.judge.uniqueness import Cause, Judgement, Verdict
+from accountlink.doctor.schema import Column, Index, Owner, Relation
 
 _AGAINST: Final = frozenset(
     {"stale-unique", "key-counts-deleted", "wrong-predicate", "key-enforces-nothing", "key-compares-differently"}

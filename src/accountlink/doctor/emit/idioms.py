@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from accountlink.core.schema import Column, Kind
 from accountlink.doctor.repair import Step
+from accountlink.doctor.schema import Column, Kind
 
 _WITHOUT_ZONE: Final = "without time zone"
 _PRECISION: Final = re.compile(r"\(([0-5])\)")

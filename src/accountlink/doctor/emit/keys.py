@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from accountlink.core.schema import Column, Index, Owner
-from accountlink.core.subject import Need
 from accountlink.doctor.case import Case
+from accountlink.doctor.judge.subject import Need
+from accountlink.doctor.schema import Column, Index, Owner
 
 _COLUMNS: Final = r'\((?:[^"()]|"(?:[^"]|"")*")*\)'
 _INCLUDED: Final = re.compile(

@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from accountlink.core.schema import Column, Kind
-from accountlink.core.uniqueness import Judgement
 from accountlink.doctor.case import Case
 from accountlink.doctor.emit.idioms import IDIOMS
 from accountlink.doctor.emit.names import Names
+from accountlink.doctor.judge.uniqueness import Judgement
+from accountlink.doctor.schema import Column, Kind
 
 _CREDENTIALS: Final = ("access_token", "refresh_token", "expires_at", "scopes")
 _REASON: Final = "duplicate"

@@ -10,9 +10,9 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from accountlink.core.schema import Relation
-from accountlink.core.subject import Subject
 from accountlink.doctor.case import Case
+from accountlink.doctor.judge.subject import Subject
+from accountlink.doctor.schema import Relation
 
 _NAME_LENGTH: Final = 63
 """PostgreSQL cuts longer names (NAMEDATALEN - 1), and two cut names can meet."""

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from accountlink.core.schema import Index, Owner, Relation
 from accountlink.doctor.case import Case
 from accountlink.doctor.emit import columns
 from accountlink.doctor.emit.keys import IN_THE_WAY, Keys, NewKey
@@ -14,6 +13,7 @@ from accountlink.doctor.emit.names import FreeNames, Names
 from accountlink.doctor.emit.settle import Settling, can_lower, live
 from accountlink.doctor.findings import Finding
 from accountlink.doctor.repair import Step
+from accountlink.doctor.schema import Index, Owner, Relation
 
 _CREATE_INDEX: Final = re.compile(r"CREATE (UNIQUE )?INDEX ")
 _CONCURRENTLY: Final = (

@@ -9,13 +9,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from accountlink.core.schema import Column, ForeignKey, Kind
-from accountlink.core.subject import Need
 from accountlink.doctor.case import Case
 from accountlink.doctor.emit.idioms import IDIOMS, Idiom
 from accountlink.doctor.emit.marking import marks, written
 from accountlink.doctor.emit.names import Names, derived
+from accountlink.doctor.judge.subject import Need
 from accountlink.doctor.repair import Step
+from accountlink.doctor.schema import Column, ForeignKey, Kind
 
 _LIST: Final = "accountlink_duplicates"
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from accountlink.core.schema import Index, Owner, Table
 from accountlink.doctor.case import Case
+from accountlink.doctor.catalogue.sqlite_ddl import renamed, without_unique
+from accountlink.doctor.catalogue.tokens import SQLITE, scan
 from accountlink.doctor.emit.keys import IN_THE_WAY, Keys, NewKey
 from accountlink.doctor.emit.names import Names
 from accountlink.doctor.emit.settle import Settling, can_lower, live
 from accountlink.doctor.repair import Step
-from accountlink.storage.schema.sqlite_ddl import renamed, without_unique
-from accountlink.storage.schema.tokens import SQLITE, scan
+from accountlink.doctor.schema import Index, Owner, Table
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

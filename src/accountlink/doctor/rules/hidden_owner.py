@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from accountlink.core.expressions import parse
-from accountlink.core.schema import RowPolicy
 from accountlink.doctor.case import Case
 from accountlink.doctor.findings import Finding, Severity
+from accountlink.doctor.judge.expressions import parse
+from accountlink.doctor.schema import RowPolicy
 
 RULE: Final = "hidden-owner"
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from accountlink.core.schema import Column, Kind
 from accountlink.doctor.case import Case, counted, how_to_drop, title
 from accountlink.doctor.findings import Finding, Severity
+from accountlink.doctor.schema import Column, Kind
 
 RULE: Final = "key-compares-differently"
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from accountlink.core.subject import Need
-from accountlink.core.uniqueness import Cause, Judgement
 from accountlink.doctor.case import Case, counted, title
 from accountlink.doctor.findings import Finding, Severity
+from accountlink.doctor.judge.subject import Need
+from accountlink.doctor.judge.uniqueness import Cause, Judgement
 
 RULE: Final = "key-enforces-nothing"
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from accountlink.core.subject import Need
 from accountlink.doctor.case import Case
 from accountlink.doctor.findings import Finding, Severity
+from accountlink.doctor.judge.subject import Need
 
 RULE: Final = "partition-key"
 

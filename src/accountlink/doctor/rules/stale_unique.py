@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from accountlink.core.uniqueness import Judgement
 from accountlink.doctor.case import Case, how_to_drop, title
 from accountlink.doctor.findings import Finding, Severity
+from accountlink.doctor.judge.uniqueness import Judgement
 
 RULE: Final = "stale-unique"
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from accountlink.core.uniqueness import Cause, Judgement, Verdict
 from accountlink.doctor.case import Case, title
 from accountlink.doctor.findings import Finding, Severity
+from accountlink.doctor.judge.uniqueness import Cause, Judgement, Verdict
 
 RULE: Final = "wrong-predicate"
 

@@ -1,1 +1,0 @@
-"""Decides. Pure values and functions: no I/O, no clock, no randomness, no SQLAlchemy."""

@@ -1,0 +1,128 @@
+"""Keeps the objects that the caller's session already holds in step with the rows that were written beside it."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import InstanceState, Mapper, Session, SessionTransaction, object_mapper
+from sqlalchemy.orm.attributes import set_committed_value
+
+from accountlink.database import violations
+from accountlink.database.cancellation import sheltered
+from accountlink.tables.targets import TableMapping, as_a_write
+from accountlink.values.facts import Failure
+
+_Written = WeakKeyDictionary[SessionTransaction, set[tuple[TableMapping, object]]]
+_WRITTEN: Final = WeakKeyDictionary[Session, _Written]()
+"""Which rows were written in which savepoint of a session: what the session holds of them ends with it."""
+
+
+async def refresh_held(session: AsyncSession, mapping: TableMapping, row_id: object) -> Failure | None:
+    """Load the new values of a row into the object that the session holds of it, if it holds one."""
+    return await _in_step(session, mapping, row_id, owners=frozenset())
+
+
+async def hand_over_held(session: AsyncSession, mapping: TableMapping, row_id: object) -> Failure | None:
+    """The same for a row that has another user now: what the object holds of the former one is read anew, too."""
+    owners = frozenset(mapping.columns[role] for role in ("user_id", "grantee_id") if role in mapping.columns)
+    return await _in_step(session, mapping, row_id, owners=owners)
+
+
+async def forget_held(session: AsyncSession, mapping: TableMapping, row_id: object) -> Failure | None:
+    """Let the session know that a row it holds is deleted; a rollback brings the object back with the row."""
+    if not _held(session.sync_session, mapping, row_id):
+        return None
+    try:
+        await sheltered(_forget(session, mapping, row_id))
+    except violations.FAILURES as error:
+        return violations.read(error)
+    return None
+
+
+async def _in_step(
+    session: AsyncSession, mapping: TableMapping, row_id: object, *, owners: frozenset[sa.Column[Any]]
+) -> Failure | None:
+    _end_with_savepoint(session.sync_session, mapping, row_id)
+    if not _held(session.sync_session, mapping, row_id):
+        return None  # which costs neither a task nor a greenlet
+    try:
+        await sheltered(session.run_sync(_refresh, mapping, row_id, owners))
+    except violations.FAILURES as error:
+        return violations.read(error)
+    return None
+
+
+def _refresh(session: Session, mapping: TableMapping, row_id: object, owners: frozenset[sa.Column[Any]]) -> None:
+    """Read on the connection that the row was written on; ``Session.refresh`` may be routed to a follower."""
+    connection = session.connection(bind_arguments=as_a_write(mapping))
+    for held in _held(session, mapping, row_id):
+        state: InstanceState[Any] = sa.inspect(held)
+        mapper: Mapper[Any] = object_mapper(held)
+        chosen = {p.key: p.columns[0] for p in mapper.column_attrs if p.key not in state.unloaded}
+        chosen = {key: column for key, column in chosen.items() if not isinstance(column, sa.Null)}
+        query = sa.select(sa.true(), *(column.label(None) for column in chosen.values())).select_from(mapping.table)
+        row = connection.execute(query.where(mapping.columns["id"] == row_id)).first()
+        if row is None:  # another transaction has deleted it since
+            session.expire(held)
+            continue
+        for key, value in zip(chosen, row[1:], strict=True):
+            set_committed_value(held, key, value)
+        state.manager.dispatch.refresh(state, None, set(chosen))  # mutable and composite attributes hear of it
+        loaded = [r.key for r in mapper.relationships if owners & r.local_columns and r.key not in state.unloaded]
+        if loaded:
+            session.expire(held, loaded)  # all, if none is named
+        for key in loaded:
+            with suppress(sa.exc.InvalidRequestError):  # lazy="raise": it is not read
+                _ = state.attrs[key].value  # by the new user's id; Session.refresh would read the row itself
+
+
+async def _forget(session: AsyncSession, mapping: TableMapping, row_id: object) -> None:
+    if mapping.mapper is not None:
+        model = mapping.mapper.class_
+        link_attribute = getattr(model, mapping.mapper.get_property_by_column(mapping.columns["id"]).key)
+        gone = sa.delete(model).where(link_attribute == row_id)
+        await session.execute(gone, execution_options={"synchronize_session": "evaluate"})
+
+
+def _end_with_savepoint(session: Session, mapping: TableMapping, row_id: object) -> None:
+    """Have a row's objects expired if a savepoint is rolled back in which the row was written.
+
+    The rollback of a whole transaction expires all that a session holds. That of a savepoint expires what the session
+    has written itself, as it does after its own bulk updates; of a row that was written beside it, it knows nothing.
+
+    Source: SQLAlchemy documentation, ``Session.begin_nested`` and ``SessionEvents.after_soft_rollback``.
+    """
+    transaction = session.get_nested_transaction()
+    while transaction is not None:
+        if transaction.nested:
+            if session not in _WRITTEN:
+                sa.event.listen(session, "after_soft_rollback", _expire_what_is_undone)
+                _WRITTEN[session] = _Written()
+            _WRITTEN[session].setdefault(transaction, set()).add((mapping, row_id))
+        transaction = transaction.parent
+
+
+def _expire_what_is_undone(session: Session, ended: SessionTransaction) -> None:
+    for mapping, row_id in _WRITTEN[session].pop(ended, ()):
+        for held in _held(session, mapping, row_id):
+            session.expire(held)
+
+
+def _held(session: Session, mapping: TableMapping, row_id: object) -> list[Any]:
+    mapper = mapping.mapper
+    if mapper is None:
+        return []
+    column = mapping.columns["id"]
+    if tuple(mapper.primary_key) == (column,):
+        held = session.identity_map.get(mapper.identity_key_from_primary_key((row_id,)))
+        return [] if held is None else [held]
+    key = mapper.get_property_by_column(column).key
+    return [
+        held
+        for held in session.identity_map.values()
+        if isinstance(held, mapper.class_) and sa.inspect(held).dict.get(key) == row_id
+    ]

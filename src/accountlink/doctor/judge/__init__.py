@@ -1,0 +1,1 @@
+"""Judging a unique index: which rows it keeps apart."""

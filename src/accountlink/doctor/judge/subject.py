@@ -1,0 +1,105 @@
+"""What a table's rows must and may be, as plain values: storage makes them of a mapping and its policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from accountlink.doctor.judge.expressions import UNKNOWN, Unknown, Value
+
+Row = Mapping[str, Value]
+"""A model row: values by column."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Need:
+    """No two rows may be equal in these columns.
+
+    Attributes:
+        columns: The columns, in the order of the index that the library would make.
+        live: Whether dead rows do not count.
+        reason: What it protects, for people.
+        key: Whether it is the policy's key or its ownership: an index that has it and more is a form of it.
+        absent: Columns whose ``NULL`` takes a row out: a grant that nobody has redeemed.
+    """
+
+    columns: tuple[str, ...]
+    live: bool
+    reason: str
+    key: bool = True
+    absent: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Declared:
+    """A unique key as the application's model declares it: a repair takes its name.
+
+    Attributes:
+        name: Its name.
+        columns: Its columns, in order.
+        live: Whether it has a condition.
+        constraint: Whether it is a constraint, not a bare index.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    live: bool
+    constraint: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subject:
+    """A table that the doctor is asked about, in the database's own names.
+
+    Attributes:
+        schema: Its schema; ``None`` where the search path finds it.
+        table: Its name.
+        needs: What must be unique in it.
+        roles: The columns that accountlink reads or writes, by role.
+        identifiers: Those that hold identifiers of others, which differ when one byte does. How the application tells
+            its own users apart is its own affair.
+        normal: The column that holds e-mail addresses in normal form, if the key compares one.
+        lengths: How many characters a column must take at least.
+        bits: How wide an integer column must be at least.
+        exclusive: Whether the look-up of another user's row is part of the policy.
+        soft: Whether rows are marked dead instead of deleted.
+        blocked_reasons: Reasons of unlinking that mean something to the policy.
+        declared: Unique keys that the application's model declares.
+        newest_by: Columns by which the newest of several rows is found, the first that decides.
+    """
+
+    schema: str | None
+    table: str
+    needs: tuple[Need, ...]
+    roles: Mapping[str, str]
+    identifiers: frozenset[str] = frozenset()
+    normal: str | None = None
+    lengths: Mapping[str, int] = field(default_factory=dict)
+    bits: Mapping[str, int] = field(default_factory=dict)
+    exclusive: bool = False
+    soft: bool = False
+    blocked_reasons: frozenset[str] = frozenset()
+    declared: tuple[Declared, ...] = ()
+    newest_by: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The table's name for people."""
+        return self.table if self.schema is None else f"{self.schema}.{self.table}"
+
+    @property
+    def live_sql(self) -> str:
+        """The condition of a live row, for people; empty where every row is live."""
+        marks = [f"{self.roles['deleted_at']} IS NULL"] if "deleted_at" in self.roles else []
+        return " AND ".join([*marks, *([self.roles["active"]] if "active" in self.roles else [])])
+
+    def is_live(self, row: Row) -> bool | Unknown:
+        """Whether a row counts as a link."""
+        marks: list[Value] = []
+        if (deleted_at := self.roles.get("deleted_at")) is not None:
+            marks.append(row[deleted_at] if isinstance(row[deleted_at], Unknown) else row[deleted_at] is None)
+        if (active := self.roles.get("active")) is not None:
+            marks.append(row[active])
+        if any(not mark for mark in marks):
+            return False
+        return UNKNOWN if any(isinstance(mark, Unknown) for mark in marks) else True

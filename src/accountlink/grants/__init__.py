@@ -1,0 +1,1 @@
+"""Sharing: grants that a token opens."""

@@ -1,0 +1,403 @@
+"""The statements of grants, built once each.
+
+On PostgreSQL a redemption is one statement. *seen* reads the token's row as the statement's snapshot has it, if it is
+open to this user; *held* locks it, and looks again at what others have committed since; *taken* writes it. The answer
+says which of these it came to: granted, already granted (the user's own row, as it is), or *again*: it was open and is
+no more, so that somebody came between. Nothing at all is a refusal, whatever the reason is: the statement neither
+knows nor tells it.
+
+*open* and *counts* are the two conditions that everything hangs on. Expiry, the state of the linked account and whose
+it is are part of both, and so are compared at every use, whether anything has marked the row as ended or not.
+
+Source: PostgreSQL 15 documentation, sections 7.8.4 (data-modifying CTEs share one snapshot), 13.2.1 (a locked row is
+looked at again) and 13.3.5 (advisory locks).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, cast
+
+import sqlalchemy as sa
+
+from accountlink.grants.events import GrantEvents
+from accountlink.grants.mapping import GrantMapping
+from accountlink.linking.live_links import LiveLinks
+from accountlink.linking.statements import Columns, Condition, bounded
+from accountlink.tables.defaults import fixed_updates
+from accountlink.tables.exact import Exactly
+from accountlink.tables.naming import Names
+from accountlink.tables.type_layers import plain_type
+from accountlink.values.events import EventType
+
+_select: Final[Callable[..., sa.Select[Any]]] = cast("Any", sa.select)
+"""Columns are chosen by the mapping, at run time: their types are not known here."""
+_ONE: Final = sa.literal_column("1", sa.Integer)
+_ZERO: Final = sa.literal_column("0", sa.Integer)
+GRANT_ROW: Final = (
+    "id", "grantor_id", "grantee_id", "link_id", "expires_at", "created_at", "redeemed_at", "ended_at",
+)  # fmt: skip
+"""What is read back of a row, in this order; roles without a column are left out."""
+_COPIED: Final = ("grantor_id", "link_id", "link_version", "expires_at")
+"""What the row of one use takes from the row of its token."""
+_ISSUED: Final = ("grantor_id", "token_hash", "token", "expires_at", "active", "created_at", "updated_at")
+"""What every issue fills, where there is such a column: no default of the application's is asked for."""
+
+
+class GrantStatements:
+    """Builds the statements of one mapping.
+
+    Args:
+        mapping: The table of grants.
+        links: The linked accounts, if grants are about any.
+        outbox: The outbox, if there is one.
+        database_clock: Whether the database's clock decides; else the parameters bring the present moment.
+        pairs: Whether a pair has one active grant at most.
+    """
+
+    def __init__(
+        self,
+        mapping: GrantMapping,
+        links: LiveLinks | None,
+        outbox: sa.Table | None = None,
+        *,
+        database_clock: bool,
+        pairs: bool,
+    ) -> None:
+        self._mapping = mapping
+        self._links = links
+        self._database_clock = database_clock
+        self._pairs = pairs
+        self._t = mapping.table
+        self._c = mapping.columns
+        self._names: Final = Names(mapping.table, outbox, *(() if links is None else links.tables))
+        self._token = mapping.token_role
+        self.row_roles: Final = tuple(role for role in GRANT_ROW if role in mapping.columns)
+        onupdate = [c for c in mapping.table.columns if c.onupdate is not None and c.onupdate.is_callable]
+        self.onupdate: Final = [column for column in onupdate if column not in mapping.columns.values()]
+        ours = mapping.columns.values()
+        self._fixed: Final = {c: value for c, value in fixed_updates(mapping.table).items() if c not in ours}
+        filled = [mapping.columns[role] for role in _ISSUED if role in mapping.columns]
+        defaults = [c for c in mapping.table.columns if c.default is not None and c.default.is_callable]
+        self.defaults: Final = [column for column in defaults if column not in filled]
+        moment = _statement_began() if database_clock else None
+        self.events: Final = None if outbox is None else GrantEvents(outbox, mapping, self._names, moment=moment)
+        """Takes an event for each thing that happens to a grant."""
+
+    # -- time ---------------------------------------------------------------------------------------------------------
+
+    def _now(self, role: str, *, later: bool = False) -> sa.ColumnElement[Any]:
+        """The present moment, or the end of a new grant, as the role's column takes it."""
+        column = self._c[role]
+        if not self._database_clock:
+            return _bind(f"{'ends' if later else 'now'}_{role}", column)
+        moment = _statement_began()
+        if later:
+            moment = moment + sa.bindparam("al_expires_in", type_=sa.Interval)
+        kind = plain_type(column.type)
+        if isinstance(kind, sa.Integer):
+            return sa.cast(sa.func.floor(sa.extract("epoch", moment)), sa.BigInteger)
+        if isinstance(kind, sa.DateTime) and not kind.timezone:
+            return sa.func.timezone(sa.literal_column("'UTC'"), moment, type_=sa.DateTime())
+        return moment
+
+    # -- conditions ---------------------------------------------------------------------------------------------------
+
+    def _alive(self, c: Columns) -> list[Condition]:
+        """Neither ended nor expired, and about a link that still is what it was."""
+        alive = [c["active"].is_(sa.true()), c["expires_at"] > self._now("expires_at")]
+        return alive if self._links is None else [*alive, self._links.still(c)]
+
+    def _open(self) -> list[Condition]:
+        """A token that this user can redeem: not his own, not used up, and not used by him before."""
+        c = self._c
+        conditions = [self._is_token(), c["grantor_id"] != self._user("grantee_id", "grantor_id")]
+        conditions += [*self._alive(c), c["grantee_id"].is_(None)]
+        if not self._mapping.is_own:
+            return conditions
+        use = self._t.alias(self._names("use"))
+        used = _select(_ONE).select_from(use).where(_is(use.c.token_hash, self._use())).correlate_except(use)
+        return [*conditions, c["uses"] < c["max_uses"], sa.not_(sa.exists(used))]
+
+    def _counts(self) -> list[Condition]:
+        """A grant that gives access now: redeemed and alive, as is the token that it is a use of."""
+        c = self._c
+        conditions = [c["grantee_id"].is_not(None), *self._alive(c)]
+        if not self._mapping.is_own:
+            return conditions
+        of = self._t.alias(self._names("of"))
+        alive = _select(_ONE).select_from(of).where(of.c.id == c["issued_id"], of.c.active).correlate_except(of)
+        return [*conditions, sa.or_(c["issued_id"].is_(None), sa.exists(alive))]
+
+    def _already(self) -> list[Condition]:
+        """The user's own grant by this token."""
+        c = self._c
+        token = (
+            sa.or_(self._is_token(), _is(c["token_hash"], self._use())) if self._mapping.is_own else self._is_token()
+        )
+        others = c["grantor_id"] != self._user("grantee_id", "grantor_id")
+        return [token, c["grantee_id"] == self._user("grantee_id"), others, *self._counts()]
+
+    def _is_token(self) -> Condition:
+        return _is(self._c[self._token], _bind(self._token, self._c[self._token]))
+
+    def _use(self) -> sa.BindParameter[Any]:
+        return sa.bindparam("al_use_hash", type_=self._c["token_hash"].type)
+
+    def _user(self, role: str, compared: str | None = None) -> sa.BindParameter[Any]:
+        """The user who calls, as the compared column takes him."""
+        name = role if compared is None else f"{role}_as_{compared}"
+        return _bind(name, self._c[compared or role])
+
+    # -- parts --------------------------------------------------------------------------------------------------------
+
+    def row(self, source: Any = None) -> list[sa.ColumnElement[Any]]:
+        """The columns of a row that are read back; of the table, or of a part of a statement."""
+        return [(self._c if source is None else source)[role].label(role) for role in self.row_roles]
+
+    def _with_onupdate(self, values: dict[Any, Any]) -> dict[Any, Any]:
+        """With what the application's columns get at an update, also where one statement has two of them."""
+        fixed = {c: value for c, value in self._fixed.items() if c not in values}
+        return values | fixed | {c: sa.bindparam(f"al_onupdate_{c.key}", type_=c.type) for c in self.onupdate}
+
+    def _stamps(self, *roles: str) -> dict[Any, Any]:
+        return {self._c[role]: self._now(role) for role in roles if role in self._c}
+
+    def _ended(self) -> dict[Any, Any]:
+        """What ending a grant sets."""
+        return self._with_onupdate({self._c["active"]: sa.false()} | self._stamps("ended_at", "updated_at"))
+
+    def _taken(self) -> dict[Any, Any]:
+        """What a redemption sets in the token's row."""
+        c = self._c
+        values = {c["grantee_id"]: self._user("grantee_id")} | self._stamps("redeemed_at", "updated_at")
+        if self._mapping.is_own:  # a token for several users is nobody's: each use of it has a row
+            single = c["max_uses"] == _ONE
+            values = {column: sa.case((single, value), else_=column) for column, value in values.items()}
+            values[c["uses"]] = c["uses"] + _ONE
+        return self._with_onupdate(values)
+
+    def _used(self, taken: Any) -> dict[str, Any]:
+        """The row of one use, by what its token's row has."""
+        copied = {role: taken[role] for role in _COPIED if role in self._c}
+        own = {
+            "id": sa.bindparam("al_use_id", type_=self._c["id"].type),
+            "issued_id": taken["id"],
+            "grantee_id": self._user("grantee_id"),
+            "token_hash": self._use(),
+            "max_uses": _ONE,
+            "uses": _ONE,
+            "active": sa.true(),
+        }
+        return copied | own | {role: self._now(role) for role in ("created_at", "redeemed_at")}
+
+    def _widened(self) -> list[sa.ColumnElement[Any]]:
+        """What of a token's row the row of its use needs beside what is read back anyway."""
+        return [self._c[role].label(role) for role in ("link_version", "max_uses") if role in self._c]
+
+    def _earlier(self, grantor: Any, but: Any) -> list[Condition]:
+        """The active grants of the pair, the one that is just redeemed aside."""
+        c = self._c
+        pair = [c["grantor_id"] == grantor, c["grantee_id"] == self._user("grantee_id")]
+        return [*pair, c["active"].is_(sa.true()), c["id"] != but]
+
+    # -- issuing ------------------------------------------------------------------------------------------------------
+
+    def issue_and_tell(self, *, linked: bool, limited: bool) -> sa.Executable:
+        """Make a row in one statement with its event, where there is an outbox (PostgreSQL)."""
+        if self.events is None:
+            return self.issue(linked=linked, limited=limited)
+        issued = self.issue(linked=linked, limited=limited, within=True).cte(self._names("issued"))
+        return _select(*self.row(issued.c)).add_cte(self.events.of_rows(issued, EventType.GRANT_ISSUED))
+
+    def issue(self, *, linked: bool, limited: bool, within: bool = False) -> sa.sql.dml.ReturningInsert[Any]:
+        """Make a row; about a link only if that is live and the grantor's own.
+
+        Args:
+            linked: Whether it is about a link.
+            limited: Whether the statement bounds its own waiting.
+            within: Whether it is a part of another statement, where SQLAlchemy would ask no Python-side default.
+        """
+        c = self._c
+        values: dict[str, Any] = {role: _bind(role, c[role]) for role in ("grantor_id", self._token)}
+        values |= {"expires_at": self._now("expires_at", later=True), "active": sa.true()}
+        values |= {role: self._now(role) for role in ("created_at", "updated_at") if role in c}
+        if self._mapping.is_own:
+            values |= {"max_uses": _bind("max_uses", c["max_uses"]), "uses": _ZERO}
+        source = _select()
+        if linked and self._links is not None:
+            shared = self._links.of_grantor().subquery(self._names("shared"))
+            values |= {"link_id": _bind("link_id", c["link_id"])}
+            if "link_version" in c:
+                values |= {"link_version": sa.cast(shared.c.state, c["link_version"].type)}
+            source = source.select_from(shared)
+        filled = {c[role]: value for role, value in values.items()}
+        if within:
+            missing = [column for column in self.defaults if column not in filled]
+            filled |= {column: _bind(f"default_{column.key}", column) for column in missing}
+        source = source.add_columns(*filled.values())
+        if limited:
+            source = source.where(bounded())
+        made = sa.insert(self._t).from_select([column.key for column in filled], source)
+        return made.returning(*self.row())
+
+    def issued(self) -> sa.Select[Any]:
+        """The row that an issue has made whose answer was lost."""
+        c = self._c
+        return _select(*self.row()).where(self._is_token(), c["grantor_id"] == _bind("grantor_id", c["grantor_id"]))
+
+    # -- redeeming ----------------------------------------------------------------------------------------------------
+
+    def turn(self, *, limited: bool) -> sa.Select[Any]:
+        """Let redemptions of one grantee take turns, to the end of their transactions; and say how isolated they are.
+
+        A statement of its own, so that the next one's snapshot has what the one before committed. (PostgreSQL)
+        """
+        name = sa.literal_column("'accountlink:'", sa.Text) + sa.bindparam("al_source", type_=sa.Text)
+        key = sa.func.hashtextextended(
+            name + sa.literal_column("':'", sa.Text) + sa.cast(self._user("grantee_id"), sa.Text), _ZERO
+        )
+        level = sa.func.current_setting(sa.literal_column("'transaction_isolation'", sa.Text))
+        return _select(level, sa.func.pg_advisory_xact_lock(key)).where(*([bounded()] if limited else []))
+
+    def redeem(self, *, limited: bool) -> sa.Executable:
+        """Redeem in one statement, with its event, where there is an outbox (PostgreSQL)."""
+        bound = [bounded()] if limited else []
+        seen = _select(*self.row()).where(*bound, *self._open()).limit(_ONE).cte(self._names("seen"))
+        held = (
+            _select(*self.row(), *self._widened())
+            .where(*bound, *self._open())
+            .limit(_ONE)
+            .with_for_update(of=self._t)
+            .cte(self._names("held"))
+        )
+        answers: list[sa.Select[Any]] = []
+        told: list[sa.Select[Any]] = []
+        ready: list[Condition] = []
+        if self._pairs:
+            earlier = sa.update(self._t).where(*self._earlier(held.c.grantor_id, held.c.id))
+            ended = earlier.values(self._ended()).returning(*self.row()).cte(self._names("ended"))
+            told.append(_select(_arm("ended"), *self.row(ended.c)))
+            # Counted, so that these have ended before a unique index on the pair is asked about the new one.
+            ready = [_select(sa.func.count()).select_from(ended).scalar_subquery() >= _ZERO]
+        taken = (
+            sa.update(self._t)
+            .where(self._c["id"] == held.c.id, *ready)
+            .values(self._taken())
+            .returning(*self.row(), *self._widened())
+            .cte(self._names("taken"))
+        )
+        single = _select(_arm("granted"), *self.row(taken.c))
+        answers.append(single.where(taken.c.max_uses == _ONE) if self._mapping.is_own else single)
+        if self._mapping.is_own:
+            values = self._used(taken.c)
+            source = _select(*values.values()).where(taken.c.max_uses > _ONE)
+            names = [self._c[role].key for role in values]
+            used = sa.insert(self._t).from_select(names, source, include_defaults=False)
+            answers.append(_select(_arm("granted"), *self.row(used.returning(*self.row()).cte(self._names("used")).c)))
+        answers.append(_select(_arm("already"), *self.row()).where(*self._already()))
+        nobody = ~sa.exists(_select(_ONE).select_from(held))
+        answers.append(_select(_arm("again"), *self.row(seen.c)).where(nobody))
+        return self._told(sa.union_all(*answers, *told), EventType.GRANT_REDEEMED, ["granted"])
+
+    def _told(self, answers: sa.CompoundSelect[Any], kind: EventType, arms: Iterable[str]) -> sa.Executable:
+        """The same answers, in one statement with an event for each that is of these arms, where there is an outbox."""
+        if self.events is None:
+            return answers
+        answer = answers.cte(self._names("answer"))
+        event = self.events.of_rows(answer, kind, answer.c.arm.in_([_word(arm) for arm in arms]))
+        return _select(*answer.c).add_cte(event)
+
+    def found(self) -> sa.Select[Any]:
+        """The rows of a token, and what they are to this user (SQLite)."""
+        token = self._c[self._token]
+        either = token.in_([_bind(self._token, token), self._use()]) if self._mapping.is_own else self._is_token()
+        facts = [sa.and_(*self._open()).label("open"), sa.and_(*self._already()).label("already")]
+        return _select(*self.row(), *self._widened(), *facts).where(either)
+
+    def take(self) -> sa.sql.dml.ReturningUpdate[Any]:
+        """Write the token's row (SQLite)."""
+        update = sa.update(self._t).where(self._c["id"] == _bind("id", self._c["id"]), *self._open())
+        return update.values(self._taken()).returning(*self.row(), *self._widened())
+
+    def use(self) -> sa.sql.dml.ReturningInsert[Any]:
+        """Make the row of one use (SQLite)."""
+        held = {role: _bind(f"held_{role}", self._c[role]) for role in (*_COPIED, "id") if role in self._c}
+        return sa.insert(self._t).values(self._used(held)).returning(*self.row())
+
+    def end_earlier(self) -> sa.sql.dml.ReturningUpdate[Any]:
+        """End the other active grants of the pair (SQLite)."""
+        c = self._c
+        earlier = self._earlier(_bind("held_grantor_id", c["grantor_id"]), _bind("id", c["id"]))
+        return sa.update(self._t).where(*earlier).values(self._ended()).returning(*self.row())
+
+    # -- revoking, expiring, reading ----------------------------------------------------------------------------------
+
+    def _named(self, role: str) -> list[Condition]:
+        """The grantor's own grant, by its id or by its token; a token is never that of one use."""
+        c = self._c
+        named = self._is_token() if role == self._token else c[role] == _bind(role, c[role])
+        return [named, c["grantor_id"] == _bind("grantor_id", c["grantor_id"])]
+
+    def revoke(self, role: str, *, limited: bool) -> sa.Executable:
+        """End a grant, or read one that has ended already, in one statement, with its events (PostgreSQL)."""
+        bound = [bounded()] if limited else []
+        active = self._c["active"].is_(sa.true()).label("active")
+        held = _select(*self.row(), active).where(*bound, *self._named(role)).with_for_update().cte(self._names("held"))
+        named = self._c["id"] == held.c.id
+        mine = sa.or_(named, self._c["issued_id"] == held.c.id) if self._mapping.is_own else named
+        ending = sa.update(self._t).where(mine, self._c["active"].is_(sa.true())).values(self._ended())
+        ended = ending.returning(*self.row(), named.label("named")).cte(self._names("ended"))
+        arm = sa.case((ended.c.named, _word("revoked")), else_=_word("ended")).label("arm")
+        was = _select(_arm("was"), *self.row(held.c)).where(sa.not_(held.c.active))
+        either = sa.union_all(_select(arm, *self.row(ended.c)), was)
+        return self._told(either, EventType.GRANT_REVOKED, ["revoked", "ended"])
+
+    def named(self, role: str) -> sa.Select[Any]:
+        """The grantor's own grant, and whether it is active (SQLite)."""
+        return _select(*self.row(), self._c["active"].is_(sa.true()).label("active")).where(*self._named(role))
+
+    def end(self) -> sa.sql.dml.ReturningUpdate[Any]:
+        """End a grant, and every use of it (SQLite)."""
+        c, named = self._c, self._c["id"] == _bind("id", self._c["id"])
+        mine = sa.or_(named, c["issued_id"] == _bind("id", c["id"])) if self._mapping.is_own else named
+        ending = sa.update(self._t).where(mine, c["active"].is_(sa.true())).values(self._ended())
+        return ending.returning(*self.row())
+
+    def expire(self, *, waits: bool) -> sa.sql.dml.ReturningUpdate[Any]:
+        """End what has expired. Without waiting, what somebody is just writing is left for the next time."""
+        due = [self._c["active"].is_(sa.true()), self._c["expires_at"] <= self._now("expires_at")]
+        if not waits:
+            free = (
+                _select(self._c["id"].label("id")).where(*due).with_for_update(skip_locked=True).cte(self._names("due"))
+            )
+            due = [*due, self._c["id"] == free.c.id]
+        return sa.update(self._t).where(*due).values(self._ended()).returning(self._c["id"])
+
+    def active(self, roles: Sequence[str]) -> sa.Select[Any]:
+        """The grants that give access now, the earliest first."""
+        narrowed: Iterable[Condition] = (self._c[role] == _bind(role, self._c[role]) for role in roles)
+        order = [self._c[role] for role in ("created_at", "id") if role in self._c]
+        return _select(*self.row()).where(*narrowed, *self._counts()).order_by(*order)
+
+
+def _statement_began() -> sa.ColumnElement[Any]:
+    return sa.func.statement_timestamp(type_=sa.DateTime(timezone=True))
+
+
+def _bind(name: str, column: Any) -> sa.BindParameter[Any]:
+    """A parameter that a column is compared with or takes, typed as it is."""
+    return sa.bindparam(f"al_{name}", type_=column.type)
+
+
+def _is(column: sa.ColumnElement[Any], token: sa.BindParameter[Any]) -> Condition:
+    """Whether a column holds this token, or hash, byte by byte; the column's own comparison is there for its index."""
+    return sa.and_(column == token, Exactly(column, token))
+
+
+def _word(name: str) -> sa.ColumnClause[str]:
+    return sa.literal_column(f"'{name}'", sa.Text)
+
+
+def _arm(name: str) -> sa.Label[str]:
+    return _word(name).label("arm")

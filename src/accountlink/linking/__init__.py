@@ -1,0 +1,1 @@
+"""Linking a user to a provider account."""

@@ -1,0 +1,71 @@
+"""The events of links: which part of a statement tells what."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from accountlink.outbox.table import Outbox, word
+from accountlink.tables.id_text import id_text
+from accountlink.tables.slugs import slug_in
+from accountlink.values.events import EventType
+
+_ARMS: Final = {
+    "created": EventType.LINKED,
+    "updated": EventType.UPDATED,
+    "restored": EventType.RESTORED,
+    "conflict": EventType.CONFLICT,
+}
+"""What the arms of a link mean; the others are refusals, which are no events."""
+
+
+class LinkEvents(Outbox):
+    """The outbox of one table of links. The parts that it is given have the columns of a row, by their roles."""
+
+    def of_answer(self, answer: sa.CTE, *, user_id: sa.ColumnElement[Any], again: bool) -> sa.CTE:
+        """What a link came to, by the arm that answered.
+
+        Args:
+            answer: The arms' answer; in a conflict the owner's row.
+            user_id: The user who links.
+            again: Whether an attempt whose answer was lost may have written the same event.
+        """
+        arm = answer.c.arm
+        names = {name: sa.literal_column(f"'{name}'", sa.Text) for name in _ARMS}
+        return self.written(
+            answer,
+            kind=sa.case(*((arm == names[name], word(kind)) for name, kind in _ARMS.items())),
+            user_id=user_id,
+            other_user_id=sa.case((arm == names["conflict"], id_text(answer.c.user_id))),
+            provider=slug_in(answer.c.provider),
+            link_id=answer.c.id,
+            only=[arm.in_(names.values())],
+            again=again,
+        )
+
+    def of_row(
+        self,
+        written: sa.CTE,
+        kind: EventType,
+        *,
+        other_user_id: sa.ColumnElement[Any] | None = None,
+        told: bool = False,
+    ) -> sa.CTE:
+        """What was done to a row.
+
+        Args:
+            written: The row, as it is now.
+            kind: What was done.
+            other_user_id: Who had it.
+            told: Whether there is more to tell, in ``al_event_data``.
+        """
+        return self.written(
+            written,
+            kind=word(kind),
+            user_id=written.c.user_id,
+            other_user_id=other_user_id,
+            provider=slug_in(written.c.provider),
+            link_id=written.c.id,
+            data=sa.bindparam("al_event_data", type_=self.table.c.data.type) if told else None,
+        )

@@ -1,0 +1,68 @@
+"""The linked accounts that grants are about, as the statements of grants see them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+import sqlalchemy as sa
+
+from accountlink.linking.statements import Columns, Condition, Statements
+from accountlink.tables.ledger import Ledger
+from accountlink.tables.mapping import AccountMapping
+from accountlink.tables.naming import Names, stored_name
+from accountlink.values.secrecy import Parameters
+
+_select: Final[Callable[..., sa.Select[Any]]] = cast("Any", sa.select)
+"""Columns are chosen by the mapping, at run time: their types are not known here."""
+_ONE: Final = sa.literal_column("1", sa.Integer)
+_ZERO: Final = sa.literal_column("0", sa.Integer)
+_SHARED: Final = {"id": "al_shared_link", "user_id": "al_shared_owner"}
+"""The parameters of an issue, as the table of links takes them."""
+
+
+class LiveLinks:
+    """The linked accounts that grants are about: which of them still are what they were at the time of issue."""
+
+    def __init__(self, accounts: AccountMapping[Any, Any], ledger: sa.Table | None, *, grants: sa.Table) -> None:
+        self._statements: Final = Statements(accounts, ledger)
+        self._mapping: Final = accounts
+        self.tables: Final = (accounts.table, ledger)
+        """What the statements of grants read beside their own table."""
+        twin = accounts.table.alias(Names(*self.tables, grants)("linked"))
+        self._twin: Final = twin
+        self._c: Final = {role: twin.c[column.key] for role, column in accounts.columns.items()}
+
+    def state(self) -> sa.ColumnElement[Any] | None:
+        """What rises when the link is removed, restored or transferred; ``None`` where nothing tells that.
+
+        The ORM's own counter does not: it rises at every write, and a grant would end when its account is relinked.
+        """
+        ledger: Ledger | None = self._statements.ledger
+        if ledger is not None:
+            return ledger.epoch(self._c["id"])
+        if self._mapping.written("version") and not self._mapping.counts_writes:
+            return sa.func.coalesce(self._c["version"], _ZERO)
+        return None
+
+    def names(self, connection: sa.Connection) -> Parameters:
+        """The parameter under which the ledger finds the links, where there is one."""
+        if self._statements.ledger is None:
+            return Parameters()
+        return Parameters(al_links=stored_name(connection, self._mapping.table))
+
+    def of_grantor(self) -> sa.Select[Any]:
+        """The state of a link that is about to be shared, if it is live and the grantor's own."""
+        c, state = self._c, self.state()
+        named = [c[role] == sa.bindparam(name, type_=c[role].type) for role, name in _SHARED.items()]
+        told = sa.null() if state is None else state
+        return _select(told.label("state")).where(*named, self._statements.live(c))
+
+    def still(self, grant: Columns) -> Condition:
+        """Whether a grant is about no link, or about one that is live, still the grantor's, and as it was."""
+        c, state = self._c, self.state()
+        same = [c["id"] == grant["link_id"], c["user_id"] == grant["grantor_id"], self._statements.live(c)]
+        if state is not None and "link_version" in grant:
+            same.append(state == grant["link_version"])
+        found = _select(_ONE).select_from(self._twin).where(*same).correlate_except(self._twin)
+        return sa.or_(grant["link_id"].is_(None), sa.exists(found))

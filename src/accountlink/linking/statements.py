@@ -1,0 +1,509 @@
+"""The statements, built once per shape of a call and never again.
+
+On PostgreSQL linking is one statement with three arms that share one snapshot. *other* reads a live row of another
+user; *own* reads the user's row, live or else his newest dead one; the update arm writes *own*, the insert arm a new
+row, each only when *other* found nobody. The arm that answers names the change. No answer means that a concurrent
+transaction came between, and the statement is run again. No arm can write another user's row, and no arm needs to
+know an index.
+
+Source: measured designs of upserts with data-modifying CTEs; PostgreSQL 15 documentation, sections 7.8.4 and 13.2.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, Protocol, cast
+
+import sqlalchemy as sa
+
+from accountlink.linking.events import LinkEvents
+from accountlink.tables.column_types import Part, aware, form_of
+from accountlink.tables.defaults import fixed_defaults, fixed_updates
+from accountlink.tables.exact import Exactly
+from accountlink.tables.ledger import Ledger
+from accountlink.tables.mapping import CREDENTIAL_ROLES, AccountMapping
+from accountlink.tables.naming import Names
+from accountlink.tables.upserts import insert_or_nothing
+from accountlink.values.credentials import join_scopes
+from accountlink.values.events import EventType
+from accountlink.values.policy import Key, Ownership, Removal
+
+Condition = sa.ColumnElement[bool]
+_select: Final[Callable[..., sa.Select[Any]]] = cast("Any", sa.select)
+"""Columns are chosen by the mapping, at run time: their types are not known here."""
+
+
+class Columns(Protocol):
+    """Columns by role, of a table or of what a part of a statement returns."""
+
+    def __getitem__(self, role: str, /) -> sa.ColumnElement[Any]:
+        """The column that plays a role."""
+        ...
+
+    def __contains__(self, role: str, /) -> bool:
+        """Whether a column plays the role."""
+        ...
+
+
+_ONE: Final = sa.literal_column("1", sa.Integer)
+_ZERO: Final = sa.literal_column("0", sa.Integer)
+"""Written out, not bound: each bound value costs the driver time."""
+
+ROW_ROLES: Final = (
+    "id", "user_id", "provider", "account_id", "email", "scopes", "created_at", "updated_at", "deleted_at", "version",
+)  # fmt: skip
+"""What is read back of a row, in this order; roles without a column are left out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shape:
+    """What a call brings, apart from the values themselves: one statement per shape.
+
+    Attributes:
+        email: Whether the provider told an e-mail address; without one, the stored address stays.
+        credentials: The roles of the credentials that the call brings.
+        insert: Application columns to fill in a new row.
+        update: Application columns to fill on update and restore too.
+        expect: Whether one given link is to be reconnected.
+        bounded: Whether the statement bounds its own waiting for locks.
+        again: Whether an attempt whose answer was lost may have left the call's event in the outbox.
+    """
+
+    email: bool = False
+    credentials: tuple[str, ...] = ()
+    insert: tuple[sa.Column[Any], ...] = ()
+    update: tuple[sa.Column[Any], ...] = ()
+    expect: bool = False
+    bounded: bool = False
+    again: bool = False
+
+
+class Statements:
+    """Builds the statements of one mapping."""
+
+    def __init__(
+        self, mapping: AccountMapping[Any, Any], ledger: sa.Table | None = None, outbox: sa.Table | None = None
+    ) -> None:
+        self._mapping = mapping
+        self._names: Final = Names(mapping.table, ledger, outbox)
+        self.ledger: Final = None if ledger is None or mapping.written("version") else Ledger(ledger, self._names)
+        """Tells the states of a row apart where the table has no version of its own."""
+        self.outbox: Final = None if outbox is None else LinkEvents(outbox, self._names)
+        """Takes an event for each thing that happens to a link."""
+        self._t = mapping.table
+        self._c = mapping.columns
+        self._policy = mapping.policy
+        self.row_roles: Final = tuple(role for role in ROW_ROLES if role in mapping.columns)
+        columns = mapping.table.columns
+        self.defaults: Final = tuple(c for c in columns if c.default is not None and c.default.is_callable)
+        self.onupdate: Final = tuple(c for c in columns if c.onupdate is not None and c.onupdate.is_callable)
+
+    # -- conditions ---------------------------------------------------------------------------------------------------
+
+    def live(self, c: Columns | None = None) -> Condition:
+        """Linked and not disconnected."""
+        c = c or self._c
+        if self._policy.removal is Removal.DELETE:
+            return sa.true()
+        marks: list[Condition] = []
+        if "deleted_at" in c:
+            marks.append(c["deleted_at"].is_(None))
+        if "active" in c:
+            marks.append(c["active"].is_(sa.true()))
+        return sa.and_(*marks)
+
+    def is_mine(self, c: Columns | None = None) -> Condition:
+        """Of the user who is calling."""
+        return (c or self._c)["user_id"] == self.bind("user_id")
+
+    def same(self, role: str, c: Columns | None = None) -> Condition:
+        """Of what the call names in this role, byte by byte: some columns take two spellings for one.
+
+        The column's own comparison is there for its index.
+        """
+        column = (c or self._c)[role]
+        return sa.and_(column == self.bind(role), Exactly(column, self.bind(role)))
+
+    def same_account(self, c: Columns | None = None) -> Condition:
+        """Of the provider account that the identity names."""
+        return sa.and_(self.same("provider", c), self.same("account_id", c))
+
+    def same_key(self, c: Columns | None = None) -> Condition:
+        """Of the identity that the provider vouched for, as the policy's key compares it (the user aside)."""
+        return sa.and_(*(self.same(role, c) for role in self._mapping.key_roles[1:]))
+
+    def _fits(self) -> Condition:
+        """Whether a row with the right e-mail key may hold this account id (always so for a key on the account id)."""
+        if self._policy.key is Key.ACCOUNT_ID or "account_id" not in self._c:
+            return sa.true()
+        return sa.or_(self._c["account_id"].is_(None), self.same("account_id"))
+
+    def _blocked(self) -> Condition:
+        reasons = [self._c["reason"] == reason for reason in sorted(self._policy.blocked_reasons)]
+        return sa.and_(sa.not_(self.live()), sa.func.coalesce(sa.or_(*reasons), sa.false())) if reasons else sa.false()
+
+    def _bounded(self) -> Condition:
+        return bounded()
+
+    # -- parts --------------------------------------------------------------------------------------------------------
+
+    def bind(self, role: str) -> sa.BindParameter[Any]:
+        """The parameter that carries a role's value, typed as its column."""
+        return sa.bindparam(f"al_{role}", type_=self._c[role].type)
+
+    def row(self, source: Columns | None = None) -> list[sa.ColumnElement[Any]]:
+        """The columns of a row that are read back."""
+        c: Columns = self._c if source is None else source
+        return [c[role].label(role) for role in self.row_roles]
+
+    def epoch(self, c: Columns | None = None) -> list[sa.ColumnElement[Any]]:
+        """The epoch of a row, where a ledger keeps it."""
+        return [] if self.ledger is None else [self.ledger.epoch((c or self._c)["id"]).label("epoch")]
+
+    def no_epoch(self) -> list[sa.ColumnElement[Any]]:
+        """What stands for it where it is not asked for."""
+        return [] if self.ledger is None else [sa.cast(sa.null(), sa.BigInteger).label("epoch")]
+
+    def _nothing(self) -> list[sa.ColumnElement[Any]]:
+        return [sa.null().label(role) for role in self.row_roles]
+
+    def _newest_first(self) -> Iterable[sa.ColumnElement[Any]]:
+        if self._policy.removal is Removal.SOFT:
+            yield self.live().desc()
+        for role in ("deleted_at", "updated_at", "created_at"):
+            if role in self._c:
+                yield self._c[role].desc().nulls_last()
+        yield self._c["id"].desc()
+
+    def other(self) -> sa.Select[Any]:
+        """The live row of another user, if an account has one owner only; at its end, where there is one, the epoch."""
+        return (
+            _select(*self.row(), *self.epoch())
+            .where(self.same_account(), self._c["user_id"] != self.bind("user_id"), self.live())
+            .limit(_ONE)
+        )
+
+    def own(self, shape: Shape) -> sa.Select[Any]:
+        """The user's own row: live, or else his newest dead one; and whether it may be written."""
+        fits = self._fits()
+        if shape.expect:
+            scope = self._c["id"] == self.bind("id")
+            fits = sa.and_(self.same_key(), fits, sa.or_(self.live(), ~self._live_twin()))
+        else:
+            scope = sa.and_(self.same_key(), sa.or_(self.live(), fits))
+        facts = [self.live().label("was_live"), fits.label("fits"), self._blocked().label("blocked")]
+        if self._policy.blocked_reasons:
+            facts.append(self._c["reason"].label("why"))
+        bound = [self._bounded()] if shape.bounded else []
+        return (
+            _select(self._c["id"].label("id"), *facts)
+            .where(*bound, self.is_mine(), scope)
+            .order_by(*self._newest_first())
+            .limit(_ONE)
+        )
+
+    def _live_twin(self) -> Condition:
+        """Another live row of the same user and key than the expected one."""
+        twin = self._t.alias(self._names("twin"))
+        c = {role: twin.c[column.key] for role, column in self._c.items()}
+        return sa.exists(_select(_ONE).select_from(twin).where(self.is_mine(c), self.same_key(c), self.live(c)))
+
+    def _written(self, shape: Shape, was_live: Condition) -> dict[sa.Column[Any], Any]:
+        """What the update arm sets. Nothing of the old credentials comes back with a restored row."""
+        c, writes = self._c, self._mapping.written
+        values: dict[sa.Column[Any], Any] = {column: _value("update", column) for column in shape.update}
+        roles = [role for role in ("updated_at",) if writes(role)]
+        roles += [role for role in ("email", "email_key") if writes(role) and shape.email]
+        if self._policy.key is Key.EMAIL and "account_id" in c:
+            roles.append("account_id")
+        values |= {c[role]: self.bind(role) for role in (*roles, *shape.credentials)}
+        if self._policy.removal is Removal.SOFT:
+            for role in CREDENTIAL_ROLES:
+                if role in c and role not in shape.credentials:
+                    values[c[role]] = sa.case((was_live, c[role]), else_=nothing_in(role, c[role]))
+            values |= {c[role]: sa.null() for role in ("deleted_at", "reason") if role in c and c[role].nullable}
+            if writes("active"):
+                values[c["active"]] = sa.true()
+        if writes("version"):
+            risen = self._risen()
+            if self._mapping.counts_writes:
+                values[c["version"]] = risen
+            elif self._policy.removal is Removal.SOFT:
+                values[c["version"]] = sa.case((was_live, c["version"]), else_=risen)
+        values = self._with_onupdate(values)
+        return values or {c["provider"]: c["provider"]}  # a row of bare keys still has to be written to be answered
+
+    def _risen(self) -> sa.ColumnElement[Any]:
+        """The next version; a row from before the column was there counts as having none."""
+        return sa.func.coalesce(self._c["version"], _ZERO) + _ONE
+
+    def _with_onupdate(self, values: dict[sa.Column[Any], Any]) -> dict[sa.Column[Any], Any]:
+        """Fill the application's columns that have a Python ``onupdate``: in a CTE SQLAlchemy would set them NULL."""
+        for column in self.onupdate:
+            if column not in values:
+                values[column] = _value("onupdate", column)
+        return fixed_updates(self._t) | values
+
+    def _inserted(self, shape: Shape) -> dict[sa.Column[Any], sa.ColumnElement[Any]]:
+        c, writes = self._c, self._mapping.written
+        values: dict[sa.Column[Any], sa.ColumnElement[Any]] = {
+            column: _value("insert", column) for column in shape.insert
+        }
+        values |= {column: _value("update", column) for column in shape.update if column not in values}
+        roles = ["user_id", "provider", *(r for r in ("account_id", "created_at", "updated_at") if writes(r))]
+        roles += [role for role in ("email", "email_key") if writes(role) and shape.email]
+        values |= {c[role]: self.bind(role) for role in (*roles, *shape.credentials)}
+        if writes("active"):
+            values[c["active"]] = sa.true()
+        if writes("version"):
+            values[c["version"]] = self.bind("version") if self._mapping.reuses_ids else _ONE
+        for column in self.defaults:
+            if column not in values:
+                values[column] = _value("default", column)
+        return self._without_credentials() | fixed_defaults(self._t) | values
+
+    def _without_credentials(self) -> dict[sa.Column[Any], sa.ColumnElement[Any]]:
+        """What a new row has for the credentials that the call does not bring, in columns that need a value."""
+        columns = {role: self._c[role] for role in CREDENTIAL_ROLES if role in self._c}
+        return {c: nothing_in(role, c) for role, c in columns.items() if not c.nullable and c.server_default is None}
+
+    # -- whole statements ---------------------------------------------------------------------------------------------
+
+    def update(self, shape: Shape, *, was_live: bool) -> sa.Update:
+        """Write the user's own row, if it still is as it was read."""
+        before = self.live() if was_live else sa.not_(self.live())
+        return (
+            sa.update(self._t)
+            .where(self._c["id"] == self.bind("id"), self.is_mine(), self.same_key(), before)
+            .values(self._written(shape, sa.true() if was_live else sa.false()))
+            .returning(*self.row())
+        )
+
+    def insert(self, shape: Shape) -> sa.Insert:
+        """Write a new row, and let the database refuse it."""
+        return sa.insert(self._t).values(self._inserted(shape)).returning(*self.row())
+
+    def probe(self, shape: Shape) -> sa.sql.dml.ReturningInsert[Any]:
+        """The insert arm by itself, which a unique index may refuse."""
+        nobody = [~sa.exists(self.own(shape))]
+        if self._policy.ownership is Ownership.EXCLUSIVE:
+            nobody.append(~sa.exists(self.other()))
+        values = self._inserted(shape)
+        source = _select(*values.values()).where(*nobody)
+        return sa.insert(self._t).from_select([c.key for c in values], source).returning(*self.row())
+
+    def probe_and_tell(self, shape: Shape) -> sa.Executable:
+        """The same in one statement with its event, where there is an outbox (PostgreSQL)."""
+        probe = self.probe(shape)
+        if self.outbox is None:
+            return probe
+        inserted = probe.cte(self._names("inserted"))
+        return _select(*self.row(inserted.c)).add_cte(self.outbox.of_row(inserted, EventType.LINKED))
+
+    def arms(self, shape: Shape) -> sa.Select[Any] | sa.CompoundSelect[Any]:
+        """Link in one statement (PostgreSQL)."""
+        own = self.own(shape).cte(self._names("own")).prefix_with("MATERIALIZED", dialect="postgresql")
+        has_own = sa.exists(_select(_ONE).select_from(own))
+        answers: list[sa.Select[Any]] = []
+        nobody_else: list[Condition] = []
+        if self._policy.ownership is Ownership.EXCLUSIVE:
+            reading = self.other()
+            if shape.expect:
+                reading = reading.where(sa.exists(_select(_ONE).select_from(own).where(own.c.fits)))
+            other = reading.cte(self._names("other"))
+            nobody_else = [~sa.exists(_select(_ONE).select_from(other))]
+            epoch = [] if self.ledger is None else [other.c.epoch]
+            answers.append(_select(_arm("conflict"), *self.row(other.c), _why(), *epoch))
+        allowed = [own.c.fits, sa.not_(own.c.blocked), *nobody_else]
+        updated = (
+            sa.update(self._t)
+            .where(
+                self._c["id"] == own.c.id,
+                self.is_mine(),
+                self.same_key(),
+                self.live() == own.c.was_live if self._policy.removal is Removal.SOFT else sa.true(),
+                *allowed,
+            )
+            .values(self._written(shape, own.c.was_live))
+            .returning(*self.row(), own.c.was_live)
+            .cte(self._names("updated"))
+        )
+        change = sa.case((updated.c.was_live, _word("updated")), else_=_word("restored"))
+        no_epoch = self.no_epoch()
+        answers.append(_select(change.label("arm"), *self.row(updated.c), _why(), *no_epoch))
+        if not shape.expect:
+            inserted = self._insert_arm(shape, [sa.not_(has_own), *nobody_else])
+            answers.append(_select(_arm("created"), *self.row(inserted.c), _why(), *no_epoch))
+        if self._policy.blocked_reasons:
+            blocked = _select(_arm("blocked"), *self._nothing(), own.c.why, *no_epoch)
+            answers.append(blocked.where(own.c.fits, own.c.blocked, *nobody_else))
+        if shape.expect or self._policy.key is Key.EMAIL:
+            mismatch = _select(_arm("mismatch"), *self._nothing(), _why(), *no_epoch)
+            answers.append(mismatch.where(sa.not_(own.c.fits)))
+        answer: sa.Select[Any] | sa.CompoundSelect[Any] = sa.union_all(*answers)
+        beside: list[sa.CTE] = []
+        if self.ledger is not None and self._policy.removal is Removal.SOFT:
+            beside.append(self.ledger.raised_by(updated, sa.not_(updated.c.was_live)))
+        if self.outbox is not None:
+            told = answer.cte(self._names("answer"))
+            answer = _select(*told.c)
+            beside.append(self.outbox.of_answer(told, user_id=self.bind("user_id"), again=shape.again))
+        return answer.add_cte(*beside) if beside else answer
+
+    def _insert_arm(self, shape: Shape, conditions: list[Condition]) -> sa.CTE:
+        values = self._inserted(shape)
+        source = _select(*values.values()).where(*conditions)
+        return (
+            insert_or_nothing(self._t)
+            .from_select([column.key for column in values], source)
+            .returning(*self.row())
+            .cte(self._names("inserted"))
+        )
+
+    # -- reading and removing -----------------------------------------------------------------------------------------
+
+    def seen(self, where: str | None = None) -> sa.Select[Any]:
+        """Whatever can be seen of a key, and of what the columns take for the same.
+
+        Each row says whether it is of this very key, whether it is live, whether it is the user's own, and whether it
+        counts.
+
+        Args:
+            where: The condition of an index, as the catalogue has it: which rows count in it. Without one all do.
+        """
+        # On a line of its own: SQLite keeps a comment at the end of an index, which would hide the parenthesis.
+        counts: sa.ColumnElement[Any] = sa.true() if where is None else sa.literal_column(f"({where}\n)", sa.Boolean)
+        alike = sa.and_(*(self._c[role] == self.bind(role) for role in self._mapping.key_roles[1:]))
+        facts = {"exact": self.same_key(), "live": self.live(), "mine": self.is_mine(), "counts": counts}
+        whose = [] if self._policy.ownership is Ownership.EXCLUSIVE else [self.is_mine()]
+        return _select(*(fact.label(name) for name, fact in facts.items())).where(alike, *whose)
+
+    def holder(self) -> sa.Select[Any]:
+        """The live row of an account, whoever owns it."""
+        return _select(*self.row()).where(self.same_account(), self.live()).limit(_ONE)
+
+    def listing(self, roles: tuple[str, ...]) -> sa.Select[Any]:
+        """The user's live rows, oldest first; further roles narrow them down.
+
+        The provider stands in a CASE, which no index can serve: a user has few links, and a provider has many. Where
+        PostgreSQL knows nothing of a table yet, it would rather read all of the provider's.
+        """
+        order = [self._c[role] for role in ("created_at", "id") if role in self._c]
+        narrowed: list[Condition] = [self._c[role] == self.bind(role) for role in roles if role != "provider"]
+        if "provider" in roles:
+            narrowed.append(sa.case((self.same("provider"), sa.true()), else_=sa.false()))
+        return _select(*self.row()).where(self.is_mine(), self.live(), *narrowed).order_by(*order)
+
+    def kept(self, roles: tuple[str, ...]) -> sa.Select[Any]:
+        """The user's rows, live and dead, in the order in which a link prefers them; further roles narrow them down.
+
+        A row without a key, as tables have from before the key was there, is none that a link can find.
+        """
+        narrowed = [self.same(role) for role in roles]
+        facts = [self.live().label("live"), self._blocked().label("blocked")]
+        key = self._c[self._mapping.key_roles[-1]]
+        kept = _select(*self.row(), *facts, key.label("key")).where(self.is_mine(), key.is_not(None), *narrowed)
+        return kept.order_by(*self._newest_first())
+
+    def named(self) -> sa.Select[Any]:
+        """The user's row of this id, live or dead."""
+        return _select(*self.row()).where(self._is_named())
+
+    def _is_named(self) -> Condition:
+        return sa.and_(self._c["id"] == self.bind("id"), self.is_mine())
+
+    def lock_live(self, *, bounded: bool) -> sa.Select[Any]:
+        """The user's live rows, locked in one order for all: of each, whether it is the named one."""
+        bound = [self._bounded()] if bounded else []
+        query = _select(self._c["id"] == self.bind("id")).where(*bound, self.is_mine(), self.live())
+        return query.order_by(self._c["id"]).with_for_update()
+
+    def delete(self, *, bounded: bool) -> sa.sql.dml.ReturningDelete[Any]:
+        """Delete the user's row."""
+        bound = [self._bounded()] if bounded else []
+        return sa.delete(self._t).where(*bound, self._is_named()).returning(*self.row())
+
+    def delete_and_raise(self, *, bounded: bool) -> sa.Executable:
+        """The same in one statement with raising its epoch, where there is one, and with its event (PostgreSQL)."""
+        deletion = self.delete(bounded=bounded)
+        if self.ledger is None and self.outbox is None:
+            return deletion
+        removed = deletion.cte(self._names("removed"))
+        return _select(*self.row(removed.c)).add_cte(*self._follows(removed))
+
+    def _follows(self, removed: sa.CTE, *, told: bool = False) -> list[sa.CTE]:
+        """What a removal brings with it."""
+        raised = [] if self.ledger is None else [self.ledger.raised_by(removed)]
+        if self.outbox is None:
+            return raised
+        return [*raised, self.outbox.of_row(removed, EventType.UNLINKED, told=told)]
+
+    def raise_epoch(self, ledger: Ledger) -> sa.Insert:
+        """Raise the epoch of the named link (SQLite)."""
+        return ledger.raise_one(self.bind("id"))
+
+    def remove(self, *, reason: bool, bounded: bool = False) -> sa.sql.dml.ReturningUpdate[Any]:
+        """Mark the user's live row as dead and wipe its credentials."""
+        c = self._c
+        values: dict[sa.Column[Any], Any] = {
+            c[role]: nothing_in(role, c[role]) for role in CREDENTIAL_ROLES if role in c
+        }
+        roles = [role for role in ("deleted_at", "updated_at") if self._mapping.written(role)]
+        roles += ["reason"] if reason else []
+        values |= {c[role]: self.bind(role) for role in roles}
+        if self._mapping.written("active"):
+            values[c["active"]] = sa.false()
+        if self._mapping.written("version"):
+            values[c["version"]] = self._risen()
+        bound = [self._bounded()] if bounded else []
+        removal = sa.update(self._t).where(*bound, self._is_named(), self.live())
+        return removal.values(self._with_onupdate(values)).returning(*self.row())
+
+    def remove_or_read(self, *, reason: bool, bounded: bool) -> sa.CompoundSelect[Any]:
+        """The same in one statement with reading a row that is dead already (PostgreSQL)."""
+        removed = self.remove(reason=reason, bounded=bounded).cte(self._names("removed"))
+        dead = _select(*self.row()).where(self._is_named(), sa.not_(self.live()))
+        either = sa.union_all(_select(*self.row(removed.c)), dead)
+        follows = self._follows(removed, told=reason)
+        return either.add_cte(*follows) if follows else either
+
+
+def bounded() -> Condition:
+    """Always true, and evaluated before anything waits: sets the transaction's ``lock_timeout`` where none is set.
+
+    Source: PostgreSQL documentation, sections 9.27.1 (``set_config``, local to the transaction) and 20.11.1.
+    """
+    unset = sa.func.current_setting(_word("lock_timeout")) == _word("0")
+    wanted = sa.bindparam("al_lock_timeout", type_=sa.Text)
+    set_it = sa.case((unset, sa.func.set_config(_word("lock_timeout"), wanted, sa.true())), else_=_word(""))
+    return _select(set_it).scalar_subquery().is_not(None)
+
+
+def _word(name: str) -> sa.ColumnClause[str]:
+    return sa.literal_column(f"'{name}'", sa.Text)
+
+
+def _arm(name: str) -> sa.Label[str]:
+    return _word(name).label("arm")
+
+
+def nothing_in(role: str, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+    """What stands for no credential: NULL, or where the column takes none an empty value, and for an end 1970."""
+    if column.nullable:
+        return sa.null()
+    empty: Any = ""
+    if role == "expires_at":
+        empty = (form_of(Part.MOMENT, column.type) or aware)(datetime(1970, 1, 1, tzinfo=UTC))
+    elif role == "scopes":
+        empty = (form_of(Part.SCOPES, column.type) or join_scopes)(frozenset())
+    return sa.literal(empty, column.type)
+
+
+def _why() -> sa.Label[str]:
+    return sa.cast(sa.null(), sa.Text).label("why")
+
+
+def _value(kind: str, column: sa.Column[Any]) -> sa.BindParameter[Any]:
+    return sa.bindparam(f"al_{kind}_{column.key}", type_=column.type)

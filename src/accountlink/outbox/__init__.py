@@ -1,0 +1,1 @@
+"""Events: their table, and reading them in turns."""

@@ -1,0 +1,252 @@
+"""Decides which type of column can play which part, and in what form a value travels to it.
+
+One table, ``_FORMS``, answers for links and grants alike. What counts is what a column takes from Python. A
+``TypeDecorator`` that only names the type behind it counts as that type. One that works on values itself is tried: it
+is given an example in each form that the part knows, and the first that comes back unchanged is the form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from datetime import UTC, datetime
+from enum import Enum
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+
+from accountlink.tables.type_layers import (
+    POSTGRESQL,
+    SQLITE,
+    Type,
+    layer_works,
+    loaded,
+    plain_types,
+    python_type,
+    resolved,
+    stored,
+    works_on_values,
+)
+from accountlink.values.credentials import join_scopes, split_scopes
+
+Form = Callable[[Any], Any]
+"""How a value is written for a column: one function per form."""
+
+
+class Part(Enum):
+    """What a column is for, as far as its type is concerned, in the words of an error."""
+
+    ID = "holds a row's own id"
+    USER = "holds ids of users: whole numbers, texts or UUIDs"
+    SLUG = "names a provider, by a text or by an enumeration"
+    COMPARED = "holds a text that is compared"
+    TEXT = "holds a text"
+    SECRET = "holds an OAuth token, which is a text"  # noqa: S105  # no password
+    TOKEN = "holds a grant's token or its hash, which is a text"  # noqa: S105  # no password
+    MOMENT = "holds a moment"
+    CLOCKED = "holds a moment that the database's own clock may write"
+    SCOPES = "holds scopes, as one text or as a list of texts"
+    NUMBER = "is a whole number that statements count up"
+    FLAG = "is a flag that statements test for being true"
+
+
+LINK_PARTS: Final[Mapping[str, Part]] = {
+    "id": Part.ID,
+    "user_id": Part.USER,
+    "provider": Part.SLUG,
+    **dict.fromkeys(("account_id", "email_key", "reason"), Part.COMPARED),
+    "email": Part.TEXT,
+    **dict.fromkeys(("access_token", "refresh_token"), Part.SECRET),
+    **dict.fromkeys(("expires_at", "created_at", "updated_at", "deleted_at"), Part.MOMENT),
+    "scopes": Part.SCOPES,
+    "active": Part.FLAG,
+    "version": Part.NUMBER,
+}
+GRANT_PARTS: Final[Mapping[str, Part]] = {
+    **dict.fromkeys(("id", "link_id", "issued_id"), Part.ID),
+    **dict.fromkeys(("grantor_id", "grantee_id"), Part.USER),
+    **dict.fromkeys(("token_hash", "token"), Part.TOKEN),
+    **dict.fromkeys(("expires_at", "created_at", "updated_at", "redeemed_at", "ended_at"), Part.CLOCKED),
+    **dict.fromkeys(("link_version", "max_uses", "uses"), Part.NUMBER),
+    "active": Part.FLAG,
+}
+
+
+# -- the forms --------------------------------------------------------------------------------------------------------
+
+
+def as_it_is(value: Any) -> Any:  # whatever the library holds
+    """Leave a value as it is."""
+    return value
+
+
+def as_member(slug: str) -> str:
+    """Leave a slug for :func:`accountlink.tables.slugs.slugs_of`, which knows the member of the enumeration."""
+    return slug
+
+
+def aware(moment: datetime) -> datetime:
+    """Write a moment with its zone: always UTC, since SQLite's own type drops the zone."""
+    return moment.astimezone(UTC)
+
+
+def naive(moment: datetime) -> datetime:
+    """Write a moment without a zone, in UTC."""
+    return moment.astimezone(UTC).replace(tzinfo=None)
+
+
+def seconds(moment: datetime) -> int:
+    """Write a moment as whole seconds since 1970."""
+    return int(moment.timestamp())
+
+
+def listed(scopes: Collection[str]) -> list[str]:
+    """Write scopes as a sorted list."""
+    return sorted(scopes)
+
+
+def read_moment(value: Any) -> datetime | None:  # whatever the column's type returns
+    """Read a moment back, aware: a naive one is UTC, a number counts seconds since 1970."""
+    if value is None:
+        return None
+    if isinstance(value, datetime):
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value
+    return datetime.fromtimestamp(value, UTC)
+
+
+def read_scopes(value: Any) -> frozenset[str]:
+    """Read scopes back from one text or from a list."""
+    return split_scopes(value) if isinstance(value, str) else frozenset(scope for scope in value or () if scope)
+
+
+# -- the table --------------------------------------------------------------------------------------------------------
+
+Row = tuple[type[Type], tuple[Form, ...]]
+_ENUM: Final[Row] = (sa.Enum, ())
+"""An enumeration takes no text but its own."""
+_CHAR: Final[tuple[Row, ...]] = ((sa.CHAR, ()), (sa.NCHAR, ()))
+"""``CHAR`` fills a text up with blanks: they are left out where a text is compared, and come back elsewhere."""
+_UNKNOWN: Final[Row] = (sa.types.NullType, (as_it_is,))
+"""What SQLAlchemy does not know is taken on trust where a value goes out as it is."""
+_TEXT: Final[tuple[Row, ...]] = ((sa.String, (as_it_is,)), _UNKNOWN)
+_ID: Final[tuple[Row, ...]] = (
+    _ENUM,
+    *_TEXT,
+    (sa.Integer, (as_it_is,)),
+    (sa.Uuid, (as_it_is,)),
+    (sa.types.UserDefinedType, (as_it_is,)),
+)
+_MOMENT: Final[tuple[Row, ...]] = ((sa.SmallInteger, ()), (sa.Integer, (seconds,)), (sa.DateTime, (aware, naive)))
+_FORMS: Final[Mapping[Part, tuple[Row, ...]]] = {
+    Part.ID: (*_ID, *((kind, (as_it_is,)) for kind in (sa.Numeric, sa.LargeBinary, sa.Date, sa.DateTime))),
+    Part.USER: _ID,
+    Part.SLUG: ((sa.Enum, (as_member,)), *_TEXT),
+    Part.COMPARED: (_ENUM, *_TEXT),
+    Part.TEXT: (_ENUM, *_CHAR, *_TEXT),
+    Part.SECRET: (_ENUM, *_CHAR, *_TEXT),
+    Part.TOKEN: (_ENUM, *_TEXT),
+    Part.MOMENT: _MOMENT,
+    Part.CLOCKED: _MOMENT,
+    Part.SCOPES: (_ENUM, (sa.JSON, (listed,)), (sa.ARRAY, (listed,)), (sa.String, (join_scopes,))),
+    Part.NUMBER: ((sa.Integer, (as_it_is,)),),
+    Part.FLAG: ((sa.Boolean, (as_it_is,)),),
+}
+"""The forms in which a type takes the values of a part. The first class that a type is of decides; no form: refused."""
+_MOMENT_REMEDY: Final = "sa.DateTime(timezone=True), or sa.BigInteger for seconds since 1970"
+REMEDIES: Final[Mapping[Part, str]] = {
+    Part.ID: "sa.BigInteger, sa.Uuid or sa.Text",
+    Part.USER: "sa.BigInteger, sa.Uuid or sa.Text",
+    Part.SLUG: "sa.String or sa.Text",
+    Part.COMPARED: "sa.String or sa.Text",
+    Part.TEXT: "sa.String or sa.Text",
+    Part.SECRET: "sa.Text",
+    Part.TOKEN: "sa.String or sa.Text",
+    Part.MOMENT: _MOMENT_REMEDY,
+    Part.CLOCKED: _MOMENT_REMEDY,
+    Part.SCOPES: "sa.Text, sa.JSON or an ARRAY of sa.Text, in one form on every database",
+    Part.NUMBER: "sa.BigInteger",
+    Part.FLAG: "sa.Boolean, which on SQLite is a column of 0 and 1",
+}
+"""The types that a part is best played by."""
+_MOMENT_EXAMPLE: Final = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+_EXAMPLES: Final[Mapping[Part, tuple[Any, ...]]] = {
+    Part.SLUG: ("acme",),
+    Part.COMPARED: ("ann+1@example.com",),
+    Part.TEXT: ("ann+1@example.com",),
+    Part.TOKEN: ("Zm9v-YmFy_" * 4 + "abc",),
+    Part.MOMENT: (_MOMENT_EXAMPLE,),
+    Part.CLOCKED: (_MOMENT_EXAMPLE,),
+    Part.SCOPES: (frozenset({"read", "write.all"}),),
+    Part.NUMBER: (1, 41),
+    Part.FLAG: (True, False),
+}
+"""What a type that works on values is given; in a part without examples it is taken on trust."""
+_COMPARED: Final = (Part.SLUG, Part.COMPARED, Part.TOKEN)
+"""A text of these that comes back as another one is told at the call that brings it."""
+_READERS: Final[Mapping[Part, Form]] = {
+    Part.MOMENT: read_moment,
+    Part.CLOCKED: read_moment,
+    Part.SCOPES: read_scopes,
+}
+
+
+def form_of(part: Part, kind: Type) -> Form | None:
+    """Return how a column of this type takes the values of a part, on every database; ``None`` where it cannot."""
+    if part in (Part.ID, Part.USER) and not works_on_values(kind) and len({*map(python_type, plain_types(kind))}) > 1:
+        return None  # an id is one value in Python, whatever database it is for
+    taken = [_taken(part, layers, dialect) for dialect, layers in resolved(kind)]
+    return next((form for form in taken[0] if all(form in others for others in taken)), None) if taken else None
+
+
+def _taken(part: Part, layers: list[Type], dialect: sa.Dialect) -> tuple[Form, ...]:
+    """The forms that one database takes, the best first."""
+    plain = layers[-1]
+    if any(isinstance(layer, sa.PickleType) for layer in layers):
+        return ()  # one text can be pickled in several ways, and what reads it is no text
+    if not isinstance(plain, sa.String) and any(isinstance(layer, postgresql.DOMAIN) for layer in layers):
+        return ()  # no cast is written for its values, and asyncpg takes all that have none for texts
+    if any(layer_works(layer) for layer in layers):
+        return _returned(part, layers, dialect)
+    forms = next((forms for known, forms in _FORMS[part] if isinstance(plain, known)), ())
+    if isinstance(plain, sa.DateTime) and dialect is POSTGRESQL and aware in forms:
+        # What has a zone must go to a column that keeps it, or the session's time zone moves it.
+        return tuple(form for form in forms if form is (aware if plain.timezone else naive))
+    if isinstance(plain, sa.ARRAY) and form_of(Part.TEXT, plain.item_type) is None:
+        return ()
+    if isinstance(plain, sa.Enum) and plain.enum_class is None and all(text == text.lower() for text in plain.enums):
+        return (*forms, *([as_it_is] if forms else []))  # its texts are the slugs themselves
+    return forms
+
+
+# -- types of the application's own -----------------------------------------------------------------------------------
+
+
+def _returned(part: Part, layers: list[Type], dialect: sa.Dialect) -> tuple[Form, ...]:
+    """The forms in which a type of the application's own takes the examples, and gives them back as they were."""
+    if part not in _EXAMPLES:
+        return (as_it_is,)
+    forms = dict.fromkeys(form for _, forms in _FORMS[part] for form in forms if form is not as_member)
+    return tuple(form for form in forms if all(_returns(part, form, each, layers, dialect) for each in _EXAMPLES[part]))
+
+
+def _returns(part: Part, form: Form, example: Any, layers: list[Type], dialect: sa.Dialect) -> bool:
+    read = _READERS.get(part, as_it_is)
+    try:
+        kept = stored(form(example), layers, dialect)
+        if part in _COMPARED:  # what is looked for must be written in one way only, as a text
+            return isinstance(layers[-1], sa.String) and bool(kept == stored(form(example), layers, dialect))
+        fits = _fits(part, example, kept, layers[-1], dialect)
+        return fits and bool(read(loaded(kept, layers, dialect)) == example)
+    except (ValueError, LookupError):  # it takes a few texts only, and a call that brings another is told
+        return part in _COMPARED
+    except Exception:  # noqa: BLE001  # an application's own code: whatever it raises, it does not take this form
+        return False
+
+
+def _fits(part: Part, example: Any, kept: Any, plain: Type, dialect: sa.Dialect) -> bool:
+    """Whether what the application's type made of an example is what the type behind it takes."""
+    if part in (Part.NUMBER, Part.FLAG, Part.CLOCKED):  # SQL writes and compares these beside Python
+        return any(kept == form(example) for form in _taken(part, [plain], dialect))
+    if isinstance(plain, sa.DateTime) and isinstance(kept, datetime):
+        return dialect is SQLITE or plain.timezone is (kept.tzinfo is not None)
+    return not isinstance(plain, (sa.String, sa.ARRAY)) or isinstance(kept, plain.python_type)

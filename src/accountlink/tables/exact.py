@@ -1,0 +1,99 @@
+"""Compares identifiers byte by byte, where a column, its collation or its type would take two of them for one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+
+from accountlink.errors import ConfigurationError
+from accountlink.tables.targets import TableMapping
+from accountlink.tables.type_layers import layer_works, resolved
+
+REFUSED: Final = (TypeError, ValueError, AttributeError, LookupError)
+"""What the Python code of a column's type raises at a value that is not of its kind."""
+
+
+class Exactly(FunctionElement[bool]):
+    """Whether a column holds this very text, byte by byte, whatever its type and its collation take for the same.
+
+    It stands beside the column's own comparison, which finds the rows by their index; this one only narrows them down.
+    ``citext`` becomes text by the cast, and the cast takes the padding from ``CHAR(n)``.
+    """
+
+    inherit_cache = True
+    name = "exactly"
+    type = sa.Boolean()
+
+
+@compiles(Exactly)
+def _by_bytes(element: Exactly, compiler: Any, **options: Any) -> str:  # SQLAlchemy's compilers have no common type
+    return _written(element, compiler, "C", options)
+
+
+@compiles(Exactly, "sqlite")
+def _by_bytes_in_sqlite(element: Exactly, compiler: Any, **options: Any) -> str:
+    return _written(element, compiler, "BINARY", options)
+
+
+def _written(element: Exactly, compiler: Any, collation: str, options: dict[str, Any]) -> str:
+    column, value = (sa.cast(clause, sa.Text) for clause in element.clauses)
+    sql: str = compiler.process(sa.collate(column, collation) == value, **options)
+    return f"({sql})"
+
+
+class Spelling:
+    """What the Python code of a column's type makes of a text that is written, and is read again.
+
+    Args:
+        mapping: The table.
+        role: The column's part.
+
+    Raises:
+        ConfigurationError: The type changes by SQL what is written, so that nobody can say beforehand what comes of it.
+    """
+
+    def __init__(self, mapping: TableMapping, role: str) -> None:
+        column = mapping.columns[role]
+        known = resolved(column.type)
+        self._code: Final = [
+            (layers[0].bind_processor(dialect), layers[0].result_processor(dialect, None))
+            for dialect, layers in known
+            if any(layer_works(layer) for layer in layers)
+        ]
+        outermost = [layers[0] for _, layers in known]
+        if any(kind.bind_expression(sa.bindparam("any", type_=kind)) is not None for kind in outermost):
+            raise ConfigurationError(
+                f"{column.name!r} of {mapping.name!r} has a type with a bind_expression, by which the database may "
+                f"store another text than the one that is given, and {role!r} is compared byte by byte. Change the "
+                "text in the type's process_bind_param instead, or map a column of plain text."
+            )
+
+    @property
+    def has_code(self) -> bool:
+        """Whether there is any such code."""
+        return bool(self._code)
+
+    def keeps(self, value: Any) -> bool:  # a text, or a member of an enumeration
+        """Whether a value comes back as it went in; one that the type refuses does not."""
+        try:
+            return self.comes_back(value)
+        except REFUSED:
+            return False
+
+    def comes_back(self, value: Any) -> bool:  # a text, or a member of an enumeration
+        """Whether a value comes back as it went in. Raises what the type does at a value that it refuses."""
+        return all(text_of(value) == text_of(_through(read, _through(write, value))) for write, read in self._code)
+
+
+def _through(code: Callable[[Any], Any] | None, value: Any) -> Any:  # whatever the type makes of it
+    return value if code is None else code(value)
+
+
+def text_of(value: object) -> str:
+    """The text of an identifier, of whatever Python type its column makes it."""
+    return str(value.value) if isinstance(value, Enum) else str(value)

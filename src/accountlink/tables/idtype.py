@@ -1,0 +1,82 @@
+"""The Python type of an id column, and what it can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from accountlink.tables.type_layers import plain_type, plain_types, python_type, resolved, works_on_values
+from accountlink.values.text import storable
+
+
+def _bits(kind: sa.types.TypeEngine[Any]) -> int:
+    return 63 if isinstance(kind, sa.BigInteger) else 15 if isinstance(kind, sa.SmallInteger) else 31
+
+
+def smallest_bits(kind: sa.types.TypeEngine[Any]) -> int:
+    """How many bits a whole number has in a column on each of the databases, its sign aside; of an unknown type few."""
+    return min(_bits(plain) if isinstance(plain, sa.Integer) else 15 for plain in (*_itself(kind), *plain_types(kind)))
+
+
+def _itself(kind: sa.types.TypeEngine[Any]) -> list[sa.types.TypeEngine[Any]]:
+    """A number as it is declared, beside what its variants make of it."""
+    return [kind] if isinstance(kind, sa.Integer) else []
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IdType:
+    """The Python type that an id column takes, and the range it can hold."""
+
+    python: type[Any] | None
+    processors: tuple[Callable[[Any], Any], ...] = field(default=(), repr=False)
+    low: int | None = None
+    high: int | None = None
+    is_uuid_text: bool = False
+
+    @classmethod
+    def of(cls, column: sa.Column[Any]) -> IdType:
+        """Read it from the column's own type."""
+        kind = column.type
+        works = works_on_values(kind)
+        python = python_type(kind) or (None if works else python_type(plain_type(kind)))
+        if python is None and works:  # what its own processor refuses is not of its type
+            made: list[Any] = [layers[0].bind_processor(dialect) for dialect, layers in resolved(kind)]
+            return cls(python=None, processors=tuple(process for process in made if process is not None))
+        if python is int:
+            bits = max(_bits(plain) for plain in (*_itself(kind), *plain_types(kind)))
+            return cls(python=int, low=-(2**bits), high=2**bits - 1)
+        is_uuid_text = python is str and isinstance(plain_type(kind), sa.Uuid)
+        return cls(python=python if python in (str, UUID) else None, is_uuid_text=is_uuid_text)
+
+    def accepts(self, value: object) -> bool:
+        """Whether a value is of the column's own type."""
+        if self.python is not None:
+            return isinstance(value, self.python) and not isinstance(value, bool)
+        try:
+            return all(process(value) is not None for process in self.processors)
+        except (TypeError, ValueError, AttributeError, LookupError):
+            return False
+
+    def stored(self, value: Any) -> Any:  # what the driver is given
+        """A value as the column's own processor makes it, where that is an application's."""
+        return self.processors[0](value) if self.processors else value
+
+    def holds(self, value: object) -> bool:
+        """Whether the column can hold a value of its type."""
+        if isinstance(value, str):
+            if self.is_uuid_text and not _is_uuid(value):
+                return False
+            return storable(value)
+        return self.low is None or self.high is None or (isinstance(value, int) and self.low <= value <= self.high)
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        UUID(text)
+    except ValueError:
+        return False
+    return True

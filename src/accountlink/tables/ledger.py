@@ -1,0 +1,115 @@
+"""The ledger of transfers: one epoch per link, for tables of links that have no version column of their own.
+
+A link without a row here is in its epoch 0. Whatever accountlink does to a link that ends what a transfer token was
+issued for (a transfer, a removal, a restore) raises the epoch, in the statement or the transaction that does it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from accountlink.errors import ConfigurationError
+from accountlink.tables.id_text import id_text
+from accountlink.tables.naming import Names
+from accountlink.tables.own_names import check_own_name
+from accountlink.tables.targets import known_table
+from accountlink.tables.upserts import insert_or_update
+
+LEDGER_NAME: Final = "accountlink_transfer_ledger"
+_COLUMNS: Final = ("table_name", "link_id", "epoch", "changed_at")
+_ONE: Final = sa.literal_column("1", sa.BigInteger)
+_ZERO: Final = sa.literal_column("0", sa.BigInteger)
+
+
+def transfer_ledger(metadata: sa.MetaData, *, name: str = LEDGER_NAME, schema: str | None = None) -> sa.Table:
+    """Make the ledger's table on your metadata, so that ``create_all`` and Alembic's autogenerate see it.
+
+    One ledger serves any number of linkers. It holds the names of tables, link ids and counters, no user and no e-mail.
+    A row that has not changed for longer than a transfer token lives can be deleted.
+
+    Args:
+        metadata: The metadata of your tables.
+        name: The table's name.
+        schema: The table's schema; the metadata's own without it.
+
+    Returns:
+        The table, for ``AccountLinker(ledger=...)``. Called again, the same table.
+
+    Raises:
+        ConfigurationError: The metadata has another table of that name, or the name is longer than the 63 bytes that
+            PostgreSQL keeps.
+    """
+    check_own_name("transfer_ledger", metadata, name, schema)
+    if (known := known_table(metadata, name, schema)) is not None:
+        return checked_ledger(known)
+    return sa.Table(
+        name,
+        metadata,
+        sa.Column("table_name", sa.Text, primary_key=True),
+        sa.Column("link_id", sa.Text, primary_key=True),
+        sa.Column("epoch", sa.BigInteger, nullable=False),
+        sa.Column("changed_at", sa.DateTime(timezone=True), server_default=sa.func.now(), nullable=False),
+        schema=schema,
+    )
+
+
+def checked_ledger(table: object) -> sa.Table:
+    """Return a table that is a ledger.
+
+    Raises:
+        ConfigurationError: It is none.
+    """
+    if not isinstance(table, sa.Table) or any(name not in table.columns for name in _COLUMNS):
+        raise ConfigurationError(
+            "A ledger is the table that transfer_ledger(Base.metadata) makes. Pass that to AccountLinker(ledger=...), "
+            "and give it a name that no other table has."
+        )
+    return table
+
+
+class Ledger:
+    """The parts of statements that read and raise the epochs of one table's links.
+
+    Under which name the ledger knows that table comes in a parameter, ``al_links``: it may be in another schema on
+    another connection.
+    """
+
+    def __init__(self, table: sa.Table, names: Names) -> None:
+        self._table = table
+        self._names = names
+        self._name = sa.bindparam("al_links", type_=sa.Text)
+
+    def epoch(self, link_id: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
+        """The epoch of a link, as the statement's snapshot has it."""
+        c = self._table.c
+        found = sa.select(c.epoch).where(c.table_name == self._name, c.link_id == id_text(link_id))
+        return sa.func.coalesce(found.correlate_except(self._table).scalar_subquery(), _ZERO)
+
+    def raised_by(
+        self, source: sa.CTE, *conditions: sa.ColumnElement[bool], read: sa.ColumnElement[int] | None = None
+    ) -> sa.CTE:
+        """Raise the epochs of the links that another part of the statement returns (PostgreSQL).
+
+        Args:
+            source: That part, with a column ``id``.
+            conditions: Which of its rows count.
+            read: Only where the epoch is still this one: what another transaction committed since is seen, too.
+
+        Returns:
+            A part that has a row for each epoch that was raised.
+        """
+        rows = sa.select(self._name, id_text(source.c.id), _ONE).where(*conditions)
+        still = None if read is None else self._table.c.epoch == read
+        made = insert_or_update(self._table, key=_COLUMNS[:2], values=self._risen(), where=still)
+        raised = made.from_select(list(_COLUMNS[:3]), rows, include_defaults=False)
+        return raised.returning(self._table.c.epoch).cte(self._names("raised"))
+
+    def raise_one(self, link_id: sa.ColumnElement[Any]) -> sa.Insert:
+        """Raise the epoch of one link (SQLite, in a transaction that holds the write lock)."""
+        values = dict(zip(_COLUMNS, (self._name, id_text(link_id), _ONE), strict=False))
+        return insert_or_update(self._table, key=_COLUMNS[:2], values=self._risen()).values(values)
+
+    def _risen(self) -> dict[str, sa.ColumnElement[Any]]:
+        return {"epoch": self._table.c.epoch + _ONE, "changed_at": sa.func.now()}

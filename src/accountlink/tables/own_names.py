@@ -1,0 +1,62 @@
+"""What the library's own tables may be called, so that every database makes them under the names that were meant."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.schema import conv
+
+from accountlink.errors import ConfigurationError
+from accountlink.values.text import storable
+
+LONGEST: Final = 63
+"""Bytes of a name in PostgreSQL, which cuts off the rest (NAMEDATALEN)."""
+
+
+def check_own_name(function: str, metadata: object, name: object, schema: object) -> None:
+    """Refuse what cannot be the name of a table.
+
+    Args:
+        function: The public function that makes the table.
+        metadata: Where the table is to be made.
+        name: Its name.
+        schema: The name of its schema, or ``None``.
+
+    Raises:
+        ConfigurationError: No metadata, or a name that is no text, is empty, or is longer than databases keep it.
+    """
+    if not isinstance(metadata, sa.MetaData):
+        raise ConfigurationError(
+            f"{function}() takes the MetaData of your tables, such as Base.metadata, not {type(metadata).__name__}."
+        )
+    for argument, value in (("name", name), ("schema", schema)):
+        if value is None and argument == "schema":
+            continue
+        if not isinstance(value, str) or not value or not storable(value):
+            raise ConfigurationError(f"{function}({argument}=...) takes a text that can be a name in the database.")
+        if len(value.encode()) > LONGEST:
+            raise ConfigurationError(
+                f"{function}({argument}=...) takes {LONGEST} bytes at most: PostgreSQL would cut the name off. Give a "
+                "shorter one."
+            )
+
+
+def checked_names(function: str, table: sa.Table) -> sa.Table:
+    """Return a table whose indexes keep their names; SQLAlchemy counts characters where PostgreSQL counts bytes.
+
+    Raises:
+        ConfigurationError: An index would lose a part of its name.
+    """
+    names = [str(index.name) for index in table.indexes]
+    if any(len(name.encode()) > LONGEST and not name.isascii() for name in names):
+        table.metadata.remove(table)
+        raise ConfigurationError(
+            f"{function}(name=...) makes names of indexes that are longer than {LONGEST} bytes. Give a shorter name."
+        )
+    return table
+
+
+def shortened(name: str) -> conv:
+    """A name of an index that SQLAlchemy shortens where it is too long, as it does with those of a convention."""
+    return conv(name)

@@ -1,0 +1,33 @@
+"""Providers' slugs, and what a column of an enumeration takes for them."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any
+
+import sqlalchemy as sa
+
+from accountlink.tables.type_layers import plain_types, works_on_values
+
+
+def slugs_of(kind: sa.types.TypeEngine[Any]) -> dict[str, Any]:
+    """Slugs and what an enumerated column takes for them: a member of a Python enumeration, or one of its texts."""
+    enums = [] if works_on_values(kind) else [plain for plain in plain_types(kind) if isinstance(plain, sa.Enum)]
+    if not enums:
+        return {}
+    kind = enums[0]
+    members: list[Any] = list(kind.enum_class) if kind.enum_class is not None else list(kind.enums)
+    slugs: dict[str, Any] = {}
+    for member in members:
+        text = member if isinstance(member, str) and not isinstance(member, Enum) else member.value
+        slugs[(text if isinstance(text, str) else member.name).lower()] = member
+    return slugs
+
+
+def slug_in(column: sa.ColumnElement[Any]) -> sa.ColumnElement[str]:
+    """The slug of a provider, by SQL: what the column holds, or what stands for a member of its enumeration."""
+    slugs = slugs_of(column.type)
+    if not slugs:
+        return sa.cast(column, sa.Text)
+    words = {slug: sa.literal(slug, sa.Text) for slug in slugs}
+    return sa.case(*((column == sa.literal(member, column.type), words[slug]) for slug, member in slugs.items()))

@@ -1,1 +1,0 @@
-"""Signs what leaves the server and comes back."""

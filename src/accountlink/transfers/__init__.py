@@ -1,0 +1,1 @@
+"""Giving another user's link to the user who proved control of the account."""

@@ -1,0 +1,279 @@
+"""Transfer tokens: signed, readable, bound to one claimant and to one state of one row."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from typing import Any, Final
+from uuid import UUID
+
+from itsdangerous import Signer
+from itsdangerous.encoding import base64_decode, base64_encode
+from itsdangerous.exc import BadData
+
+from accountlink.errors import ConfigurationError, TokenForged
+from accountlink.values.secrecy import Concealed
+
+MIN_SECRET: Final = 32
+"""Bytes: the digest's own length, below which an HMAC key weakens it (RFC 2104, section 3)."""
+MAX_TOKEN: Final = 65_536
+"""Characters: far more than a token with two ids of 255 characters has, and read in less than a millisecond."""
+LEEWAY: Final = timedelta(seconds=60)
+"""How far the clocks of two servers may be apart."""
+_SECOND: Final = timedelta(seconds=1)
+PURPOSE: Final = "transfer"
+VERSION: Final = 1
+_SALT: Final = b"accountlink.transfer.v1"
+_STATE_SALT: Final = b"accountlink.transfer.v1.state"
+_DIGEST: Final = 16
+"""Bytes that are kept of a keyed digest."""
+_LAST_SECOND: Final = int(datetime.max.replace(tzinfo=UTC).timestamp())
+_KEEP: Final = "surrogatepass"
+"""Every text has bytes, so that none of them is an error here."""
+_FIELDS: Final[dict[str, type]] = {
+    "p": str, "v": int, "t": str, "j": str, "i": int, "e": int, "l": str, "c": str, "a": str, "d": str,
+}  # fmt: skip
+
+Secrets = Sequence[str | bytes]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowState:
+    """What a transfer token vouches for; only its keyed digest travels.
+
+    Attributes:
+        owner: The owner's user id.
+        provider: The provider of the account.
+        account_id: The provider's id of the account.
+        version: The row's version, or its epoch in the ledger.
+        table: The table's name, with the schema in which the row was read: each tenant may have one.
+    """
+
+    owner: object = field(repr=False)
+    provider: str
+    account_id: str
+    version: int
+    table: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Claim:
+    """What a genuine token says.
+
+    Attributes:
+        link_id: The link, in its own type.
+        claimant: The user whom the token was given to, type-tagged.
+        issued_at: When it was signed, in whole seconds since 1970.
+        expires_at: When it ends, in whole seconds since 1970.
+    """
+
+    link_id: object
+    claimant: str = field(repr=False)
+    issued_at: int
+    expires_at: int
+    _key: Concealed[bytes] = field(repr=False)
+    _account: bytes = field(repr=False)
+    _state: bytes = field(repr=False)
+
+    def is_for(self, user_id: object) -> bool:
+        """Whether the token was given to this user, of this type."""
+        return hmac.compare_digest(self.claimant.encode("utf-8", _KEEP), tagged(user_id).encode("utf-8", _KEEP))
+
+    def is_of(self, provider: str, account_id: str) -> bool:
+        """Whether the token is about this provider account."""
+        return hmac.compare_digest(self._account, _digest(self._key.reveal(), provider, account_id))
+
+    def fits(self, state: RowState) -> bool:
+        """Whether the row still is as it was when the token was signed."""
+        return hmac.compare_digest(self._state, _state(self._key.reveal(), state))
+
+    def has_expired(self, now: datetime, *, max_age: timedelta | None = None) -> bool:
+        """Whether the token is too old.
+
+        Args:
+            now: The present moment, aware.
+            max_age: Refuse it, too, when it was signed longer ago than this. No leeway is given for that: clocks that
+                differ only make the user prove control once more.
+        """
+        moment = now.timestamp()
+        if moment > self.expires_at + LEEWAY // _SECOND:
+            return True
+        return max_age is not None and moment - self.issued_at > max_age.total_seconds()
+
+
+class TransferSigner:
+    """Signs transfer tokens for one table with the newest of several secrets, and reads those of all of them.
+
+    Args:
+        secrets: At least 32 bytes each, newest first. A removed secret's tokens die at once.
+        table: The name of the table of links. A token for one table is none for another.
+
+    Raises:
+        ConfigurationError: One text instead of a list, none, or one that is too short.
+
+    Source: RFC 2104; itsdangerous 2.2, "Concepts" (salt per purpose, key rotation).
+    """
+
+    def __init__(self, secrets: Secrets, *, table: str) -> None:
+        if isinstance(secrets, (str, bytes)):
+            raise ConfigurationError("secrets=... takes a list, newest first, so that keys can be rotated.")
+        if not isinstance(secrets, Iterable):
+            raise ConfigurationError("secrets=... takes a list of texts or bytes, newest first.")
+        given: list[Any] = list(secrets)
+        keys = [secret.encode("utf-8", _KEEP) if isinstance(secret, str) else secret for secret in given]
+        if not keys or any(not isinstance(key, bytes) or len(key) < MIN_SECRET for key in keys):
+            raise ConfigurationError(
+                f"Each secret needs at least {MIN_SECRET} bytes of randomness: `python -c 'import secrets; "
+                "print(secrets.token_urlsafe(48))'` makes one."
+            )
+        # One signer per secret: who reads a token has to know which of them signed it, since the digests hang on it.
+        self._keys = [_Key(secret=key, table=table) for key in keys]
+
+    def sign(
+        self,
+        *,
+        link_id: object,
+        claimant: object,
+        state: RowState,
+        jti: bytes,
+        issued_at: datetime,
+        expires_at: datetime,
+    ) -> str:
+        """Return a token with which the claimant can have the link, as long as the row stays as it is.
+
+        Args:
+            link_id: The owner's link.
+            claimant: The user who has just proved control of the provider account.
+            state: What the row holds now.
+            jti: At least 16 random bytes, which make each token one of its own.
+            issued_at: The present moment, aware.
+            expires_at: When the token ends, aware; whole seconds.
+        """
+        newest = self._keys[0]
+        payload = {
+            "p": PURPOSE,
+            "v": VERSION,
+            "t": newest.table,
+            "j": _text(jti),
+            "i": int(issued_at.timestamp()),
+            "e": int(expires_at.astimezone(UTC).timestamp()),
+            "l": tagged(link_id),
+            "c": tagged(claimant),
+            "a": _text(_digest(newest.derived, state.provider, state.account_id)),
+            "d": _text(_state(newest.derived, state)),
+        }
+        # What URLSafeSerializer writes and reads, without its attempt to compress, which costs more than the signature.
+        return newest.signer.sign(base64_encode(json.dumps(payload, separators=(",", ":")))).decode()
+
+    def read(self, token: object) -> Claim:
+        """Return what a token says, once it is known to be genuine.
+
+        The signature is checked before anything else is looked at. Several spellings of a signature verify alike
+        (base64 leaves bits unused), so nothing may hang on a token as a text.
+
+        Args:
+            token: Whatever was presented.
+
+        Raises:
+            TokenForged: Not a transfer token for this table that one of the secrets signed.
+        """
+        claim = self._claim(token)
+        del token  # a traceback with locals shows what a frame still holds
+        if claim is None:
+            raise TokenForged
+        return claim
+
+    def _claim(self, token: object) -> Claim | None:
+        if not isinstance(token, str) or len(token) > MAX_TOKEN or not token.isascii():
+            return None
+        for key in self._keys:
+            try:
+                payload = json.loads(base64_decode(key.signer.unsign(token)))
+            except (BadData, ValueError, RecursionError):
+                continue
+            return _read(payload, key)
+        return None
+
+
+class _Key:
+    """A secret, and what is derived from it for each use."""
+
+    def __init__(self, *, secret: bytes, table: str) -> None:
+        self.signer = Signer([secret], salt=_SALT, key_derivation="hmac", digest_method=sha256)
+        self.derived = hmac.digest(hmac.digest(secret, _STATE_SALT, sha256), table.encode("utf-8", _KEEP), sha256)
+        self.table = _text(_digest(self.derived, PURPOSE))
+
+
+def tagged(value: object) -> str:
+    """Write an id with its type, so that ``7`` and ``"7"`` stay two users."""
+    match value:
+        case bool():
+            raise ConfigurationError("A boolean is no id.")
+        case int():
+            return f"i{int(value)}"
+        case UUID():
+            return f"u{value.hex}"
+        case str():
+            return f"s{str.__str__(value)}"
+        case _:
+            return f"{type(value).__name__}:{value}"
+
+
+def can_return(link_id: object) -> bool:
+    """Whether a link id comes back out of a token as what it was: a number, a text or a UUID."""
+    return isinstance(link_id, (int, str, UUID)) and not isinstance(link_id, bool)
+
+
+def _untagged(tag: str) -> int | str | UUID | None:
+    if re.fullmatch(r"i-?[0-9]{1,40}", tag):
+        return int(tag[1:])
+    if re.fullmatch(r"u[0-9a-f]{32}", tag):
+        return UUID(tag[1:])
+    return tag[1:] if tag.startswith("s") else None
+
+
+def _read(payload: object, key: _Key) -> Claim | None:
+    """Read a payload whose signature is right; another purpose, version, table or shape is not for us."""
+    if not isinstance(payload, dict) or any(type(payload.get(name)) is not kind for name, kind in _FIELDS.items()):
+        return None
+    if (payload["p"], payload["v"], payload["t"]) != (PURPOSE, VERSION, key.table):
+        return None
+    link_id = _untagged(payload["l"])
+    account, state = _bytes(payload["a"]), _bytes(payload["d"])
+    if link_id is None or account is None or state is None or max(payload["i"], payload["e"]) > _LAST_SECOND:
+        return None
+    return Claim(
+        link_id=link_id,
+        claimant=payload["c"],
+        issued_at=payload["i"],
+        expires_at=payload["e"],
+        _key=Concealed(key.derived),
+        _account=account,
+        _state=state,
+    )
+
+
+def _state(key: bytes, state: RowState) -> bytes:
+    return _digest(key, tagged(state.owner), state.provider, state.account_id, str(state.version), state.table)
+
+
+def _digest(key: bytes, *fields: str) -> bytes:
+    encoded = [text.encode("utf-8", _KEEP) for text in fields]
+    return hmac.digest(key, b"".join(len(part).to_bytes(4) + part for part in encoded), sha256)[:_DIGEST]
+
+
+def _text(raw: bytes) -> str:
+    return base64_encode(raw).decode()
+
+
+def _bytes(text: str) -> bytes | None:
+    try:
+        raw = base64_decode(text)
+    except BadData:
+        return None
+    return raw if len(raw) == _DIGEST else None

@@ -1,0 +1,1 @@
+"""Values: what a call brings and what it comes to. Pure."""

@@ -1,0 +1,172 @@
+"""The OAuth tokens of a linked account."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from accountlink.errors import InvalidCredentials
+from accountlink.values.secrecy import Secret
+from accountlink.values.text import storable
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, init=False)
+class TokenSet:
+    """What a provider's token endpoint issued.
+
+    Secrets show in no ``repr``, ``asdict``, pickle or encoder; read one with ``tokens.access_token.reveal()``.
+
+    Attributes:
+        access_token: The access token.
+        refresh_token: The refresh token, or ``None`` when the provider sent none; a relink then keeps the stored one.
+        expires_at: When the access token ends, aware; ``None`` where the provider does not say.
+        scopes: The scopes as granted, not as asked for; with none told, a relink keeps the stored ones.
+        token_type: How the access token is presented.
+        id_token: The raw ID token, for the callback's own use; accountlink stores none.
+
+    Raises:
+        InvalidCredentials: From the constructor: an empty token, one that is not text or that no text column
+            can hold (NUL, lone surrogates), a naive ``expires_at``.
+    """
+
+    access_token: Secret
+    refresh_token: Secret | None
+    expires_at: datetime | None
+    scopes: frozenset[str]
+    token_type: str
+    id_token: Secret | None
+
+    def __init__(
+        self,
+        *,
+        access_token: str,
+        refresh_token: str | None = None,
+        expires_at: datetime | None = None,
+        scopes: Collection[str] = frozenset(),
+        token_type: str = "Bearer",  # noqa: S107  # the name of a scheme, not a secret
+        id_token: str | None = None,
+    ) -> None:
+        """Take the tokens as text and conceal them."""
+        given: Any = scopes
+        scopes = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else given
+        texts = {"access_token": access_token, "refresh_token": refresh_token, "id_token": id_token}
+        wrong = _wrong(texts, expires_at, scopes, token_type)
+        if wrong is not None:  # leave no token in this frame, which a traceback with locals would show
+            del self, texts
+            access_token = refresh_token = id_token = ""
+            raise wrong
+        conceal = object.__setattr__
+        for name, text in texts.items():
+            conceal(self, name, None if text is None else Secret(str.__str__(text)))
+        conceal(self, "expires_at", expires_at)
+        conceal(self, "scopes", frozenset(str.__str__(scope) for scope in scopes))
+        conceal(self, "token_type", str.__str__(token_type))
+
+    @classmethod
+    def from_response(cls, response: Mapping[str, Any], *, received_at: datetime) -> TokenSet:
+        """Read a token response, as Authlib or any OAuth 2.0 client hands it over.
+
+        Args:
+            response: The decoded response; ``scope`` is a list, or text that is split at spaces and
+                commas (GitHub's way).
+            received_at: When it arrived, aware; ``expires_in`` counts from then. An ``expires_at`` in seconds wins.
+
+        Raises:
+            InvalidCredentials: No usable access token in it, no mapping, or a ``received_at`` that is naive.
+
+        Source: RFC 6749, section 5.1.
+        """
+        unread = _unreadable(response, received_at)
+        if unread is not None:
+            del response
+            raise unread
+        scope = response.get("scope") or ""
+        ends = _ends(response.get("expires_at"), response.get("expires_in"), received_at)
+        try:
+            return cls(
+                access_token=response.get("access_token", ""),
+                refresh_token=response.get("refresh_token") or None,
+                expires_at=_or_raise(ends),
+                scopes=split_scopes(scope) if isinstance(scope, str) else scope,
+                token_type=response.get("token_type") or "Bearer",
+                id_token=response.get("id_token") or None,
+            )
+        except InvalidCredentials as error:
+            refused = error.with_traceback(None)
+        del response, scope  # leave no token in this frame, which a traceback with locals would show
+        raise refused
+
+
+def _unreadable(response: object, received_at: object) -> InvalidCredentials | None:
+    if not isinstance(response, Mapping):
+        return InvalidCredentials(field="response", problem=f"is {type(response).__name__}, not a mapping")
+    if not isinstance(received_at, datetime):
+        return InvalidCredentials(field="received_at", problem=f"is {type(received_at).__name__}, not a datetime")
+    return None
+
+
+def _or_raise(ends: datetime | InvalidCredentials | None) -> datetime | None:
+    if isinstance(ends, InvalidCredentials):
+        raise ends
+    return ends
+
+
+def _ends(at: Any, within: Any, received_at: datetime) -> datetime | InvalidCredentials | None:
+    try:
+        if at is not None:
+            return datetime.fromtimestamp(float(at), UTC)
+        if within is not None:
+            return received_at + timedelta(seconds=float(within))
+    except (TypeError, ValueError, OverflowError, OSError):
+        return InvalidCredentials(field="expires_at", problem="is not a number of seconds")
+    return None
+
+
+def split_scopes(text: str) -> frozenset[str]:
+    """Read scopes from one text, separated by spaces or commas."""
+    return frozenset(text.replace(",", " ").split())
+
+
+def join_scopes(scopes: Collection[str]) -> str:
+    """Write scopes as one text, sorted, separated by single spaces (RFC 6749, section 3.3)."""
+    return " ".join(sorted(scopes))
+
+
+def _wrong(texts: Mapping[str, Any], expires_at: Any, scopes: Any, token_type: Any) -> InvalidCredentials | None:
+    """Say what is wrong with a token set, if anything is."""
+    for name, text in texts.items():
+        if (problem := _flaw(text)) and not (text is None and name != "access_token"):
+            return InvalidCredentials(field=name, problem=problem)
+    if expires_at is not None and not isinstance(expires_at, datetime):
+        return InvalidCredentials(field="expires_at", problem=f"is {type(expires_at).__name__}, not a datetime")
+    if expires_at is not None and (problem := _out_of_time(expires_at)):
+        return InvalidCredentials(field="expires_at", problem=problem)
+    if problem := _flaw(token_type):
+        return InvalidCredentials(field="token_type", problem=problem)
+    if isinstance(scopes, str) or not isinstance(scopes, Iterable):
+        return InvalidCredentials(field="scopes", problem="is not a set of texts")
+    if not all(isinstance(scope, str) and not _flaw(scope) and split_scopes(scope) == {scope} for scope in scopes):
+        return InvalidCredentials(field="scopes", problem="holds something that is not a scope token")
+    return None
+
+
+def _out_of_time(moment: datetime) -> str | None:
+    if moment.utcoffset() is None:
+        return "is a naive datetime"
+    try:
+        moment.astimezone(UTC)
+    except OverflowError:
+        return "has no equal in UTC"
+    return None
+
+
+def _flaw(text: object) -> str | None:
+    if not isinstance(text, str):
+        return f"is {type(text).__name__}, not text"
+    if not text:
+        return "is empty"
+    if not storable(text):
+        return "contains a character that no text column can hold"
+    return None

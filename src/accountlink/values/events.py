@@ -1,0 +1,103 @@
+"""What happened to a link or a grant, as a value: read from the outbox, and handed to one consumer at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+from typing import Any, Final, Generic
+
+from accountlink.values.outcomes import LinkId, UserId
+
+
+class EventType(Enum):
+    """What happened, in a word that stays the same from version to version: the outbox holds its value."""
+
+    LINKED = "linked"
+    """A new link."""
+    UPDATED = "updated"
+    """A live link was linked again: it was written."""
+    RESTORED = "restored"
+    """The user's dead link is live again, under its old id."""
+    UNLINKED = "unlinked"
+    """A live link was removed; ``data`` has the reason, if one was given."""
+    CONFLICT = "conflict"
+    """A user proved control of an account that is another user's. The link did not change."""
+    TRANSFERRED = "transferred"
+    """A link went to another user, with its id."""
+    GRANT_ISSUED = "grant_issued"
+    """A token was issued that gives access to its redeemer."""
+    GRANT_REDEEMED = "grant_redeemed"
+    """A grant was redeemed by the user who has access from then on."""
+    GRANT_REVOKED = "grant_revoked"
+    """A grant was ended by the user who had given it."""
+
+
+LINK_EVENTS: Final = (
+    EventType.LINKED,
+    EventType.UPDATED,
+    EventType.RESTORED,
+    EventType.UNLINKED,
+    EventType.CONFLICT,
+    EventType.TRANSFERRED,
+)
+"""What can happen to a link."""
+GRANT_EVENTS: Final = (EventType.GRANT_ISSUED, EventType.GRANT_REDEEMED, EventType.GRANT_REVOKED)
+"""What can happen to a sharing grant."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinkEvent(Generic[UserId, LinkId]):
+    """One thing that happened to one link, with no e-mail address and no token.
+
+    It is for the server: in a conflict it names the owner, whom the claimant must not learn of.
+
+    Attributes:
+        id: The event's own number. One event keeps it however often it is delivered, and no other gets it.
+        occurred_at: When, by the linker's clock, aware.
+        type: What.
+        user_id: Whose link it is now: after a transfer the new owner's. In a conflict the claimant. A ``repr`` does not
+            show it.
+        other_user_id: The former owner after a transfer, the owner in a conflict, otherwise ``None``. A ``repr`` does
+            not show it.
+        provider: The provider's slug.
+        link_id: The link's id; in a conflict the owner's link. The row itself may be gone by now.
+        data: More about it, as JSON has it: ``{"reason": ...}`` of an unlink that gave one.
+    """
+
+    id: int
+    occurred_at: datetime
+    type: EventType
+    user_id: UserId = field(repr=False)
+    other_user_id: UserId | None = field(default=None, repr=False)
+    provider: str
+    link_id: LinkId
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrantEvent:
+    """One thing that happened to one sharing grant, with no token and no hash of one.
+
+    Attributes:
+        id: The event's own number. One event keeps it however often it is delivered, and no other gets it.
+        occurred_at: When, aware, by the clock that decides when grants end.
+        type: What.
+        user_id: Who did it: the grantor who issued or revoked it, the grantee who redeemed it. A ``repr`` does not show
+            it.
+        other_user_id: The other user of the pair: of a redeemed grant the grantor, of a revoked one the grantee, and
+            ``None`` as long as nobody has redeemed it. A ``repr`` does not show it.
+        link_id: The linked account that it is about; ``None``: it is about none.
+        grant_id: The grant's id; of a token for several users the issued grant has one, and each of theirs has its own.
+        data: What the outbox has beside, as JSON has it: ``{"grant_id": ...}``, as text.
+    """
+
+    id: int
+    occurred_at: datetime
+    type: EventType
+    user_id: Any = field(repr=False)
+    other_user_id: Any = field(default=None, repr=False)
+    link_id: Any = None
+    grant_id: Any
+    data: Mapping[str, Any] = field(default_factory=dict)

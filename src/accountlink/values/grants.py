@@ -1,0 +1,153 @@
+"""What a call of :class:`~accountlink.ShareGrants` came to, and what a unique violation means to one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, ClassVar
+
+from accountlink.errors import BlockedByConstraint, RetryTransaction, StoreBusy
+from accountlink.values.facts import Failure, Obstacle, Trouble
+from accountlink.values.outcomes import NoTruth, sealed
+from accountlink.values.secrecy import Concealed
+
+
+@sealed
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Grant:
+    """A snapshot of one stored grant. Fields whose column is not mapped are ``None``.
+
+    It holds no token and no credentials, and the grantee of one can be given it as it is.
+
+    Attributes:
+        id: The grant's own id.
+        grantor_id: The user who gives access.
+        grantee_id: The user who has it; ``None`` as long as nobody has redeemed the token.
+        link_id: The linked account that it is about; ``None``: it is about none.
+        expires_at: When it ends at the latest, token and access alike; aware.
+        created_at: When it was issued, aware; for a grantee of a token with several uses, when that user redeemed it.
+        redeemed_at: When it was redeemed, aware.
+        ended_at: When it was ended before its time, or found to have expired; aware.
+    """
+
+    id: Any
+    grantor_id: Any = field(repr=False)
+    grantee_id: Any = field(default=None, repr=False)
+    link_id: Any = None
+    expires_at: datetime
+    created_at: datetime | None = None
+    redeemed_at: datetime | None = None
+    ended_at: datetime | None = None
+
+
+class _WithToken(NoTruth):
+    """Keeps the token out of the dataclass fields, and so out of ``repr``, ``asdict``, pickles and encoders."""
+
+    __slots__ = ("_token",)
+    _token: Concealed[str]
+
+    @property
+    def token(self) -> str:
+        """The token itself, which is stored nowhere: hand it on now, or never.
+
+        Raises:
+            AttributeError: On a copy that came out of a pickle: the token does not travel.
+        """
+        return self._token.reveal()
+
+
+@sealed
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IssuedGrant(_WithToken):
+    """A grant that waits to be redeemed, with its ``token``, which no later call returns.
+
+    Attributes:
+        id: The grant's own id, by which its grantor can revoke it.
+        grantor_id: The user who gives access.
+        link_id: The linked account that it is about; ``None``: it is about none.
+        expires_at: When it ends at the latest, token and access alike; aware.
+        max_uses: How many users can redeem the token.
+    """
+
+    code: ClassVar[str] = "grant_issued"
+    id: Any
+    grantor_id: Any = field(repr=False)
+    link_id: Any = None
+    expires_at: datetime
+    max_uses: int = 1
+
+
+def issued_with(token: Concealed[str], issued: IssuedGrant) -> IssuedGrant:
+    """Give an issued grant its token, for whoever issued it."""
+    object.__setattr__(issued, "_token", token)
+    return issued
+
+
+@sealed
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Granted(NoTruth):
+    """The token was redeemed by this call: the user has the access.
+
+    Attributes:
+        grant: The grant, as it is now.
+    """
+
+    code: ClassVar[str] = "granted"
+    grant: Grant
+
+
+@sealed
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AlreadyGranted(NoTruth):
+    """The user redeemed this token before, and has the access. Nothing was written.
+
+    Attributes:
+        grant: The grant, as it is.
+    """
+
+    code: ClassVar[str] = "already_granted"
+    grant: Grant
+
+
+@sealed
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Revoked(NoTruth):
+    """The grant has ended, by this call or by an earlier one.
+
+    Attributes:
+        grant: The grant, as it is now.
+    """
+
+    code: ClassVar[str] = "revoked"
+    grant: Grant
+
+
+def after_violation(
+    failure: Failure, obstacle: Obstacle[Any, Any], *, again: bool, owned: bool
+) -> BaseException | None:
+    """Decide what a unique violation of a grant comes to, once it is known what is behind it.
+
+    Args:
+        failure: The violation.
+        obstacle: Which index it was; ``is_key``: one that only a race can violate.
+        again: Whether the statement may be run once more.
+        owned: Whether the transaction is accountlink's own.
+
+    Returns:
+        ``None`` to run the statement again, or the error to raise.
+    """
+    if not obstacle.ours:
+        return failure.error
+    index = obstacle.index
+    if failure.trouble is Trouble.UNIQUE and (index is None or obstacle.is_key):
+        if obstacle.snapshot and not owned:
+            return RetryTransaction(sqlstate=failure.sqlstate)
+        if again:
+            return None
+        if index is None:
+            return StoreBusy(sqlstate=failure.sqlstate)
+    return BlockedByConstraint(
+        constraint=failure.constraint if index is None else index.name,
+        columns=failure.columns if index is None else index.columns,
+        rule="deferrable-key" if failure.trouble is Trouble.DEFERRABLE else obstacle.rule or "stale-unique",
+    )

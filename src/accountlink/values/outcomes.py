@@ -1,0 +1,238 @@
+"""What a call came to: frozen values without a truth value, to be matched."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, dataclass, field
+from datetime import datetime
+from enum import Enum
+from typing import Any, ClassVar, Generic, NoReturn, TypeVar
+
+from accountlink.errors import with_query
+from accountlink.values.secrecy import Concealed
+
+UserId = TypeVar("UserId")
+LinkId = TypeVar("LinkId")
+C = TypeVar("C")
+
+
+def sealed(cls: type[C]) -> type[C]:
+    """Let an attempt to change a frozen value say so.
+
+    With slots, Python's own ``__setattr__`` of a frozen class raises a bare ``TypeError`` for a name that is no field
+    (``typing`` sets one when a generic class is called by its alias).
+    """
+
+    def unchangeable(_: object, name: str, *_value: object) -> NoReturn:
+        raise FrozenInstanceError(f"cannot assign to field {name!r}")
+
+    for name in ("__setattr__", "__delattr__"):
+        setattr(cls, name, unchangeable)
+    return cls
+
+
+class NoTruth:
+    """An outcome is matched; asking whether it is true is a mistake that would read a conflict as success."""
+
+    __slots__ = ()
+
+    def __bool__(self) -> NoReturn:
+        raise TypeError(f"{type(self).__name__} has no truth value: match on its class")
+
+
+class Change(Enum):
+    """How a link came to hold what it holds."""
+
+    CREATED = "created"
+    """A new row."""
+    UPDATED = "updated"
+    """The user's live row, written again."""
+    RESTORED = "restored"
+    """The user's dead row, live again under its old id."""
+
+
+@sealed
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LinkedAccount(Generic[UserId, LinkId]):
+    """A snapshot of one stored link. Fields whose column is not mapped are ``None``.
+
+    Attributes:
+        id: The link's own id.
+        user_id: The local owner.
+        provider: The provider's slug.
+        account_id: The provider's id of the account.
+        email: The address as stored.
+        scopes: The scopes as granted.
+        created_at: When the row was made, aware.
+        updated_at: When accountlink last wrote it, aware.
+        deleted_at: When it was unlinked, aware; ``None`` while it is live.
+    """
+
+    id: LinkId
+    user_id: UserId = field(repr=False)
+    provider: str
+    account_id: str | None
+    email: str | None = field(default=None, repr=False)
+    scopes: frozenset[str] | None = None
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+    deleted_at: datetime | None = None
+
+
+@sealed
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Linked(NoTruth, Generic[UserId, LinkId]):
+    """The row holds this identity and these credentials.
+
+    Attributes:
+        account: The row, as it is now.
+        change: Whether it was created, updated or restored.
+    """
+
+    code: ClassVar[str] = "linked"
+    account: LinkedAccount[UserId, LinkId]
+    change: Change
+
+    def redirect_url(self, base: str) -> str:
+        """Return ``base`` with ``connection=success`` merged into its query.
+
+        Raises:
+            ConfigurationError: ``base`` is no text, or has a fragment, white space or control characters.
+        """
+        return with_query(base, "connection", "success")
+
+
+class _OwnedByAnother(NoTruth):
+    """Keeps the owner out of the dataclass fields, and so out of ``repr``, ``asdict``, pickles and encoders."""
+
+    __slots__ = ("_owner",)
+    _owner: Concealed[Any]
+
+    @property
+    def owner_id(self) -> Any:  # a column's own Python type, known to the linker only
+        """The owner's user id, for the server's own log; never send it anywhere.
+
+        Raises:
+            AttributeError: On a copy that came out of a pickle: the owner does not travel.
+        """
+        return self._owner.reveal()
+
+
+@sealed
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OwnershipConflict(_OwnedByAnother):
+    """Another user is the live owner of this provider account. Nothing was written.
+
+    Attributes:
+        provider: The provider of the account.
+        account_id: The account that the current user has just proved to control.
+        transfer_token: Proves, for this user only, that they control the account now; ``None`` without secrets, or for
+            a table that cannot tell one state of its rows from another (neither a ``version`` nor a ledger). Readable,
+            but it does not tell who the owner is.
+        expires_at: When the transfer token ends, aware; ``None`` without a token.
+    """
+
+    code: ClassVar[str] = "ownership_conflict"
+    provider: str
+    account_id: str
+    transfer_token: str | None = field(default=None, repr=False)
+    expires_at: datetime | None = None
+
+    def redirect_url(self, base: str) -> str:
+        """Return ``base?error=ownership_conflict#transfer_token=...``.
+
+        The token is in the fragment, which browsers keep from servers, logs and Referer headers; never in the query.
+
+        Raises:
+            ConfigurationError: ``base`` is no text, or has a fragment, white space or control characters.
+        """
+        url = with_query(base, "error", self.code)
+        return url if self.transfer_token is None else f"{url}#transfer_token={self.transfer_token}"
+
+    def as_problem(self) -> dict[str, Any]:
+        """Return a problem document: the same for every owner, without owner or e-mail.
+
+        Source: RFC 9457, section 3.
+        """
+        problem: dict[str, Any] = {
+            "type": f"urn:accountlink:{self.code}",
+            "title": "This provider account is linked to another user.",
+            "status": 409,
+            "code": self.code,
+            "provider": self.provider,
+        }
+        if self.transfer_token is not None and self.expires_at is not None:
+            problem["transfer_token"] = self.transfer_token
+            problem["expires_at"] = self.expires_at.isoformat()
+        return problem
+
+
+def conflict_with(owner_id: object, conflict: OwnershipConflict) -> OwnershipConflict:
+    """Tell a conflict who the owner is, for the server's own log."""
+    object.__setattr__(conflict, "_owner", Concealed(owner_id))
+    return conflict
+
+
+@sealed
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unlinked(NoTruth, Generic[UserId, LinkId]):
+    """The link is dead or gone, by this call or by an earlier one.
+
+    Attributes:
+        account: The row as it is now, or as it was when it was deleted.
+    """
+
+    code: ClassVar[str] = "unlinked"
+    account: LinkedAccount[UserId, LinkId]
+
+    def redirect_url(self, base: str) -> str:
+        """Return ``base`` with ``connection=unlinked`` merged into its query.
+
+        Raises:
+            ConfigurationError: ``base`` is no text, or has a fragment, white space or control characters.
+        """
+        return with_query(base, "connection", "unlinked")
+
+
+@sealed
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Transferred(NoTruth, Generic[UserId, LinkId]):
+    """The link is this user's now, under its old id, and nothing of the former owner's credentials is left in it.
+
+    Attributes:
+        account: The row, as it is now.
+        previous_owner_id: Who had it: for the server, to let them know. A ``repr`` does not show it; encoders do, so do
+            not send the outcome itself to a browser.
+    """
+
+    code: ClassVar[str] = "transferred"
+    account: LinkedAccount[UserId, LinkId]
+    previous_owner_id: UserId = field(repr=False)
+
+    def redirect_url(self, base: str) -> str:
+        """Return ``base`` with ``connection=success`` merged into its query.
+
+        Raises:
+            ConfigurationError: ``base`` is no text, or has a fragment, white space or control characters.
+        """
+        return with_query(base, "connection", "success")
+
+
+@sealed
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AlreadyOwner(NoTruth, Generic[UserId, LinkId]):
+    """A live link to this account is the user's already: by an earlier transfer or by a link. Nothing was written.
+
+    Attributes:
+        account: The user's row, as it is.
+    """
+
+    code: ClassVar[str] = "already_owner"
+    account: LinkedAccount[UserId, LinkId]
+
+    def redirect_url(self, base: str) -> str:
+        """Return ``base`` with ``connection=success`` merged into its query.
+
+        Raises:
+            ConfigurationError: ``base`` is no text, or has a fragment, white space or control characters.
+        """
+        return with_query(base, "connection", "success")
