@@ -64,8 +64,8 @@ FAULTS: Final[dict[str, Fault]] = {
     ),
     "sqlite: a transaction begins without the lock": Fault(
         file="database/sqlite.py",
-        old='connection.exec_driver_sql("BEGIN IMMEDIATE")',
-        new='connection.exec_driver_sql("BEGIN")',
+        old='!= "AUTOCOMMIT":\n        connection.exec_driver_sql("BEGIN IMMEDIATE")',
+        new='!= "AUTOCOMMIT":\n        connection.exec_driver_sql("BEGIN")',
         test=RACES,
         only="one_user_racing_themselves and sqlite and not policy",
     ),

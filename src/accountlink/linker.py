@@ -1,32 +1,31 @@
-"""AccountLinker: facts in, a decision from core, act, an outcome out."""
+"""AccountLinker: arguments in, one call, an outcome out."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final, Generic, assert_never, overload
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
-from accountlink.database import attempts
+from accountlink.database.patience import Patience
 from accountlink.database.sessions import forget_held, hand_over_held, refresh_held
-from accountlink.database.transactions import Bind, Place, ask, place_of
+from accountlink.database.transactions import Bind, Needs, Place, done, place_of, read, run
 from accountlink.errors import (
     AccountMismatch,
     AccountNotFound,
     AmbiguousAccount,
-    BlockedByConstraint,
     ConfigurationError,
     LastAccount,
     LinkBlocked,
     OutcomeUnknown,
-    StoreBusy,
     TokenForged,
 )
-from accountlink.linking.codec import shape_of
+from accountlink.linking.call import Call
+from accountlink.linking.refusals import explain
 from accountlink.linking.store import AccountStore
 from accountlink.outbox.consuming import Batch, Delivery, consume
 from accountlink.outbox.deliveries import Hold, holder
@@ -34,21 +33,19 @@ from accountlink.outbox.reading import link_events
 from accountlink.outbox.table import checked_outbox
 from accountlink.tables.arguments import (
     NO_TIME,
-    Ids,
     check_callable,
     check_kind,
     check_span,
     mapping_of,
     milliseconds,
-    moment_of,
 )
 from accountlink.tables.mapping import AccountMapping, HasIds
+from accountlink.tables.rows import present
 from accountlink.transfers.redeeming import Guard, Transfers, ledger_of
 from accountlink.transfers.signing import Secrets
 from accountlink.values.credentials import TokenSet
-from accountlink.values.decide import BY_SPELLING, RUNS
 from accountlink.values.events import LinkEvent
-from accountlink.values.facts import Answer, Arm
+from accountlink.values.facts import Answer, Arm, Failure
 from accountlink.values.identity import ProviderIdentity
 from accountlink.values.outcomes import (
     AlreadyOwner,
@@ -63,8 +60,7 @@ from accountlink.values.outcomes import (
     conflict_with,
 )
 from accountlink.values.policy import Ownership, Removal
-from accountlink.values.secrecy import Concealed, Parameters
-from accountlink.values.text import check_identifier, check_provider
+from accountlink.values.secrecy import Concealed
 
 TRANSFER_LIFETIME: Final = timedelta(minutes=10)
 LOCK_TIMEOUT: Final = timedelta(seconds=10)
@@ -72,10 +68,6 @@ LEASE: Final = timedelta(minutes=1)
 
 Values = Mapping[Any, object]
 """Application columns to fill: mapped attributes or columns of the table, and their values."""
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
 
 
 class AccountLinker(Generic[UserId, LinkId]):
@@ -136,7 +128,7 @@ class AccountLinker(Generic[UserId, LinkId]):
         accounts: AccountMapping[UserId, LinkId] | type[HasIds[UserId, LinkId]],
         *,
         secrets: Secrets = (),
-        clock: Callable[[], datetime] = _now,
+        clock: Callable[[], datetime] = present,
         guard_last: Guard[UserId] | None = None,
         ledger: sa.Table | None = None,
         outbox: sa.Table | None = None,
@@ -146,15 +138,14 @@ class AccountLinker(Generic[UserId, LinkId]):
         self.mapping: Final[AccountMapping[UserId, LinkId]] = mapping_of(accounts)
         kept = ledger_of(self.mapping, ledger)
         self.ledger: Final[sa.Table | None] = kept
-        self._store: Final = AccountStore(self.mapping, kept, None if outbox is None else checked_outbox(outbox))
+        told = None if outbox is None else checked_outbox(outbox)
+        self._store: Final = AccountStore(self.mapping, kept, told, clock=check_callable("clock", clock))
         self._tables: Final = [table for table in (self.mapping.table, kept, outbox) if table is not None]
-        self._codec: Final = self._store.codec
-        self._ids: Final = Ids(self.mapping)
+        self._calls: Final = self._store.calls
         check_span("transfer_lifetime", transfer_lifetime)
         self._transfers: Final = Transfers(
             self._store, secrets=secrets, ledger=kept, lifetime=transfer_lifetime, guard=guard_last
         )
-        self._clock: Final = check_callable("clock", clock)
         self._guard: Final = None if guard_last is None else check_callable("guard_last", guard_last)
         self._lock_timeout: Final = milliseconds("lock_timeout", lock_timeout)
 
@@ -206,45 +197,50 @@ class AccountLinker(Generic[UserId, LinkId]):
             sqlalchemy.exc.DBAPIError: Any other violation (a foreign key, a check, another table's unique index), as
                 SQLAlchemy raised it, without the statement's parameters.
         """
-        self._ids.check_user(user_id)
-        check_kind("identity", identity, ProviderIdentity)
-        check_kind("credentials", credentials, TokenSet, type(None))
-        brought = self._codec.credentials(credentials)
-        insert, insert_values = self._codec.application("insert", values)
-        update, more_values = self._codec.application("update", update_values)
-        values = update_values = None  # a traceback with locals shows what a frame still holds
-        now = self._now()
-        parameters = Parameters(
-            self._codec.identity(identity)
-            | self._codec.stamps(now)
-            | self._store.occasion(now)
-            | brought
-            | insert_values
-            | more_values
-            | {"al_user_id": user_id}
+        call = self._calls.link(
+            user_id=user_id,
+            identity=identity,
+            credentials=credentials,
+            expect=expect,
+            values=values,
+            update_values=update_values,
         )
-        if expect is not None:
-            self._ids.check_link(expect)
-            parameters["al_id"] = expect
-        if self._codec.recoded and (respelt := self._codec.respelt(parameters)):
-            raise BlockedByConstraint(constraint=None, columns=respelt, rule=BY_SPELLING)
-        place = await self._place(bind)
-        self._bound(place, parameters)
-        shape = shape_of(parameters, insert=insert, update=update)
-        work = partial(self._store.link, shape=shape, parameters=parameters)
-        probe = None if shape.expect else partial(self._store.probe, shape=shape, parameters=parameters)
-        look = partial(self._store.obstacle, parameters=parameters)
-        again = tell = None
-        if self._store.outbox is not None:
-            again = partial(self._store.link, shape=replace(shape, again=True), parameters=parameters)
-            tell = partial(self._store.tell_conflict, parameters=parameters, again=True)
-        answer = await attempts.settle(
-            place, work, again=again, probe=probe, look=look, tell=tell, provider=identity.provider
-        )
-        outcome = self._outcome(answer, identity, user_id)
+        place = await place_of(bind, self.mapping, tables=self._tables)
+        outcome = self._outcome(await self._settled(place, call, identity.provider), identity, user_id)
         if place.session is not None and isinstance(outcome, Linked):
-            attempts.done(place, await refresh_held(place.session, self.mapping, outcome.account.id))
+            done(place, await refresh_held(place.session, self.mapping, outcome.account.id))
         return outcome
+
+    async def _settled(self, place: Place, call: Call, provider: str) -> Answer[UserId, LinkId]:
+        """Run a link until it is settled."""
+        store, patience, call = self._store, Patience(), call.within(self._lock_timeout_on(place))
+        again = partial(store.link, call=replace(call, is_repeated=True)) if store.outbox is not None else None
+
+        async def silent() -> Answer[UserId, LinkId] | Failure | None:
+            """Insert, once the link has been run in vain, so that a unique index says what keeps coming between."""
+            if patience.runs > 0:
+                return None
+            patience.causes -= 1
+            patience.runs = min(1, patience.causes)
+            return None if call.link_id is not None else await place.attempt(partial(store.probe, call=call))
+
+        async def refused(violation: Failure) -> Answer[UserId, LinkId] | None:
+            """Find out what is behind a unique violation; a conflict that is found there has an event, too."""
+            look = partial(store.obstacle, call=call)
+            settled = await explain(place, violation, look, provider=provider, patience=patience)
+            if settled is not None and settled.account is not None and store.outbox is not None:
+                told = partial(store.tell_conflict, call=replace(call, is_repeated=True), owned=settled.account)
+                await run(place, told, patience)
+            return settled
+
+        return await run(
+            place,
+            partial(store.link, call=call),
+            patience,
+            again=again,
+            silent=silent,
+            refused=refused,
+        )
 
     def _outcome(
         self, answer: Answer[UserId, LinkId], identity: ProviderIdentity, user_id: UserId
@@ -274,7 +270,7 @@ class AccountLinker(Generic[UserId, LinkId]):
         *,
         table: str = "",
     ) -> OwnershipConflict:
-        offer = self._transfers.offer(owned, version, table=table, claimant=claimant, now=self._now())
+        offer = self._transfers.offer(owned, version, table=table, claimant=claimant, now=self._store.now())
         token, expires_at = offer or (None, None)
         conflict = OwnershipConflict(
             provider=identity.provider,
@@ -324,32 +320,20 @@ class AccountLinker(Generic[UserId, LinkId]):
                 :meth:`link`.
             sqlalchemy.exc.DBAPIError: Any other violation, as for :meth:`link`.
         """
-        presented, token = Concealed[object](token), ""  # a traceback with locals shows what a frame still holds
-        self._ids.check_user(user_id)
-        check_kind("credentials", credentials, TokenSet, type(None))
-        check_span("max_auth_age", max_auth_age, least=NO_TIME, optional=True)
+        presented, token = Concealed[object](token), ""  # error reports that show a frame's locals show no token
+        self._store.check_id("user_id", user_id, what="user_id")
+        if max_auth_age is not None:
+            check_span("max_auth_age", max_auth_age, least=NO_TIME)
+        now = self._store.now()
+        call = self._calls.transfer(now=now, user_id=user_id, credentials=credentials)
         claim = self._transfers.claim(presented, claimant=user_id)
-        if not self._ids.may_be_link(claim.link_id):
+        if not self._store.may_be_id("id", claim.link_id):
             raise TokenForged
-        now = self._now()
-        brought = self._codec.credentials(credentials)
-        parameters = Parameters(
-            self._codec.transfer(now)
-            | self._store.occasion(now)
-            | brought
-            | {"al_id": claim.link_id, "al_user_id": user_id}
-        )
-        place = await self._place(bind, several_statements=self._guard is not None)
-        self._bound(place, parameters)
-        outcome = await self._transfers.redeem(
-            place,
-            claim,
-            parameters,
-            shape=shape_of(parameters),
-            expired=claim.has_expired(now, max_age=max_auth_age),
-        )
+        place = await self._place(bind, guarded=True)
+        call = replace(call, link_id=claim.link_id).within(self._lock_timeout_on(place))
+        outcome = await self._transfers.redeem(place, claim, call, now=now, max_age=max_auth_age)
         if place.session is not None and isinstance(outcome, Transferred):
-            attempts.done(place, await hand_over_held(place.session, self.mapping, outcome.account.id))
+            done(place, await hand_over_held(place.session, self.mapping, outcome.account.id))
         return outcome
 
     # -- reading ------------------------------------------------------------------------------------------------------
@@ -368,8 +352,8 @@ class AccountLinker(Generic[UserId, LinkId]):
             InvalidIdentity: A provider that cannot be one.
             ConfigurationError, StoreBusy, StoreUnavailable, RetryTransaction: As for :meth:`link`.
         """
-        parameters = self._of_user(user_id, provider)
-        return await attempts.read(await self._place(bind), partial(self._store.accounts, parameters=parameters))
+        call = self._calls.reading(user_id=user_id, provider=provider)
+        return await read(await self._place(bind), partial(self._store.accounts, call=call))
 
     async def unlinked(
         self, bind: Bind, *, user_id: UserId, provider: str | None = None
@@ -392,8 +376,8 @@ class AccountLinker(Generic[UserId, LinkId]):
         """
         if self.mapping.policy.removal is Removal.DELETE:
             raise ConfigurationError("unlinked() needs Removal.SOFT: Removal.DELETE keeps no row of a removed link.")
-        parameters = self._of_user(user_id, provider)
-        return await attempts.read(await self._place(bind), partial(self._store.unlinked, parameters=parameters))
+        call = self._calls.reading(user_id=user_id, provider=provider)
+        return await read(await self._place(bind), partial(self._store.unlinked, call=call))
 
     async def account(
         self, bind: Bind, *, user_id: UserId, link_id: LinkId | None = None, provider: str | None = None
@@ -413,13 +397,10 @@ class AccountLinker(Generic[UserId, LinkId]):
             InvalidIdentity: A provider that cannot be one.
             StoreBusy, StoreUnavailable, RetryTransaction: As for :meth:`link`.
         """
-        parameters = self._of_user(user_id, provider)
-        if link_id is not None:
-            self._ids.check_link(link_id)
-            parameters["al_id"] = link_id
-        if len(parameters) == 1:
+        call = self._calls.reading(user_id=user_id, provider=provider, link_id=link_id)
+        if provider is None and link_id is None:
             raise ConfigurationError("account() needs a link_id or a provider.")
-        found = await attempts.read(await self._place(bind), partial(self._store.accounts, parameters=parameters))
+        found = await read(await self._place(bind), partial(self._store.accounts, call=call))
         if not found:
             raise AccountNotFound
         if len(found) > 1:
@@ -443,13 +424,10 @@ class AccountLinker(Generic[UserId, LinkId]):
             raise ConfigurationError(
                 "find_owner() needs Ownership.EXCLUSIVE: otherwise an account may have several owners."
             )
-        parameters = Parameters(
-            al_provider=self._codec.provider(check_provider(provider)),
-            al_account_id=check_identifier(account_id, field="account_id"),
-        )
-        if self._codec.recoded and self._codec.respelt(parameters):
+        call = self._calls.finding(provider=provider, account_id=account_id)
+        if call is None:
             return None
-        return await attempts.read(await self._place(bind), partial(self._store.find_owner, parameters=parameters))
+        return await read(await self._place(bind), partial(self._store.find_owner, call=call))
 
     def events(
         self, engine: AsyncEngine, *, poll: timedelta | None = None, lease: timedelta = LEASE
@@ -509,7 +487,7 @@ class AccountLinker(Generic[UserId, LinkId]):
             raise ConfigurationError(f"{what}() needs AccountLinker(outbox=link_outbox(Base.metadata)).")
         check_kind("engine", engine, AsyncEngine)
         reading = link_events(self.mapping, self._store.outbox, engine.dialect)
-        return partial(holder, engine, reading, self._now, tables=self._tables)
+        return partial(holder, engine, reading, self._store.now, tables=self._tables)
 
     # -- unlinking ----------------------------------------------------------------------------------------------------
 
@@ -537,71 +515,38 @@ class AccountLinker(Generic[UserId, LinkId]):
                 AUTOCOMMIT.
             StoreBusy, StoreUnavailable, RetryTransaction, OutcomeUnknown: As for :meth:`link`.
         """
-        self._ids.check_user(user_id)
-        self._ids.check_link(link_id)
-        now = self._now()
-        parameters = Parameters(al_user_id=user_id, al_id=link_id) | self._codec.removal(now)
-        if reason is not None:
-            parameters["al_reason"] = reason = self._codec.reason(reason)
-        parameters = Parameters(parameters | self._store.occasion(now, None if reason is None else {"reason": reason}))
-        place = await self._place(bind, several_statements=self._guard is not None)
-        self._bound(place, parameters)
-        account = await self._removed(place, parameters)
+        call = self._calls.unlink(user_id=user_id, link_id=link_id, reason=reason)
+        place = await self._place(bind, guarded=True)
+        account = await self._removed(place, call.within(self._lock_timeout_on(place)))
         if place.session is not None:
             sync = forget_held if self.mapping.policy.removal is Removal.DELETE else refresh_held
-            attempts.done(place, await sync(place.session, self.mapping, account.id))
+            done(place, await sync(place.session, self.mapping, account.id))
         return Unlinked(account=account)
 
-    async def _removed(self, place: Place, parameters: Parameters) -> LinkedAccount[UserId, LinkId]:
-        patience = attempts.Patience()
-        for _ in range(RUNS):
-            if self._guard is None:
-                account = await attempts.run(place, partial(self._store.unlink, parameters=parameters), patience)
-            else:
-                account = await self._guarded(place, patience, self._guard, parameters)
-            if account is not None:
-                return account
-            if not await attempts.read(place, partial(self._store.exists, parameters=parameters)):
-                if patience.ambiguous:  # an attempt whose answer was lost may have been the one that deleted it
-                    raise OutcomeUnknown
-                raise AccountNotFound
-        raise StoreBusy
+    async def _removed(self, place: Place, call: Call) -> LinkedAccount[UserId, LinkId]:
+        """Run an unlink until it is settled."""
+        store, guard, patience = self._store, self._guard, Patience()
 
-    async def _guarded(
-        self,
-        place: Place,
-        patience: attempts.Patience,
-        guard: Guard[UserId],
-        parameters: Parameters,
-    ) -> LinkedAccount[UserId, LinkId] | None:
-        """Unlink under a lock on all of the user's live links, so that two last ones cannot go at once."""
-
-        async def talk(connection: AsyncConnection) -> LinkedAccount[UserId, LinkId] | None:
-            last = await connection.run_sync(self._store.locks_last, parameters)
-            if last and not await ask(guard, connection, Concealed(parameters["al_user_id"])):
+        def work(connection: sa.Connection) -> LinkedAccount[UserId, LinkId] | None:
+            """Unlink, under a lock on all of the user's live links if there is a guard: two last ones cannot go."""
+            is_last = guard is not None and store.locks_last(connection, call)
+            if guard is not None and is_last and not place.ask(guard, connection, Concealed(call.user_id)):
                 raise LastAccount
-            return await connection.run_sync(self._store.unlink, parameters)
+            return store.unlink(connection, call)
 
-        return await attempts.converse(place, talk, patience)
+        async def silent() -> None:
+            if not await read(place, partial(store.exists, call=call)):
+                # An attempt whose answer was lost may have been the one that deleted it.
+                raise OutcomeUnknown if patience.ambiguous else AccountNotFound
 
-    # -- what a call must bring ---------------------------------------------------------------------------------------
+        return await run(place, work, patience, silent=silent)
 
-    def _of_user(self, user_id: UserId, provider: str | None) -> Parameters:
-        self._ids.check_user(user_id)
-        parameters = Parameters(al_user_id=user_id)
-        if provider is not None:
-            parameters["al_provider"] = self._codec.provider(check_provider(provider))
-        return parameters
+    # -- where -----------------------------------------------------------------------------------------------
 
-    def _now(self) -> datetime:
-        return moment_of(self._clock)
+    def _lock_timeout_on(self, place: Place) -> str | None:
+        """How long statements wait for locks in a transaction of our own; in a caller's, the caller's settings rule."""
+        return self._lock_timeout if place.owned and place.dialect == "postgresql" else None
 
-    def _bound(self, place: Place, parameters: Parameters) -> None:
-        """Let the statement bound its own waiting, in a transaction of our own; a caller's settings are his."""
-        if self._lock_timeout is not None and place.owned and place.dialect == "postgresql":
-            parameters["al_lock_timeout"] = self._lock_timeout
-
-    async def _place(self, bind: Bind, *, several_statements: bool = False) -> Place:
-        place = attempts.reached(await place_of(bind, self.mapping, several_statements=several_statements))
-        place.tables = self._tables
-        return place
+    async def _place(self, bind: Bind, *, guarded: bool = False) -> Place:
+        needs = Needs.TRANSACTION if guarded and self._guard is not None else Needs.STATEMENT
+        return await place_of(bind, self.mapping, tables=self._tables, needs=needs, wanted_by="guard_last")

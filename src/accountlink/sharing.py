@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import secrets as randomness
-from base64 import urlsafe_b64encode
-from collections.abc import AsyncGenerator, Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
 from functools import partial
-from hashlib import sha256
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from accountlink.database import attempts
+from accountlink.database.patience import Patience
 from accountlink.database.sessions import hand_over_held, refresh_held
-from accountlink.database.transactions import (
-    AutocommitConnection,
-    Bind,
-    FreshTransactions,
-    Place,
-    Work,
-    place_of,
-)
-from accountlink.errors import AccountNotFound, ConfigurationError, GrantRejected, OutcomeUnknown, StoreBusy
+from accountlink.database.transactions import Bind, Needs, Place, Work, done, nothing_more, place_of, read, run
+from accountlink.errors import AccountNotFound, ConfigurationError, GrantRejected
+from accountlink.grants.call import TOKEN_BYTES, TOKEN_LENGTH, GrantCall, GrantCalls
 from accountlink.grants.events import grant_events
 from accountlink.grants.mapping import GrantMapping
 from accountlink.grants.store import GrantStore
@@ -34,34 +27,19 @@ from accountlink.outbox.deliveries import Hold, holder
 from accountlink.outbox.table import checked_outbox
 from accountlink.tables.arguments import (
     check_callable,
-    check_id,
     check_kind,
-    check_span,
     mapping_of,
     milliseconds,
-    moment_of,
 )
-from accountlink.tables.exact import Spelling
 from accountlink.tables.idtype import IdType
 from accountlink.tables.mapping import AccountMapping
 from accountlink.tables.mixin import LinkedAccountMixin
 from accountlink.tables.type_layers import plain_type
-from accountlink.values.decide import CAUSES, RUNS
 from accountlink.values.events import GrantEvent
-from accountlink.values.facts import Failure, Trouble
+from accountlink.values.facts import Failure
 from accountlink.values.grants import AlreadyGranted, Grant, Granted, IssuedGrant, Revoked, after_violation, issued_with
-from accountlink.values.secrecy import Concealed, ConcealedText, Parameters
-from accountlink.values.text import storable
+from accountlink.values.secrecy import Concealed
 
-TOKEN_BYTES: Final = 32
-"""Of randomness in a token: 256 bits."""
-TOKEN_LENGTH: Final = 43
-"""Characters: of a token in URL-safe base64 without padding, and of its SHA-256 too."""
-MAX_TOKEN: Final = 4096
-"""Characters: a longer text is no token, here or in a table that held tokens before."""
-MAX_USES: Final = 2**31 - 1
-_NO_TEXT: Final = b"\xff"
-"""No text has this byte in UTF-8, so that what is hashed with it in front is the hash of no token."""
 T = TypeVar("T")
 Accounts = AccountLinker[Any, Any] | AccountMapping[Any, Any] | type[LinkedAccountMixin]
 """What says where links live: a linker, a mapping, or a model with the mixin."""
@@ -103,12 +81,11 @@ class ShareGrants:
     ) -> None:
         self.mapping: Final = _mapping_of(grants, one_active_per_pair=one_active_per_pair)
         told = None if outbox is None else checked_outbox(outbox)
-        self._store: Final = GrantStore(self.mapping, _links_of(self.mapping, accounts), told, clock=clock is not None)
+        given = None if clock is None else check_callable("clock", clock)
+        self._store: Final = GrantStore(self.mapping, _links_of(self.mapping, accounts), told, clock=given)
         self._tables: Final = _tables_of(self.mapping, accounts, told)
-        self._owner_type: Final = None if accounts is None else IdType.of(_accounts_of(accounts).columns["user_id"])
-        self._types: Final = {role: IdType.of(column) for role, column in self.mapping.columns.items()}
-        self._spelling: Final = Spelling(self.mapping, self.mapping.token_role)
-        self._clock: Final = _now if clock is None else check_callable("clock", clock)
+        owner = None if accounts is None else IdType.of(_accounts_of(accounts).columns["user_id"])
+        self._calls: Final = GrantCalls(self.mapping, self._store, owner=owner)
         self._lock_timeout: Final = milliseconds("lock_timeout", lock_timeout)
 
     # -- issuing ------------------------------------------------------------------------------------------------------
@@ -136,20 +113,14 @@ class ShareGrants:
             OutcomeUnknown: A grant may be there whose token nobody has. Issue another.
             sqlalchemy.exc.DBAPIError: Any other violation, such as a grantor who is no user, without parameters.
         """
-        self._check("grantor_id", grantor_id)
-        self._check_terms(expires_in, max_uses)
         token = Concealed(randomness.token_urlsafe(TOKEN_BYTES))
-        parameters = Parameters(self._made(token), al_grantor_id=grantor_id, al_max_uses=max_uses)
-        if link_id is not None:
-            self._check_link(link_id)
-            if self._owner_type is not None and not self._owner_type.holds(grantor_id):
-                raise AccountNotFound
-            parameters.update(al_link_id=link_id, al_shared_link=link_id, al_shared_owner=grantor_id)
+        call = self._calls.issue(
+            token, grantor_id=grantor_id, link_id=link_id, expires_in=expires_in, max_uses=max_uses
+        )
         place = await self._place(bind)
-        self._stamp(place, parameters, expires_in)
-        patience = attempts.Patience()
-        made = partial(self._store.issue, parameters=parameters)
-        grant = await self._settled(place, made, patience, retried=partial(self._store.issued, parameters=parameters))
+        call = self._timed(call, place, expires_in)
+        made, retried = partial(self._store.issue, call=call), partial(self._store.issued, call=call)
+        grant = await self._settled(place, made, retried=retried)
         if grant is None:
             raise AccountNotFound
         await self._in_step(place, grant.id, ())
@@ -188,19 +159,11 @@ class ShareGrants:
             RetryTransaction, StoreBusy, StoreUnavailable, OutcomeUnknown: As for :meth:`AccountLinker.link`.
             sqlalchemy.exc.DBAPIError: Any other violation, as for :meth:`issue`.
         """
-        presented, token = Concealed[object](token), ""  # a traceback with locals shows what a frame still holds
-        self._check("grantee_id", grantee_id)
-        parameters = Parameters(self._presented(presented, user=grantee_id), al_grantee_id=grantee_id)
-        parameters["al_grantee_id_as_grantor_id"] = grantee_id
+        presented, token = Concealed[object](token), ""  # error reports that show a frame's locals show no token
+        call = self._calls.redeem(presented, grantee_id=grantee_id)
         place = await self._place(bind, pairs=self.mapping.one_active_per_pair)
-        self._stamp(place, parameters)
-        patience, redeem = attempts.Patience(), partial(self._store.redeem, parameters=parameters)
-        for _ in range(RUNS):
-            redeemed = await self._settled(place, redeem, patience)
-            if redeemed is not None:
-                break
-        else:
-            raise OutcomeUnknown if patience.ambiguous else StoreBusy
+        work = partial(self._store.redeem, call=self._timed(call, place))
+        redeemed = await self._settled(place, work, silent=nothing_more)
         if redeemed.outcome is None:
             raise GrantRejected
         await self._in_step(place, redeemed.outcome.grant.id, redeemed.ended)
@@ -227,22 +190,10 @@ class ShareGrants:
             RetryTransaction, StoreBusy, StoreUnavailable, OutcomeUnknown: As for :meth:`AccountLinker.link`.
         """
         presented = None if token is None else Concealed[object](token)
-        token = None
-        self._check("grantor_id", grantor_id)
-        if (grant_id is None) == (presented is None):
-            raise ConfigurationError("revoke() needs a grant_id or a token, and not both.")
-        parameters = Parameters(al_grantor_id=grantor_id)
-        if presented is not None:
-            role = self.mapping.token_role
-            parameters.update(self._presented(presented))
-        else:
-            role = "id"
-            self._check("id", grant_id, what="grant_id", outside=GrantRejected)
-            parameters["al_id"] = grant_id
+        token = None  # error reports that show a frame's locals show no token
+        call = self._calls.revoke(grantor_id=grantor_id, grant_id=grant_id, token=presented)
         place = await self._place(bind)
-        self._stamp(place, parameters)
-        revoke = partial(self._store.revoke, parameters=parameters, role=role)
-        ended = await attempts.run(place, revoke, attempts.Patience())
+        ended = await run(place, partial(self._store.revoke, call=self._timed(call, place)), Patience())
         if ended is None:
             raise GrantRejected
         await self._in_step(place, ended.grant.id, ended.others)
@@ -262,11 +213,11 @@ class ShareGrants:
             RetryTransaction, StoreBusy, StoreUnavailable, OutcomeUnknown: As for :meth:`AccountLinker.link`.
         """
         place = await self._place(bind)
-        parameters = self._store.moments(place.dialect, moment_of(self._clock))
-        ended = await attempts.run(place, partial(self._store.expire, parameters=parameters), attempts.Patience())
+        call = self._store.timed(GrantCall(), place.dialect)
+        ended = await run(place, partial(self._store.expire, call=call), Patience())
         if place.session is not None:
             for grant_id in ended:
-                attempts.done(place, await refresh_held(place.session, self.mapping, grant_id))
+                done(place, await refresh_held(place.session, self.mapping, grant_id))
         return len(ended)
 
     # -- reading ------------------------------------------------------------------------------------------------------
@@ -291,19 +242,10 @@ class ShareGrants:
             ConfigurationError: None of the three was given, or an id of the wrong type.
             RetryTransaction, StoreBusy, StoreUnavailable: As for :meth:`AccountLinker.link`.
         """
-        given = {"grantor_id": grantor_id, "grantee_id": grantee_id, "link_id": link_id}
-        roles = tuple(role for role, value in given.items() if value is not None)
-        if not roles:
-            raise ConfigurationError("active() needs a grantor_id, a grantee_id or a link_id.")
-        for role in roles:
-            if role == "link_id":
-                self._check_link(given[role])
-            else:
-                self._check(role, given[role])
+        call = self._calls.active(grantor_id=grantor_id, grantee_id=grantee_id, link_id=link_id)
         place = await self._place(bind)
-        parameters = Parameters((f"al_{role}", given[role]) for role in roles)
-        parameters |= self._store.moments(place.dialect, moment_of(self._clock))
-        return await attempts.read(place, partial(self._store.active, parameters=parameters, roles=roles))
+        call = self._store.timed(call, place.dialect)
+        return await read(place, partial(self._store.active, call=call))
 
     def events(
         self, engine: AsyncEngine, *, poll: timedelta | None = None, lease: timedelta = LEASE
@@ -351,96 +293,29 @@ class ShareGrants:
             raise ConfigurationError(f"{what}() needs ShareGrants(outbox=link_outbox(Base.metadata)).")
         check_kind("engine", engine, AsyncEngine)
         reading = grant_events(self.mapping, self._store.outbox, engine.dialect)
-        return partial(holder, engine, reading, partial(moment_of, self._clock), tables=self._tables)
+        return partial(holder, engine, reading, self._store.now, tables=self._tables)
 
-    # -- what a call must bring ---------------------------------------------------------------------------------------
+    # -- where and when -----------------------------------------------------------------------------------------------
 
-    def _check(self, role: str, value: object, *, what: str | None = None, outside: Any = None) -> None:
-        check_id(what or role, value, self.mapping.columns[role].name, self._types[role], outside=outside)
-
-    def _check_link(self, link_id: object) -> None:
-        if "link_id" not in self.mapping.columns:
-            raise ConfigurationError(
-                f"{self.mapping.name!r} has no 'link_id' column mapped. Make the table with grants_table(..., "
-                "link_id=Connection.id), map link_id=..., or pass no link_id."
-            )
-        self._check("link_id", link_id, outside=AccountNotFound)
-
-    def _check_terms(self, expires_in: object, max_uses: object) -> None:
-        check_span("expires_in", expires_in)
-        if isinstance(max_uses, bool) or not isinstance(max_uses, int) or not 1 <= max_uses <= MAX_USES:
-            raise ConfigurationError(f"max_uses= takes a whole number from 1 to {MAX_USES}.")
-        if max_uses > 1 and not self.mapping.is_own:
-            raise ConfigurationError(
-                f"{self.mapping.name!r} has one row per token, which serves max_uses=1 only. Issue a token for each "
-                "user, or use the library's own table: ShareGrants(grants_table(Base.metadata))."
-            )
-
-    def _made(self, token: Concealed[str]) -> Parameters:
-        """The parameters of a new token.
-
-        Raises:
-            ConfigurationError: The column's type makes another text of it, by which it would never be found.
-        """
-        made = self._parameters(token.reveal())
-        role = self.mapping.token_role
-        if not self._spelling.keeps(made[f"al_{role}"]):
-            raise ConfigurationError(
-                f"{self.mapping.columns[role].name!r} of {self.mapping.name!r} has a type that changes the text it is "
-                "given, and a token, or its hash, is compared byte by byte. Use a type that keeps it as it is."
-            )
-        return made
-
-    def _presented(self, token: Concealed[Any], *, user: object = None) -> Parameters:
-        """The parameters by which a token is looked up; what cannot be one is looked up, too, and not found."""
-        text = token.reveal()
-        if not isinstance(text, str) or not text.strip() or len(text) > MAX_TOKEN or not storable(text):
-            text = randomness.token_urlsafe(TOKEN_BYTES)
-        found = self._parameters(text, user=user)
-        if not self._spelling.keeps(found[f"al_{self.mapping.token_role}"]):
-            return self._parameters(randomness.token_urlsafe(TOKEN_BYTES), user=user)
-        return found
-
-    def _parameters(self, text: str, *, user: object = None) -> Parameters:
-        if "token_hash" not in self.mapping.columns:
-            return Parameters(al_token=ConcealedText(text))
-        digest = sha256(text.encode()).digest()
-        filled = Parameters(al_token_hash=ConcealedText(_base64(digest)))
-        if user is not None and self.mapping.is_own:
-            stored = self._types["grantee_id"].stored(user)
-            use = sha256(_NO_TEXT + digest + str(stored).encode("utf-8", "surrogatepass")).digest()
-            filled["al_use_hash"] = ConcealedText(_base64(use))
-        return filled
-
-    def _stamp(self, place: Place, parameters: Parameters, expires_in: timedelta | None = None) -> None:
-        now = moment_of(self._clock)
-        parameters |= self._store.moments(place.dialect, now, expires_in)
-        parameters |= self._store.occasion(place.dialect, now, issues=expires_in is not None)
+    def _timed(self, call: GrantCall, place: Place, expires_in: timedelta | None = None) -> GrantCall:
+        """Return a call with its moment, and with a bound for its waiting in a transaction of our own."""
+        timed = self._store.timed(call, place.dialect, expires_in)
         if self._lock_timeout is not None and place.owned and place.dialect == "postgresql":
-            parameters["al_lock_timeout"] = self._lock_timeout
+            return replace(timed, lock_timeout=self._lock_timeout)
+        return timed
 
     async def _place(self, bind: Bind, *, pairs: bool = False) -> Place:
-        if pairs and isinstance(bind, AsyncEngine) and bind.dialect.name == "postgresql":
-            fresh = FreshTransactions(engine=bind, dialect="postgresql")
-            fresh.tables = self._tables
-            return fresh
-        place = attempts.reached(await place_of(bind, self.mapping))
-        place.tables = self._tables
-        if pairs and isinstance(place, AutocommitConnection) and place.dialect == "postgresql":
-            raise ConfigurationError(
-                "one_active_per_pair needs a transaction around two statements, and this connection is in AUTOCOMMIT. "
-                "Pass the engine, or a connection in a transaction."
-            )
-        return place
+        needs = Needs.SNAPSHOTS if pairs else Needs.STATEMENT
+        return await place_of(bind, self.mapping, tables=self._tables, needs=needs, wanted_by="one_active_per_pair")
 
     # -- running ------------------------------------------------------------------------------------------------------
 
     async def _settled(
         self,
         place: Place,
-        work: Work[T],
-        patience: attempts.Patience,
+        work: Work[T | None],
         *,
+        silent: Callable[[], Awaitable[None]] | None = None,
         retried: Work[T | None] | None = None,
     ) -> T:
         """Run a write until it is settled: a unique index that only a race can violate has it run again.
@@ -448,40 +323,32 @@ class ShareGrants:
         Args:
             place: Where.
             work: The write.
-            patience: What is left of trying again.
+            silent: Given where ``None`` says that a concurrent transaction came between.
             retried: Finds what an attempt has written whose answer was lost.
         """
-        causes = CAUSES
-        while isinstance(result := await place.attempt(work), Failure):
-            if result.trouble not in (Trouble.UNIQUE, Trouble.DEFERRABLE):
-                await patience.recover(place, result)
-                continue
+        patience = Patience()
+
+        async def refused(violation: Failure) -> T | None:
             if patience.ambiguous and retried is not None:
-                written = await attempts.read(place, retried)
+                written = await read(place, retried)
                 if written is not None:
                     return written
-            causes -= 1
-            obstacle = await attempts.read_catalogue(place, partial(self._store.obstacle, failure=result))
-            error = after_violation(result, obstacle, again=causes > 0, owned=place.owned)
+            look = partial(self._store.obstacle, failure=violation)
+            obstacle = await run(place, look, Patience(writes=False, reads_catalogue=True))
+            error = after_violation(violation, obstacle, again=patience.causes > 0, owned=place.owned)
             if error is not None:
                 raise error
-        return result
+            return None
+
+        return await run(place, work, patience, silent=silent, refused=refused)
 
     async def _in_step(self, place: Place, grant_id: object, others: Sequence[object]) -> None:
         """Keep the objects that the caller's session holds in step with what was written."""
         if place.session is None:
             return
-        attempts.done(place, await hand_over_held(place.session, self.mapping, grant_id))
+        done(place, await hand_over_held(place.session, self.mapping, grant_id))
         for other in others:
-            attempts.done(place, await refresh_held(place.session, self.mapping, other))
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
-def _base64(digest: bytes) -> str:
-    return urlsafe_b64encode(digest).decode().rstrip("=")
+            done(place, await refresh_held(place.session, self.mapping, other))
 
 
 def _mapping_of(grants: object, *, one_active_per_pair: bool) -> GrantMapping:

@@ -26,8 +26,9 @@ from accountlink import (
     LinkedAccountMixin,
 )
 from accountlink.doctor.subjects import subject_of
-from accountlink.tables.column_types import Part, form_of, read_moment
+from accountlink.tables.column_types import Part, form_of
 from accountlink.tables.idtype import IdType
+from accountlink.tables.rows import read_moment
 from tests.contract.test_column_types import POLICY, exists, life_of_a_grant, life_of_a_link, links, shares
 from tests.support.databases import Database
 from tests.support.models import EXCLUSIVE_SOFT, Clock, identity, tokens

@@ -32,8 +32,9 @@ from accountlink import (
     Removal,
     ShareGrants,
 )
-from accountlink.tables.column_types import GRANT_PARTS, LINK_PARTS, Part, form_of, read_moment, read_scopes
+from accountlink.tables.column_types import GRANT_PARTS, LINK_PARTS, Part, form_of
 from accountlink.tables.idtype import IdType
+from accountlink.tables.rows import read_moment, read_scopes
 from accountlink.tables.type_layers import POSTGRESQL, SQLITE
 from tests.support.databases import Database
 from tests.support.loose import loose_type

@@ -173,7 +173,7 @@ async def test_the_clock_that_ends_grants_dates_their_events(
 ) -> None:
     """F20: without a clock it is PostgreSQL's own, however wrong the server's is; SQLite has no other."""
     wrong = datetime(2001, 1, 1, tzinfo=UTC)
-    monkeypatch.setattr("accountlink.sharing._now", lambda: wrong)
+    monkeypatch.setattr("accountlink.grants.store.present", lambda: wrong)
     case = await outboxed(own()(), engine, clock=None)
     issued = await case.issue()
     await case.redeem(issued.token)

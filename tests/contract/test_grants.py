@@ -309,7 +309,7 @@ async def test_without_a_clock_the_databases_decides(
 ) -> None:
     """F20: a server whose clock is years off issues, redeems and expires like the others; SQLite has no other clock."""
     wrong = datetime(2001, 1, 1, tzinfo=UTC)
-    monkeypatch.setattr("accountlink.sharing._now", lambda: wrong)
+    monkeypatch.setattr("accountlink.grants.store.present", lambda: wrong)
     off = Sharing(case.shared, case.engine, clock=None)
     before = datetime.now(UTC)
     issued = await off.issue(1)

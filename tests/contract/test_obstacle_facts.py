@@ -9,8 +9,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from accountlink import AccountLinker, BlockedByConstraint, Linked
 from accountlink.database.catalogue import unique_index
+from accountlink.linking.call import Call
 from accountlink.values.facts import Failure, Trouble, UniqueIndex
-from accountlink.values.secrecy import Parameters
 from tests.support.claims import Statements
 from tests.support.databases import collation_without_case, create, run_sql
 from tests.support.models import EXCLUSIVE_SOFT, PER_USER, identity, make_tables
@@ -84,10 +84,10 @@ async def test_a_dead_row_is_in_the_way_only_where_the_index_counts_it(
     linker: AccountLinker[Any, Any] = AccountLinker(variation.mapping())  # type: ignore[arg-type]  # links only here
     linked: Any = await linker.link(engine, user_id=1, identity=identity())
     await linker.unlink(engine, user_id=1, link_id=linked.account.id)
-    parameters = Parameters(linker._codec.identity(identity()) | {"al_user_id": 2})
+    call = Call(user_id=2, identity={"provider": identity().provider, "account_id": identity().account_id})
     refused = failure(table="links", columns=("provider", "account_id"))
     async with engine.connect() as connection:
-        obstacle = await connection.run_sync(lambda sync: linker._store.obstacle(sync, parameters, refused))
+        obstacle = await connection.run_sync(lambda sync: linker._store.obstacle(sync, call, refused))
     assert counted is obstacle.dead
     assert ("wrong-predicate" if counted else None) == obstacle.rule
 

@@ -34,9 +34,7 @@ from accountlink import (
     Transferred,
     link_outbox,
 )
-from accountlink.linking.codec import shape_of
 from accountlink.linking.statements import Shape, Statements
-from accountlink.values.secrecy import Parameters
 from tests.support.binds import BINDS, bound
 from tests.support.claims import CLAIMED, Case
 from tests.support.claims import Statements as Counted
@@ -381,12 +379,13 @@ async def test_a_conflict_behind_a_violation_is_told(engine: AsyncEngine, how: s
 async def test_a_link_that_only_its_last_resort_writes_is_told(engine: AsyncEngine) -> None:
     """After three races without an answer an insert by itself finds out why; where that succeeds, it tells the link."""
     case = await told(engine)
-    now = case.clock.now
     store = case.linker._store
-    bound = Parameters(store.codec.identity(identity()) | store.codec.stamps(now) | store.occasion(now), al_user_id=1)
+    call = store.calls.link(
+        user_id=1, identity=identity(), credentials=None, expect=None, values=None, update_values=None
+    )
     async with engine.begin() as connection:
         for _ in range(2):
-            await connection.run_sync(partial(store.probe, shape=shape_of(bound), parameters=bound))
+            await connection.run_sync(partial(store.probe, call=call))
     assert [("linked", "1", None, "acme", "1")] == await rows(engine, RAW)
 
 

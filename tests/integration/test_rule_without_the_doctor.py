@@ -74,15 +74,15 @@ def _each(connection: sa.Connection, mapping: Mapping) -> Iterator[Rules]:
         judged = judge(subject, table, index, dialect=dialect).rule
         if isinstance(mapping, AccountMapping):
             store: AccountStore[Any, Any] = AccountStore(mapping)
-            otherwise = None if store._is_key(found.columns) else "stale-unique"
+            otherwise = None if store.is_key(found.columns) else "stale-unique"
             dead = (False, True) if subject.soft else (False,)
-            yield judged or otherwise, {store._rule(found, dead=each) or otherwise for each in dead}
+            yield judged or otherwise, {store.rule_of(found, dead=each) or otherwise for each in dead}
         else:
             yield judged, {_of_grants(mapping, found)}
 
 
 def _of_grants(mapping: Any, found: UniqueIndex) -> str | None:
-    return GrantStore(mapping, None, clock=True)._rule(found)
+    return GrantStore(mapping, None, clock=None)._rule(found)
 
 
 def _refused_by(index: Index, dialect: str) -> Failure:

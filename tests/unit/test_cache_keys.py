@@ -106,9 +106,7 @@ def _build(statements: TransferStatements, name: str, shape: Shape) -> Any:
         case "raise_epoch":
             return statements.named() if ledger is None else statements.raise_epoch(ledger)
         case "move":
-            return statements.told(
-                statements.move(shape) if ledger is None else statements.move_and_raise(shape, ledger)
-            )
+            return statements.move_and_tell(shape)
         case "delete_and_raise":
             return statements.delete_and_raise(bounded=shape.bounded)
         case "remove_or_read":

@@ -1,17 +1,21 @@
 """The decision tables: what each fact comes to, and that no refusal is ever read as success."""
 
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from accountlink import (
+    AccountLinker,
     AccountLinkError,
     BlockedByConstraint,
     LinkBlocked,
     LinkedAccount,
+    LinkedAccountMixin,
+    LinkPolicy,
     OutcomeUnknown,
     OwnerLookupFailed,
     OwnerNotFound,
@@ -21,19 +25,12 @@ from accountlink import (
     TokenExpired,
     TokenSuperseded,
 )
-from accountlink.database import attempts
-from accountlink.database.transactions import Place
-from accountlink.values.decide import (
-    CAUSES,
-    RETRIES,
-    Step,
-    after_failure,
-    after_lookup_failure,
-    after_lost_claim,
-    after_violation,
-    of_claim,
-)
-from accountlink.values.facts import Answer, Arm, Claimed, Failure, Obstacle, Trouble, UniqueIndex
+from accountlink.database.patience import CAUSES, RETRIES, Patience, after_failure
+from accountlink.database.transactions import Place, run
+from accountlink.linking.call import Call
+from accountlink.linking.decide import after_lookup_failure, after_violation
+from accountlink.transfers.redeeming import after_lost_claim, of_claim
+from accountlink.values.facts import Answer, Arm, Claimed, Failure, Obstacle, Step, Trouble, UniqueIndex
 
 ERROR: Final = RuntimeError("as the driver raised it")
 OWNER: Final[LinkedAccount[int, int]] = LinkedAccount(id=9, user_id=7, provider="google", account_id="1")
@@ -383,6 +380,19 @@ class TooOften(BaseException):
     """The linker asked more often than any bound allows."""
 
 
+class Base(DeclarativeBase):
+    """Models of these tests."""
+
+
+class Links(LinkedAccountMixin, Base):
+    """Links of one owner."""
+
+    __tablename__ = "links"
+    __link_policy__ = LinkPolicy()
+    id: Mapped[int] = mapped_column(primary_key=True)
+    user_id: Mapped[int]
+
+
 class Scripted(Place):
     """A place that answers each piece of work by its name, always the same, and counts."""
 
@@ -390,7 +400,7 @@ class Scripted(Place):
     session = None
 
     def __init__(self, *, owned: bool, answers: dict[str, object], ambiguous: bool = False) -> None:
-        self.owned, self.reconnects, self.ambiguous = owned, True, ambiguous
+        self.owned, self.reconnects, self.committed = owned, True, ambiguous
         self.answers = answers
         self.asked: list[str] = []
 
@@ -401,29 +411,21 @@ class Scripted(Place):
         return self.answers[self.asked[-1]]
 
 
-def link() -> None:
-    """Named as the work that links."""
-
-
-def probe() -> None:
-    """Named as the insert that may be refused."""
-
-
-def look(*, failure: Failure) -> Obstacle[int, int]:
-    """Named as the look behind a violation."""
-    raise NotImplementedError
+LINKER: Final = AccountLinker[Any, Any](Links)
 
 
 async def settle(place: Scripted, *, may_insert: bool = True) -> Answer[int, int]:
-    work = cast("Any", link), cast("Any", probe) if may_insert else None
-    return await attempts.settle(place, work[0], probe=work[1], look=look, provider="google")
+    named = {"provider": "google", "account_id": "1"}
+    call = Call(user_id=1, link_id=None if may_insert else 9, identity=named)
+    answer: Answer[int, int] = await LINKER._settled(place, call, "google")
+    return answer
 
 
 CREATED: Final[Answer[int, int]] = Answer(arm=Arm.CREATED, account=OWNER)
 ENDLESS: Final[dict[str, tuple[dict[str, object], type[Exception]]]] = {
-    "refused, and nobody seen": ({"link": VIOLATION, "look": obstacle()}, OwnerNotFound),
+    "refused, and nobody seen": ({"link": VIOLATION, "obstacle": obstacle()}, OwnerNotFound),
     "silent, then refused, and nobody seen": (
-        {"link": None, "probe": VIOLATION, "look": obstacle(HIDING_KEY)},
+        {"link": None, "probe": VIOLATION, "obstacle": obstacle(HIDING_KEY)},
         OwnerNotFound,
     ),
     "silent, and nothing refuses": ({"link": None, "probe": None}, StoreBusy),
@@ -434,7 +436,7 @@ ENDLESS: Final[dict[str, tuple[dict[str, object], type[Exception]]]] = {
     "lost": ({"link": failure(Trouble.LOST)}, StoreUnavailable),
     "silent, then lost": ({"link": None, "probe": failure(Trouble.LOST)}, StoreUnavailable),
     "refused, then the look-up fails": (
-        {"link": VIOLATION, "look": failure(Trouble.OTHER, sqlstate="42501")},
+        {"link": VIOLATION, "obstacle": failure(Trouble.OTHER, sqlstate="42501")},
         OwnerLookupFailed,
     ),
 }
@@ -463,7 +465,7 @@ async def test_no_race_is_run_for_ever(answers: dict[str, object], expected: typ
 )
 async def test_no_reconnecting_is_run_for_ever(answer: object, expected: type[Exception]) -> None:
     """Where a link may not insert, nothing is probed, and the end comes as surely."""
-    place = Scripted(owned=True, answers={"link": answer, "look": obstacle()})
+    place = Scripted(owned=True, answers={"link": answer, "obstacle": obstacle()})
     with pytest.raises(expected):
         await settle(place, may_insert=False)
     assert "probe" not in place.asked
@@ -479,9 +481,9 @@ async def test_an_answer_ends_the_run() -> None:
 
 async def test_a_refusal_with_an_owner_is_a_conflict() -> None:
     """A refused write whose owner can be seen is a conflict with that row, and is not tried again."""
-    place = Scripted(owned=False, answers={"link": VIOLATION, "look": obstacle(owner=OWNER, version=4)})
+    place = Scripted(owned=False, answers={"link": VIOLATION, "obstacle": obstacle(owner=OWNER, version=4)})
     assert Answer(arm=Arm.CONFLICT, account=OWNER, version=4) == await settle(place)
-    assert ["link", "look"] == place.asked
+    assert ["link", "obstacle"] == place.asked
 
 
 async def test_a_lost_commit_is_told_as_unknown() -> None:
@@ -494,16 +496,16 @@ async def test_a_lost_commit_is_told_as_unknown() -> None:
 
 async def test_a_catalogue_that_moves_under_the_look_up_is_asked_again() -> None:
     """DDL that another session commits meanwhile makes PostgreSQL's look-up fail (XX000): it is done again (F08)."""
-    place = Scripted(owned=True, answers={"link": VIOLATION, "look": failure(Trouble.OTHER, sqlstate="XX000")})
+    place = Scripted(owned=True, answers={"link": VIOLATION, "obstacle": failure(Trouble.OTHER, sqlstate="XX000")})
     with pytest.raises(OwnerLookupFailed) as raised:
         await settle(place)
     assert "XX000" == raised.value.sqlstate
-    assert ["link", "look"] * CAUSES == place.asked
+    assert ["link", "obstacle"] * CAUSES == place.asked
 
 
 async def test_a_catalogue_that_moves_under_the_doctor_is_read_again() -> None:
     """The doctor asks a bounded number of times more, and then tells what the database said."""
-    place = Scripted(owned=True, answers={"look": failure(Trouble.OTHER, sqlstate="XX000")})
+    place = Scripted(owned=True, answers={"obstacle": failure(Trouble.OTHER, sqlstate="XX000")})
     with pytest.raises(RuntimeError):
-        await attempts.read_catalogue(place, cast("Any", look))
-    assert ["look"] * (CAUSES + 1) == place.asked
+        await run(place, partial(LINKER._store.obstacle, call=Call()), Patience(writes=False, reads_catalogue=True))
+    assert ["obstacle"] * (CAUSES + 1) == place.asked

@@ -8,9 +8,9 @@ import pytest
 import sqlalchemy as sa
 
 from accountlink import AccountMapping, BlockedByConstraint
+from accountlink.linking.decide import after_violation
 from accountlink.tables.exact import Exactly, Spelling
-from accountlink.values.decide import Step, after_violation
-from accountlink.values.facts import Failure, Obstacle, Trouble, UniqueIndex
+from accountlink.values.facts import Failure, Obstacle, Step, Trouble, UniqueIndex
 from accountlink.values.outcomes import LinkedAccount
 from tests.support.loose import LowerCase
 from tests.support.models import EXCLUSIVE

@@ -12,7 +12,7 @@ from sqlalchemy.orm import InstanceState, Mapper, Session, SessionTransaction, o
 from sqlalchemy.orm.attributes import set_committed_value
 
 from accountlink.database import violations
-from accountlink.database.cancellation import sheltered
+from accountlink.database.transactions import sheltered
 from accountlink.tables.targets import TableMapping, as_a_write
 from accountlink.values.facts import Failure
 

@@ -120,6 +120,12 @@ def turn(engine: AsyncEngine) -> AbstractAsyncContextManager[object]:
     return _turns.setdefault(engine.pool, asyncio.Lock())
 
 
+def begin_for_real(connection: sa.Connection) -> None:
+    """Begin where an untuned driver has not begun yet: a savepoint that comes first would commit by itself."""
+    if not in_transaction(connection):
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
 def in_transaction(connection: sa.Connection) -> bool:
     """Whether SQLite itself has an open transaction, whatever SQLAlchemy believes."""
     return bool(_driver(connection).in_transaction)

@@ -1,38 +1,49 @@
-"""Whose transaction it is: the caller's, in which a savepoint guards the work, or accountlink's own.
+"""Runs work on a database: in a savepoint of the caller's transaction, or in a transaction of accountlink's own.
 
-A :class:`Place` runs one piece of work at a time and answers with its result or with a :class:`~.violations.Failure`.
-The work itself is synchronous and runs on SQLAlchemy's greenlet, so that one code serves every bind.
+A :class:`Place` runs one piece of work and answers with its result or with a failure; :func:`run` runs it again where
+that is safe. The work is a synchronous function of a connection. It runs on SQLAlchemy's greenlet, from taking the
+connection to giving it back, so that one code serves every bind; what has to be awaited in the middle of it (the
+application's guard) is awaited by :meth:`Place.ask`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from enum import Enum
 from functools import partial
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
+from sqlalchemy.util import await_only
 
 from accountlink.database import sqlite, violations
-from accountlink.database.cancellation import sheltered
-from accountlink.errors import ConfigurationError
+from accountlink.database.cancellation import let_go
+from accountlink.database.catalogue import absent_tables
+from accountlink.database.patience import Patience, final_error
+from accountlink.errors import ConfigurationError, OutcomeUnknown, StoreBusy
 from accountlink.tables.targets import TableMapping, as_a_write
-from accountlink.values.facts import Failure
+from accountlink.values.facts import Failure, Trouble
 from accountlink.values.secrecy import Concealed
 
 Bind = AsyncEngine | AsyncConnection | AsyncSession
 T = TypeVar("T")
 U = TypeVar("U")
-Talk = Callable[[AsyncConnection], Awaitable[T]]
 Work = Callable[[sa.Connection], T]
 
+_REFUSED: Final = (Trouble.UNIQUE, Trouble.DEFERRABLE)
 _SUPPORTED: Final = ("postgresql", "sqlite")
 _GREENLETS: Final = AsyncSession()
-"""Holds nothing: only its ``run_sync`` is used, which runs a whole piece of work, from taking a connection to giving it
-back, on one greenlet. Through ``AsyncEngine.connect`` the same takes three greenlets and a task."""
+"""Holds nothing: only its ``run_sync`` is used, which runs a whole piece of work on one greenlet. Through
+``AsyncEngine.connect`` that takes three greenlets and a task."""
+
+
+# -- one piece of work ------------------------------------------------------------------------------------------------
 
 
 class Place:
@@ -41,26 +52,169 @@ class Place:
     Attributes:
         owned: Whether the transaction is accountlink's own, to be committed and tried again.
         dialect: The database's name: ``"postgresql"`` or ``"sqlite"``.
-        session: The caller's session, if he gave one.
-        ambiguous: Whether the last failure may hide a commit.
+        session: The caller's session, if the caller gave one.
+        committed: Whether the last attempt had come so far that it may have been committed.
         reconnects: Whether another attempt gets another connection.
-        tables: What the work needs, to be looked for if the database says that something is not there.
+        tables: The tables that the work needs, to be looked for if the database says that something is not there.
     """
 
     owned: bool
     dialect: str
     session: AsyncSession | None
-    ambiguous: bool
+    committed: bool
     reconnects: bool = False
     tables: Sequence[sa.Table] = ()
 
     async def attempt(self, work: Work[T]) -> T | Failure:
-        """Run one piece of work; a database error comes back as a value, and leaves nothing behind."""
+        """Run a piece of work; a database error comes back as a value, and leaves nothing behind."""
+        try:
+            return await sheltered(_GREENLETS.run_sync(self._run, work))
+        except violations.FAILURES as error:
+            return violations.read(error)
+        except Foreign as raised:
+            foreign = raised.error
+        raise foreign
+
+    def ask(
+        self,
+        question: Callable[[AsyncConnection, U], Awaitable[T]],
+        connection: sa.Connection,
+        subject: Concealed[U],
+    ) -> T:
+        """Ask the application, in the middle of a piece of work; what its code raises is its own, as it raised it."""
+        try:
+            return await_only(self._asked(question, connection, subject))
+        except violations.FAILURES as error:
+            if connection.invalidated:
+                raise  # it is the work's own connection that was lost
+            raise Foreign(error) from None
+
+    async def _asked(
+        self,
+        question: Callable[[AsyncConnection, U], Awaitable[T]],
+        connection: sa.Connection,
+        subject: Concealed[U],
+    ) -> T:
+        return await question(await self._opened(connection), subject.reveal())
+
+    def _run(self, _: object, work: Work[T]) -> T:
+        """Run the work on a connection, on the greenlet."""
         raise NotImplementedError
 
-    async def converse(self, talk: Talk[T]) -> T | Failure:
-        """The same for work that waits for something else than the database, in one transaction or savepoint."""
+    async def _opened(self, connection: sa.Connection) -> AsyncConnection:
+        """Return the connection of the work, for code that awaits."""
         raise NotImplementedError
+
+
+@dataclass(kw_only=True, eq=False)
+class CallersTransaction(Place):
+    """The caller's transaction: the work runs in a savepoint, and nothing else of the transaction is touched."""
+
+    opened: Callable[[], Awaitable[AsyncConnection]]
+    connection: sa.Connection
+    session: AsyncSession | None
+    dialect: str
+    owned: bool = False
+    committed: bool = False
+
+    def _run(self, _: object, work: Work[T]) -> T:
+        # The savepoint's name never changes, so that its statements are prepared once and nothing is compiled:
+        # ``begin_nested`` counts its names, and compiles its statements anew at each call.
+        if self.dialect == "sqlite":
+            sqlite.begin_for_real(self.connection)
+        self.connection.exec_driver_sql("SAVEPOINT al_call")
+        try:
+            result = work(self.connection)
+        except BaseException:
+            if not self.connection.invalidated:  # or the connection is gone, and its transaction with it
+                self.connection.exec_driver_sql("ROLLBACK TO SAVEPOINT al_call")
+            raise
+        self.connection.exec_driver_sql("RELEASE SAVEPOINT al_call")
+        return result
+
+    async def _opened(self, connection: sa.Connection) -> AsyncConnection:
+        return await self.opened()
+
+
+@dataclass(kw_only=True, eq=False)
+class OwnTransactions(Place):
+    """An engine: each piece of work has a connection, and a transaction, to itself."""
+
+    engine: AsyncEngine
+    dialect: str
+    owned: bool = True
+    session: None = None
+    committed: bool = False
+    reconnects: bool = True
+
+    async def attempt(self, work: Work[T]) -> T | Failure:
+        """Run a piece of work in a transaction of its own, and commit it."""
+        self.committed = False
+        if not isinstance(self.engine.pool, sa.StaticPool):
+            return await super().attempt(work)
+        async with sqlite.turn(self.engine):
+            return await super().attempt(work)
+
+    def _run(self, _: object, work: Work[T]) -> T:
+        with self.engine.sync_engine.begin() as connection:
+            if self.dialect == "sqlite":
+                sqlite.begin_for_real(connection)
+            result = work(connection)
+            self.committed = True
+        return result
+
+    async def _opened(self, connection: sa.Connection) -> AsyncConnection:
+        return AsyncConnection(self.engine, connection)
+
+
+class OwnStatements(OwnTransactions):
+    """An engine whose database answers in one statement: each piece of work commits by itself."""
+
+    def _run(self, _: object, work: Work[T]) -> T:
+        with self.engine.sync_engine.connect() as connection:
+            self.committed = True
+            try:
+                return work(connection.execution_options(isolation_level="AUTOCOMMIT"))
+            except DBAPIError as error:
+                if violations.is_stale_plan(error):
+                    connection.invalidate()  # psycopg would prepare no new plan on it
+                raise
+
+
+class FreshTransactions(OwnTransactions):
+    """An engine whose statements must each see what was committed before them, however isolated the engine is."""
+
+    def _run(self, _: object, work: Work[T]) -> T:
+        with self.engine.sync_engine.connect() as connected:
+            connection = connected.execution_options(isolation_level="READ COMMITTED")
+            with connection.begin():
+                result = work(connection)
+                self.committed = True
+        return result
+
+
+@dataclass(kw_only=True, eq=False)
+class AutocommitConnection(Place):
+    """A connection of the caller's that commits each statement by itself."""
+
+    connection: sa.Connection
+    session: AsyncSession | None
+    dialect: str
+    owned: bool = True
+    committed: bool = True
+
+    def _run(self, _: object, work: Work[T]) -> T:
+        if self.dialect != "sqlite":
+            return work(self.connection)  # which is one statement
+        self.connection.exec_driver_sql("BEGIN IMMEDIATE")
+        try:
+            result = work(self.connection)
+        except BaseException:
+            if not self.connection.invalidated:  # or the connection is gone, and its transaction with it
+                self.connection.exec_driver_sql("ROLLBACK")
+            raise
+        self.connection.exec_driver_sql("COMMIT")
+        return result
 
 
 class Foreign(Exception):
@@ -71,207 +225,204 @@ class Foreign(Exception):
         self.error = error
 
 
-async def ask(
-    question: Callable[[AsyncConnection, U], Awaitable[T]], connection: AsyncConnection, subject: Concealed[U]
-) -> T:
-    """Ask the application, inside a conversation; what its code raises is its own, database errors included."""
-    try:
-        return await question(connection, subject.reveal())
-    except violations.FAILURES as error:
-        if connection.invalidated:
-            raise  # it is the conversation's own connection that was lost
-        raise Foreign(error) from None
+async def sheltered(work: Coroutine[Any, Any, T]) -> T:
+    """Run work that is cancelled once at the most, and waited for until it has cleaned up.
 
-
-@dataclass(kw_only=True, eq=False)
-class CallersTransaction(Place):
-    """The caller's transaction: the work runs in one savepoint, and nothing else of it is touched.
-
-    Attributes:
-        connection: The connection that the transaction is on.
-        opened: The same connection, for a conversation.
+    Cancel scopes with levels (anyio's, and so Starlette's) cancel again at every wait, and a second cancellation would
+    break off what the first one set going: giving the connection back, and calling the server's statement off.
     """
-
-    connection: sa.Connection
-    opened: Callable[[], Awaitable[AsyncConnection]]
-    session: AsyncSession | None
-    dialect: str
-    owned: bool = False
-    ambiguous: bool = False
-
-    async def attempt(self, work: Work[T]) -> T | Failure:
-        """Run the work in a savepoint, which a failure rolls back."""
-        try:
-            return await sheltered(_GREENLETS.run_sync(_in_savepoint, self.connection, work))
-        except violations.FAILURES as error:
-            return violations.read(error)
-
-    async def converse(self, talk: Talk[T]) -> T | Failure:
-        """Run the conversation in a savepoint, which a failure rolls back."""
-        try:
-            return await sheltered(self._in_savepoint(talk))
-        except violations.FAILURES as error:
-            return violations.read(error)
-
-    async def _in_savepoint(self, talk: Talk[T]) -> T:
-        connection = await self.opened()
-        await connection.run_sync(_savepoint)
-        try:
-            result = await talk(connection)
-        except BaseException:
-            await connection.run_sync(_undo)
-            raise
-        await connection.run_sync(_release)
-        return result
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.cancel()
+        while not task.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait({task})
+        let_go(task)
+        raise
 
 
-@dataclass(kw_only=True, eq=False)
-class _OwnConnections(Place):
-    """An engine: each piece of work has a connection, and its transaction, to itself."""
-
-    engine: AsyncEngine
-    dialect: str
-    owned: bool = True
-    session: None = None
-    ambiguous: bool = False
-    reconnects: bool = True
-
-    async def attempt(self, work: Work[T]) -> T | Failure:
-        """Run the work on a connection of its own and commit it."""
-        self.ambiguous = False
-        try:
-            return await sheltered(_GREENLETS.run_sync(self._alone, work))
-        except violations.FAILURES as error:
-            return violations.read(error)
-
-    def _alone(self, _: object, work: Work[T]) -> T:
-        raise NotImplementedError
+# -- again, where that is safe ----------------------------------------------------------------------------------------
 
 
-class OwnStatements(_OwnConnections):
-    """An engine whose database links in one statement: each piece of work commits by itself."""
+async def run(
+    place: Place,
+    work: Work[T | None],
+    patience: Patience,
+    *,
+    again: Work[T | None] | None = None,
+    silent: Callable[[], Awaitable[T | Failure | None]] | None = None,
+    refused: Callable[[Failure], Awaitable[T | None]] | None = None,
+) -> T:
+    """Run work until the database has answered it, or until an error says why it cannot.
 
-    def _alone(self, _: object, work: Work[T]) -> T:
-        with self.engine.sync_engine.connect() as connection:
-            self.ambiguous = True
-            try:
-                return work(connection.execution_options(isolation_level="AUTOCOMMIT"))
-            except DBAPIError as error:
-                if violations.is_stale_plan(error):
-                    connection.invalidate()  # psycopg would prepare no new plan on it
-                raise
-
-
-class OwnTransactions(_OwnConnections):
-    """An engine whose work takes several statements: each piece of it is a transaction."""
-
-    async def attempt(self, work: Work[T]) -> T | Failure:
-        """Run the work in a transaction of its own and commit it."""
-        async with sqlite.turn(self.engine):
-            return await super().attempt(work)
-
-    def _alone(self, _: object, work: Work[T]) -> T:
-        with self.engine.sync_engine.begin() as connection:
-            _begin_sqlite(connection)
-            result = work(connection)
-            self.ambiguous = True
-        return result
-
-    async def converse(self, talk: Talk[T]) -> T | Failure:
-        """Run the conversation in a transaction of its own and commit it."""
-        self.ambiguous = False
-        try:
-            async with sqlite.turn(self.engine):
-                return await sheltered(self._in_transaction(talk))
-        except violations.FAILURES as error:
-            return violations.read(error)
-
-    async def _in_transaction(self, talk: Talk[T]) -> T:
-        async with self.engine.begin() as connection:
-            await connection.run_sync(_begin_sqlite)
-            result = await talk(connection)
-            self.ambiguous = True
-        return result
+    Args:
+        place: Where.
+        work: The work; ``None`` is an answer like any other, unless ``silent`` is given.
+        patience: What is left of trying again.
+        again: Runs instead of the work after an attempt whose answer was lost, where that makes a difference.
+        silent: Finds out more when the work returned ``None``, since a concurrent transaction came between; ``None``
+            runs the work again.
+        refused: Finds out what a unique violation means; ``None`` runs the work again. Without it, it is an error.
+    """
+    while True:
+        result = await place.attempt(again if again is not None and patience.ambiguous else work)
+        if result is None and silent is not None:
+            patience.runs -= 1
+            result = await silent()
+            if result is None and patience.runs > 0:
+                continue
+            if result is None:
+                raise OutcomeUnknown if patience.ambiguous else StoreBusy
+        if not isinstance(result, Failure):
+            return cast("T", result)  # which may be None, where that is an answer
+        if refused is None or result.trouble not in _REFUSED:
+            await recover(place, result, patience)
+            continue
+        patience.causes -= 1
+        answer = await refused(result)
+        if answer is not None:
+            return answer
 
 
-class FreshTransactions(OwnTransactions):
-    """The same where each statement has to see what others committed before it, however isolated the engine is."""
-
-    def _alone(self, _: object, work: Work[T]) -> T:
-        with self.engine.sync_engine.connect() as connected:
-            connection = connected.execution_options(isolation_level="READ COMMITTED")
-            with connection.begin():
-                result = work(connection)
-                self.ambiguous = True
-        return result
+async def read(place: Place, work: Work[T]) -> T:
+    """Run work that changes nothing, again where that helps."""
+    return await run(place, work, Patience(writes=False))
 
 
-@dataclass(kw_only=True, eq=False)
-class AutocommitConnection(Place):
-    """A connection, given by the caller, that commits each statement by itself."""
-
-    connection: sa.Connection
-    session: AsyncSession | None
-    dialect: str
-    owned: bool = True
-    ambiguous: bool = True
-
-    async def attempt(self, work: Work[T]) -> T | Failure:
-        """Run the work as it is (PostgreSQL: one statement), or in a transaction of its own (SQLite)."""
-        run = _in_driver_transaction if self.dialect == "sqlite" else _as_it_is
-        try:
-            return await sheltered(_GREENLETS.run_sync(run, self.connection, work))
-        except violations.FAILURES as error:
-            return violations.read(error)
+async def nothing_more() -> None:
+    """Find out nothing: the work is run again."""
 
 
-async def place_of(bind: Bind, mapping: TableMapping, *, several_statements: bool = False) -> Place | Failure:
+async def recover(place: Place, failure: Failure, patience: Patience) -> None:
+    """Make ready for another attempt after a database error, or raise what it comes to."""
+    error = await patience.recover(failure, owned=place.owned, reconnects=place.reconnects, committed=place.committed)
+    if failure.trouble is Trouble.NO_TABLE:
+        await _explain_absence(place, failure)
+    if error is not None:
+        raise error
+
+
+async def _explain_absence(place: Place, failure: Failure) -> None:
+    """Say so if a table of ours is missing; an application's own, which a trigger writes, is the application's."""
+    absent = await place.attempt(partial(absent_tables, tables=place.tables))
+    if isinstance(absent, Failure) or not absent:
+        return
+    named = ", ".join(repr(name) for name in absent)
+    error = ConfigurationError(
+        f"The database has no table {named}. Make it by an Alembic migration, or by "
+        "`await connection.run_sync(Base.metadata.create_all)`; if it is there, look at the database, the schema and "
+        "the search_path that this connection uses."
+    )
+    error.__cause__ = failure.error
+    raise error
+
+
+def done(place: Place, failure: Failure | None) -> None:
+    """Raise what a failure comes to that follows the work; where the place commits by itself, that is done already."""
+    if failure is not None:
+        raise final_error(failure, ambiguous=place.owned)
+
+
+# -- whose transaction it is ------------------------------------------------------------------------------------------
+
+
+class Needs(Enum):
+    """What work needs of the database around it."""
+
+    STATEMENT = "one statement"
+    TRANSACTION = "a transaction around several statements"
+    SNAPSHOTS = "a transaction whose statements each see what was committed before them"
+
+
+async def place_of(
+    bind: Bind,
+    mapping: TableMapping,
+    *,
+    tables: Sequence[sa.Table] = (),
+    needs: Needs = Needs.STATEMENT,
+    wanted_by: str = "",
+) -> Place:
     """Say whose transaction a bind is. A session is flushed.
 
     Args:
         bind: What the caller gave.
         mapping: Says which of a session's engines is meant.
-        several_statements: Whether the work needs a transaction on an engine even where one statement usually does.
-
-    Returns:
-        The place, or the failure to get a connection. What a flush raises is the caller's own and is raised.
+        tables: The tables that the work needs.
+        needs: What the work needs.
+        wanted_by: The argument that makes it need more than a statement, for messages.
 
     Raises:
-        ConfigurationError: Not an async engine, connection or session, or a database that is not supported.
+        ConfigurationError: Not an async engine, connection or session; one that can run nothing; a database that is not
+            supported; or a connection in AUTOCOMMIT for work that needs a transaction.
+        StoreBusy, StoreUnavailable, RetryTransaction: There is no connection to be had.
+        Exception: What a flush raises is the caller's own.
     """
     if isinstance(bind, AsyncEngine):
-        return place_on(bind, several_statements=several_statements)
+        return place_on(bind, tables=tables, needs=needs)
     if not isinstance(bind, (AsyncSession, AsyncConnection)):
         raise ConfigurationError(_wrong_bind(bind))
     session = bind if isinstance(bind, AsyncSession) else None
     if session is not None and (session.new or session.dirty or session.deleted):
         await session.flush()  # which takes a greenlet, even if there is nothing to do
-    try:
-        connection, autocommit = await sheltered(bind.run_sync(_connection_of, mapping))
-    except violations.FAILURES as error:
-        return violations.read(error)
+    found = await _reached(bind, mapping)
+    if isinstance(found, Failure):
+        raise _unreached(found)
+    connection, autocommit = found
     dialect = connection.dialect.name
+    place: Place
     if not autocommit:
         opened = partial(_opened, bind, mapping)
-        return CallersTransaction(connection=connection, opened=opened, session=session, dialect=dialect)
-    if several_statements:
+        place = CallersTransaction(connection=connection, opened=opened, session=session, dialect=dialect)
+    elif needs is Needs.TRANSACTION or (needs is Needs.SNAPSHOTS and dialect == "postgresql"):
         raise ConfigurationError(
-            "guard_last needs a transaction around several statements, and this connection is in AUTOCOMMIT. "
+            f"{wanted_by} needs a transaction around several statements, and this connection is in AUTOCOMMIT. "
             "Pass the engine, or a connection in a transaction."
         )
-    return AutocommitConnection(connection=connection, session=session, dialect=dialect)
+    else:
+        place = AutocommitConnection(connection=connection, session=session, dialect=dialect)
+    place.tables = tables
+    return place
 
 
-def place_on(engine: AsyncEngine, *, several_statements: bool = False) -> Place:
-    """The same for an engine.
+def place_on(engine: AsyncEngine, *, tables: Sequence[sa.Table] = (), needs: Needs = Needs.STATEMENT) -> Place:
+    """Say how work runs on an engine.
+
+    Args:
+        engine: The engine.
+        tables: The tables that the work needs.
+        needs: What the work needs.
 
     Raises:
         ConfigurationError: A database that is not supported.
     """
     dialect = _dialect(engine.dialect)
-    if dialect == "postgresql" and not several_statements:
-        return OwnStatements(engine=engine, dialect=dialect)
-    return OwnTransactions(engine=engine, dialect=dialect)
+    kind: type[OwnTransactions] = OwnTransactions
+    if dialect == "postgresql":
+        kind = {Needs.STATEMENT: OwnStatements, Needs.SNAPSHOTS: FreshTransactions}.get(needs, OwnTransactions)
+    place = kind(engine=engine, dialect=dialect)
+    place.tables = tables
+    return place
+
+
+async def _reached(bind: AsyncSession | AsyncConnection, mapping: TableMapping) -> tuple[sa.Connection, bool] | Failure:
+    try:
+        return await sheltered(bind.run_sync(_connection_of, mapping))
+    except violations.FAILURES as error:
+        return violations.read(error)
+
+
+def _unreached(failure: Failure) -> BaseException:
+    """Return the error that a failure to get a connection comes to: nothing was sent yet."""
+    error = final_error(failure)
+    if violations.is_unusable(failure.error):
+        error = ConfigurationError(
+            "This session or connection can run nothing: it is closed, was never begun, has no engine, or its "
+            "transaction is over. Pass an open one, or the engine."
+        )
+        error.__cause__ = failure.error
+    return error
 
 
 def _connection_of(bind: Session | sa.Connection, mapping: TableMapping) -> tuple[sa.Connection, bool]:
@@ -314,57 +465,5 @@ def _commits_by_itself(connection: sa.Connection) -> bool:
     if connection.dialect.name != "sqlite":
         return bool(getattr(connection.connection.dbapi_connection, "autocommit", False))
     if not connection.in_transaction():
-        connection.begin()  # what the next statement would do; the caller ends it as he would have ended that
+        connection.begin()  # what the next statement would do; the caller ends it as they would have ended that
     return sqlite.in_autocommit(connection)
-
-
-def _as_it_is(_: object, connection: sa.Connection, work: Work[T]) -> T:
-    return work(connection)
-
-
-def _in_savepoint(_: object, connection: sa.Connection, work: Work[T]) -> T:
-    _savepoint(connection)
-    try:
-        result = work(connection)
-    except BaseException:
-        _undo(connection)
-        raise
-    _release(connection)
-    return result
-
-
-def _savepoint(connection: sa.Connection) -> None:
-    """Set a savepoint of our own.
-
-    Its name never changes, so that its statements are prepared once, and nothing has to be compiled: SQLAlchemy's
-    ``begin_nested`` counts its names, and compiles its statements anew at each call.
-    """
-    _begin_sqlite(connection)
-    connection.exec_driver_sql("SAVEPOINT al_call")
-
-
-def _undo(connection: sa.Connection) -> None:
-    if not connection.invalidated:  # or the connection is gone, and its transaction with it
-        connection.exec_driver_sql("ROLLBACK TO SAVEPOINT al_call")
-
-
-def _release(connection: sa.Connection) -> None:
-    connection.exec_driver_sql("RELEASE SAVEPOINT al_call")
-
-
-def _begin_sqlite(connection: sa.Connection) -> None:
-    """Begin for real where an untuned SQLite driver has not: a savepoint that comes first would commit by itself."""
-    if connection.dialect.name == "sqlite" and not sqlite.in_transaction(connection):
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-
-def _in_driver_transaction(_: object, connection: sa.Connection, work: Work[T]) -> T:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
-    try:
-        result = work(connection)
-    except BaseException:
-        if not connection.invalidated:  # or the connection is gone, and its transaction with it
-            connection.exec_driver_sql("ROLLBACK")
-        raise
-    connection.exec_driver_sql("COMMIT")
-    return result

@@ -8,8 +8,8 @@ from functools import partial
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from accountlink.database import attempts
-from accountlink.database.transactions import place_of
+from accountlink.database.patience import Patience
+from accountlink.database.transactions import Needs, place_of, run
 from accountlink.doctor.examine import Look, examine
 from accountlink.doctor.findings import Finding, Severity
 from accountlink.doctor.ignoring import Ignored
@@ -62,8 +62,9 @@ async def diagnose(
     sure = pooling is not None and pooling.severity is Severity.ERROR
     if pooling is not None and engine.dialect.name != "sqlite" and (sure or not accepted):
         return [pooling]
-    place = attempts.reached(await place_of(transactional(engine), mapping, several_statements=True))
-    report = await attempts.read_catalogue(place, partial(_read, mapping=mapping, look=look, ignored=ignored))
+    place = await place_of(transactional(engine), mapping, needs=Needs.TRANSACTION)
+    reading = partial(_read, mapping=mapping, look=look, ignored=ignored)
+    report = await run(place, reading, Patience(writes=False, reads_catalogue=True))
     return [*([pooling] if pooling is not None and not accepted else []), *report.findings]
 
 

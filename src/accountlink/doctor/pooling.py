@@ -10,12 +10,12 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from accountlink.database import sqlite, violations
-from accountlink.database.cancellation import sheltered
+from accountlink.database.patience import final_error
+from accountlink.database.transactions import sheltered
 from accountlink.doctor import passage
 from accountlink.doctor.findings import Finding, Severity
 from accountlink.doctor.passage import Passage, Sharing
 from accountlink.errors import ConfigurationError
-from accountlink.values import decide
 from accountlink.values.facts import Failure
 
 T = TypeVar("T")
@@ -59,8 +59,7 @@ def _answered(seen: T | Failure) -> T:
     """Return what was seen, or raise what the failure comes to: outside of any handler, so that it has no context."""
     if not isinstance(seen, Failure):
         return seen
-    verdict = decide.after_failure(seen, owned=False, ambiguous=False, retries=0, reconnects=0)
-    raise verdict if isinstance(verdict, BaseException) else seen.error
+    raise final_error(seen)
 
 
 def _finding(severity: Severity, message: str, fix: str) -> Finding:

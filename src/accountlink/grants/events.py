@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from accountlink.grants.call import GrantCall
 from accountlink.grants.mapping import GrantMapping
 from accountlink.outbox.reading import Found, Reading, details, moment, optional, part
 from accountlink.outbox.table import Outbox, event_id, word
@@ -67,18 +68,18 @@ class GrantEvents(Outbox):
         )
 
 
-def told(kind: EventType, grant: Grant, parameters: Parameters) -> Parameters:
-    """The parameters of an event's own statement.
+def told(kind: EventType, grant: Grant, call: GrantCall) -> Parameters:
+    """Return the parameters of an event's own statement.
 
     Args:
         kind: What was done.
         grant: The grant, as it is now.
-        parameters: Those of the call.
+        call: The call.
     """
     role, other_role = _who(kind)
     return Parameters(
-        al_event_at=parameters["al_event_at"],
-        al_call_id=parameters["al_call_id"],
+        al_event_at=call.at,
+        al_call_id=call.call_id,
         al_event_user_id=concealed_id(getattr(grant, role)),
         al_event_other_user_id=concealed_id(getattr(grant, other_role)),
         al_event_provider=None,

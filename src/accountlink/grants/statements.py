@@ -260,6 +260,25 @@ class GrantStatements:
         level = sa.func.current_setting(sa.literal_column("'transaction_isolation'", sa.Text))
         return _select(level, sa.func.pg_advisory_xact_lock(key)).where(*([bounded()] if limited else []))
 
+    # For a table of one row per token, by the database's clock; the short form is that of the link's statement.
+    # SQL: WITH al_held AS (
+    #        SELECT grants.* FROM grants
+    #        WHERE grants.token_hash IS EXACTLY :token_hash AND grants.grantor_id != :grantee_id_as_grantor_id
+    #          AND grants.active IS true AND grants.expires_at > statement_timestamp() AND grants.grantee_id IS NULL
+    #        LIMIT 1 FOR UPDATE OF grants),
+    #      al_taken AS (
+    #        UPDATE grants SET grantee_id=:grantee_id FROM al_held WHERE grants.id = al_held.id RETURNING grants.*),
+    #      al_seen AS (
+    #        SELECT grants.* FROM grants
+    #        WHERE grants.token_hash IS EXACTLY :token_hash AND grants.grantor_id != :grantee_id_as_grantor_id
+    #          AND grants.active IS true AND grants.expires_at > statement_timestamp() AND grants.grantee_id IS NULL
+    #        LIMIT 1)
+    #      SELECT 'granted' AS arm, al_taken.* FROM al_taken UNION ALL
+    #      SELECT 'already' AS arm, grants.* FROM grants
+    #      WHERE grants.token_hash IS EXACTLY :token_hash AND grants.grantee_id = :grantee_id
+    #        AND grants.grantor_id != :grantee_id_as_grantor_id AND grants.grantee_id IS NOT NULL
+    #        AND grants.active IS true AND grants.expires_at > statement_timestamp() UNION ALL
+    #      SELECT 'again' AS arm, al_seen.* FROM al_seen WHERE NOT (EXISTS (SELECT 1 FROM al_held))
     def redeem(self, *, limited: bool) -> sa.Executable:
         """Redeem in one statement, with its event, where there is an outbox (PostgreSQL)."""
         bound = [bounded()] if limited else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from uuid import uuid4
@@ -12,20 +12,19 @@ import sqlalchemy as sa
 
 from accountlink.database.catalogue import keeps_snapshot, unique_index
 from accountlink.errors import ConfigurationError
+from accountlink.grants.call import GrantCall
 from accountlink.grants.events import told
 from accountlink.grants.mapping import GrantMapping
 from accountlink.grants.statements import GrantStatements
-from accountlink.linking.codec import caller, moment_writer
 from accountlink.linking.live_links import LiveLinks
-from accountlink.tables.column_types import Part, read_moment
-from accountlink.tables.naming import stored_name
+from accountlink.tables.column_types import GRANT_PARTS, Part, form_of
+from accountlink.tables.rows import MappedTable, aware, present
 from accountlink.values.blocking import rule_of_grants
 from accountlink.values.events import EventType
 from accountlink.values.facts import Failure, Obstacle, UniqueIndex
 from accountlink.values.grants import AlreadyGranted, Grant, Granted
 from accountlink.values.secrecy import Parameters
 
-_MOMENTS: Final = ("expires_at", "created_at", "updated_at", "redeemed_at", "ended_at")
 _SHARED_SNAPSHOT: Final = ("repeatable read", "serializable")
 _KEPT: Final = ("grantor_id", "link_id", "link_version", "expires_at")
 
@@ -56,143 +55,133 @@ class Redeemed:
     ended: list[Any] = field(default_factory=list)
 
 
-class GrantStore:
+class GrantStore(MappedTable):
     """The table of grants of one mapping. Its methods are synchronous work for a :class:`~.transactions.Place`.
 
     Args:
         mapping: The table.
         links: The linked accounts that grants are about, if any.
         outbox: The outbox, if there is one.
-        clock: Whether calls bring the present moment; else it is PostgreSQL's own.
+        clock: Returns the present moment, aware; without it the moment is PostgreSQL's own where there is one.
     """
 
     def __init__(
-        self, mapping: GrantMapping, links: LiveLinks | None, outbox: sa.Table | None = None, *, clock: bool
+        self,
+        mapping: GrantMapping,
+        links: LiveLinks | None,
+        outbox: sa.Table | None = None,
+        *,
+        clock: Callable[[], datetime] | None,
     ) -> None:
         self.mapping: Final = mapping
         self.outbox: Final = outbox
-        self._clock: Final = clock
-        self._links: Final = links
-        self._statements: Final = {
-            own: GrantStatements(mapping, links, outbox, database_clock=own, pairs=mapping.one_active_per_pair)
-            for own in (True, False)
-        }
-        self._built: dict[Hashable, Any] = {}
-        self._roles: Final = self._statements[False].row_roles
-        onupdate = self._statements[False].onupdate
-        self._onupdate: Final = {f"al_onupdate_{c.key}": caller(mapping, c, c.onupdate) for c in onupdate}
-        defaults = self._statements[False].defaults
-        self._defaults: Final = {f"al_default_{c.key}": caller(mapping, c, c.default) for c in defaults}
-        self._moments: Final = {
-            role: moment_writer(Part.CLOCKED, c) for role, c in mapping.columns.items() if role in _MOMENTS
-        }
+        self._has_clock: Final = clock is not None
+        statements = [
+            GrantStatements(mapping, links, outbox, database_clock=own, pairs=mapping.one_active_per_pair)
+            for own in (False, True)
+        ]
+        self._by_call, self._by_database = statements
+        columns = mapping.columns
+        super().__init__(
+            mapping,
+            row=self._by_call.row_roles,
+            moments={
+                role: form_of(part, columns[role].type) or aware  # a mapping has refused what takes none
+                for role, part in GRANT_PARTS.items()
+                if part is Part.CLOCKED and role in columns
+            },
+            ids=("id", "grantor_id", "grantee_id", "link_id"),
+            named={"al_source": mapping.table} | ({} if links is None else links.named),
+            defaults=self._by_call.defaults,
+            onupdate=self._by_call.onupdate,
+            clock=present if clock is None else clock,
+        )
 
-    # -- parameters ---------------------------------------------------------------------------------------------------
-
-    def moments(self, dialect: str, now: datetime, expires_in: timedelta | None = None) -> Parameters:
-        """The parameters that the clock fills, and the functions of the application's own columns."""
-        filled = Parameters((name, call()) for name, call in self._onupdate.items())
-        if self._by_database(dialect):
-            if expires_in is not None:
-                filled["al_expires_in"] = expires_in
-            return filled
-        filled.update((f"al_now_{role}", write(now)) for role, write in self._moments.items())
-        if expires_in is not None:
-            filled["al_ends_expires_at"] = self._moments["expires_at"](now + expires_in)
-        return filled
-
-    def occasion(self, dialect: str, now: datetime, *, issues: bool) -> Parameters:
-        """What the event of a call needs beside the row, where there is an outbox.
+    def timed(self, call: GrantCall, dialect: str, expires_in: timedelta | None = None) -> GrantCall:
+        """Return a call with what the clock, and the functions of the application's own columns, fill.
 
         Args:
+            call: The call.
             dialect: The database's name.
-            now: The present moment, aware.
-            issues: Whether the call makes a row. As a part of a statement that takes the defaults of the application's
-                own columns from here.
+            expires_in: How long the grant lasts that the call makes; ``None``: it makes none.
         """
-        if self.outbox is None:
-            return Parameters()
-        filled = Parameters(al_event_at=now.astimezone(UTC), al_call_id=uuid4())
-        if issues and dialect == "postgresql":
-            filled.update((name, call()) for name, call in self._defaults.items())
-        return filled
+        now, functions = self.now(), self.onupdate()
+        if expires_in is not None and self.outbox is not None and dialect == "postgresql":
+            functions |= self.defaults()  # an insert that is a part of a statement takes them from here
+        call = replace(call, functions=functions, at=None if self.outbox is None else now.astimezone(UTC))
+        if self._asks_database(dialect):
+            return replace(call, expires_in=expires_in)
+        ends = {} if expires_in is None else self.stamped(("expires_at",), now + expires_in)
+        return replace(call, now=self.stamped(tuple(GRANT_PARTS), now), ends=ends)
 
-    def _by_database(self, dialect: str) -> bool:
-        return dialect == "postgresql" and not self._clock
+    def _asks_database(self, dialect: str) -> bool:
+        return dialect == "postgresql" and not self._has_clock
 
-    # -- running ------------------------------------------------------------------------------------------------------
-
-    def _run(
-        self, connection: sa.Connection, name: str, parameters: Parameters, *arguments: Any, **options: Any
-    ) -> Any:  # a result, whose columns are the mapping's
-        """Run a statement, built the first time that it is needed."""
-        own = self._by_database(connection.dialect.name)
-        key = (name, own, arguments, tuple(options.items()))
-        if key not in self._built:
-            build: Callable[..., Any] = getattr(self._statements[own], name)
-            self._built[key] = build(*arguments, **options)
-        return connection.execute(self._built[key], self._named(connection, parameters))
-
-    def _named(self, connection: sa.Connection, parameters: Parameters) -> Parameters:
-        """The same, with the names under which an outbox and a ledger know the tables."""
-        named = Parameters(parameters, al_source=stored_name(connection, self.mapping.table))
-        return named if self._links is None else Parameters(named | self._links.names(connection))
-
-    def _tell(
-        self, connection: sa.Connection, kind: EventType, grants: Sequence[Grant], parameters: Parameters
-    ) -> None:
+    def _tell(self, connection: sa.Connection, kind: EventType, grants: Sequence[Grant], call: GrantCall) -> None:
         """Write the events of a step by a statement of its own, where there is an outbox (SQLite)."""
-        events = self._statements[False].events
-        if events is None:
+        events = self._by_call.events
+        if events is None or not grants:
             return
-        if kind not in self._built:
-            self._built[kind] = events.of_one(kind)
-        events_told = [self._named(connection, told(kind, grant, parameters)) for grant in grants]
-        connection.execute(self._built[kind], events_told)
+        written = [told(kind, grant, call) for grant in grants]
+        self.run(connection, written, ("tell", kind), lambda: events.of_one(kind))
 
     def _grant(self, row: Sequence[Any], offset: int = 0) -> Grant:
-        read: dict[str, Any] = dict(zip(self._roles, row[offset:], strict=False))
-        moments: dict[str, Any] = {role: read_moment(value) for role, value in read.items() if role in _MOMENTS}
-        return Grant(**(read | moments))
+        return Grant(**self.values(row, offset))
+
+    def _ask(
+        self,
+        connection: sa.Connection,
+        call: GrantCall | Parameters,
+        key: tuple[Hashable, ...],
+        build: Callable[[GrantStatements], sa.Executable],
+    ) -> sa.CursorResult[*tuple[Any, ...]]:
+        """Run one of the statements."""
+        statements = self._by_database if self._asks_database(connection.dialect.name) else self._by_call
+        parameters = call.parameters if isinstance(call, GrantCall) else call
+        return self.run(connection, parameters, (statements is self._by_database, *key), lambda: build(statements))
 
     # -- issuing ------------------------------------------------------------------------------------------------------
 
-    def issue(self, connection: sa.Connection, parameters: Parameters) -> Grant | None:
+    def issue(self, connection: sa.Connection, call: GrantCall) -> Grant | None:
         """Make a grant; ``None``: its grantor has no such live link."""
-        linked, limited = "al_shared_link" in parameters, "al_lock_timeout" in parameters
+        linked, limited = call.link_id is not None, call.lock_timeout is not None
         in_steps = connection.dialect.name == "sqlite"
-        name = "issue" if in_steps else "issue_and_tell"
-        row = self._run(connection, name, parameters, linked=linked, limited=limited).first()
+        row = self._ask(
+            connection,
+            call,
+            ("issue", in_steps, linked, limited),
+            lambda s: (s.issue if in_steps else s.issue_and_tell)(linked=linked, limited=limited),
+        ).first()
         if row is None:
             return None
         grant = self._grant(row)
         if in_steps:
-            self._tell(connection, EventType.GRANT_ISSUED, [grant], parameters)
+            self._tell(connection, EventType.GRANT_ISSUED, [grant], call)
         return grant
 
-    def issued(self, connection: sa.Connection, parameters: Parameters) -> Grant | None:
-        """The grant of a token that an issue whose answer was lost may have made."""
-        row = self._run(connection, "issued", parameters).first()
+    def issued(self, connection: sa.Connection, call: GrantCall) -> Grant | None:
+        """Read the grant of a token that an issue whose answer was lost may have made."""
+        row = self._ask(connection, call, ("issued",), lambda s: s.issued()).first()
         return None if row is None else self._grant(row)
 
     # -- redeeming ----------------------------------------------------------------------------------------------------
 
-    def redeem(self, connection: sa.Connection, parameters: Parameters) -> Redeemed | None:
-        """Redeem a token; ``None`` when somebody came between."""
-        if self.mapping.is_own:
-            parameters = Parameters(parameters, al_use_id=uuid4())
+    def redeem(self, connection: sa.Connection, call: GrantCall) -> Redeemed | None:
+        """Redeem a token; ``None`` when a concurrent transaction came between."""
+        parameters = Parameters(call.parameters, al_use_id=uuid4()) if self.mapping.is_own else call.parameters
         if connection.dialect.name == "sqlite":
-            return self._redeem_in_steps(connection, parameters)
-        limited = "al_lock_timeout" in parameters
+            return self._redeem_in_steps(connection, parameters, call)
+        limited = call.lock_timeout is not None
         if self.mapping.one_active_per_pair:
-            level = self._run(connection, "turn", parameters, limited=limited).one()[0]
+            turn = self._ask(connection, parameters, ("turn", limited), lambda s: s.turn(limited=limited))
+            level = turn.one()[0]
             if level in _SHARED_SNAPSHOT and not self.mapping.declares_pair_key:
                 raise ConfigurationError(
                     f"In {level.upper()} what others redeem meanwhile cannot be seen, so one_active_per_pair needs a "
                     "unique index on grantor and grantee where active, declared in the model. Make it, redeem in a "
                     "READ COMMITTED transaction, or pass the engine."
                 )
-        rows = self._run(connection, "redeem", parameters, limited=limited).all()
+        rows = self._ask(connection, parameters, ("redeem", limited), lambda s: s.redeem(limited=limited)).all()
         ended = [row[1] for row in rows if row[0] == "ended"]
         for row in rows:
             if row[0] == "granted":
@@ -201,9 +190,9 @@ class GrantStore:
                 return Redeemed(outcome=AlreadyGranted(grant=self._grant(row, 1)))
         return None if rows else Redeemed()
 
-    def _redeem_in_steps(self, connection: sa.Connection, parameters: Parameters) -> Redeemed:
-        """The same where a statement cannot have several parts: in one transaction that holds the write lock."""
-        found = self._run(connection, "found", parameters).all()
+    def _redeem_in_steps(self, connection: sa.Connection, parameters: Parameters, call: GrantCall) -> Redeemed:
+        """Redeem where a statement cannot have several parts: in one transaction that holds the write lock (SQLite)."""
+        found = self._ask(connection, parameters, ("found",), lambda s: s.found()).all()
         for row in found:
             if row.already:
                 return Redeemed(outcome=AlreadyGranted(grant=self._grant(row)))
@@ -214,56 +203,59 @@ class GrantStore:
         parameters = Parameters(parameters | kept, al_id=held.id, al_held_id=held.id)
         ended: list[Any] = []
         if self.mapping.one_active_per_pair:
-            ended = [row[0] for row in self._run(connection, "end_earlier", parameters)]
-        row = self._run(connection, "take", parameters).one()
+            earlier = self._ask(connection, parameters, ("end earlier",), lambda s: s.end_earlier())
+            ended = [row[0] for row in earlier]
+        row = self._ask(connection, parameters, ("take",), lambda s: s.take()).one()
         if self.mapping.is_own and row.max_uses > 1:
-            row = self._run(connection, "use", parameters).one()
+            row = self._ask(connection, parameters, ("use",), lambda s: s.use()).one()
         grant = self._grant(row)
-        self._tell(connection, EventType.GRANT_REDEEMED, [grant], parameters)
+        self._tell(connection, EventType.GRANT_REDEEMED, [grant], call)
         return Redeemed(outcome=Granted(grant=grant), ended=ended)
 
     # -- revoking and expiring ----------------------------------------------------------------------------------------
 
-    def revoke(self, connection: sa.Connection, parameters: Parameters, role: str) -> Ended | None:
-        """End a grant of the grantor's; ``None``: he has no such grant."""
+    def revoke(self, connection: sa.Connection, call: GrantCall) -> Ended | None:
+        """End a grant of the grantor's; ``None``: the grantor has no such grant."""
+        role = self.mapping.token_role if call.token else "id"
         if connection.dialect.name == "sqlite":
-            return self._revoke_in_steps(connection, parameters, role)
-        limited = "al_lock_timeout" in parameters
-        rows = self._run(connection, "revoke", parameters, role, limited=limited).all()
+            return self._revoke_in_steps(connection, call, role)
+        limited = call.lock_timeout is not None
+        rows = self._ask(connection, call, ("revoke", role, limited), lambda s: s.revoke(role, limited=limited)).all()
         others = [row[1] for row in rows if row[0] == "ended"]
         grants = [self._grant(row, 1) for row in rows if row[0] != "ended"]
         return Ended(grant=grants[0], others=others) if grants else None
 
-    def _revoke_in_steps(self, connection: sa.Connection, parameters: Parameters, role: str) -> Ended | None:
-        named = self._run(connection, "named", parameters, role).first()
+    def _revoke_in_steps(self, connection: sa.Connection, call: GrantCall, role: str) -> Ended | None:
+        named = self._ask(connection, call, ("named", role), lambda s: s.named(role)).first()
         if named is None or not named.active:
             return None if named is None else Ended(grant=self._grant(named))
-        ended = [self._grant(row) for row in self._run(connection, "end", Parameters(parameters, al_id=named.id))]
+        parameters = Parameters(call.parameters, al_id=named.id)
+        ended = [self._grant(row) for row in self._ask(connection, parameters, ("end",), lambda s: s.end())]
         grant = next(grant for grant in ended if grant.id == named.id)
-        self._tell(connection, EventType.GRANT_REVOKED, ended, parameters)
+        self._tell(connection, EventType.GRANT_REVOKED, ended, call)
         return Ended(grant=grant, others=[other.id for other in ended if other.id != named.id])
 
-    def expire(self, connection: sa.Connection, parameters: Parameters) -> list[Any]:
+    def expire(self, connection: sa.Connection, call: GrantCall) -> list[Any]:
         """End what has expired, and return the ids."""
         waits = connection.dialect.name == "sqlite"
-        return [row[0] for row in self._run(connection, "expire", parameters, waits=waits)]
+        return [row[0] for row in self._ask(connection, call, ("expire",), lambda s: s.expire(waits=waits))]
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    def active(self, connection: sa.Connection, parameters: Parameters, roles: tuple[str, ...]) -> list[Grant]:
-        """The grants that give access now, the earliest first."""
-        return [self._grant(row) for row in self._run(connection, "active", parameters, roles)]
+    def active(self, connection: sa.Connection, call: GrantCall) -> list[Grant]:
+        """List the grants that give access now, the earliest first."""
+        given = {"grantor_id": call.grantor_id, "grantee_id": call.grantee_id, "link_id": call.link_id}
+        roles = tuple(role for role, value in given.items() if value is not None)
+        return [self._grant(row) for row in self._ask(connection, call, ("active", roles), lambda s: s.active(roles))]
 
     def obstacle(self, connection: sa.Connection, failure: Failure) -> Obstacle[Any, Any]:
         """Look behind a unique violation: which index it was."""
         index = unique_index(connection, failure)
         table = failure.table if index is None else index.table
-        schema = connection.schema_for_object(self.mapping.table)
         rule = None if index is None else self._rule(index)
         return Obstacle(
             index=index,
-            ours=table == self.mapping.table.name
-            and (index is None or schema is None or index.schema is None or index.schema == schema),
+            ours=self.is_this_table(connection, table, None if index is None else index.schema),
             is_key=rule is None,
             snapshot=keeps_snapshot(connection),
             rule=rule,

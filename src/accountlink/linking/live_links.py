@@ -10,8 +10,7 @@ import sqlalchemy as sa
 from accountlink.linking.statements import Columns, Condition, Statements
 from accountlink.tables.ledger import Ledger
 from accountlink.tables.mapping import AccountMapping
-from accountlink.tables.naming import Names, stored_name
-from accountlink.values.secrecy import Parameters
+from accountlink.tables.naming import Names
 
 _select: Final[Callable[..., sa.Select[Any]]] = cast("Any", sa.select)
 """Columns are chosen by the mapping, at run time: their types are not known here."""
@@ -45,11 +44,10 @@ class LiveLinks:
             return sa.func.coalesce(self._c["version"], _ZERO)
         return None
 
-    def names(self, connection: sa.Connection) -> Parameters:
-        """The parameter under which the ledger finds the links, where there is one."""
-        if self._statements.ledger is None:
-            return Parameters()
-        return Parameters(al_links=stored_name(connection, self._mapping.table))
+    @property
+    def named(self) -> dict[str, sa.Table]:
+        """The parameter under which the ledger finds the links, where there is one, and the table that it names."""
+        return {} if self._statements.ledger is None else {"al_links": self._mapping.table}
 
     def of_grantor(self) -> sa.Select[Any]:
         """The state of a link that is about to be shared, if it is live and the grantor's own."""

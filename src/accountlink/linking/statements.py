@@ -19,12 +19,13 @@ from typing import Any, Final, Protocol, cast
 import sqlalchemy as sa
 
 from accountlink.linking.events import LinkEvents
-from accountlink.tables.column_types import Part, aware, form_of
+from accountlink.tables.column_types import Part, form_of
 from accountlink.tables.defaults import fixed_defaults, fixed_updates
 from accountlink.tables.exact import Exactly
 from accountlink.tables.ledger import Ledger
 from accountlink.tables.mapping import CREDENTIAL_ROLES, AccountMapping
 from accountlink.tables.naming import Names
+from accountlink.tables.rows import aware
 from accountlink.tables.upserts import insert_or_nothing
 from accountlink.values.credentials import join_scopes
 from accountlink.values.events import EventType
@@ -302,6 +303,32 @@ class Statements:
         inserted = probe.cte(self._names("inserted"))
         return _select(*self.row(inserted.c)).add_cte(self.outbox.of_row(inserted, EventType.LINKED))
 
+    # For a table of EXCLUSIVE links with SOFT removal, and a call without credentials. `:x` is the parameter al_x, and
+    # `a IS EXACTLY :x` compares by the index and byte by byte; `links.*` are the columns that are read back. A test
+    # keeps it true.
+    # SQL: WITH al_other AS (
+    #        SELECT links.* FROM links
+    #        WHERE links.provider IS EXACTLY :provider AND links.account_id IS EXACTLY :account_id
+    #          AND links.user_id != :user_id AND links.deleted_at IS NULL LIMIT 1),
+    #      al_own AS MATERIALIZED (
+    #        SELECT links.id AS id, links.deleted_at IS NULL AS was_live, true AS fits, false AS blocked FROM links
+    #        WHERE links.user_id = :user_id AND links.provider IS EXACTLY :provider
+    #          AND links.account_id IS EXACTLY :account_id AND true
+    #        ORDER BY links.deleted_at IS NULL DESC, links.deleted_at DESC NULLS LAST, links.id DESC LIMIT 1),
+    #      al_updated AS (
+    #        UPDATE links SET deleted_at=NULL FROM al_own
+    #        WHERE links.id = al_own.id AND links.user_id = :user_id AND links.provider IS EXACTLY :provider
+    #          AND links.account_id IS EXACTLY :account_id AND (links.deleted_at IS NULL) = al_own.was_live
+    #          AND al_own.fits AND NOT al_own.blocked AND NOT (EXISTS (SELECT 1 FROM al_other))
+    #        RETURNING links.*, al_own.was_live),
+    #      al_inserted AS (
+    #        INSERT INTO links (user_id, provider, account_id) SELECT :user_id, :provider, :account_id
+    #        WHERE NOT (EXISTS (SELECT 1 FROM al_own)) AND NOT (EXISTS (SELECT 1 FROM al_other))
+    #        ON CONFLICT DO NOTHING RETURNING links.*)
+    #      SELECT 'conflict' AS arm, al_other.*, CAST(NULL AS TEXT) AS why FROM al_other UNION ALL
+    #      SELECT CASE WHEN al_updated.was_live THEN 'updated' ELSE 'restored' END AS arm, al_updated.*,
+    #             CAST(NULL AS TEXT) AS why FROM al_updated UNION ALL
+    #      SELECT 'created' AS arm, al_inserted.*, CAST(NULL AS TEXT) AS why FROM al_inserted
     def arms(self, shape: Shape) -> sa.Select[Any] | sa.CompoundSelect[Any]:
         """Link in one statement (PostgreSQL)."""
         own = self.own(shape).cte(self._names("own")).prefix_with("MATERIALIZED", dialect="postgresql")

@@ -1,36 +1,34 @@
-"""Runs the statements and reports what the database answered, as facts; it decides nothing."""
+"""Runs the statements of links and reports what the database answered, as facts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
-from datetime import UTC, datetime
-from typing import Any, Final, Generic, TypeVar
-from uuid import uuid4
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any, Final, Generic
 
 import sqlalchemy as sa
 
 from accountlink.database.catalogue import keeps_snapshot, unique_index
-from accountlink.database.violations import REFUSALS, refusal
-from accountlink.linking.codec import Codec
-from accountlink.linking.statements import Shape, Statements
+from accountlink.errors import ConfigurationError
+from accountlink.linking.call import Call, Calls
+from accountlink.linking.decide import DECISIONS, Others, Own, Wanted, restorable
+from accountlink.linking.statements import Statements
+from accountlink.tables.column_types import LINK_PARTS, Part, form_of
 from accountlink.tables.mapping import AccountMapping
-from accountlink.tables.naming import stored_name
+from accountlink.tables.rows import MappedTable, aware, present, text_of
+from accountlink.tables.slugs import slugs_of
 from accountlink.values.blocking import rule_of_links
-from accountlink.values.decide import restorable
 from accountlink.values.events import EventType
 from accountlink.values.facts import Answer, Arm, Failure, Kept, Obstacle, UniqueIndex
 from accountlink.values.outcomes import LinkedAccount, LinkId, UserId
 from accountlink.values.policy import Ownership, Removal
 from accountlink.values.secrecy import Parameters, concealed_id
 
-_REMEMBERED: Final = 256
-"""How many statements are remembered; an application's calls have a handful of shapes."""
 _SEEN: Final = 100
 """How many rows are looked at behind a unique violation."""
-S = TypeVar("S")
 
 
-class AccountStore(Generic[UserId, LinkId]):
+class AccountStore(MappedTable, Generic[UserId, LinkId]):
     """The table of links of one mapping. Its methods are synchronous work for a :class:`~.transactions.Place`."""
 
     def __init__(
@@ -38,319 +36,360 @@ class AccountStore(Generic[UserId, LinkId]):
         mapping: AccountMapping[UserId, LinkId],
         ledger: sa.Table | None = None,
         outbox: sa.Table | None = None,
+        *,
+        clock: Callable[[], datetime] = present,
     ) -> None:
         self.mapping: Final = mapping
         self.outbox: Final = outbox
         self.statements: Final = Statements(mapping, ledger, outbox)
-        self.codec: Final[Codec[UserId, LinkId]] = Codec(
+        self.keeps_epochs: Final = self.statements.ledger is not None
+        """Whether a ledger tells the states of a row apart."""
+        self.tells_states: Final = mapping.written("version") or self.keeps_epochs
+        """Whether one state of a row can be told from another: by its version, or by the ledger."""
+        heard = ("al_links", "al_source") if outbox is not None or self.keeps_epochs else ()
+        columns = mapping.columns
+        super().__init__(
             mapping,
-            self.statements.row_roles,
+            row=self.statements.row_roles,
+            moments={
+                role: form_of(part, columns[role].type) or aware  # a mapping has refused what takes none
+                for role, part in LINK_PARTS.items()
+                if part is Part.MOMENT and role in columns
+            },
+            ids=("id", "user_id"),
+            named=dict.fromkeys(heard, mapping.table),
             defaults=self.statements.defaults,
             onupdate=self.statements.onupdate,
+            clock=clock,
         )
-        self.is_told: Final = outbox is not None or self.statements.ledger is not None
-        """Whether a ledger or an outbox hears of the table, and so has to know its name."""
-        self._built: dict[Hashable, Any] = {}
-        self._width = len(self.statements.row_roles)
+        self.calls: Final = Calls(mapping, self, tells=outbox is not None)
+        self._slugs: Final = {value: slug for slug, value in slugs_of(columns["provider"].type).items()}
+        compared = dict.fromkeys(("provider", "account_id", *mapping.key_roles[1:]))
+        self._compared: Final = [role for role in compared if role in self.row_roles]
+        self._width: Final = len(self.row_roles)
+        self._exclusive: Final = mapping.policy.ownership is Ownership.EXCLUSIVE
 
-    def _once(self, key: Hashable, build: Callable[[], S]) -> S:
-        """Build a statement the first time that it is needed, and keep it."""
-        found: S | None = self._built.get(key)
-        if found is None:
-            if len(self._built) >= _REMEMBERED:
-                self._built.clear()
-            found = self._built[key] = build()
-        return found
+    # -- rows ---------------------------------------------------------------------------------------------------------
 
-    @property
-    def tells_states(self) -> bool:
-        """Whether one state of a row can be told from another: by its version, or by the ledger."""
-        return self.mapping.written("version") or self.statements.ledger is not None
+    def account(self, row: Sequence[Any], offset: int = 0) -> LinkedAccount[UserId, LinkId]:
+        """Return a snapshot of a row that was read back."""
+        read = self.values(row, offset)
+        provider = read["provider"]
+        return LinkedAccount(
+            id=read["id"],
+            user_id=read["user_id"],
+            provider=self._slugs.get(provider, provider) if self._slugs else provider,
+            account_id=read.get("account_id"),
+            email=read.get("email"),
+            scopes=read.get("scopes"),
+            created_at=read.get("created_at"),
+            updated_at=read.get("updated_at"),
+            deleted_at=read.get("deleted_at"),
+        )
 
-    def version_of(self, row: sa.Row[Any], at: int = 0, *, epoch: int) -> int | None:
-        """The version of a row, or its epoch in the ledger; ``None`` where nothing tells its states apart.
+    def asked_for(self, row: Sequence[Any], call: Call, offset: int = 0) -> LinkedAccount[UserId, LinkId]:
+        """Return a snapshot of a row that has to be of what the call names.
+
+        Raises:
+            ConfigurationError: It is not: what the database holds is not what it was given.
+        """
+        account, as_given = self.account(row, offset), True
+        for role in self._compared:
+            as_given = as_given and getattr(account, role) == call.identity.get(role)
+        if not (as_given or self.is_about(account, call)):
+            raise ConfigurationError(
+                f"{self.mapping.name!r} does not hold the provider, the account id or the e-mail key that was given "
+                "to it: a trigger, or the column's own type, has changed it. Make the table keep them as they are."
+            )
+        return account
+
+    def is_about(self, account: LinkedAccount[UserId, LinkId], call: Call) -> bool:
+        """Whether a row that was read is of what the call names, byte by byte.
+
+        No identifier ends in a blank, so blanks at the end are the padding of a ``CHAR(n)`` that is mapped as text.
+        """
+        for role in self._compared:
+            asked, read = call.identity.get(role), getattr(account, role)
+            if asked is None or asked == read:
+                continue
+            if text_of(read).rstrip(" ") != text_of(self._slugs.get(asked, asked)):
+                return False
+        return True
+
+    def version_of(self, row: sa.Row[Any], offset: int = 0, *, epoch: int) -> int | None:
+        """Return the version of a row, or its epoch in the ledger; ``None`` where nothing tells its states apart.
 
         Args:
             row: What was read.
-            at: Where the row begins in it.
+            offset: Where the row begins in it.
             epoch: Where the epoch is, if there is one.
         """
-        if self.statements.ledger is not None:
-            found: int | None = row[epoch]
-            return found
-        return self.codec.version(row, at) if self.tells_states else None
-
-    def run(
-        self, connection: sa.Connection, statement: sa.Executable, parameters: Parameters
-    ) -> sa.CursorResult[*tuple[Any, ...]]:
-        """Run a statement of the table's."""
-        bound = self.named(connection, parameters) if self.is_told else parameters
-        try:
-            return connection.execute(statement, bound)
-        except REFUSALS as error:
-            raise refusal(error) from None
-
-    def named(self, connection: sa.Connection, parameters: Parameters) -> Parameters:
-        """The same parameters, with the names under which a ledger and an outbox know the table."""
-        name = stored_name(connection, self.mapping.table)
-        return Parameters(parameters, al_links=name, al_source=name)
+        found: int | None = None
+        if self.keeps_epochs:
+            found = row[epoch]
+        elif self.tells_states:
+            found = row[offset + self.row_roles.index("version")]
+        return found
 
     # -- linking ------------------------------------------------------------------------------------------------------
 
-    def link(self, connection: sa.Connection, shape: Shape, parameters: Parameters) -> Answer[UserId, LinkId] | None:
+    def link(self, connection: sa.Connection, call: Call) -> Answer[UserId, LinkId] | None:
         """Link, or report who or what stands in the way; ``None`` when a concurrent transaction came between."""
         if connection.dialect.name == "sqlite":
-            return self._link_in_steps(connection, shape, parameters)
-        row = self.run(connection, self._once(("arms", shape), lambda: self.statements.arms(shape)), parameters).first()
+            return self._link_in_steps(connection, call)
+        shape = call.shape
+        row = self.run(connection, call.parameters, ("arms", shape), lambda: self.statements.arms(shape)).first()
         if row is None:
-            if shape.expect and self._own(connection, shape, parameters) is None:
+            if shape.expect and self._own(connection, call) is None:
                 return Answer(arm=Arm.MISSING)
             return None
         return Answer(
             arm=Arm(row[0]),
-            account=None if row[1] is None else self.codec.asked_for(row, parameters, 1),
+            account=None if row[1] is None else self.asked_for(row, call, 1),
             version=self.version_of(row, 1, epoch=self._width + 2),
-            table=stored_name(connection, self.mapping.table),
+            table=self.name_on(connection),
             why=row[self._width + 1],
         )
 
-    def _own(self, connection: sa.Connection, shape: Shape, parameters: Parameters) -> sa.Row[Any] | None:
-        return self.run(connection, self._once(("own", shape), lambda: self.statements.own(shape)), parameters).first()
-
-    def _owner(self, connection: sa.Connection, parameters: Parameters) -> sa.Row[Any] | None:
-        if self.mapping.policy.ownership is Ownership.PER_USER:
-            return None
-        return self.run(connection, self._once("other", self.statements.other), parameters).first()
-
-    def _link_in_steps(
-        self, connection: sa.Connection, shape: Shape, parameters: Parameters
-    ) -> Answer[UserId, LinkId] | None:
-        """The same where a statement cannot have several arms: in one transaction that holds the write lock."""
-        own = self._own(connection, shape, parameters)
-        if shape.expect and own is None:
-            return Answer(arm=Arm.MISSING)
-        if own is not None and not own.fits:
-            return Answer(arm=Arm.MISMATCH)
-        if (owner := self._owner(connection, parameters)) is not None:
+    def _link_in_steps(self, connection: sa.Connection, call: Call) -> Answer[UserId, LinkId]:
+        """Link where a statement cannot have several arms: in one transaction that holds the write lock (SQLite)."""
+        shape, bound, statements = call.shape, call.parameters, self.statements
+        own = self.run(connection, bound, ("own", shape), lambda: statements.own(shape)).first()
+        owner = self.run(connection, bound, "other", statements.other).first() if self._exclusive else None
+        arm = DECISIONS[
+            _of_own(own),
+            Others.NONE if owner is None else Others.OWNER,
+            Wanted.ONE if shape.expect else Wanted.ANY,
+        ]
+        if arm is Arm.CREATED:
+            return self.insert(connection, call)
+        if arm is Arm.CONFLICT and owner is not None:
+            owned = self.asked_for(owner, call)
+            if self.outbox is not None:
+                self.tell_conflict(connection, owned, call)
             version = self.version_of(owner, epoch=self._width)
-            owned = self.codec.asked_for(owner, parameters)
-            self.tell_conflict(connection, owned, parameters)
-            table = stored_name(connection, self.mapping.table)
-            return Answer(arm=Arm.CONFLICT, account=owned, version=version, table=table)
-        if own is None:
-            return self.insert(connection, shape, parameters)
-        if own.blocked:
-            return Answer(arm=Arm.BLOCKED, why=own.why)
-        was_live = bool(own.was_live)
-        update = self._once(("update", was_live, shape), lambda: self.statements.update(shape, was_live=was_live))
-        parameters = Parameters(parameters, al_id=own[0])
-        account = self.codec.asked_for(self.run(connection, update, parameters).one(), parameters)
+            return Answer(arm=arm, account=owned, version=version, table=self.name_on(connection))
+        if own is None or arm not in (Arm.UPDATED, Arm.RESTORED):
+            return Answer(arm=arm, why=own.why if own is not None and arm is Arm.BLOCKED else None)
+        was_live = arm is Arm.UPDATED
+        found = Parameters(bound, al_id=own.id)
+        key = ("update", was_live, shape)
+        row = self.run(connection, found, key, lambda: statements.update(shape, was_live=was_live)).one()
+        account = self.asked_for(row, call)
         if not was_live:
-            self.raise_epoch(connection, parameters)
-        self.tell(connection, EventType.UPDATED if was_live else EventType.RESTORED, account, parameters)
-        return Answer(arm=Arm.UPDATED if was_live else Arm.RESTORED, account=account)
+            self.raise_epoch(connection, found)
+        if self.outbox is not None:
+            self.tell(connection, EventType.UPDATED if was_live else EventType.RESTORED, account, call)
+        return Answer(arm=arm, account=account)
 
-    def insert(self, connection: sa.Connection, shape: Shape, parameters: Parameters) -> Answer[UserId, LinkId]:
+    def _own(self, connection: sa.Connection, call: Call) -> sa.Row[Any] | None:
+        shape = call.shape
+        return self.run(connection, call.parameters, ("own", shape), lambda: self.statements.own(shape)).first()
+
+    def _owner(self, connection: sa.Connection, call: Call) -> sa.Row[Any] | None:
+        if not self._exclusive:
+            return None
+        return self.run(connection, call.parameters, "other", self.statements.other).first()
+
+    def insert(self, connection: sa.Connection, call: Call) -> Answer[UserId, LinkId]:
         """Insert a row, and let a unique index say what forbids it."""
-        insert = self._once(("insert", shape), lambda: self.statements.insert(shape))
-        account = self.codec.asked_for(self.run(connection, insert, parameters).one(), parameters)
-        self.tell(connection, EventType.LINKED, account, parameters)
+        shape = call.shape
+        row = self.run(connection, call.parameters, ("insert", shape), lambda: self.statements.insert(shape)).one()
+        account = self.asked_for(row, call)
+        if self.outbox is not None:
+            self.tell(connection, EventType.LINKED, account, call)
         return Answer(arm=Arm.CREATED, account=account)
 
-    def probe(self, connection: sa.Connection, shape: Shape, parameters: Parameters) -> Answer[UserId, LinkId] | None:
+    def probe(self, connection: sa.Connection, call: Call) -> Answer[UserId, LinkId] | None:
         """Insert only if nobody has the account, as a link does, but let the database say what forbids it (PostgreSQL).
 
         In steps, under SQLite's write lock, nobody comes between, and a link is never without an answer.
         """
-        probe = self._once(("probe", shape), lambda: self.statements.probe_and_tell(shape))
-        row = self.run(connection, probe, parameters).first()
-        return None if row is None else Answer(arm=Arm.CREATED, account=self.codec.asked_for(row, parameters))
+        shape, build = call.shape, self.statements.probe_and_tell
+        row = self.run(connection, call.parameters, ("probe", shape), lambda: build(shape)).first()
+        return None if row is None else Answer(arm=Arm.CREATED, account=self.asked_for(row, call))
 
-    def obstacle(self, connection: sa.Connection, parameters: Parameters, failure: Failure) -> Obstacle[UserId, LinkId]:
+    # -- behind a unique violation ------------------------------------------------------------------------------------
+
+    def obstacle(self, connection: sa.Connection, call: Call, failure: Failure) -> Obstacle[UserId, LinkId]:
         """Look behind a unique violation: which index it was, and whose row."""
         index = unique_index(connection, failure)
-        owner = self._owner(connection, parameters)
-        ours = self._is_ours(connection, failure, index)
+        owner = self._owner(connection, call)
+        table = failure.table if index is None else index.table
+        ours = self.is_this_table(connection, table, None if index is None else index.schema)
         where = None if index is None or not ours else index.where
-        seen = self._once(("seen", where), lambda: self.statements.seen(where).limit(_SEEN))
-        rows = self.run(connection, seen, parameters).all()
-        dead = any(row.exact and row.counts and not row.live for row in rows)
+        seen = self.run(
+            connection, call.parameters, ("seen", where), lambda: self.statements.seen(where).limit(_SEEN)
+        ).all()
+        dead = any(row.exact and row.counts and not row.live for row in seen)
         return Obstacle(
             index=index,
             ours=ours,
-            is_key=index is not None and self._is_key(index.columns),
-            owner=None if owner is None else self.codec.asked_for(owner, parameters),
+            is_key=index is not None and self.is_key(index.columns),
+            owner=None if owner is None else self.asked_for(owner, call),
             version=None if owner is None else self.version_of(owner, epoch=self._width),
-            table=stored_name(connection, self.mapping.table),
-            own_live=any(row.exact and row.live and row.mine for row in rows),
+            table=self.name_on(connection),
+            own_live=any(row.exact and row.live and row.mine for row in seen),
             dead=dead,
-            misspelt=any(row.counts and not row.exact for row in rows),
+            misspelt=any(row.counts and not row.exact for row in seen),
             snapshot=keeps_snapshot(connection),
-            rule=None if index is None else self._rule(index, dead=dead),
+            rule=None if index is None else self.rule_of(index, dead=dead),
         )
 
-    def _rule(self, index: UniqueIndex, *, dead: bool) -> str | None:
-        exclusive = self.mapping.policy.ownership is Ownership.EXCLUSIVE
-        names = {role: self.mapping.columns[role].name for role in self.mapping.key_roles}
-        key = [name for role, name in names.items() if not (exclusive and role == "user_id")]
-        return rule_of_links(index, key=key, identifier=names.get("account_id"), dead=dead)
+    def is_key(self, columns: Sequence[str]) -> bool:
+        """Whether a unique index on these columns enforces the policy's key or its ownership."""
+        key = self.mapping.key_roles
+        wanted = [key, key[1:]] if self._exclusive else [key]
+        return set(columns) in ({self.mapping.columns[role].name for role in roles} for roles in wanted)
 
-    def _is_ours(self, connection: sa.Connection, failure: Failure, index: UniqueIndex | None) -> bool:
-        table = failure.table if index is None else index.table
-        schema = None if index is None else index.schema
-        mine = connection.schema_for_object(self.mapping.table)
-        return table == self.mapping.table.name and (mine is None or schema is None or schema == mine)
-
-    def _is_key(self, columns: tuple[str, ...]) -> bool:
-        names = {self.mapping.columns[role].name for role in self.mapping.key_roles}
-        if set(columns) == names:
-            return True
-        exclusive = self.mapping.policy.ownership is Ownership.EXCLUSIVE
-        return exclusive and set(columns) == names - {self.mapping.columns["user_id"].name}
-
-    # -- telling ------------------------------------------------------------------------------------------------------
-
-    def occasion(self, now: datetime, data: Mapping[str, object] | None = None) -> Parameters:
-        """What the event of a call needs beside the row, where there is an outbox.
+    def rule_of(self, index: UniqueIndex, *, dead: bool) -> str | None:
+        """Name the doctor's rule by which an index blocks what the policy allows; ``None``: it blocks nothing.
 
         Args:
-            now: The present moment, aware.
-            data: More about it, as JSON has it.
+            index: The index.
+            dead: Whether it counts a dead row that was seen.
         """
-        if self.outbox is None:
-            return Parameters()
-        told = Parameters() if data is None else Parameters(al_event_data=data)
-        return Parameters(told, al_event_at=now.astimezone(UTC), al_call_id=uuid4())
+        roles = self.mapping.key_roles[1:] if self._exclusive else self.mapping.key_roles
+        names = {role: self.mapping.columns[role].name for role in roles}
+        return rule_of_links(index, key=[*names.values()], identifier=names.get("account_id"), dead=dead)
+
+    # -- events and epochs, each by a statement of its own ------------------------------------------------------------
 
     def tell(
         self,
         connection: sa.Connection,
         kind: EventType,
         account: LinkedAccount[UserId, LinkId],
-        parameters: Parameters,
+        call: Call,
         *,
         other: Any = None,
-        again: bool = False,
     ) -> None:
-        """Write the event of a step by a statement of its own, where there is an outbox.
+        """Write the event of a step, where there is an outbox.
 
         Args:
             connection: The connection that took the step.
             kind: What happened.
             account: The row that it happened to.
-            parameters: Those of the call.
+            call: The call.
             other: The other user's id.
-            again: Whether an attempt whose answer was lost may have written the same event.
         """
-        outbox = self.statements.outbox
-        if outbox is None:
+        outbox, occasion = self.statements.outbox, call.occasion
+        if outbox is None or occasion is None:
             return
-        c = self.mapping.columns
-        tell = self._once(
-            ("tell", kind, again), lambda: outbox.one(kind, user=c["user_id"].type, link=c["id"].type, again=again)
-        )
-        told = Parameters(
-            al_event_at=parameters["al_event_at"],
-            al_call_id=parameters["al_call_id"],
-            al_event_user_id=parameters["al_user_id"],
+        event = Parameters(
+            al_event_at=occasion.at,
+            al_call_id=occasion.call_id,
+            al_event_user_id=call.user_id,
             al_event_other_user_id=concealed_id(other),
             al_event_provider=account.provider,
             al_event_link_id=account.id,
-            al_event_data=parameters.get("al_event_data", {}),
+            al_event_data=occasion.data or {},
         )
-        self.run(connection, tell, told)
+        again, user, link = call.is_repeated, self.mapping.columns["user_id"].type, self.mapping.columns["id"].type
+        self.run(connection, event, ("tell", kind, again), lambda: outbox.one(kind, user=user, link=link, again=again))
 
-    def tell_conflict(
-        self,
-        connection: sa.Connection,
-        owned: LinkedAccount[UserId, LinkId],
-        parameters: Parameters,
-        *,
-        again: bool = False,
-    ) -> None:
-        """Write the event of a conflict by a statement of its own, where there is an outbox."""
-        self.tell(connection, EventType.CONFLICT, owned, parameters, other=owned.user_id, again=again)
-
-    # -- reading ------------------------------------------------------------------------------------------------------
-
-    def accounts(self, connection: sa.Connection, parameters: Parameters) -> list[LinkedAccount[UserId, LinkId]]:
-        """The user's live links, oldest first; of one provider or with one id if the parameters name it."""
-        roles = tuple(role for role in ("provider", "id") if f"al_{role}" in parameters)
-        query = self._once(("accounts", roles), lambda: self.statements.listing(roles))
-        found = [self.codec.account(row) for row in self.run(connection, query, parameters)]
-        return [account for account in found if self.codec.is_about(account, parameters)]
-
-    def unlinked(self, connection: sa.Connection, parameters: Parameters) -> list[LinkedAccount[UserId, LinkId]]:
-        """The user's dead links that a link would restore, newest first; of one provider if the parameters name it."""
-        roles = tuple(role for role in ("provider",) if f"al_{role}" in parameters)
-        query = self._once(("kept", roles), lambda: self.statements.kept(roles))
-        return restorable(
-            Kept(
-                account=(account := self.codec.account(row)),
-                key=(account.provider, row.key),
-                live=bool(row.live),
-                blocked=bool(row.blocked),
-            )
-            for row in self.run(connection, query, parameters)
-        )
-
-    def find_owner(self, connection: sa.Connection, parameters: Parameters) -> LinkedAccount[UserId, LinkId] | None:
-        """The live link of a provider account, whoever owns it."""
-        row = self.run(connection, self._once("holder", self.statements.holder), parameters).first()
-        account = None if row is None else self.codec.account(row)
-        return account if account is not None and self.codec.is_about(account, parameters) else None
-
-    # -- unlinking ----------------------------------------------------------------------------------------------------
-
-    def unlink(self, connection: sa.Connection, parameters: Parameters) -> LinkedAccount[UserId, LinkId] | None:
-        """Remove the user's link, or read it when it is dead already; ``None``: neither, or a race came between."""
-        if connection.dialect.name == "sqlite":
-            return self._unlink_in_steps(connection, parameters)
-        reason, bounded = "al_reason" in parameters, "al_lock_timeout" in parameters
-        if self.mapping.policy.removal is Removal.DELETE:
-            unlink = self._once(("delete", bounded), lambda: self.statements.delete_and_raise(bounded=bounded))
-        else:
-            unlink = self._once(
-                ("remove or read", reason, bounded),
-                lambda: self.statements.remove_or_read(reason=reason, bounded=bounded),
-            )
-        row = self.run(connection, unlink, parameters).first()
-        return None if row is None else self.codec.account(row)
-
-    def _unlink_in_steps(
-        self, connection: sa.Connection, parameters: Parameters
-    ) -> LinkedAccount[UserId, LinkId] | None:
-        reason = "al_reason" in parameters
-        if self.mapping.policy.removal is Removal.DELETE:
-            remove: Any = self._once("delete", lambda: self.statements.delete(bounded=False))
-        else:
-            remove = self._once(("remove", reason), lambda: self.statements.remove(reason=reason))
-        row = self.run(connection, remove, parameters).first()
-        if row is not None:
-            self.raise_epoch(connection, parameters)
-            self.tell(connection, EventType.UNLINKED, self.codec.account(row), parameters)
-        elif self.mapping.policy.removal is Removal.SOFT:
-            row = self._named(connection, parameters)
-        return None if row is None else self.codec.account(row)
+    def tell_conflict(self, connection: sa.Connection, owned: LinkedAccount[UserId, LinkId], call: Call) -> None:
+        """Write the event of a conflict, where there is an outbox."""
+        self.tell(connection, EventType.CONFLICT, owned, call, other=owned.user_id)
 
     def raise_epoch(self, connection: sa.Connection, parameters: Parameters) -> None:
         """Raise the epoch of the named link where a ledger keeps it (SQLite)."""
         ledger = self.statements.ledger
         if ledger is not None:
-            self.run(connection, self._once("raise", lambda: self.statements.raise_epoch(ledger)), parameters)
+            self.run(connection, parameters, "raise", lambda: self.statements.raise_epoch(ledger))
 
-    def exists(self, connection: sa.Connection, parameters: Parameters) -> bool:
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def accounts(self, connection: sa.Connection, call: Call) -> list[LinkedAccount[UserId, LinkId]]:
+        """List the user's live links, oldest first: all, those of a provider, or the one with an id."""
+        roles = (*call.identity, *(("id",) if call.link_id is not None else ()))
+        rows = self.run(connection, call.parameters, ("accounts", roles), lambda: self.statements.listing(roles))
+        found = [self.account(row) for row in rows]
+        return [account for account in found if self.is_about(account, call)]
+
+    def unlinked(self, connection: sa.Connection, call: Call) -> list[LinkedAccount[UserId, LinkId]]:
+        """List the user's dead links that a link would restore, newest first: all, or those of a provider."""
+        roles = tuple(call.identity)
+        rows = self.run(connection, call.parameters, ("kept", roles), lambda: self.statements.kept(roles))
+        return restorable(
+            Kept(
+                account=(account := self.account(row)),
+                key=(account.provider, row.key),
+                live=bool(row.live),
+                blocked=bool(row.blocked),
+            )
+            for row in rows
+        )
+
+    def find_owner(self, connection: sa.Connection, call: Call) -> LinkedAccount[UserId, LinkId] | None:
+        """Find the live link of a provider account, whoever owns it."""
+        row = self.run(connection, call.parameters, "holder", self.statements.holder).first()
+        account = None if row is None else self.account(row)
+        return account if account is not None and self.is_about(account, call) else None
+
+    # -- unlinking ----------------------------------------------------------------------------------------------------
+
+    def unlink(self, connection: sa.Connection, call: Call) -> LinkedAccount[UserId, LinkId] | None:
+        """Remove the user's link, or read it when it is dead already; ``None``: neither, or a race came between."""
+        statements, reason = self.statements, call.reason is not None
+        deletes = self.mapping.policy.removal is Removal.DELETE
+        if connection.dialect.name == "sqlite":
+            return self._unlink_in_steps(connection, call, deletes=deletes)
+        bounded = call.lock_timeout is not None
+        row = self.run(
+            connection,
+            call.parameters,
+            ("unlink", reason, bounded),
+            lambda: (
+                statements.delete_and_raise(bounded=bounded)
+                if deletes
+                else statements.remove_or_read(reason=reason, bounded=bounded)
+            ),
+        ).first()
+        return None if row is None else self.account(row)
+
+    def _unlink_in_steps(
+        self, connection: sa.Connection, call: Call, *, deletes: bool
+    ) -> LinkedAccount[UserId, LinkId] | None:
+        statements, reason = self.statements, call.reason is not None
+        row = self.run(
+            connection,
+            call.parameters,
+            ("remove", reason),
+            lambda: statements.delete(bounded=False) if deletes else statements.remove(reason=reason),
+        ).first()
+        if row is not None:
+            self.raise_epoch(connection, call.parameters)
+            self.tell(connection, EventType.UNLINKED, self.account(row), call)
+        elif not deletes:
+            row = self._named_row(connection, call)
+        return None if row is None else self.account(row)
+
+    def exists(self, connection: sa.Connection, call: Call) -> bool:
         """Whether the user has this link, live or dead."""
-        return self._named(connection, parameters) is not None
+        return self._named_row(connection, call) is not None
 
-    def _named(self, connection: sa.Connection, parameters: Parameters) -> sa.Row[Any] | None:
-        return self.run(connection, self._once("named", self.statements.named), parameters).first()
+    def _named_row(self, connection: sa.Connection, call: Call) -> sa.Row[Any] | None:
+        return self.run(connection, call.parameters, "named", self.statements.named).first()
 
-    def locks_last(self, connection: sa.Connection, parameters: Parameters) -> bool:
+    def locks_last(self, connection: sa.Connection, call: Call) -> bool:
         """Lock the user's live links, in one order for all, and say whether the named one is the only one.
 
         The database compares the ids: it may hold one in another form than the call brings it in.
         """
-        bounded = "al_lock_timeout" in parameters
-        lock = self._once(("lock", bounded), lambda: self.statements.lock_live(bounded=bounded))
-        return [bool(named) for named in self.run(connection, lock, parameters).scalars()] == [True]
+        bounded = call.lock_timeout is not None
+        rows = self.run(
+            connection, call.parameters, ("lock", bounded), lambda: self.statements.lock_live(bounded=bounded)
+        )
+        return [bool(named) for named in rows.scalars()] == [True]
+
+
+def _of_own(row: sa.Row[Any] | None) -> Own:
+    """Say what the user's own row is, by the facts that were read of it."""
+    if row is None:
+        return Own.NONE
+    if not row.fits:
+        return Own.OTHER
+    if row.blocked:
+        return Own.BLOCKED
+    return Own.LIVE if row.was_live else Own.DEAD

@@ -7,8 +7,8 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from datetime import timedelta
 from typing import Any, Final, Generic, TypeVar
 
-from accountlink.database import attempts
-from accountlink.database.transactions import Place
+from accountlink.database.patience import Patience, final_error
+from accountlink.database.transactions import Place, recover
 from accountlink.errors import ConfigurationError, DeliveryExpired
 from accountlink.outbox.deliveries import Hold
 from accountlink.outbox.reading import Taken
@@ -38,7 +38,7 @@ class _InHand(Generic[Event]):
             return
         result = await self._hold.acknowledge()
         if isinstance(result, Failure):
-            attempts.acknowledged(result, ambiguous=self._hold.ambiguous)
+            raise final_error(result, ambiguous=self._hold.ambiguous)
         if not result:
             raise DeliveryExpired
         self.acknowledged = True
@@ -169,8 +169,8 @@ async def _rounds(
 
 
 async def _taken(place: Place, held: Hold[Event], after: int) -> Taken[Event] | None:
-    patience = attempts.Patience(writes=False)
+    patience = Patience(writes=False)
     while isinstance(result := await held.take(after), Failure):
         await held.release()
-        await patience.recover(place, result)
+        await recover(place, result, patience)
     return result

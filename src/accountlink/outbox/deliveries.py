@@ -21,8 +21,8 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from accountlink.database import violations
-from accountlink.database.cancellation import seen_through, sheltered
-from accountlink.database.transactions import Place, place_on
+from accountlink.database.cancellation import seen_through
+from accountlink.database.transactions import Place, place_on, sheltered
 from accountlink.outbox.reading import Reading, Taken
 from accountlink.values.facts import Failure
 from accountlink.values.secrecy import Parameters
@@ -208,8 +208,7 @@ def holder(
     Raises:
         ConfigurationError: A database that is not supported.
     """
-    place = place_on(engine)
-    place.tables = tables
+    place = place_on(engine, tables=tables)
     if place.dialect == "sqlite":
         return place, partial(Lease, place=place, reading=reading, clock=clock, length=lease, size=size)
     return place, partial(Lock, engine=engine, reading=reading, size=size)

@@ -20,7 +20,8 @@ from sqlalchemy.dialects import postgresql
 from accountlink.outbox.table import word
 from accountlink.tables.id_text import reader
 from accountlink.tables.mapping import AccountMapping
-from accountlink.tables.naming import Names, stored_name
+from accountlink.tables.naming import Names
+from accountlink.tables.rows import stored_name
 from accountlink.values.events import LINK_EVENTS, EventType, LinkEvent
 from accountlink.values.secrecy import Parameters
 
@@ -175,6 +176,14 @@ class Reading(Generic[Event]):
         mine = _select(*chosen).where(after, last, sa.case((known, sa.true()), else_=sa.false()))
         return mine.order_by(*key).limit(_select(size).scalar_subquery())
 
+    # SQL: SELECT events.id AS id,
+    #             to_char(timezone('UTC', events.occurred_at), 'YYYYMMDD"T"HH24MISS.US"Z"') AS occurred_at, events.*,
+    #             CAST(events.data AS TEXT) AS data FROM events
+    #      WHERE (events.table_name, events.set_aside, events.id) > (:source, false, :after)
+    #        AND (events.table_name, events.set_aside, events.id) <= (:source, false, 9223372036854775807)
+    #        AND CASE WHEN (events.type IN ('linked', 'updated', 'restored', 'unlinked', 'conflict', 'transferred'))
+    #            THEN true ELSE false END
+    #      ORDER BY events.table_name, events.set_aside, events.id LIMIT (SELECT :size) FOR UPDATE SKIP LOCKED
     @cached_property
     def locked(self) -> sa.Select[Any]:
         """The oldest events that no other consumer holds, locked (PostgreSQL)."""

@@ -7,7 +7,7 @@ is given an example in each form that the part knows, and the first that comes b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import Enum
 from typing import Any, Final
@@ -15,6 +15,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
+from accountlink.tables.rows import Form, as_it_is, aware, listed, naive, read_moment, read_scopes, seconds
 from accountlink.tables.type_layers import (
     POSTGRESQL,
     SQLITE,
@@ -27,10 +28,7 @@ from accountlink.tables.type_layers import (
     stored,
     works_on_values,
 )
-from accountlink.values.credentials import join_scopes, split_scopes
-
-Form = Callable[[Any], Any]
-"""How a value is written for a column: one function per form."""
+from accountlink.values.credentials import join_scopes
 
 
 class Part(Enum):
@@ -75,48 +73,9 @@ GRANT_PARTS: Final[Mapping[str, Part]] = {
 # -- the forms --------------------------------------------------------------------------------------------------------
 
 
-def as_it_is(value: Any) -> Any:  # whatever the library holds
-    """Leave a value as it is."""
-    return value
-
-
 def as_member(slug: str) -> str:
     """Leave a slug for :func:`accountlink.tables.slugs.slugs_of`, which knows the member of the enumeration."""
     return slug
-
-
-def aware(moment: datetime) -> datetime:
-    """Write a moment with its zone: always UTC, since SQLite's own type drops the zone."""
-    return moment.astimezone(UTC)
-
-
-def naive(moment: datetime) -> datetime:
-    """Write a moment without a zone, in UTC."""
-    return moment.astimezone(UTC).replace(tzinfo=None)
-
-
-def seconds(moment: datetime) -> int:
-    """Write a moment as whole seconds since 1970."""
-    return int(moment.timestamp())
-
-
-def listed(scopes: Collection[str]) -> list[str]:
-    """Write scopes as a sorted list."""
-    return sorted(scopes)
-
-
-def read_moment(value: Any) -> datetime | None:  # whatever the column's type returns
-    """Read a moment back, aware: a naive one is UTC, a number counts seconds since 1970."""
-    if value is None:
-        return None
-    if isinstance(value, datetime):
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value
-    return datetime.fromtimestamp(value, UTC)
-
-
-def read_scopes(value: Any) -> frozenset[str]:
-    """Read scopes back from one text or from a list."""
-    return split_scopes(value) if isinstance(value, str) else frozenset(scope for scope in value or () if scope)
 
 
 # -- the table --------------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import Enum
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -11,6 +10,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 from accountlink.errors import ConfigurationError
+from accountlink.tables.rows import text_of
 from accountlink.tables.targets import TableMapping
 from accountlink.tables.type_layers import layer_works, resolved
 
@@ -92,8 +92,3 @@ class Spelling:
 
 def _through(code: Callable[[Any], Any] | None, value: Any) -> Any:  # whatever the type makes of it
     return value if code is None else code(value)
-
-
-def text_of(value: object) -> str:
-    """The text of an identifier, of whatever Python type its column makes it."""
-    return str(value.value) if isinstance(value, Enum) else str(value)

@@ -1,4 +1,4 @@
-"""Names that statements need: for their own parts, and for the table that a row of the library's is about."""
+"""Names that statements need for their own parts, and for their parameters."""
 
 from __future__ import annotations
 
@@ -47,12 +47,3 @@ def check_keys(table: sa.Table) -> None:
                 "own parameters do. The name can stay; give the column another key: "
                 f'mapped_column("{column.name}", key="..."), or Column("{column.name}", key="...").'
             )
-
-
-def stored_name(connection: sa.Connection, table: sa.Table) -> str:
-    """Return the name under which a ledger and an outbox know a table.
-
-    It has the schema in which this connection has the table, which a ``schema_translate_map`` may say.
-    """
-    schema = connection.schema_for_object(table)
-    return table.name if schema is None else f"{schema}.{table.name}"

@@ -6,26 +6,39 @@ import secrets as randomness
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Final, Generic
+from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from accountlink.database import attempts
-from accountlink.database.transactions import Foreign, Place, ask
-from accountlink.errors import ConfigurationError, LastAccount, LinkBlocked, TokenForAnotherUser, TokenRejected
-from accountlink.linking.statements import Shape
+from accountlink.database.patience import Patience
+from accountlink.database.transactions import Place, nothing_more, run
+from accountlink.errors import (
+    AccountLinkError,
+    ConfigurationError,
+    LastAccount,
+    LinkBlocked,
+    OutcomeUnknown,
+    TokenExpired,
+    TokenForAnotherUser,
+    TokenRejected,
+    TokenSuperseded,
+)
+from accountlink.linking.call import Call
+from accountlink.linking.refusals import explain
 from accountlink.linking.store import AccountStore
 from accountlink.tables.ledger import checked_ledger
 from accountlink.tables.mapping import AccountMapping
+from accountlink.tables.rows import text_of
 from accountlink.transfers.signing import Claim, RowState, Secrets, TransferSigner, can_return
-from accountlink.transfers.statements import TransferStore
-from accountlink.values.decide import Step, after_lost_claim, of_claim
-from accountlink.values.facts import Failure, Obstacle
+from accountlink.transfers.statements import TransferStatements
+from accountlink.values.events import EventType
+from accountlink.values.facts import Claimed, Failure, Obstacle, Step
 from accountlink.values.outcomes import AlreadyOwner, LinkedAccount, LinkId, Transferred, UserId
 from accountlink.values.policy import Ownership
-from accountlink.values.secrecy import Concealed, Parameters
+from accountlink.values.secrecy import Concealed, concealed_id
 
 Guard = Callable[[AsyncConnection, UserId], Awaitable[bool]]
 """Has the user another way to sign in? Asked inside the transaction that would take the last account away."""
@@ -59,24 +72,29 @@ class Transfers(Generic[UserId, LinkId]):
         guard: Guard[UserId] | None,
     ) -> None:
         mapping = accounts.mapping
+        self.accounts: Final = accounts
+        self.guard: Final = guard
         self._mapping: Final = mapping
-        self._accounts: Final = accounts
         self._ledger: Final = ledger
         self._signer: Final = (
             None if isinstance(secrets, (tuple, list)) and not secrets else TransferSigner(secrets, table=mapping.name)
         )
         self._lifetime: Final = lifetime
-        self._guard: Final = guard
 
     @cached_property
-    def _store(self) -> TransferStore[UserId, LinkId]:
-        """Its statements are built when the first token is redeemed."""
-        return TransferStore(self._accounts, self._ledger)
+    def statements(self) -> TransferStatements:
+        """The statements of a transfer, which nobody needs before the first conflict."""
+        return TransferStatements(self._mapping, self._ledger, self.accounts.outbox)
+
+    @cached_property
+    def owner_is_uuid_text(self) -> bool:
+        """Whether user ids are UUIDs that are texts in Python: asyncpg takes a UUID for them, but no other text."""
+        return self.accounts.id_type("user_id").is_uuid_text
 
     def offer(
         self, owned: LinkedAccount[UserId, LinkId], version: int | None, *, table: str, claimant: UserId, now: datetime
     ) -> tuple[str, datetime] | None:
-        """A token with which the claimant can have another user's link, and its end; ``None`` where there can be none.
+        """Return a token with which the claimant can have another user's link, and its end; ``None``: there is none.
 
         Args:
             owned: The owner's row.
@@ -91,7 +109,7 @@ class Transfers(Generic[UserId, LinkId]):
         token = self._signer.sign(
             link_id=owned.id,
             claimant=claimant,
-            state=_state(owned, version, table),
+            state=row_state(owned, version, table),
             jti=randomness.token_bytes(16),
             issued_at=now,
             expires_at=expires_at,
@@ -99,7 +117,7 @@ class Transfers(Generic[UserId, LinkId]):
         return token, expires_at
 
     def claim(self, token: Concealed[object], *, claimant: UserId) -> Claim:
-        """What a token says that is genuine and this user's.
+        """Return what a token says that is genuine and this user's.
 
         Raises:
             ConfigurationError: The table, or the linker, knows no transfers.
@@ -112,139 +130,147 @@ class Transfers(Generic[UserId, LinkId]):
         return claim
 
     def _able(self) -> TransferSigner:
-        name = self._mapping.name
         if self._mapping.policy.ownership is not Ownership.EXCLUSIVE:
-            raise ConfigurationError(f"transfer() needs Ownership.EXCLUSIVE: nobody owns an account of {name!r} alone.")
+            raise ConfigurationError(
+                f"transfer() needs Ownership.EXCLUSIVE: nobody owns an account of {self._mapping.name!r} alone."
+            )
         if self._signer is None:
             raise ConfigurationError("transfer() needs AccountLinker(secrets=[...]): without them there are no tokens.")
-        if not self._accounts.tells_states:
+        if not self.accounts.tells_states:
             raise ConfigurationError(
-                f"transfer() has to tell the states of a row apart, and {name!r} has no version column mapped. Add "
-                "one, or make a ledger: AccountLinker(ledger=transfer_ledger(Base.metadata))."
+                f"transfer() has to tell the states of a row apart, and {self._mapping.name!r} has no version column "
+                "mapped. Add one, or make a ledger: AccountLinker(ledger=transfer_ledger(Base.metadata))."
             )
         return self._signer
 
     async def redeem(
-        self, place: Place, claim: Claim, parameters: Parameters, *, shape: Shape, expired: bool
+        self, place: Place, claim: Claim, call: Call, *, now: datetime, max_age: timedelta | None
     ) -> Transferred[UserId, LinkId] | AlreadyOwner[UserId, LinkId]:
         """Let the link change hands, or say why not.
 
         Args:
             place: Where.
             claim: What the token says.
-            parameters: The claimant, the link, the claimant's credentials, and the moment.
-            shape: What of these there is.
-            expired: Whether the token is too old for anything but ``AlreadyOwner``.
+            call: The claimant, the link, the claimant's credentials, and the moment.
+            now: The present moment, aware.
+            max_age: How long ago the token may have been issued; ``None``: until it ends.
 
         Raises:
-            TokenExpired: It is.
-            TokenSuperseded: The link is not as it was when the token was issued.
-            LinkBlocked: The claimant's own link to the account was removed for one of the policy's reasons.
-            LastAccount: The link is the owner's last way to sign in.
-            BlockedByConstraint, OwnerNotFound, OwnerLookupFailed: A unique index forbids it.
-            StoreBusy, StoreUnavailable, RetryTransaction, OutcomeUnknown: The database's troubles.
+            TokenExpired, TokenSuperseded, LinkBlocked, LastAccount: See :meth:`AccountLinker.transfer`.
         """
-        redemption = _Redemption(
-            accounts=self._accounts,
-            store=self._store,
-            claim=claim,
-            parameters=parameters,
-            shape=shape,
-            expired=expired,
-        )
-        attempt: Callable[[], Awaitable[_End[UserId, LinkId] | Failure | None]] = partial(place.attempt, redemption.run)
-        if self._guard is not None:
-            attempt = partial(redemption.converse, place, self._guard)
-        result: _End[UserId, LinkId] = await attempts.redeem(
-            place, attempt, redemption.patience, look=redemption.obstacle, provider=lambda: redemption.provider
-        )
-        if isinstance(result, (TokenRejected, LinkBlocked)):
-            raise after_lost_claim(result, ambiguous=redemption.patience.ambiguous)
-        return result
-
-
-_End = Transferred[UserId, LinkId] | AlreadyOwner[UserId, LinkId] | TokenRejected | LinkBlocked
-"""What a redemption may come to, errors of the database aside."""
+        redemption = _Redemption(transfers=self, place=place, claim=claim, call=call, now=now, max_age=max_age)
+        return await run(place, redemption.work, redemption.patience, silent=nothing_more, refused=redemption.refused)
 
 
 @dataclass(kw_only=True, eq=False)
 class _Redemption(Generic[UserId, LinkId]):
-    """One call: its attempts share what was read last."""
+    """One call: its attempts share what was read last.
 
-    accounts: AccountStore[UserId, LinkId] = field(repr=False)
-    store: TransferStore[UserId, LinkId] = field(repr=False)
+    On PostgreSQL two statements. What a token vouches for is a keyed digest, and the key does not travel to the
+    database. So the row is read, and compared in Python; then it is written on the condition that it still is as it
+    was read. The second statement alone decides: whatever happens between the two makes it write nothing.
+    """
+
+    transfers: Transfers[UserId, LinkId]
+    place: Place
     claim: Claim
-    parameters: Parameters
-    shape: Shape
-    expired: bool
-    patience: attempts.Patience = field(default_factory=lambda: attempts.Patience(writes=False))
-    owned: LinkedAccount[UserId, LinkId] | None = None
-    read: Parameters = field(default_factory=Parameters)
+    call: Call
+    now: datetime
+    max_age: timedelta | None
+    provider: str = ""
+    patience: Patience = field(default_factory=lambda: Patience(writes=False))
 
-    @property
-    def provider(self) -> str:
-        """The provider of the account, for messages."""
-        return "" if self.owned is None else self.owned.provider
-
-    def run(self, connection: sa.Connection) -> _End[UserId, LinkId] | None:
-        """Read, decide, and let the link change hands; ``None`` when somebody came between."""
-        ended = self._ended(connection)
-        return self._moved(connection) if ended is None else ended
-
-    async def converse(self, place: Place, guard: Guard[UserId]) -> _End[UserId, LinkId] | Failure | None:
-        """The same under a lock on all of the owner's live links, so that two last ones cannot go at once."""
-        try:
-            return await place.converse(partial(self._talk, guard))
-        except Foreign as raised:
-            foreign = raised.error
-        raise foreign
-
-    async def _talk(self, guard: Guard[UserId], connection: AsyncConnection) -> _End[UserId, LinkId] | None:
-        ended = await connection.run_sync(self._ended)
-        if ended is not None:
-            return ended
-        last = await connection.run_sync(self.accounts.locks_last, self._of_owner())
-        if last and not await ask(guard, connection, Concealed(self._owner())):
-            raise LastAccount
-        return await connection.run_sync(self._moved)
-
-    def _of_owner(self) -> Parameters:
-        bound = {name: value for name, value in self.parameters.items() if name == "al_lock_timeout"}
-        return Parameters(bound, al_user_id=self.read["al_owner"], al_id=self.read["al_id"])
-
-    def _ended(self, connection: sa.Connection) -> _End[UserId, LinkId] | None:
-        """Read, and say how it ends if the link is not to change hands."""
-        claimed = self.store.claimed(connection, self.parameters, self._is_of_account)
-        owned, version = claimed.named, claimed.version
-        fits = owned is not None and version is not None and self.claim.fits(_state(owned, version, claimed.table))
-        decided = of_claim(claimed, expired=self.expired, fits=fits)
+    def work(self, connection: sa.Connection) -> Transferred[UserId, LinkId] | AlreadyOwner[UserId, LinkId] | None:
+        """Read, decide, and let the link change hands; ``None`` when a concurrent transaction came between."""
+        claimed, fits = self._read(connection)
+        decided = of_claim(claimed, expired=self.claim.has_expired(self.now, max_age=self.max_age), fits=fits)
         if isinstance(decided, (TokenRejected, LinkBlocked)):
-            return decided
+            # An attempt whose answer did not come may be the reason.
+            refused: AccountLinkError = after_lost_claim(decided, ambiguous=self.patience.ambiguous)
+            raise refused
         if decided is Step.OWNED and claimed.own is not None:
             return AlreadyOwner(account=claimed.own)
-        assert owned is not None  # noqa: S101  # it fits
-        self.owned, self.read = owned, self.accounts.codec.holding(owned, version)
-        return None
-
-    def _moved(self, connection: sa.Connection) -> Transferred[UserId, LinkId] | None:
+        named = claimed.named
+        assert named is not None  # noqa: S101  # it fits
+        self.call, self.provider = self._seen(named, claimed.version), named.provider
+        if self.transfers.guard is not None:
+            self._ask(self.transfers.guard, connection, Concealed(named.user_id))
         self.patience.writes = True
-        account = self.store.move(connection, self.shape, Parameters(self.parameters | self.read))
-        return None if account is None else Transferred(account=account, previous_owner_id=self._owner())
+        account = self._move(connection)
+        return None if account is None else Transferred(account=account, previous_owner_id=named.user_id)
 
-    def _owner(self) -> UserId:
-        assert self.owned is not None  # noqa: S101  # it was read
-        return self.owned.user_id
+    def _read(self, connection: sa.Connection) -> tuple[Claimed[UserId, LinkId], bool]:
+        """Read what the database holds of the link that the token names, and whether the token still fits its state."""
+        accounts, statements, claim = self.transfers.accounts, self.transfers.statements, self.claim
+        table, epoch, fits = accounts.name_on(connection), len(accounts.row_roles), False
+        found: Claimed[UserId, LinkId] = Claimed()
+        for row in accounts.run(connection, self.call.parameters, "claimed", statements.claimed):
+            account, version = accounts.account(row), accounts.version_of(row, epoch=epoch)
+            state = row_state(account, version or 0, table)
+            if account.account_id is None or not claim.is_of(account.provider, account.account_id):
+                continue  # of another account, under the id of a row that is gone
+            live, mine, named = map(bool, row[-4:-1])
+            found = replace(found, why=row[-1] or found.why)
+            if live and mine:
+                found = replace(found, own=account)
+            if named:
+                fits = version is not None and claim.fits(state)
+                found = replace(found, named=account, live=live, version=version, table=table)
+        if found.named is None and found.own is None:  # only a token whose row is gone costs this
+            listed = accounts.accounts(connection, Call(user_id=self.call.user_id))
+            return Claimed(own=next((account for account in listed if self._is_of_account(account)), None)), False
+        return found, fits
 
     def _is_of_account(self, account: LinkedAccount[Any, Any]) -> bool:
         return account.account_id is not None and self.claim.is_of(account.provider, account.account_id)
 
-    def obstacle(self, connection: sa.Connection, failure: Failure) -> Obstacle[UserId, LinkId]:
-        """What is behind a unique violation. That somebody owns the account is what a transfer is for."""
-        found = self.accounts.obstacle(connection, Parameters(self.parameters | self.read), failure)
-        return replace(found, owner=None, version=None)
+    def _seen(self, named: LinkedAccount[UserId, LinkId], version: int | None) -> Call:
+        """Return the call with the row as it was read."""
+        owner: Any = named.user_id
+        # Without the padding that a CHAR(n) has added which is mapped as another text.
+        provider, account_id = text_of(named.provider).rstrip(" "), text_of(named.account_id).rstrip(" ")
+        return replace(
+            self.call,
+            link_id=named.id,
+            identity={"provider": self.transfers.accounts.calls.provider(provider), "account_id": account_id},
+            owner=concealed_id(UUID(owner) if self.transfers.owner_is_uuid_text else owner),
+            version=version,
+        )
+
+    def _ask(self, guard: Guard[UserId], connection: sa.Connection, owner: Concealed[UserId]) -> None:
+        """Ask the guard, under a lock on all of the owner's live links, so that two last ones cannot go at once."""
+        of_owner = replace(self.call, user_id=self.call.owner)
+        last = self.transfers.accounts.locks_last(connection, of_owner)
+        if last and not self.place.ask(guard, connection, owner):
+            raise LastAccount
+
+    def _move(self, connection: sa.Connection) -> LinkedAccount[UserId, LinkId] | None:
+        """Give the row to the claimant; ``None`` when it is not as it was read any more."""
+        accounts, statements, call = self.transfers.accounts, self.transfers.statements, self.call
+        shape, in_steps = call.shape, connection.dialect.name == "sqlite"
+        build = statements.move if in_steps else statements.move_and_tell
+        row = accounts.run(connection, call.parameters, ("move", in_steps, shape), lambda: build(shape)).first()
+        if row is None:
+            return None
+        account = accounts.account(row)
+        if in_steps:
+            if accounts.keeps_epochs:
+                accounts.raise_epoch(connection, call.parameters)
+            if accounts.outbox is not None:
+                accounts.tell(connection, EventType.TRANSFERRED, account, call, other=call.owner)
+        return account
+
+    async def refused(self, violation: Failure) -> None:
+        """Find out what is behind a unique violation."""
+        await explain(self.place, violation, self._obstacle, provider=self.provider, patience=self.patience)
+
+    def _obstacle(self, connection: sa.Connection, failure: Failure) -> Obstacle[UserId, LinkId]:
+        """Look behind a unique violation. That another user owns the account is what a transfer is for."""
+        return replace(self.transfers.accounts.obstacle(connection, self.call, failure), owner=None, version=None)
 
 
-def _state(owned: LinkedAccount[Any, Any], version: int, table: str) -> RowState:
+def row_state(owned: LinkedAccount[Any, Any], version: int, table: str) -> RowState:
+    """Return what a token vouches for, of a link."""
     return RowState(
         owner=owned.user_id,
         provider=owned.provider,
@@ -252,3 +278,32 @@ def _state(owned: LinkedAccount[Any, Any], version: int, table: str) -> RowState
         version=version,
         table=table,
     )
+
+
+def of_claim(claimed: Claimed[Any, Any], *, expired: bool, fits: bool) -> Step | TokenRejected | LinkBlocked:
+    """Decide what a genuine transfer token of this user comes to, given what the database holds.
+
+    Who has the account is told so first: the token of a transfer whose answer was lost may be over by now.
+
+    Args:
+        claimed: What was found.
+        expired: Whether the token is too old.
+        fits: Whether the row is in the state that the token was signed for.
+
+    Returns:
+        ``Step.OWNED``, ``Step.MOVE``, or the error to raise.
+    """
+    if claimed.own is not None:
+        return Step.OWNED
+    if expired:
+        return TokenExpired()
+    if claimed.named is None or not claimed.live or not fits:
+        return TokenSuperseded()
+    if claimed.why is not None:
+        return LinkBlocked(provider=claimed.named.provider, reason=claimed.why)
+    return Step.MOVE
+
+
+def after_lost_claim(refused: AccountLinkError, *, ambiguous: bool) -> AccountLinkError:
+    """Decide what a refusal comes to that follows an attempt whose answer did not come: that one may have worked."""
+    return OutcomeUnknown() if ambiguous else refused

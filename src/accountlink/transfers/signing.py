@@ -17,7 +17,6 @@ from itsdangerous.encoding import base64_decode, base64_encode
 from itsdangerous.exc import BadData
 
 from accountlink.errors import ConfigurationError, TokenForged
-from accountlink.values.secrecy import Concealed
 
 MIN_SECRET: Final = 32
 """Bytes: the digest's own length, below which an HMAC key weakens it (RFC 2104, section 3)."""
@@ -76,7 +75,7 @@ class Claim:
     claimant: str = field(repr=False)
     issued_at: int
     expires_at: int
-    _key: Concealed[bytes] = field(repr=False)
+    _key: bytes = field(repr=False)
     _account: bytes = field(repr=False)
     _state: bytes = field(repr=False)
 
@@ -86,11 +85,11 @@ class Claim:
 
     def is_of(self, provider: str, account_id: str) -> bool:
         """Whether the token is about this provider account."""
-        return hmac.compare_digest(self._account, _digest(self._key.reveal(), provider, account_id))
+        return hmac.compare_digest(self._account, _digest(self._key, provider, account_id))
 
     def fits(self, state: RowState) -> bool:
         """Whether the row still is as it was when the token was signed."""
-        return hmac.compare_digest(self._state, _state(self._key.reveal(), state))
+        return hmac.compare_digest(self._state, _state(self._key, state))
 
     def has_expired(self, now: datetime, *, max_age: timedelta | None = None) -> bool:
         """Whether the token is too old.
@@ -252,7 +251,7 @@ def _read(payload: object, key: _Key) -> Claim | None:
         claimant=payload["c"],
         issued_at=payload["i"],
         expires_at=payload["e"],
-        _key=Concealed(key.derived),
+        _key=key.derived,
         _account=account,
         _state=state,
     )

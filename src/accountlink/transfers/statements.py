@@ -10,35 +10,27 @@ Source: PostgreSQL 15 documentation, sections 13.2.1 (an UPDATE that waited look
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, Final, Generic, cast
+from typing import Any, Final, cast
 
 import sqlalchemy as sa
 
 from accountlink.linking.statements import Columns, Condition, Shape, Statements, nothing_in
-from accountlink.linking.store import AccountStore
 from accountlink.tables.ledger import Ledger
 from accountlink.tables.mapping import CREDENTIAL_ROLES
-from accountlink.tables.naming import stored_name
 from accountlink.values.events import EventType
-from accountlink.values.facts import Claimed
-from accountlink.values.outcomes import LinkedAccount, LinkId, UserId
-from accountlink.values.secrecy import Parameters
 
 _select: Final[Callable[..., sa.Select[Any]]] = cast("Any", sa.select)
 """Columns are chosen by the mapping, at run time: their types are not known here."""
 _NO_REASON: Final[sa.ColumnElement[Any]] = sa.cast(sa.null(), sa.Text).label("why")
-IsOfAccount = Callable[[LinkedAccount[Any, Any]], bool]
-"""Whether a row is a link to the provider account that a token is about."""
 
 
 class TransferStatements(Statements):
     """Builds the statements of a transfer."""
 
     def claimed(self) -> sa.CompoundSelect[Any]:
-        """The row of an id, live or dead, whoever has it; and what the claimant himself has of the same account.
+        """The row of an id, live or dead, whoever has it; and what the claimant has of the same account.
 
-        Of his own that is a live row, and a dead one that the policy forbids to restore.
+        Of the claimant's own that is a live row, and a dead one that the policy forbids to restore.
         """
         twin = self._t.alias(self._names("twin"))
         c = {role: twin.c[column.key] for role, column in self._c.items()}
@@ -56,13 +48,19 @@ class TransferStatements(Statements):
         )
         return sa.union_all(named.where(self._is_the_link()), own)
 
+    # For a table with a version, and a claimant without credentials; the short form is that of the link's statement.
+    # SQL: UPDATE links SET user_id=:user_id, version=(coalesce(links.version, 0) + 1)
+    #      WHERE links.id = :id AND links.user_id = :owner AND links.provider IS EXACTLY :provider
+    #        AND links.account_id IS EXACTLY :account_id AND links.deleted_at IS NULL
+    #        AND links.version = :version_read
+    #      RETURNING links.*
     def move(self, shape: Shape) -> sa.sql.dml.ReturningUpdate[Any]:
         """Give the row to the claimant, if it still is as it was read."""
         bound = [self._bounded()] if shape.bounded else []
         return self._move(shape, *bound, *self._still())
 
     def move_and_raise(self, shape: Shape, ledger: Ledger) -> sa.sql.dml.ReturningUpdate[Any]:
-        """The same where a ledger keeps the epochs (PostgreSQL).
+        """Give the row to the claimant where a ledger keeps the epochs (PostgreSQL).
 
         The row is locked first, then its epoch is raised on the condition that it is the one that was read: that sees
         what others have committed since this statement began, which a plain reading of the ledger would not. Rows are
@@ -74,8 +72,9 @@ class TransferStatements(Statements):
         raised = ledger.raised_by(locked, read=sa.bindparam("al_version_read", type_=sa.BigInteger))
         return self._move(shape, *still, sa.exists(_select(sa.literal_column("1")).select_from(raised)))
 
-    def told(self, move: sa.sql.dml.ReturningUpdate[Any]) -> sa.Executable:
-        """The same in one statement with its event, where there is an outbox (PostgreSQL)."""
+    def move_and_tell(self, shape: Shape) -> sa.Executable:
+        """Give the row to the claimant in one statement with its epoch and its event, if there are any (PostgreSQL)."""
+        move = self.move(shape) if self.ledger is None else self.move_and_raise(shape, self.ledger)
         if self.outbox is None:
             return move
         moved = move.cte(self._names("moved"))
@@ -124,63 +123,3 @@ class TransferStatements(Statements):
     def _of_one_account(self, c: Columns) -> Condition:
         """Whether a row is of the named one's account, or of one that its column takes for the same: Python decides."""
         return sa.and_(*(c[role] == self._c[role] for role in ("provider", "account_id")))
-
-
-class TransferStore(Generic[UserId, LinkId]):
-    """Runs the statements of a transfer. Its methods are synchronous work for a :class:`~.transactions.Place`."""
-
-    def __init__(self, accounts: AccountStore[UserId, LinkId], ledger: sa.Table | None) -> None:
-        self._accounts: Final = accounts
-        self._codec: Final = accounts.codec
-        self._statements: Final = TransferStatements(accounts.mapping, ledger, accounts.outbox)
-        self._claimed: Final = self._statements.claimed()
-        self._moves: dict[tuple[str, Shape], sa.Executable] = {}
-
-    def claimed(
-        self, connection: sa.Connection, parameters: Parameters, is_of_account: IsOfAccount
-    ) -> Claimed[UserId, LinkId]:
-        """Read the link that a token names, and whether its account is the claimant's already."""
-        width = len(self._statements.row_roles)
-        found: Claimed[UserId, LinkId] = Claimed()
-        bound = self._accounts.named(connection, parameters) if self._accounts.is_told else parameters
-        for row in connection.execute(self._claimed, bound):
-            account = self._codec.account(row)
-            if not is_of_account(account):
-                continue  # of another account, under the id of a row that is gone
-            live, mine, named = map(bool, row[-4:-1])
-            found = replace(found, why=row[-1] or found.why)
-            if live and mine:
-                found = replace(found, own=account)
-            if named:
-                version = self._accounts.version_of(row, epoch=width)
-                table = stored_name(connection, self._accounts.mapping.table)
-                found = replace(found, named=account, live=live, version=version, table=table)
-        if found.named is None and found.own is None:  # only a token whose row is gone costs this
-            listed = self._accounts.accounts(connection, Parameters(al_user_id=parameters["al_user_id"]))
-            return Claimed(own=next((account for account in listed if is_of_account(account)), None))
-        return found
-
-    def move(
-        self, connection: sa.Connection, shape: Shape, parameters: Parameters
-    ) -> LinkedAccount[UserId, LinkId] | None:
-        """Give the row to the claimant; ``None`` when it is not as it was read any more."""
-        key = (connection.dialect.name, shape)
-        if key not in self._moves:
-            self._moves[key] = self._built(*key)
-        bound = self._accounts.named(connection, parameters) if self._accounts.is_told else parameters
-        row = connection.execute(self._moves[key], bound).first()
-        if row is None:
-            return None
-        account = self._codec.account(row)
-        if connection.dialect.name == "sqlite":
-            self._accounts.raise_epoch(connection, parameters)
-            self._accounts.tell(connection, EventType.TRANSFERRED, account, parameters, other=parameters["al_owner"])
-        return account
-
-    def _built(self, dialect: str, shape: Shape) -> sa.Executable:
-        ledger = self._statements.ledger
-        if dialect == "sqlite":  # whose epochs nobody else can raise meanwhile
-            return self._statements.move(shape)
-        if ledger is None:
-            return self._statements.told(self._statements.move(shape))
-        return self._statements.told(self._statements.move_and_raise(shape, ledger))

@@ -1,4 +1,4 @@
-"""What the database answered, as plain values: storage makes them, :mod:`accountlink.values.decide` reads them."""
+"""What the database answered, as plain values: stores make them, and pure functions decide by them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,15 @@ from accountlink.values.outcomes import LinkedAccount, LinkId, UserId
 
 EXPRESSION: Final = "(expression)"
 """Stands among the columns of an index for a part that is none."""
+
+
+class Step(Enum):
+    """What to do next."""
+
+    AGAIN = "run the statement again"
+    CONFLICT = "answer that another user is the owner"
+    OWNED = "answer that the claimant has the account already"
+    MOVE = "let the link change hands"
 
 
 class Arm(Enum):

@@ -1,0 +1,135 @@
+"""Decides, after a database error, whether work is run again: how often, after which pause, or with which error."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import dataclass
+from typing import Final
+
+from accountlink.errors import ConfigurationError, OutcomeUnknown, RetryTransaction, StoreBusy, StoreUnavailable
+from accountlink.values.facts import Failure, Step, Trouble
+
+RUNS: Final = 3
+"""How often work is run to which a race left no answer, before its cause is looked for."""
+CAUSES: Final = 3
+"""How often a cause is looked for before the answer is that none can be found."""
+RETRIES: Final = 5
+"""How often accountlink's own transaction is tried again after a serialization failure or a deadlock. With three, one
+in 2,560 links of 64 racing for one row at REPEATABLE READ ran out of them."""
+RECONNECTS: Final = 1
+"""How often a lost connection is replaced before the caller is told."""
+_CATALOGUE_MOVED: Final = "XX000"
+"""What PostgreSQL answers to a question about its catalogue when another session is just changing what it is about."""
+_BACKOFF: Final = 0.01
+"""Seconds: the first pause before a transaction of our own is tried again; doubled each time, and jittered."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Patience:
+    """What is left of trying again, within one call.
+
+    Attributes:
+        writes: Whether the work changes anything, so that an answer that is lost may hide a commit.
+        reads_catalogue: Whether the work reads the catalogue, and is run again where another session changed that.
+        ambiguous: Whether an attempt whose answer did not come may have been committed.
+    """
+
+    runs: int = RUNS
+    causes: int = CAUSES
+    retries: int = RETRIES
+    reconnects: int = RECONNECTS
+    writes: bool = True
+    reads_catalogue: bool = False
+    ambiguous: bool = False
+
+    def catalogue_moved(self, failure: Failure) -> bool:
+        """Whether a look at the catalogue failed since another session is just changing it, and may be run again."""
+        return failure.sqlstate == _CATALOGUE_MOVED and self.causes > 0
+
+    async def recover(
+        self, failure: Failure, *, owned: bool, reconnects: bool, committed: bool
+    ) -> BaseException | None:
+        """Make ready for another attempt, or return the error to raise.
+
+        Args:
+            failure: The database error.
+            owned: Whether the transaction is accountlink's own.
+            reconnects: Whether another attempt gets another connection.
+            committed: Whether the attempt had come so far that it may have been committed.
+        """
+        if self.reads_catalogue and self.catalogue_moved(failure):
+            self.causes -= 1
+            return None
+        unanswered = failure.trouble in (Trouble.LOST, Trouble.TIMEOUT)
+        self.ambiguous = self.ambiguous or (unanswered and self.writes and committed)
+        verdict = after_failure(
+            failure,
+            owned=owned,
+            ambiguous=self.ambiguous,
+            retries=self.retries,
+            reconnects=self.reconnects if reconnects else 0,
+        )
+        if isinstance(verdict, BaseException):
+            return verdict
+        if failure.trouble is Trouble.LOST:
+            self.reconnects -= 1
+            return None
+        tried = RETRIES - self.retries
+        self.retries -= 1
+        await asyncio.sleep(random.uniform(0, _BACKOFF * 2**tried))  # noqa: S311  # jitter, not a secret
+        return None
+
+
+def after_failure(
+    failure: Failure, *, owned: bool, ambiguous: bool, retries: int, reconnects: int
+) -> Step | BaseException:
+    """Decide what a database error comes to, a unique violation aside.
+
+    Args:
+        failure: The error, read.
+        owned: Whether the transaction is accountlink's own.
+        ambiguous: Whether an attempt whose answer did not come may have been committed.
+        retries: How many retries are left.
+        reconnects: How many new connections are left.
+
+    Returns:
+        ``Step.AGAIN``, or the error to raise.
+    """
+    match failure.trouble:
+        case Trouble.SERIALIZATION if owned and retries:
+            return Step.AGAIN
+        case Trouble.SERIALIZATION if owned:
+            return OutcomeUnknown() if ambiguous else StoreBusy(sqlstate=failure.sqlstate)
+        case Trouble.SERIALIZATION:
+            return RetryTransaction(sqlstate=failure.sqlstate)
+        case Trouble.STALE_PLAN if retries:
+            return Step.AGAIN
+        case Trouble.STALE_PLAN if not owned:
+            return RetryTransaction(sqlstate=failure.sqlstate)
+        case Trouble.BUSY | Trouble.TIMEOUT:
+            return OutcomeUnknown() if ambiguous else StoreBusy(sqlstate=failure.sqlstate)
+        case Trouble.LOST if owned and reconnects:
+            return Step.AGAIN
+        case Trouble.LOST:
+            return OutcomeUnknown() if ambiguous else StoreUnavailable()
+        case Trouble.VALUE:
+            error = ConfigurationError(
+                "SQLAlchemy or the driver cannot send a value of this call to the database, and nothing was changed. "
+                "Pass for each column in values= and update_values= what its type takes."
+            )
+            error.__cause__ = failure.error
+            return error
+        case _:
+            return failure.error
+
+
+def final_error(failure: Failure, *, ambiguous: bool = False) -> BaseException:
+    """Return the error that a failure comes to where nothing is tried again.
+
+    Args:
+        failure: The failure.
+        ambiguous: Whether it may hide a commit.
+    """
+    verdict = after_failure(failure, owned=False, ambiguous=ambiguous, retries=0, reconnects=0)
+    return verdict if isinstance(verdict, BaseException) else failure.error

@@ -1,0 +1,229 @@
+"""What one call of sharing brings: made here of the application's arguments, and checked before any SQL."""
+
+from __future__ import annotations
+
+import secrets as randomness
+from base64 import urlsafe_b64encode
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from functools import cached_property
+from hashlib import sha256
+from typing import Any, Final
+from uuid import UUID, uuid4
+
+from accountlink.errors import AccountLinkError, AccountNotFound, ConfigurationError, GrantRejected
+from accountlink.grants.mapping import GrantMapping
+from accountlink.tables.arguments import check_span
+from accountlink.tables.exact import Spelling
+from accountlink.tables.idtype import IdType
+from accountlink.tables.rows import MappedTable
+from accountlink.values.secrecy import Concealed, ConcealedText, Parameters
+from accountlink.values.text import storable
+
+TOKEN_BYTES: Final = 32
+"""Of randomness in a token: 256 bits."""
+TOKEN_LENGTH: Final = 43
+"""Characters: of a token in URL-safe base64 without padding, and of its SHA-256 too."""
+MAX_TOKEN: Final = 4096
+"""Characters: a longer text is no token, here or in a table that held tokens before."""
+MAX_USES: Final = 2**31 - 1
+_NO_TEXT: Final = b"\xff"
+"""No text has this byte in UTF-8, so that what is hashed with it in front is the hash of no token."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GrantCall:
+    """What one call brings to the table of grants, each value as its column takes it.
+
+    Attributes:
+        grantor_id: The user who gives access.
+        grantee_id: The user who redeems.
+        grant_id: The one grant that is meant, if one is.
+        link_id: The linked account that the grant is about.
+        token: The token, or its hash, by role.
+        use_hash: What the row of this user's use of the token is found by, in the library's own table.
+        max_uses: How many users can redeem the token.
+        expires_in: How long a new grant lasts, where calls do not bring the present moment.
+        now: The present moment by role, where calls bring it.
+        ends: When a new grant ends by role, where calls bring the present moment.
+        functions: What the functions of the application's columns gave, by the names of their parameters.
+        at: When, aware, for the event; ``None``: there is no outbox.
+        call_id: One for the call and its retries, by which an event is not written twice.
+        lock_timeout: How long a statement waits for a lock, as PostgreSQL's setting has it; ``None`` leaves that alone.
+    """
+
+    grantor_id: Any = None
+    grantee_id: Any = None
+    grant_id: Any = None
+    link_id: Any = None
+    token: Mapping[str, str] = field(default_factory=dict)
+    use_hash: str | None = None
+    max_uses: int | None = None
+    expires_in: timedelta | None = None
+    now: Mapping[str, Any] = field(default_factory=dict)
+    ends: Mapping[str, Any] = field(default_factory=dict)
+    functions: Mapping[str, Any] = field(default_factory=dict)
+    at: datetime | None = None
+    call_id: UUID = field(default_factory=uuid4)
+    lock_timeout: str | None = None
+
+    def __repr__(self) -> str:
+        return f"GrantCall({', '.join(self.parameters)})"
+
+    @cached_property
+    def parameters(self) -> Parameters:
+        """The parameters of the statements: the only place that makes them of a call."""
+        single = {
+            "al_grantor_id": self.grantor_id,
+            "al_grantee_id": self.grantee_id,
+            "al_grantee_id_as_grantor_id": self.grantee_id,
+            "al_id": self.grant_id,
+            "al_link_id": self.link_id,
+            "al_use_hash": self.use_hash,
+            "al_max_uses": self.max_uses,
+            "al_expires_in": self.expires_in,
+            "al_event_at": self.at,
+            "al_lock_timeout": self.lock_timeout,
+        }
+        bound = Parameters((name, value) for name, value in single.items() if value is not None)
+        if self.link_id is not None:
+            bound.update(al_shared_link=self.link_id, al_shared_owner=self.grantor_id)
+        if self.at is not None:
+            bound["al_call_id"] = self.call_id
+        bound.update((f"al_{role}", value) for role, value in self.token.items())
+        bound.update((f"al_now_{role}", value) for role, value in self.now.items())
+        bound.update((f"al_ends_{role}", value) for role, value in self.ends.items())
+        bound.update(self.functions)
+        return bound
+
+
+class GrantCalls:
+    """Makes the calls to one table of grants.
+
+    Args:
+        mapping: Which column plays which role.
+        table: The table.
+        owner: The type of the ids of users who own links, if grants are about links.
+    """
+
+    def __init__(self, mapping: GrantMapping, table: MappedTable, *, owner: IdType | None) -> None:
+        self._mapping = mapping
+        self._columns = mapping.columns
+        self._table = table
+        self._owner = owner
+        self._spelling = Spelling(mapping, mapping.token_role)
+
+    # -- the calls ----------------------------------------------------------------------------------------------------
+
+    def issue(
+        self, token: Concealed[str], *, grantor_id: object, link_id: object, expires_in: object, max_uses: object
+    ) -> GrantCall:
+        """Make the call that issues a grant.
+
+        Raises:
+            AccountNotFound: The grantor can have no link of this id.
+            ConfigurationError: A call that the table cannot serve.
+        """
+        self._check("grantor_id", grantor_id)
+        check_span("expires_in", expires_in)
+        if isinstance(max_uses, bool) or not isinstance(max_uses, int) or not 1 <= max_uses <= MAX_USES:
+            raise ConfigurationError(f"max_uses= takes a whole number from 1 to {MAX_USES}.")
+        if max_uses > 1 and not self._mapping.is_own:
+            raise ConfigurationError(
+                f"{self._mapping.name!r} has one row per token, which serves max_uses=1 only. Issue a token for each "
+                "user, or use the library's own table: ShareGrants(grants_table(Base.metadata))."
+            )
+        if link_id is not None:
+            self._check_link(link_id)
+            if self._owner is not None and not self._owner.holds(grantor_id):
+                raise AccountNotFound
+        return replace(
+            self._of_token(token.reveal(), made=True), grantor_id=grantor_id, link_id=link_id, max_uses=max_uses
+        )
+
+    def redeem(self, token: Concealed[object], *, grantee_id: object) -> GrantCall:
+        """Make the call that redeems a token: what cannot be one is looked up, too, and not found.
+
+        Raises:
+            ConfigurationError: A user id of the wrong type.
+        """
+        self._check("grantee_id", grantee_id)
+        return replace(self._presented(token, user=grantee_id), grantee_id=grantee_id)
+
+    def revoke(self, *, grantor_id: object, grant_id: object, token: Concealed[object] | None) -> GrantCall:
+        """Make the call that ends a grant, named by its id or by its token.
+
+        Raises:
+            ConfigurationError: Neither or both were given, or an id of the wrong type.
+            GrantRejected: No grant can have the id.
+        """
+        self._check("grantor_id", grantor_id)
+        if (grant_id is None) == (token is None):
+            raise ConfigurationError("revoke() needs a grant_id or a token, and not both.")
+        if token is not None:
+            return replace(self._presented(token), grantor_id=grantor_id)
+        self._check("id", grant_id, what="grant_id", outside=GrantRejected)
+        return GrantCall(grantor_id=grantor_id, grant_id=grant_id)
+
+    def active(self, *, grantor_id: object, grantee_id: object, link_id: object) -> GrantCall:
+        """Make the call that lists the grants that give access.
+
+        Raises:
+            ConfigurationError: None of the three was given, or an id of the wrong type.
+        """
+        if grantor_id is None and grantee_id is None and link_id is None:
+            raise ConfigurationError("active() needs a grantor_id, a grantee_id or a link_id.")
+        if grantor_id is not None:
+            self._check("grantor_id", grantor_id)
+        if grantee_id is not None:
+            self._check("grantee_id", grantee_id)
+        if link_id is not None:
+            self._check_link(link_id)
+        return GrantCall(grantor_id=grantor_id, grantee_id=grantee_id, link_id=link_id)
+
+    # -- what they bring ----------------------------------------------------------------------------------------------
+
+    def _check(
+        self, role: str, value: object, *, what: str | None = None, outside: type[AccountLinkError] | None = None
+    ) -> None:
+        self._table.check_id(role, value, what=what or role, outside=outside)
+
+    def _check_link(self, link_id: object) -> None:
+        if "link_id" not in self._columns:
+            raise ConfigurationError(
+                f"{self._mapping.name!r} has no 'link_id' column mapped. Make the table with grants_table(..., "
+                "link_id=Connection.id), map link_id=..., or pass no link_id."
+            )
+        self._check("link_id", link_id, outside=AccountNotFound)
+
+    def _presented(self, token: Concealed[object], *, user: object = None) -> GrantCall:
+        """What a token is looked up by; for what cannot be one that is a token that nobody has."""
+        text = token.reveal()
+        if not isinstance(text, str) or not text.strip() or len(text) > MAX_TOKEN or not storable(text):
+            text = randomness.token_urlsafe(TOKEN_BYTES)
+        found = self._of_token(text, user=user)
+        if not self._spelling.keeps(found.token[self._mapping.token_role]):
+            return self._of_token(randomness.token_urlsafe(TOKEN_BYTES), user=user)
+        return found
+
+    def _of_token(self, text: str, *, user: object = None, made: bool = False) -> GrantCall:
+        """What a token is stored as, or looked up by."""
+        role = self._mapping.token_role
+        digest = sha256(text.encode()).digest()
+        stored = ConcealedText(text if role == "token" else _base64(digest))
+        if made and not self._spelling.keeps(stored):
+            raise ConfigurationError(
+                f"{self._columns[role].name!r} of {self._mapping.name!r} has a type that changes the text it is "
+                "given, and a token, or its hash, is compared byte by byte. Use a type that keeps it as it is."
+            )
+        use: str | None = None
+        if user is not None and self._mapping.is_own:
+            known = self._table.id_type("grantee_id").stored(user)
+            whose = str(known).encode("utf-8", "surrogatepass")
+            use = ConcealedText(_base64(sha256(_NO_TEXT + digest + whose).digest()))
+        return GrantCall(token={role: stored}, use_hash=use)
+
+
+def _base64(digest: bytes) -> str:
+    return urlsafe_b64encode(digest).decode().rstrip("=")

@@ -1,0 +1,399 @@
+"""What one call brings: made here of the application's arguments, and checked before any SQL."""
+
+from __future__ import annotations
+
+import secrets as randomness
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any, Final
+from uuid import UUID, uuid4
+
+import sqlalchemy as sa
+
+from accountlink.errors import AccountNotFound, BlockedByConstraint, ConfigurationError, InvalidIdentity
+from accountlink.linking.decide import BY_SPELLING
+from accountlink.linking.statements import Shape
+from accountlink.tables.column_types import Part, form_of
+from accountlink.tables.exact import REFUSED, Spelling
+from accountlink.tables.fitting import check_length, fitted, limit_of
+from accountlink.tables.idtype import smallest_bits
+from accountlink.tables.mapping import AccountMapping
+from accountlink.tables.rows import MappedTable
+from accountlink.tables.slugs import slugs_of
+from accountlink.values.credentials import TokenSet, join_scopes
+from accountlink.values.email import normalize_email
+from accountlink.values.identity import ProviderIdentity
+from accountlink.values.policy import Key, Removal
+from accountlink.values.secrecy import ConcealedText, Parameters
+from accountlink.values.text import check_identifier, check_provider
+
+_VERSION_BITS: Final = 47
+"""A random version stays a number that every reader of JSON keeps whole, for as long as it is counted up."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Occasion:
+    """What the event of a call has beside the row.
+
+    Attributes:
+        at: When, aware.
+        call_id: One for the call and its retries, by which an event is not written twice.
+        data: More about it, as JSON has it.
+    """
+
+    at: datetime
+    call_id: UUID
+    data: Mapping[str, object] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Call:
+    """What one call brings to the table of links, each value as its column takes it.
+
+    Attributes:
+        user_id: The user who calls.
+        link_id: The one link that is meant, if one is.
+        identity: The provider and the account, by role.
+        credentials: The credentials that the call brings, by role.
+        stamps: The moments, and the version of a new row, by role.
+        reason: Why a link is removed.
+        insert: The application's columns to fill in a new row.
+        update: The application's columns to fill in a new row, on update and on restore.
+        functions: What the functions of the application's columns gave, by the names of their parameters.
+        occasion: What the event needs, where there is an outbox.
+        owner: Who had the link when it was read before: it is written only if they still do.
+        version: Which version the link had when it was read before.
+        lock_timeout: How long a statement waits for a lock, as PostgreSQL's setting has it; ``None`` leaves that alone.
+        is_repeated: Whether an attempt whose answer was lost may have written the call's event.
+    """
+
+    user_id: Any = None
+    link_id: Any = None
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    credentials: Mapping[str, Any] = field(default_factory=dict)
+    stamps: Mapping[str, Any] = field(default_factory=dict)
+    reason: str | None = None
+    insert: Mapping[sa.Column[Any], Any] = field(default_factory=dict)
+    update: Mapping[sa.Column[Any], Any] = field(default_factory=dict)
+    functions: Mapping[str, Any] = field(default_factory=dict)
+    occasion: Occasion | None = None
+    owner: Any = None
+    version: int | None = None
+    lock_timeout: str | None = None
+    is_repeated: bool = False
+
+    def __repr__(self) -> str:
+        return f"Call({', '.join(self.parameters)})"
+
+    @cached_property
+    def parameters(self) -> Parameters:
+        """The parameters of the statements: the only place that makes them of a call."""
+        bound = Parameters((f"al_{role}", value) for role, value in self.identity.items())
+        bound.update((f"al_{role}", value) for role, value in self.credentials.items())
+        bound.update((f"al_{role}", value) for role, value in self.stamps.items())
+        bound.update((f"al_insert_{column.key}", value) for column, value in self.insert.items())
+        bound.update((f"al_update_{column.key}", value) for column, value in self.update.items())
+        bound.update(self.functions)
+        single = {
+            "al_user_id": self.user_id,
+            "al_id": self.link_id,
+            "al_reason": self.reason,
+            "al_owner": self.owner,
+            "al_version_read": self.version,
+            "al_lock_timeout": self.lock_timeout,
+        }
+        bound.update((name, value) for name, value in single.items() if value is not None)
+        if self.occasion is not None:
+            bound["al_event_at"], bound["al_call_id"] = self.occasion.at, self.occasion.call_id
+            if self.occasion.data is not None:
+                bound["al_event_data"] = self.occasion.data
+        return bound
+
+    @cached_property
+    def shape(self) -> Shape:
+        """What the call brings apart from the values: one statement per shape."""
+        return Shape(
+            email="email" in self.identity or "email_key" in self.identity,
+            credentials=tuple(self.credentials),
+            insert=tuple(self.insert),
+            update=tuple(self.update),
+            expect=self.link_id is not None,
+            bounded=self.lock_timeout is not None,
+            again=self.is_repeated,
+        )
+
+    def within(self, lock_timeout: str | None) -> Call:
+        """Return the call with a bound for its waiting, ready to be run any number of times."""
+        ready = self if lock_timeout is None else replace(self, lock_timeout=lock_timeout)
+        _ = ready.shape, ready.parameters
+        return ready
+
+
+class Calls:
+    """Makes the calls to one table of links.
+
+    Args:
+        mapping: Which column plays which role.
+        table: The table.
+        tells: Whether there is an outbox, so that calls need what an event has beside the row.
+    """
+
+    def __init__(self, mapping: AccountMapping[Any, Any], table: MappedTable, *, tells: bool) -> None:
+        self._mapping = mapping
+        self._columns = mapping.columns
+        self._table = table
+        self._tells = tells
+        self._by_email = mapping.policy.key is Key.EMAIL
+        self._begins_at_random = mapping.reuses_ids
+        self._slugs = slugs_of(mapping.columns["provider"].type)
+        compared = dict.fromkeys(("provider", "account_id", *mapping.key_roles[1:]))
+        spelling = {role: Spelling(mapping, role) for role in compared if role in mapping.columns}
+        self._recoded = {role: each for role, each in spelling.items() if each.has_code}
+        """The identifiers whose types have Python code, which may change them; in most tables none."""
+        scopes = mapping.columns.get("scopes")
+        self._write_scopes = (None if scopes is None else form_of(Part.SCOPES, scopes.type)) or join_scopes
+        self._limits = {role: limit for role, c in mapping.columns.items() if (limit := limit_of(c)) is not None}
+
+    # -- the calls ----------------------------------------------------------------------------------------------------
+
+    def link(
+        self,
+        *,
+        user_id: object,
+        identity: object,
+        credentials: object,
+        expect: object,
+        values: Mapping[Any, object] | None,
+        update_values: Mapping[Any, object] | None,
+    ) -> Call:
+        """Make the call that links.
+
+        Raises:
+            InvalidIdentity: No e-mail address under ``Key.EMAIL``, or one without a normal form.
+            AccountNotFound: No link can have the id of ``expect``.
+            BlockedByConstraint: A column's type makes another text of an identifier.
+            ConfigurationError: A call that the mapping cannot serve.
+        """
+        now = self._table.now()
+        self._table.check_id("user_id", user_id, what="user_id")
+        if not isinstance(identity, ProviderIdentity):
+            raise ConfigurationError(f"identity= takes a ProviderIdentity, not {type(identity).__name__}.")
+        brought = self._credentials(credentials)
+        insert = self._application(values, new=True) if values is not None else {}
+        update = self._application(update_values, new=False) if update_values is not None else {}
+        if expect is not None:
+            self._table.check_id("id", expect, what="The link's id", outside=AccountNotFound)
+        named = self._identity(identity)
+        if self._recoded and (respelt := self._respelt(named)):
+            raise BlockedByConstraint(constraint=None, columns=respelt, rule=BY_SPELLING)
+        stamps = self._table.stamped(("created_at", "updated_at"), now)
+        if self._begins_at_random:
+            stamps["version"] = first_version(self._columns["version"].type)
+        return Call(
+            user_id=user_id,
+            link_id=expect,
+            identity=named,
+            credentials=brought,
+            stamps=stamps,
+            insert=insert,
+            update=update,
+            functions=self._table.defaults() | self._table.onupdate(),
+            occasion=self._occasion(now) if self._tells else None,
+        )
+
+    def transfer(self, *, now: datetime, user_id: object, credentials: object) -> Call:
+        """Make the call that gives a link to the user.
+
+        Args:
+            now: The present moment, aware.
+            user_id: The claimant, whose id has been checked.
+            credentials: The claimant's credentials, if the claimant brings any.
+
+        Raises:
+            ConfigurationError: The table has no column for something that the credentials bring.
+        """
+        return Call(
+            user_id=user_id,
+            credentials=self._credentials(credentials),
+            stamps=self._table.stamped(("updated_at",), now),
+            functions=self._table.onupdate(),
+            occasion=self._occasion(now) if self._tells else None,
+        )
+
+    def unlink(self, *, user_id: object, link_id: object, reason: object) -> Call:
+        """Make the call that removes a link.
+
+        Raises:
+            AccountNotFound: No link can have the id.
+            ConfigurationError: An id of the wrong type, or a reason that the table cannot hold.
+        """
+        now = self._table.now()
+        self._table.check_id("user_id", user_id, what="user_id")
+        self._table.check_id("id", link_id, what="The link's id", outside=AccountNotFound)
+        why = None if reason is None else self._reason(reason)
+        data = None if why is None else {"reason": why}
+        return Call(
+            user_id=user_id,
+            link_id=link_id,
+            stamps=self._table.stamped(("deleted_at", "updated_at"), now),
+            reason=why,
+            functions=self._table.onupdate(),
+            occasion=self._occasion(now, data) if self._tells else None,
+        )
+
+    def reading(self, *, user_id: object, provider: str | None = None, link_id: object = None) -> Call:
+        """Make the call that reads a user's links: all, of one provider, or the one with an id.
+
+        Raises:
+            AccountNotFound: No link can have the id.
+            ConfigurationError: An id of the wrong type.
+            InvalidIdentity: A provider that cannot be one.
+        """
+        self._table.check_id("user_id", user_id, what="user_id")
+        named = {} if provider is None else {"provider": self.provider(check_provider(provider))}
+        if link_id is not None:
+            self._table.check_id("id", link_id, what="The link's id", outside=AccountNotFound)
+        return Call(user_id=user_id, link_id=link_id, identity=named)
+
+    def finding(self, *, provider: str, account_id: str) -> Call | None:
+        """Make the call that finds who owns an account; ``None``: a column's type lets nobody own it.
+
+        Raises:
+            ConfigurationError: The provider's column cannot hold the provider.
+            InvalidIdentity: A provider or an account id that cannot be one.
+        """
+        named = {
+            "provider": self.provider(check_provider(provider)),
+            "account_id": check_identifier(account_id, field="account_id"),
+        }
+        return None if self._recoded and self._respelt(named) else Call(identity=named)
+
+    # -- what they bring ----------------------------------------------------------------------------------------------
+
+    def _occasion(self, now: datetime, data: Mapping[str, object] | None = None) -> Occasion:
+        return Occasion(at=now.astimezone(UTC), call_id=uuid4(), data=data)
+
+    def _identity(self, identity: ProviderIdentity) -> dict[str, Any]:
+        named: dict[str, Any] = {"provider": self.provider(identity.provider)}
+        if "account_id" in self._columns:
+            named["account_id"] = identity.account_id
+        if identity.email is not None:
+            if "email" in self._columns:
+                named["email"] = ConcealedText(identity.email)
+            if self._by_email or "email_key" in self._columns:
+                named[self._mapping.email_key_role] = ConcealedText(normalize_email(identity.email))
+        elif self._by_email:
+            raise InvalidIdentity(
+                field="email",
+                problem="is missing under Key.EMAIL",
+                remedy="Ask the provider for the e-mail scope.",
+            )
+        self._check_lengths(named)
+        return named
+
+    def provider(self, slug: str) -> Any:
+        """Return a provider's slug as its column takes it: itself, or the member of an enumeration.
+
+        Raises:
+            ConfigurationError: The enumeration has no such provider.
+        """
+        if not self._slugs:
+            return slug
+        if slug not in self._slugs:
+            raise ConfigurationError(
+                f"{slug!r} is not a provider that {self._mapping.name!r} can hold: its column takes "
+                f"{', '.join(sorted(self._slugs))}. Add it to the enumeration, and to the database's type."
+            )
+        return self._slugs[slug]
+
+    def _respelt(self, named: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the columns whose types make another text of an identifier."""
+        respelt: list[str] = []
+        for role, spelling in self._recoded.items():
+            try:
+                kept = role not in named or spelling.comes_back(named[role])
+            except REFUSED:
+                raise InvalidIdentity(field=role, problem="is nothing that the type of its column takes") from None
+            respelt += [] if kept else [self._columns[role].name]
+        return tuple(respelt)
+
+    def _credentials(self, tokens: object) -> dict[str, Any]:
+        """Return the credentials by role: those that the provider sent, and what it left out stays as it is.
+
+        Source: RFC 6749, section 5.1: a provider may leave out the scopes where they are as asked.
+        """
+        if tokens is None:
+            return {}
+        if not isinstance(tokens, TokenSet):
+            raise ConfigurationError(f"credentials= takes a TokenSet, not {type(tokens).__name__}.")
+        refresh = tokens.refresh_token
+        brought: dict[str, Any] = {
+            "access_token": ConcealedText(tokens.access_token.reveal()),
+            "refresh_token": None if refresh is None else ConcealedText(refresh.reveal()),
+            "expires_at": tokens.expires_at,
+            "scopes": tokens.scopes or None,
+        }
+        for role, value in brought.items():
+            if value is not None and role not in self._columns:
+                raise ConfigurationError(
+                    f"{self._mapping.name!r} has no column mapped for the credentials' {role!r}, and nothing is "
+                    f"dropped in silence. Map {role}=..., or pass a TokenSet without it."
+                )
+        if tokens.expires_at is not None:
+            brought |= self._table.stamped(("expires_at",), tokens.expires_at)
+        if tokens.scopes:
+            brought["scopes"] = self._write_scopes(tokens.scopes)
+        kept = ("refresh_token", "scopes")
+        filled = {
+            role: value
+            for role, value in brought.items()
+            if role in self._columns and not (value is None and role in kept)
+        }
+        self._check_lengths(filled)
+        return filled
+
+    def _check_lengths(self, filled: Mapping[str, Any]) -> None:
+        for role, limit in self._limits.items():
+            value = filled.get(role)
+            if isinstance(value, str) and len(value) > limit:
+                check_length(value, self._columns[role])
+
+    def _reason(self, reason: object) -> str:
+        if self._mapping.policy.removal is Removal.DELETE:
+            raise ConfigurationError("Removal.DELETE keeps no row that could carry a reason. Pass none, or use SOFT.")
+        if "reason" not in self._columns:
+            raise ConfigurationError(
+                f"{self._mapping.name!r} has no 'reason' column mapped. Map one, or pass no reason."
+            )
+        if not isinstance(reason, str):
+            raise ConfigurationError(f"reason= takes a text, not {type(reason).__name__}.")
+        text: str = fitted(reason, self._columns["reason"])
+        return text
+
+    def _application(self, values: object, *, new: bool) -> dict[sa.Column[Any], Any]:
+        """Return the application's own columns and their values, in whatever order they came: it is one statement."""
+        if not isinstance(values, Mapping):
+            raise ConfigurationError(
+                "values= and update_values= take a mapping such as {Model.column: value}, not "
+                f"{type(values).__name__}."
+            )
+        filled: dict[sa.Column[Any], Any] = {}
+        for attribute, value in values.items():
+            column = self._mapping.column(attribute)
+            for role, owned in self._columns.items():
+                if owned is column and not (role == "id" and new):
+                    raise ConfigurationError(
+                        f"{column.name!r} is the mapping's {role!r}, which accountlink writes itself. "
+                        "Pass it through identity= or credentials= instead."
+                    )
+            if column in filled:
+                raise ConfigurationError(f"{column.name!r} is given twice, by two names. Give it once.")
+            filled[column] = fitted(value, column)
+        return dict(sorted(filled.items(), key=lambda item: item[0].key))
+
+
+def first_version(kind: sa.types.TypeEngine[Any]) -> int:
+    """Return where the version of a new row begins that may stand under the id of a deleted one: at random."""
+    return 1 + randomness.randbelow(2 ** min(smallest_bits(kind) - 1, _VERSION_BITS))

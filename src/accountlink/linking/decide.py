@@ -1,0 +1,151 @@
+"""Decides what a link comes to, and what a unique violation means. Every function here is pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from enum import Enum
+from typing import Any, Final
+
+from accountlink.errors import (
+    AccountLinkError,
+    BlockedByConstraint,
+    OwnerLookupFailed,
+    OwnerNotFound,
+    RetryTransaction,
+)
+from accountlink.values.facts import Arm, Failure, Kept, Obstacle, Step, Trouble
+from accountlink.values.outcomes import LinkedAccount, LinkId, UserId
+
+BY_SPELLING: Final = "key-compares-differently"
+"""The rule by which a row of another key is in the way that only compares equal."""
+_BY_DEAD_ROWS: Final = ("key-counts-deleted", "wrong-predicate")
+"""Rules by which an index blocks only where a dead row is in the way."""
+
+
+class Own(Enum):
+    """The user's own row, as a link finds it."""
+
+    NONE = "there is none"
+    LIVE = "it is live"
+    DEAD = "it was removed"
+    BLOCKED = "it was removed for a reason that forbids restoring it"
+    OTHER = "it is a link to another account"
+
+
+class Others(Enum):
+    """What a link finds of other users."""
+
+    NONE = "nobody else has the account, or several users may have it"
+    OWNER = "another user has the account, which has one owner at most"
+
+
+class Wanted(Enum):
+    """Which row a link may write."""
+
+    ANY = "the user's row of this account, or a new one"
+    ONE = "the link that the caller named, and no other"
+
+
+DECISIONS: Final[Mapping[tuple[Own, Others, Wanted], Arm]] = {
+    (Own.NONE, Others.NONE, Wanted.ANY): Arm.CREATED,
+    (Own.NONE, Others.OWNER, Wanted.ANY): Arm.CONFLICT,
+    (Own.NONE, Others.NONE, Wanted.ONE): Arm.MISSING,
+    (Own.NONE, Others.OWNER, Wanted.ONE): Arm.MISSING,
+    (Own.LIVE, Others.NONE, Wanted.ANY): Arm.UPDATED,
+    (Own.LIVE, Others.OWNER, Wanted.ANY): Arm.CONFLICT,
+    (Own.LIVE, Others.NONE, Wanted.ONE): Arm.UPDATED,
+    (Own.LIVE, Others.OWNER, Wanted.ONE): Arm.CONFLICT,
+    (Own.DEAD, Others.NONE, Wanted.ANY): Arm.RESTORED,
+    (Own.DEAD, Others.OWNER, Wanted.ANY): Arm.CONFLICT,
+    (Own.DEAD, Others.NONE, Wanted.ONE): Arm.RESTORED,
+    (Own.DEAD, Others.OWNER, Wanted.ONE): Arm.CONFLICT,
+    (Own.BLOCKED, Others.NONE, Wanted.ANY): Arm.BLOCKED,
+    (Own.BLOCKED, Others.OWNER, Wanted.ANY): Arm.CONFLICT,
+    (Own.BLOCKED, Others.NONE, Wanted.ONE): Arm.BLOCKED,
+    (Own.BLOCKED, Others.OWNER, Wanted.ONE): Arm.CONFLICT,
+    (Own.OTHER, Others.NONE, Wanted.ANY): Arm.MISMATCH,
+    (Own.OTHER, Others.OWNER, Wanted.ANY): Arm.CONFLICT,
+    (Own.OTHER, Others.NONE, Wanted.ONE): Arm.MISMATCH,
+    (Own.OTHER, Others.OWNER, Wanted.ONE): Arm.MISMATCH,
+}
+"""The decision: what a link comes to, by what it finds. SQLite's steps look it up here; PostgreSQL's one statement
+decides the same in SQL, and is tested against this table. Another user who has the account is told first, except where
+the caller named a link that is to another account, or is not the user's."""
+
+
+def after_lookup_failure(failure: Failure, *, provider: str, owned: bool) -> AccountLinkError:
+    """Decide what a failed look-up of the owner comes to."""
+    if failure.trouble is Trouble.SERIALIZATION and not owned:
+        return RetryTransaction(sqlstate=failure.sqlstate)
+    return OwnerLookupFailed(provider=provider, sqlstate=failure.sqlstate)
+
+
+def after_violation(
+    failure: Failure, obstacle: Obstacle[Any, Any], *, provider: str, causes: int, owned: bool
+) -> Step | BaseException:
+    """Decide what a unique violation comes to, once it is known what is behind it.
+
+    Nothing here turns a violation into success: the row is written again, or the truth is told.
+
+    Args:
+        failure: The violation.
+        obstacle: What was found behind it.
+        provider: The provider of the account that was to be linked.
+        causes: How many more times the statement may be run and its cause looked for.
+        owned: Whether the transaction is accountlink's own.
+
+    Returns:
+        ``Step.AGAIN``, ``Step.CONFLICT``, or the error to raise.
+    """
+    if not obstacle.ours:
+        return failure.error
+    if failure.trouble is Trouble.DEFERRABLE:
+        return _blocked(failure, obstacle, rule="deferrable-key")
+    if obstacle.owner is not None:
+        return Step.CONFLICT
+    if obstacle.index is not None and not obstacle.is_key:
+        return _blocked(failure, obstacle, rule=obstacle.rule or "stale-unique")
+    if obstacle.misspelt and not obstacle.own_live:
+        return _blocked(failure, obstacle, rule=BY_SPELLING)
+    if obstacle.snapshot and not owned:
+        return RetryTransaction(sqlstate=failure.sqlstate)
+    if obstacle.rule in _BY_DEAD_ROWS and obstacle.dead and not obstacle.own_live:
+        return _blocked(failure, obstacle, rule=obstacle.rule)
+    if causes > 0:
+        return Step.AGAIN
+    if obstacle.rule is not None and obstacle.rule not in _BY_DEAD_ROWS:
+        return _blocked(failure, obstacle, rule=obstacle.rule)
+    return OwnerNotFound(
+        provider=provider,
+        constraint=failure.constraint if obstacle.index is None else obstacle.index.name,
+        row_security=obstacle.index is not None and obstacle.index.row_security,
+    )
+
+
+def restorable(rows: Iterable[Kept[UserId, LinkId]]) -> list[LinkedAccount[UserId, LinkId]]:
+    """Return the dead rows that a link would restore, in the order of the rows.
+
+    Args:
+        rows: All rows of one user, live and dead; of the dead ones those first that a link prefers.
+    """
+    kept = list(rows)
+    taken = {row.key for row in kept if row.live}
+    met: set[object] = set()
+    found: list[LinkedAccount[UserId, LinkId]] = []
+    for row in kept:
+        one = (row.key, row.account.account_id)
+        if row.live or row.key in taken or one in met:
+            continue
+        met.add(one)
+        if not row.blocked:
+            found.append(row.account)
+    return found
+
+
+def _blocked(failure: Failure, obstacle: Obstacle[Any, Any], *, rule: str) -> BlockedByConstraint:
+    index = obstacle.index
+    return BlockedByConstraint(
+        constraint=failure.constraint if index is None else index.name,
+        columns=failure.columns if index is None else index.columns,
+        rule=rule,
+    )

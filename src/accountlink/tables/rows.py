@@ -1,0 +1,297 @@
+"""The rows of a mapped table: what goes into their columns, what comes out, and the statements that carry it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from datetime import UTC, datetime
+from enum import Enum
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from accountlink.errors import AccountLinkError, ConfigurationError
+from accountlink.tables.idtype import IdType
+from accountlink.tables.targets import TableMapping
+from accountlink.tables.type_layers import is_padded
+from accountlink.values.credentials import split_scopes
+from accountlink.values.secrecy import Parameters
+
+Form = Callable[[Any], Any]
+"""How a value is written for a column: one function per form."""
+_TEXTS: Final = ("provider", "account_id", "email")
+"""Roles whose columns may fill up a text with blanks."""
+_REMEMBERED: Final = 256
+"""How many statements are remembered; an application's calls have a handful of shapes."""
+
+
+_FIRST_YEAR: Final = 1900
+_LAST_YEAR: Final = 9000
+"""Clocks that are far off are not believed: with a lifetime added, there must still be a moment."""
+
+
+class MappedTable:
+    """A table of the application's, as the statements of links and of grants use it.
+
+    Args:
+        mapping: Which column plays which role.
+        row: The roles that statements read back of a row, in their order.
+        moments: How each role's column takes a moment.
+        ids: The roles whose columns hold ids.
+        named: The tables whose names statements need as values, each with the name of the parameter that brings it.
+        defaults: The application's columns whose ``default`` is a function.
+        onupdate: The application's columns whose ``onupdate`` is a function.
+        clock: Returns the present moment, aware.
+    """
+
+    def __init__(
+        self,
+        mapping: TableMapping,
+        *,
+        row: Sequence[str],
+        moments: Mapping[str, Form],
+        ids: Collection[str],
+        named: Mapping[str, sa.Table],
+        defaults: Sequence[sa.Column[Any]],
+        onupdate: Sequence[sa.Column[Any]],
+        clock: Callable[[], datetime],
+    ) -> None:
+        columns = mapping.columns
+        self.row_roles: Final = tuple(row)
+        self._moments: Final = {role: moments[role] for role in moments if role in columns}
+        self._ids: Final = {role: IdType.of(columns[role]) for role in ids if role in columns}
+        self._columns: Final = columns
+        self._table: Final = mapping.table
+        self._named: Final = dict(named)
+        padded = [role for role in row if role in _TEXTS and is_padded(columns[role].type)]
+        forms: dict[str, Form] = {role: read_moment for role in row if role in self._moments}
+        forms |= dict.fromkeys(padded, _unpadded) | ({"scopes": read_scopes} if "scopes" in row else {})
+        self._read: Final = tuple(forms.items())
+        self._defaults: Final = {f"al_default_{c.key}": _caller(mapping, c, c.default) for c in defaults}
+        self._onupdate: Final = {f"al_onupdate_{c.key}": _caller(mapping, c, c.onupdate) for c in onupdate}
+        self._clock: Final = clock
+        self._built: dict[Hashable, Any] = {}
+
+    # -- what goes in -------------------------------------------------------------------------------------------------
+
+    def check_id(
+        self, role: str, value: object, *, what: str, outside: Callable[[], AccountLinkError] | None = None
+    ) -> None:
+        """Refuse what is no id of a role's column, before any SQL.
+
+        Args:
+            role: The role.
+            value: What was given.
+            what: The argument, for messages.
+            outside: Makes the error for an id that the column cannot hold, where that is no mistake in the call.
+
+        Raises:
+            ConfigurationError: Of another type, or outside what the column can hold.
+        """
+        kind = self._ids[role]
+        if _is_plain_number(value, kind):
+            return
+        if value is None or not kind.accepts(value):
+            raise ConfigurationError(
+                f"{what} is {type(value).__name__}, and the column {self._columns[role].name!r} takes "
+                f"{kind.python.__name__ if kind.python else 'a value'}. Convert it before the call."
+            )
+        if not kind.holds(value):
+            if outside is not None:
+                raise outside()
+            raise ConfigurationError(
+                f"{what} is outside what the column {self._columns[role].name!r} can hold. Check where it comes from, "
+                "or widen the column."
+            )
+
+    def may_be_id(self, role: str, value: object) -> bool:
+        """Whether a row of this table can have the id."""
+        kind = self._ids[role]
+        return _is_plain_number(value, kind) or (kind.accepts(value) and kind.holds(value))
+
+    def id_type(self, role: str) -> IdType:
+        """Return the type of a role's ids."""
+        return self._ids[role]
+
+    def now(self) -> datetime:
+        """Ask the clock.
+
+        Raises:
+            ConfigurationError: Its answer is no datetime, has no zone, or cannot be a present moment.
+        """
+        now: object = self._clock()
+        if not isinstance(now, datetime):
+            raise ConfigurationError(f"clock= returned {type(now).__name__}. Return datetime.now(UTC).")
+        if now.utcoffset() is None:
+            raise ConfigurationError("clock= returned a naive datetime. Return datetime.now(UTC).")
+        if not _FIRST_YEAR <= now.year < _LAST_YEAR:
+            raise ConfigurationError(f"clock= returned a moment in the year {now.year}. Return datetime.now(UTC).")
+        return now
+
+    def stamped(self, roles: Sequence[str], now: datetime) -> dict[str, Any]:
+        """Return a moment as the roles' columns take it, by role; roles without a column are left out."""
+        moments = self._moments
+        return {role: moments[role](now) for role in roles if role in moments}
+
+    def defaults(self) -> dict[str, Any]:
+        """Ask the functions that give the application's columns their defaults, and return parameters."""
+        return {name: call() for name, call in self._defaults.items()}
+
+    def onupdate(self) -> dict[str, Any]:
+        """Ask the functions that give the application's columns their values at an update, and return parameters."""
+        return {name: call() for name, call in self._onupdate.items()}
+
+    # -- statements ---------------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        connection: sa.Connection,
+        parameters: Parameters | Sequence[Parameters],
+        key: Hashable,
+        build: Callable[[], sa.Executable],
+    ) -> sa.CursorResult[*tuple[Any, ...]]:
+        """Run a statement, which is built the first time that it is needed.
+
+        Args:
+            connection: Where.
+            parameters: What the statement is given.
+            key: Which statement of this table it is.
+            build: Builds it.
+
+        Raises:
+            sqlalchemy.exc.StatementError: The driver, or the serializer of JSON, cannot send one of the values.
+        """
+        statement = self._built.get(key)
+        if statement is None:
+            if len(self._built) >= _REMEMBERED:
+                self._built.clear()
+            statement = self._built[key] = build()
+        if self._named:
+            parameters = self._with_names(connection, parameters)
+        try:
+            return connection.execute(statement, parameters)
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise sa.exc.StatementError("", None, None, error, hide_parameters=True) from None
+
+    def _with_names(
+        self, connection: sa.Connection, parameters: Parameters | Sequence[Parameters]
+    ) -> Parameters | Sequence[Parameters]:
+        names = {parameter: stored_name(connection, table) for parameter, table in self._named.items()}
+        if isinstance(parameters, dict):
+            return Parameters(parameters, **names)
+        return [Parameters(each, **names) for each in parameters]
+
+    def name_on(self, connection: sa.Connection) -> str:
+        """Return the table's name, with the schema in which a connection has it."""
+        return stored_name(connection, self._table)
+
+    def is_this_table(self, connection: sa.Connection, table: str | None, schema: str | None) -> bool:
+        """Whether what the catalogue names is this table, where the connection has it."""
+        mine = connection.schema_for_object(self._table)
+        return table == self._table.name and (mine is None or schema is None or schema == mine)
+
+    # -- what comes out -----------------------------------------------------------------------------------------------
+
+    def values(self, row: Sequence[Any], offset: int = 0) -> dict[str, Any]:
+        """Return the values of a row that a statement has read back, by role.
+
+        Args:
+            row: What was read.
+            offset: Where the row begins in it.
+        """
+        read = dict(zip(self.row_roles, row[offset:], strict=False))
+        for role, reading in self._read:
+            read[role] = reading(read[role])
+        return read
+
+
+def stored_name(connection: sa.Connection, table: sa.Table) -> str:
+    """Return the name under which a ledger and an outbox know a table.
+
+    It has the schema in which this connection has the table, which a ``schema_translate_map`` may say.
+    """
+    schema = connection.schema_for_object(table)
+    return table.name if schema is None else f"{schema}.{table.name}"
+
+
+def present() -> datetime:
+    """Ask this machine's clock."""
+    return datetime.now(UTC)
+
+
+# -- forms ------------------------------------------------------------------------------------------------------------
+
+
+def as_it_is(value: Any) -> Any:  # whatever the library holds
+    """Leave a value as it is."""
+    return value
+
+
+def aware(moment: datetime) -> datetime:
+    """Write a moment with its zone: always UTC, since SQLite's own type drops the zone."""
+    return moment.astimezone(UTC)
+
+
+def naive(moment: datetime) -> datetime:
+    """Write a moment without a zone, in UTC."""
+    return moment.astimezone(UTC).replace(tzinfo=None)
+
+
+def seconds(moment: datetime) -> int:
+    """Write a moment as whole seconds since 1970."""
+    return int(moment.timestamp())
+
+
+def listed(scopes: Collection[str]) -> list[str]:
+    """Write scopes as a sorted list."""
+    return sorted(scopes)
+
+
+def read_moment(value: Any) -> datetime | None:  # whatever the column's type returns
+    """Read a moment back, aware: a naive one is UTC, a number counts seconds since 1970."""
+    if value is None:
+        return None
+    if isinstance(value, datetime):
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value
+    return datetime.fromtimestamp(value, UTC)
+
+
+def read_scopes(value: Any) -> frozenset[str]:
+    """Read scopes back from one text or from a list."""
+    return split_scopes(value) if isinstance(value, str) else frozenset(scope for scope in value or () if scope)
+
+
+def text_of(value: object) -> str:
+    """The text of an identifier, of whatever Python type its column makes it."""
+    return str(value.value) if isinstance(value, Enum) else str(value)
+
+
+def _unpadded(value: Any) -> Any:  # a text, or NULL
+    """Read a text back without the blanks with which ``CHAR(n)`` fills it up."""
+    return value and value.rstrip(" ")
+
+
+def _is_plain_number(value: object, kind: IdType) -> bool:
+    """Whether an id is a whole number that its column can hold, as most ids are."""
+    return type(value) is int and kind.python is int and (kind.low or 0) <= value <= (kind.high or 0)
+
+
+class _NoContext:
+    """Stands for the statement's context where there is none."""
+
+    def __init__(self, complaint: str) -> None:
+        self._complaint = complaint
+
+    def __getattr__(self, name: str) -> Any:
+        raise ConfigurationError(self._complaint)
+
+
+def _caller(mapping: TableMapping, column: sa.Column[Any], function: Any) -> Callable[[], Any]:
+    """How to ask a column's own ``default`` or ``onupdate`` function for its value, once per call.
+
+    SQLAlchemy asks them for the outermost statement only: inside one with several arms it would write NULL.
+    """
+    context = _NoContext(
+        f"The default or onupdate function of {mapping.name}.{column.name} reads the statement's context, and a link "
+        f"has none to give. Use a function without arguments, or pass values={{{column.name}: ...}} or update_values=."
+    )
+    return lambda: function.arg(context)
