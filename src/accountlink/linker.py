@@ -25,16 +25,14 @@ from accountlink.errors import (
     TokenForged,
 )
 from accountlink.linking.call import Call
+from accountlink.linking.events import link_events
 from accountlink.linking.refusals import explain
 from accountlink.linking.store import AccountStore
-from accountlink.outbox.consuming import Batch, Delivery, consume
-from accountlink.outbox.deliveries import Hold, holder
-from accountlink.outbox.reading import link_events
+from accountlink.outbox.consuming import Batch, Delivery, Feed
 from accountlink.outbox.table import checked_outbox
 from accountlink.tables.arguments import (
     NO_TIME,
     check_callable,
-    check_kind,
     check_span,
     mapping_of,
     milliseconds,
@@ -141,6 +139,13 @@ class AccountLinker(Generic[UserId, LinkId]):
         told = None if outbox is None else checked_outbox(outbox)
         self._store: Final = AccountStore(self.mapping, kept, told, clock=check_callable("clock", clock))
         self._tables: Final = [table for table in (self.mapping.table, kept, outbox) if table is not None]
+        self._feed: Final[Feed[LinkEvent[UserId, LinkId]]] = Feed(
+            owner="AccountLinker",
+            outbox=told,
+            reading=partial(link_events, self.mapping),
+            clock=self._store.now,
+            tables=self._tables,
+        )
         self._calls: Final = self._store.calls
         check_span("transfer_lifetime", transfer_lifetime)
         self._transfers: Final = Transfers(
@@ -455,7 +460,7 @@ class AccountLinker(Generic[UserId, LinkId]):
             ConfigurationError: There is no outbox, or this is no engine of a database that is supported.
             StoreBusy, StoreUnavailable: As for :meth:`link`, when the next event is asked for.
         """
-        return consume(self._holding("events", engine), Delivery, poll=poll, lease=lease, size=1)
+        return self._feed.consume("events", engine, Delivery, poll=poll, lease=lease, size=1)
 
     def batches(
         self, engine: AsyncEngine, *, size: int = 100, poll: timedelta | None = None, lease: timedelta = LEASE
@@ -478,16 +483,7 @@ class AccountLinker(Generic[UserId, LinkId]):
             ConfigurationError: There is no outbox, this is no engine of a database that is supported, or no such size.
             StoreBusy, StoreUnavailable: As for :meth:`link`, when the next batch is asked for.
         """
-        return consume(self._holding("batches", engine), Batch, poll=poll, lease=lease, size=size)
-
-    def _holding(
-        self, what: str, engine: AsyncEngine
-    ) -> Callable[[timedelta, int], tuple[Place, Callable[[], Hold[LinkEvent[UserId, LinkId]]]]]:
-        if self._store.outbox is None:
-            raise ConfigurationError(f"{what}() needs AccountLinker(outbox=link_outbox(Base.metadata)).")
-        check_kind("engine", engine, AsyncEngine)
-        reading = link_events(self.mapping, self._store.outbox, engine.dialect)
-        return partial(holder, engine, reading, self._store.now, tables=self._tables)
+        return self._feed.consume("batches", engine, Batch, poll=poll, lease=lease, size=size)
 
     # -- unlinking ----------------------------------------------------------------------------------------------------
 

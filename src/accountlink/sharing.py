@@ -17,13 +17,13 @@ from accountlink.database.sessions import hand_over_held, refresh_held
 from accountlink.database.transactions import Bind, Needs, Place, Work, done, nothing_more, place_of, read, run
 from accountlink.errors import AccountNotFound, ConfigurationError, GrantRejected
 from accountlink.grants.call import TOKEN_BYTES, TOKEN_LENGTH, GrantCall, GrantCalls
+from accountlink.grants.decide import after_violation
 from accountlink.grants.events import grant_events
 from accountlink.grants.mapping import GrantMapping
 from accountlink.grants.store import GrantStore
 from accountlink.linker import LEASE, LOCK_TIMEOUT, AccountLinker
 from accountlink.linking.live_links import LiveLinks
-from accountlink.outbox.consuming import Batch, Delivery, consume
-from accountlink.outbox.deliveries import Hold, holder
+from accountlink.outbox.consuming import Batch, Delivery, Feed
 from accountlink.outbox.table import checked_outbox
 from accountlink.tables.arguments import (
     check_callable,
@@ -37,7 +37,7 @@ from accountlink.tables.mixin import LinkedAccountMixin
 from accountlink.tables.type_layers import plain_type
 from accountlink.values.events import GrantEvent
 from accountlink.values.facts import Failure
-from accountlink.values.grants import AlreadyGranted, Grant, Granted, IssuedGrant, Revoked, after_violation, issued_with
+from accountlink.values.grants import AlreadyGranted, Grant, Granted, IssuedGrant, Revoked, issued_with
 from accountlink.values.secrecy import Concealed
 
 T = TypeVar("T")
@@ -84,6 +84,13 @@ class ShareGrants:
         given = None if clock is None else check_callable("clock", clock)
         self._store: Final = GrantStore(self.mapping, _links_of(self.mapping, accounts), told, clock=given)
         self._tables: Final = _tables_of(self.mapping, accounts, told)
+        self._feed: Final[Feed[GrantEvent]] = Feed(
+            owner="ShareGrants",
+            outbox=told,
+            reading=partial(grant_events, self.mapping),
+            clock=self._store.now,
+            tables=self._tables,
+        )
         owner = None if accounts is None else IdType.of(_accounts_of(accounts).columns["user_id"])
         self._calls: Final = GrantCalls(self.mapping, self._store, owner=owner)
         self._lock_timeout: Final = milliseconds("lock_timeout", lock_timeout)
@@ -264,7 +271,7 @@ class ShareGrants:
             ConfigurationError: There is no outbox, or this is no engine of a database that is supported.
             StoreBusy, StoreUnavailable, RetryTransaction: As for :meth:`issue`, when the next event is asked for.
         """
-        return consume(self._holding("events", engine), Delivery, poll=poll, lease=lease, size=1)
+        return self._feed.consume("events", engine, Delivery, poll=poll, lease=lease, size=1)
 
     def batches(
         self, engine: AsyncEngine, *, size: int = 100, poll: timedelta | None = None, lease: timedelta = LEASE
@@ -284,16 +291,7 @@ class ShareGrants:
             ConfigurationError: There is no outbox, this is no engine of a database that is supported, or no such size.
             StoreBusy, StoreUnavailable, RetryTransaction: As for :meth:`issue`, when the next batch is asked for.
         """
-        return consume(self._holding("batches", engine), Batch, poll=poll, lease=lease, size=size)
-
-    def _holding(
-        self, what: str, engine: AsyncEngine
-    ) -> Callable[[timedelta, int], tuple[Place, Callable[[], Hold[GrantEvent]]]]:
-        if self._store.outbox is None:
-            raise ConfigurationError(f"{what}() needs ShareGrants(outbox=link_outbox(Base.metadata)).")
-        check_kind("engine", engine, AsyncEngine)
-        reading = grant_events(self.mapping, self._store.outbox, engine.dialect)
-        return partial(holder, engine, reading, self._store.now, tables=self._tables)
+        return self._feed.consume("batches", engine, Batch, poll=poll, lease=lease, size=size)
 
     # -- where and when -----------------------------------------------------------------------------------------------
 

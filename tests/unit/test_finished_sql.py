@@ -13,8 +13,8 @@ from sqlalchemy.dialects import postgresql
 
 from accountlink import AccountMapping, GrantMapping, LinkPolicy, Removal, link_outbox
 from accountlink.grants.statements import GrantStatements
+from accountlink.linking.events import link_events
 from accountlink.linking.statements import Shape, Statements
-from accountlink.outbox.reading import link_events
 from accountlink.transfers.statements import TransferStatements
 
 DIALECT: Final[Any] = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy's

@@ -20,8 +20,9 @@ from accountlink import (
     Revoked,
     StoreBusy,
 )
+from accountlink.grants.decide import after_violation
 from accountlink.values.facts import Failure, Obstacle, Trouble, UniqueIndex
-from accountlink.values.grants import after_violation, issued_with
+from accountlink.values.grants import issued_with
 from accountlink.values.secrecy import Concealed
 
 TOKEN = "token-canary-1c5f"

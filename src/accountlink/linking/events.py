@@ -1,4 +1,4 @@
-"""The events of links: which part of a statement tells what."""
+"""The events of links: which part of a statement writes which, and how they are read."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from accountlink.outbox.reading import Found, Reading, details, moment, optional, part
 from accountlink.outbox.table import Outbox, word
-from accountlink.tables.id_text import id_text
+from accountlink.tables.id_text import id_text, reader
+from accountlink.tables.mapping import AccountMapping
 from accountlink.tables.slugs import slug_in
-from accountlink.values.events import EventType
+from accountlink.values.events import LINK_EVENTS, EventType, LinkEvent
 
 _ARMS: Final = {
     "created": EventType.LINKED,
@@ -69,3 +71,24 @@ class LinkEvents(Outbox):
             link_id=written.c.id,
             data=sa.bindparam("al_event_data", type_=self.table.c.data.type) if told else None,
         )
+
+
+def link_events(
+    mapping: AccountMapping[Any, Any], outbox: sa.Table, dialect: sa.Dialect
+) -> Reading[LinkEvent[Any, Any]]:
+    """How the events of a table of links are read."""
+    user, link = (reader(mapping.columns[role].type, dialect) for role in ("user_id", "id"))
+
+    def read(found: Found) -> LinkEvent[Any, Any]:
+        return LinkEvent(
+            id=found.id,
+            occurred_at=part("occurred_at", moment, found.occurred_at),
+            type=EventType(found.type),
+            user_id=part("user_id", user, found.user_id),
+            other_user_id=optional("other_user_id", user, found.other_user_id),
+            provider=part("provider", str, found.provider),
+            link_id=part("link_id", link, found.link_id),
+            data=part("data", details, found.data),
+        )
+
+    return Reading(outbox=outbox, source=mapping.table, dialect=dialect, types=LINK_EVENTS, read=read)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any, Final, Generic, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from accountlink.database.patience import Patience, final_error
 from accountlink.database.transactions import Place, recover
 from accountlink.errors import ConfigurationError, DeliveryExpired
-from accountlink.outbox.deliveries import Hold
-from accountlink.outbox.reading import Taken
-from accountlink.tables.arguments import NO_TIME, check_span
+from accountlink.outbox.deliveries import Hold, holder
+from accountlink.outbox.reading import Reading, Taken
+from accountlink.tables.arguments import NO_TIME, check_kind, check_span
 from accountlink.values.facts import Failure
 
 Event = TypeVar("Event")
@@ -109,31 +113,56 @@ class Batch(_InHand[Event]):
         await self._acknowledge()
 
 
-def consume(
-    holding: Callable[[timedelta, int], tuple[Place, Callable[[], Hold[Event]]]],
-    hand_over: Callable[[Taken[Event], Hold[Event]], Held],
-    *,
-    poll: timedelta | None,
-    lease: timedelta,
-    size: int,
-) -> AsyncGenerator[Held, None]:
-    """Deliver the events of one table.
+@dataclass(frozen=True, kw_only=True)
+class Feed(Generic[Event]):
+    """The events of one table, for whoever consumes them.
 
-    Args:
-        holding: Says where, and what makes holds, given a lease and a size.
-        hand_over: Makes a delivery of events that are held.
-        poll: How long to wait when a round has ended; ``None`` ends with it.
-        lease: How long events are held on SQLite at the most.
-        size: How many events are delivered together at the most.
-
-    Raises:
-        ConfigurationError: An argument is of the wrong kind, or the database is not supported.
+    Attributes:
+        owner: The public class that the outbox is given to, for messages.
+        outbox: The outbox, if there is one.
+        reading: Says how the events of the table are read from an outbox of a database.
+        clock: Returns the present moment, aware.
+        tables: The tables that the work needs, to be looked for if the database says that something is not there.
     """
-    check_span("poll", poll, least=NO_TIME, optional=True)
-    check_span("lease", lease)
-    _check_size(size)
-    place, hold = holding(lease, size)
-    return _rounds(place, hold, hand_over, poll)
+
+    owner: str
+    outbox: sa.Table | None
+    reading: Callable[[sa.Table, sa.Dialect], Reading[Event]]
+    clock: Callable[[], datetime]
+    tables: Sequence[sa.Table]
+
+    def consume(
+        self,
+        method: str,
+        engine: AsyncEngine,
+        hand_over: Callable[[Taken[Event], Hold[Event]], Held],
+        *,
+        poll: timedelta | None,
+        lease: timedelta,
+        size: int,
+    ) -> AsyncGenerator[Held, None]:
+        """Deliver the events.
+
+        Args:
+            method: The public method that was called, for messages.
+            engine: Where transactions are opened.
+            hand_over: Makes a delivery of events that are held.
+            poll: How long to wait when a round has ended; ``None`` ends with it.
+            lease: How long events are held on SQLite at the most.
+            size: How many events are delivered together at the most.
+
+        Raises:
+            ConfigurationError: There is no outbox, an argument is of the wrong kind, or the database is not supported.
+        """
+        check_span("poll", poll, least=NO_TIME, optional=True)
+        check_span("lease", lease)
+        _check_size(size)
+        if self.outbox is None:
+            raise ConfigurationError(f"{method}() needs {self.owner}(outbox=link_outbox(Base.metadata)).")
+        check_kind("engine", engine, AsyncEngine)
+        reading = self.reading(self.outbox, engine.dialect)
+        place, hold = holder(engine, reading, self.clock, lease, size, tables=self.tables)
+        return _rounds(place, hold, hand_over, poll)
 
 
 def _check_size(size: object) -> None:

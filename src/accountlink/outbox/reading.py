@@ -18,11 +18,9 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from accountlink.outbox.table import word
-from accountlink.tables.id_text import reader
-from accountlink.tables.mapping import AccountMapping
 from accountlink.tables.naming import Names
 from accountlink.tables.rows import stored_name
-from accountlink.values.events import LINK_EVENTS, EventType, LinkEvent
+from accountlink.values.events import EventType
 from accountlink.values.secrecy import Parameters
 
 Event = TypeVar("Event")
@@ -237,24 +235,3 @@ class Reading(Generic[Event]):
 
 
 _UNCLAIMED: Final[dict[str, Any]] = {"claimed_by": sa.null(), "claimed_until": sa.null()}
-
-
-def link_events(
-    mapping: AccountMapping[Any, Any], outbox: sa.Table, dialect: sa.Dialect
-) -> Reading[LinkEvent[Any, Any]]:
-    """How the events of a table of links are read."""
-    user, link = (reader(mapping.columns[role].type, dialect) for role in ("user_id", "id"))
-
-    def read(found: Found) -> LinkEvent[Any, Any]:
-        return LinkEvent(
-            id=found.id,
-            occurred_at=part("occurred_at", moment, found.occurred_at),
-            type=EventType(found.type),
-            user_id=part("user_id", user, found.user_id),
-            other_user_id=optional("other_user_id", user, found.other_user_id),
-            provider=part("provider", str, found.provider),
-            link_id=part("link_id", link, found.link_id),
-            data=part("data", details, found.data),
-        )
-
-    return Reading(outbox=outbox, source=mapping.table, dialect=dialect, types=LINK_EVENTS, read=read)
