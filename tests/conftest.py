@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from accountlink.testing.postgres import PostgresServer, run_server, source_from_environment
 from tests.support.databases import KINDS, Database, fresh_database
 from tests.support.effort import Effort, is_for_stress
+from tests.support.forked import Forks, forking
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -41,6 +42,13 @@ def postgres() -> Iterator[PostgresServer]:
     quiet = {"autovacuum": "off"}  # nothing but the tests writes WAL while they measure it
     with run_server(source=wanted.source, version=wanted.version, settings=quiet) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Run code as in a fresh interpreter, for less."""
+    with forking() as started:
+        yield started
 
 
 @pytest.fixture(params=KINDS)
