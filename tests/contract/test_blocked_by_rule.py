@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from accountlink import AccountLinker, BlockedByConstraint, Linked
 from accountlink.doctor.examine import examine
 from tests.support.databases import Database, create, run_sql
-from tests.support.models import EXCLUSIVE, identity, make_tables
+from tests.support.models import EXCLUSIVE, identity, shared_tables
 from tests.support.schemas import Variation
 
 RIGHT_KEY: Final = "CREATE UNIQUE INDEX k ON links {key}"
@@ -79,7 +79,7 @@ async def test_a_blocked_link_names_the_rule_that_finds_its_cause(
 async def test_a_column_that_changes_before_the_look_up(database: Database) -> None:
     """F08: another session alters a column between the refusal and the look-up: that is asked again, and answers."""
     engine = database.engine(pool_size=1, max_overflow=0)
-    tables = make_tables(EXCLUSIVE)
+    tables = shared_tables(EXCLUSIVE)
     await create(engine, tables.metadata)
     await run_sql(engine, "CREATE UNIQUE INDEX stale ON connections (user_id, provider)")
     linker = tables.linker()

@@ -27,7 +27,7 @@ from tests.support.binds import BINDS, bound
 from tests.support.claims import Statements
 from tests.support.databases import Database, rows, run_sql
 from tests.support.models import EXCLUSIVE_SOFT, SECRETS, identity, make_tables
-from tests.support.shares import HOUR, OWN, SHARED, Shared, Sharing, own
+from tests.support.shares import HOUR, OWN, SHARED, Shared, Sharing
 from tests.support.told import RAW
 
 HOWS = pytest.mark.parametrize("how", BINDS)
@@ -124,7 +124,7 @@ async def test_each_use_of_a_token_is_a_grant_of_its_own(case: Sharing) -> None:
 
 async def test_the_linked_account_is_told(engine: AsyncEngine) -> None:
     """The link that a grant is about is named, in its own type, in each event of it."""
-    case = await outboxed(own()(), engine)
+    case = await outboxed(SHARED["own"](), engine)
     link_id = await case.link()
     issued = await case.issue(link_id=link_id)
     await case.redeem(issued.token)
@@ -174,7 +174,7 @@ async def test_the_clock_that_ends_grants_dates_their_events(
     """F20: without a clock it is PostgreSQL's own, however wrong the server's is; SQLite has no other."""
     wrong = datetime(2001, 1, 1, tzinfo=UTC)
     monkeypatch.setattr("accountlink.grants.store.present", lambda: wrong)
-    case = await outboxed(own()(), engine, clock=None)
+    case = await outboxed(SHARED["own"](), engine, clock=None)
     issued = await case.issue()
     await case.redeem(issued.token)
     now = datetime.now(UTC) if database.is_postgresql else wrong
@@ -216,7 +216,7 @@ async def test_what_changes_nothing_is_not_told(case: Sharing, how: str) -> None
 
 async def test_an_issue_that_is_refused_is_not_told(engine: AsyncEngine) -> None:
     """A31: a link of another user's is not shared, and not told of."""
-    case = await outboxed(own()(), engine)
+    case = await outboxed(SHARED["own"](), engine)
     theirs = await case.link(2)
     with pytest.raises(AccountNotFound):
         await case.issue(1, link_id=theirs)
@@ -291,7 +291,7 @@ async def test_in_a_race_there_are_as_many_events_as_grants(case: Sharing) -> No
 
 async def test_one_call_and_its_retries_have_one_number(engine: AsyncEngine) -> None:
     """Each event carries the number of its call, by which whoever reads the table knows what one call told."""
-    case = await outboxed(own()(), engine)
+    case = await outboxed(SHARED["own"](), engine)
     issued = await case.issue(max_uses=2)
     for number in (2, 3):
         await case.redeem(issued.token, number)
@@ -366,7 +366,7 @@ async def test_events_need_an_outbox_and_an_engine(engine: AsyncEngine) -> None:
 
 async def test_what_is_passed_over_comes_again(engine: AsyncEngine) -> None:
     """At least once: unacknowledged, an event is delivered in the next round, under its number."""
-    case = await outboxed(own()(), engine)
+    case = await outboxed(SHARED["own"](), engine)
     await case.issue()
     [seen] = [delivery.event async for delivery in case.shares.events(engine)]
     assert [seen] == await read(case, lease=HOUR)

@@ -123,7 +123,7 @@ async def test_tokens_are_not_alike(case: Sharing) -> None:
 
 async def test_what_cannot_be_served_is_refused_before_any_sql(engine: AsyncEngine) -> None:
     """Wrong kinds, wrong types, several uses in a table of one row each: named with the remedy, and nothing is sent."""
-    case = await Sharing.made(own()(), engine)
+    case = await Sharing.made(SHARED["own"](), engine)
     plain = Sharing(patients()(), engine)
     statements = Statements(engine)
     calls: list[tuple[Any, str]] = [
@@ -487,7 +487,7 @@ async def test_expiring_waits_for_nobody(database: Database, engine: AsyncEngine
     """A grant that somebody is just writing is left for the next time (PostgreSQL)."""
     if not database.is_postgresql:
         return
-    case = await Sharing.made(own()(), engine)
+    case = await Sharing.made(SHARED["own"](), engine)
     assert case.clock is not None
     held, free = await case.issue(), await case.issue()
     case.clock.move(hours=2)
@@ -609,7 +609,7 @@ async def test_a_lost_race_in_a_kept_snapshot_is_run_again(engine: AsyncEngine) 
 
 
 async def linked(engine: AsyncEngine, shared: Shared | None = None) -> Sharing:
-    return await Sharing.made(shared or own()(), engine)
+    return await Sharing.made(shared or SHARED["own"](), engine)
 
 
 @HOWS

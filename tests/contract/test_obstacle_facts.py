@@ -13,7 +13,7 @@ from accountlink.linking.call import Call
 from accountlink.values.facts import Failure, Trouble, UniqueIndex
 from tests.support.claims import Statements
 from tests.support.databases import collation_without_case, create, run_sql
-from tests.support.models import EXCLUSIVE_SOFT, PER_USER, identity, make_tables
+from tests.support.models import EXCLUSIVE_SOFT, PER_USER, identity, shared_tables
 from tests.support.schemas import Variation
 
 KINDS: Final = pytest.mark.parametrize("kind", ["sqlite", "asyncpg"])
@@ -49,7 +49,7 @@ async def found(engine: AsyncEngine, **named: Any) -> UniqueIndex:
 async def test_the_catalogue_tells_what_an_index_is_made_of(engine: AsyncEngine, name: str) -> None:
     """Its columns, whatever else it is computed from, and its condition."""
     sql, facts = INDEXES[name]
-    await create(engine, make_tables(EXCLUSIVE_SOFT).metadata)
+    await create(engine, shared_tables(EXCLUSIVE_SOFT).metadata)
     await run_sql(engine, f"CREATE UNIQUE INDEX i ON connections {sql}")
     index = await found(engine, columns=facts["columns"])
     assert (facts["columns"], frozenset(facts["reads"]), frozenset()) == (index.columns, index.reads, index.loose)
@@ -59,7 +59,7 @@ async def test_the_catalogue_tells_what_an_index_is_made_of(engine: AsyncEngine,
 @KINDS
 async def test_a_part_that_compares_loosely_is_told(engine: AsyncEngine) -> None:
     """A collation that takes two texts for one is seen, on the index as on its column."""
-    await create(engine, make_tables(EXCLUSIVE_SOFT).metadata)
+    await create(engine, shared_tables(EXCLUSIVE_SOFT).metadata)
     if engine.dialect.name == "postgresql":
         await collation_without_case(engine)
     await run_sql(engine, "CREATE UNIQUE INDEX i ON connections (provider, account_id COLLATE nocase)")
@@ -95,7 +95,7 @@ async def test_a_dead_row_is_in_the_way_only_where_the_index_counts_it(
 @KINDS
 async def test_naming_the_rule_costs_no_statement_of_its_own(engine: AsyncEngine) -> None:
     """A blocked link tries as often as it may; then one is about the index (SQLite: three), one about rows."""
-    tables = make_tables(PER_USER)
+    tables = shared_tables(PER_USER)
     await create(engine, tables.metadata)
     await run_sql(engine, "CREATE UNIQUE INDEX old ON connections (user_id, provider)")
     linker = tables.linker()
@@ -111,7 +111,7 @@ async def test_naming_the_rule_costs_no_statement_of_its_own(engine: AsyncEngine
 @KINDS
 async def test_a_condition_that_ends_in_a_comment(engine: AsyncEngine) -> None:
     """SQLite keeps the comment with the index, and the look-up reads past it."""
-    tables = make_tables(EXCLUSIVE_SOFT)
+    tables = shared_tables(EXCLUSIVE_SOFT)
     await create(engine, tables.metadata)
     comment = "CREATE UNIQUE INDEX i ON connections (provider, account_id) WHERE account_id <> '' -- dead ones, too"
     await run_sql(engine, comment)

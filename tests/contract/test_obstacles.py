@@ -11,7 +11,16 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from accountlink import BlockedByConstraint, Change, Linked, OwnershipConflict
 from tests.support.binds import BINDS, bound
 from tests.support.databases import create, rows, run_sql
-from tests.support.models import EXCLUSIVE, EXCLUSIVE_SOFT, PER_USER, PER_USER_SOFT, identity, make_tables, tokens
+from tests.support.models import (
+    EXCLUSIVE,
+    EXCLUSIVE_SOFT,
+    PER_USER,
+    PER_USER_SOFT,
+    identity,
+    make_tables,
+    shared_tables,
+    tokens,
+)
 
 pytestmark = pytest.mark.each_driver
 
@@ -19,7 +28,7 @@ pytestmark = pytest.mark.each_driver
 @pytest.mark.parametrize("how", BINDS)
 async def test_a_stale_unique_index_blocks_the_second_account(engine: AsyncEngine, how: str) -> None:
     """Unique on (user_id, provider): the second account is blocked by its true name, neither conflict nor success."""
-    tables = make_tables(PER_USER)
+    tables = shared_tables(PER_USER)
     await create(engine, tables.metadata)
     await run_sql(engine, "CREATE UNIQUE INDEX old_one_per_provider ON connections (user_id, provider)")
     linker = tables.linker()
@@ -42,7 +51,7 @@ async def test_a_stale_unique_index_blocks_the_second_account(engine: AsyncEngin
 @pytest.mark.parametrize("how", BINDS)
 async def test_relinking_with_an_email_of_another_row_is_blocked(engine: AsyncEngine, how: str) -> None:
     """F14: an own relink that violates another unique index is blocked by name and columns, and nothing is changed."""
-    tables = make_tables(EXCLUSIVE)
+    tables = shared_tables(EXCLUSIVE)
     await create(engine, tables.metadata)
     await run_sql(engine, "CREATE UNIQUE INDEX one_email ON connections (provider, email)")
     linker = tables.linker()
@@ -59,7 +68,7 @@ async def test_relinking_with_an_email_of_another_row_is_blocked(engine: AsyncEn
 @pytest.mark.parametrize("how", BINDS)
 async def test_a_unique_index_on_an_expression_is_named(engine: AsyncEngine, how: str) -> None:
     """An index on an expression is named too, with its columns as far as they are columns."""
-    tables = make_tables(PER_USER)
+    tables = shared_tables(PER_USER)
     await create(engine, tables.metadata)
     await run_sql(engine, "CREATE UNIQUE INDEX lowered ON connections (provider, lower(account_id))")
     linker = tables.linker()
@@ -73,7 +82,7 @@ async def test_a_unique_index_on_an_expression_is_named(engine: AsyncEngine, how
 @pytest.mark.parametrize("how", BINDS)
 async def test_another_users_dead_row_under_a_full_index_blocks(engine: AsyncEngine, how: str) -> None:
     """A full index that dead rows occupy is blocked and never adopted; one's own dead row is restored."""
-    tables = make_tables(EXCLUSIVE_SOFT)
+    tables = shared_tables(EXCLUSIVE_SOFT)
     await create(engine, tables.metadata)
     await run_sql(engine, "CREATE UNIQUE INDEX full_key ON connections (provider, account_id)")
     linker = tables.linker()
@@ -97,7 +106,7 @@ async def test_another_users_dead_row_under_a_full_index_blocks(engine: AsyncEng
 
 async def test_a_global_index_under_a_per_user_policy_is_stale(engine: AsyncEngine) -> None:
     """PER_USER allows what a global unique index forbids: blocked, and the rule is stale-unique, never a conflict."""
-    tables = make_tables(PER_USER_SOFT)
+    tables = shared_tables(PER_USER_SOFT)
     await create(engine, tables.metadata)
     await run_sql(engine, "CREATE UNIQUE INDEX global_key ON connections (provider, account_id)")
     linker = tables.linker()
@@ -109,7 +118,7 @@ async def test_a_global_index_under_a_per_user_policy_is_stale(engine: AsyncEngi
 
 async def test_a_primary_key_that_comes_twice_is_named(engine: AsyncEngine) -> None:
     """A sequence that lags behind imported rows is blocked by the primary key's own name, not told as a conflict."""
-    tables = make_tables(EXCLUSIVE)
+    tables = shared_tables(EXCLUSIVE)
     await create(engine, tables.metadata)
     linker, model = tables.linker(), tables.Connection
     async with engine.begin() as connection:
@@ -175,7 +184,7 @@ def _writes_ledger(engine: AsyncEngine) -> list[str]:
 
 async def test_a_stale_index_does_not_hide_a_conflict(engine: AsyncEngine) -> None:
     """Where the account has another owner, that is the answer, whatever else would block the insert too."""
-    tables = make_tables(EXCLUSIVE)
+    tables = shared_tables(EXCLUSIVE)
     await create(engine, tables.metadata)
     await run_sql(engine, "CREATE UNIQUE INDEX old ON connections (user_id, provider)")
     linker = tables.linker()

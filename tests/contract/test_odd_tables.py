@@ -24,7 +24,7 @@ from accountlink import (
     tune_sqlite,
 )
 from tests.support.databases import create, rows, run_sql
-from tests.support.models import EXCLUSIVE, EXCLUSIVE_SOFT, PER_USER, Clock, identity, make_tables, tokens
+from tests.support.models import EXCLUSIVE, EXCLUSIVE_SOFT, PER_USER, Clock, identity, shared_tables, tokens
 
 pytestmark = pytest.mark.each_driver
 
@@ -40,7 +40,7 @@ async def linked(linker: AccountLinker[Any, Any], bind: Any, **call: Any) -> Lin
 @pytest.mark.parametrize("policy", [EXCLUSIVE, EXCLUSIVE_SOFT], ids=["delete", "soft"])
 async def test_a_reflected_table(engine: AsyncEngine, policy: Any) -> None:
     """A table that is read from the database, with nothing declared, is mapped by its column names."""
-    tables = make_tables(policy)
+    tables = shared_tables(policy)
     await create(engine, tables.metadata)
     await run_sql(engine, "ALTER TABLE connections ALTER COLUMN score SET DEFAULT 1") if (
         engine.dialect.name == "postgresql"
@@ -287,7 +287,7 @@ async def test_a_database_in_memory_takes_parallel_calls_in_turn(kind: str, tune
     engine = create_async_engine("sqlite+aiosqlite://")
     if tuned:
         tune_sqlite(engine)
-    tables = make_tables(EXCLUSIVE_SOFT)
+    tables = shared_tables(EXCLUSIVE_SOFT)
     await create(engine, tables.metadata)
 
     async def guard(connection: Any, user_id: int) -> bool:
@@ -305,7 +305,7 @@ async def test_a_database_in_memory_takes_parallel_calls_in_turn(kind: str, tune
 
 async def test_a_linker_serves_several_event_loops(engine: AsyncEngine) -> None:
     """A linker holds no connection and no loop: one made at import time serves an engine of any loop."""
-    tables = make_tables(EXCLUSIVE)
+    tables = shared_tables(EXCLUSIVE)
     await create(engine, tables.metadata)
     linker = tables.linker()
     await linked(linker, engine, user_id=1, identity=identity())

@@ -26,7 +26,16 @@ from accountlink import (
     grants_table,
 )
 from tests.support.databases import Database, create, rows, run_sql
-from tests.support.models import EXCLUSIVE, EXCLUSIVE_SOFT, SECRETS, Tables, identity, make_tables, tokens
+from tests.support.models import (
+    EXCLUSIVE,
+    EXCLUSIVE_SOFT,
+    SECRETS,
+    Tables,
+    identity,
+    make_tables,
+    shared_tables,
+    tokens,
+)
 
 pytestmark = pytest.mark.parametrize("kind", ["sqlite", "asyncpg"], indirect=False)
 
@@ -100,7 +109,7 @@ async def test_every_call_goes_to_the_leader(pair: Pair) -> None:
 
 async def test_an_object_that_is_held_is_refreshed_from_the_leader(pair: Pair) -> None:
     """What an object shows after a link is what was written, though the session reads elsewhere."""
-    tables = make_tables(EXCLUSIVE_SOFT)
+    tables = shared_tables(EXCLUSIVE_SOFT)
     await pair.create(tables.metadata)
     linker = tables.linker()
     await linker.link(pair.leader, user_id=1, identity=identity(email="old@example.com"))
@@ -162,7 +171,7 @@ async def test_an_object_of_a_transferred_row_has_its_new_user(pair: Pair, lazy:
 
 async def test_an_object_of_a_deleted_row_leaves_the_session(pair: Pair) -> None:
     """Under Removal.DELETE nothing is deleted on the follower."""
-    tables = make_tables(EXCLUSIVE)
+    tables = shared_tables(EXCLUSIVE)
     await pair.create(tables.metadata)
     linker = tables.linker()
     for engine in (pair.leader, pair.follower):
@@ -199,7 +208,7 @@ async def partitioned(pair: Pair, tables: Tables, how: str) -> AsyncIterator[Asy
 @pytest.mark.parametrize("how", ["by model", "by table", "by get_bind"])
 async def test_a_model_with_an_engine_of_its_own_is_written_there(pair: Pair, how: str) -> None:
     """Sessions that are partitioned by model, or by table, keep links where their model is."""
-    tables = make_tables(EXCLUSIVE_SOFT)
+    tables = shared_tables(EXCLUSIVE_SOFT)
     await pair.create(tables.metadata)
     async with partitioned(pair, tables, how) as session:
         session.add(tables.Note(text="elsewhere"))
@@ -212,7 +221,7 @@ async def test_a_model_with_an_engine_of_its_own_is_written_there(pair: Pair, ho
 @pytest.mark.parametrize("how", ["by table", "routing"])
 async def test_a_core_table_is_written_where_it_belongs(pair: Pair, how: str) -> None:
     """A mapping of a table, which no mapper stands for, is routed by the table and by the kind of statement."""
-    tables = make_tables(EXCLUSIVE_SOFT)
+    tables = shared_tables(EXCLUSIVE_SOFT)
     await pair.create(tables.metadata)
     table: Any = tables.Connection.__table__
     linker = AccountLinker(AccountMapping(table, policy=EXCLUSIVE_SOFT), secrets=SECRETS)

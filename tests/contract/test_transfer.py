@@ -47,6 +47,7 @@ from tests.support.models import (
     SECRETS,
     identity,
     make_tables,
+    shared_tables,
     tokens,
 )
 
@@ -76,7 +77,7 @@ async def case(engine: AsyncEngine, links: Links) -> Case:
 
 async def mixed(engine: AsyncEngine, policy: LinkPolicy = EXCLUSIVE_SOFT, **options: Any) -> Case:
     """The mixin's table alone."""
-    tables = make_tables(policy)
+    tables = shared_tables(policy)
     await create(engine, tables.metadata)
     links = Links(metadata=tables.metadata, mapping=AccountMapping(tables.Connection, policy=policy))
     return Case(links, engine, options=options)
@@ -133,7 +134,7 @@ async def test_the_claimants_credentials_come_with_the_link(case: Case) -> None:
 
 async def test_what_has_no_column_is_not_dropped(engine: AsyncEngine) -> None:
     """Credentials without a column for them are a configuration error, and the link does not move."""
-    tables = make_tables(EXCLUSIVE_SOFT)
+    tables = shared_tables(EXCLUSIVE_SOFT)
     await create(engine, tables.metadata)
     mapping: AccountMapping[Any, Any] = AccountMapping(
         tables.Connection, policy=EXCLUSIVE_SOFT, refresh_token=None, scopes=None, expires_at=None
@@ -475,9 +476,9 @@ async def test_neither_token_nor_refusal_tells_who_the_owner_is(case: Case) -> N
 async def test_a_call_that_cannot_be_served_is_refused(engine: AsyncEngine) -> None:
     """PER_USER, no secrets, no version, wrong kinds: named with the remedy, before any SQL."""
     statements = Statements(engine)
-    per_user = make_tables(PER_USER).linker()
+    per_user = shared_tables(PER_USER).linker()
     unversioned = without_version(EXCLUSIVE)("any").linker()
-    plain = make_tables(EXCLUSIVE_SOFT)
+    plain = shared_tables(EXCLUSIVE_SOFT)
     calls: list[tuple[AccountLinker[Any, Any], dict[str, Any], str]] = [
         (per_user, {}, "EXCLUSIVE"),
         (plain.linker(secrets=()), {}, "secrets"),

@@ -20,7 +20,7 @@ from accountlink import (
 )
 from tests.support.binds import BINDS, bound
 from tests.support.databases import create, run_sql
-from tests.support.models import EXCLUSIVE, EXCLUSIVE_SOFT, POLICIES, Clock, identity, make_tables, tokens
+from tests.support.models import EXCLUSIVE, EXCLUSIVE_SOFT, POLICIES, Clock, identity, shared_tables, tokens
 
 SOFT = [policy for name, policy in POLICIES.items() if name.endswith("-soft")]
 
@@ -43,7 +43,7 @@ async def removed(
 @pytest.mark.parametrize("policy", SOFT, ids=lambda policy: f"{policy.key.value}-{policy.ownership.value}")
 async def test_the_removed_links_come_newest_first(engine: AsyncEngine, policy: LinkPolicy, how: str) -> None:
     """Only the user's own, only dead ones, of one provider if it is named; the last one removed comes first."""
-    tables = make_tables(policy)
+    tables = shared_tables(policy)
     await create(engine, tables.metadata)
     linker = tables.linker(clock=Clock())
     first = await removed(linker, engine, "sub-1")
@@ -62,7 +62,7 @@ async def test_the_removed_links_come_newest_first(engine: AsyncEngine, policy: 
 @pytest.mark.parametrize("policy", SOFT, ids=lambda policy: f"{policy.key.value}-{policy.ownership.value}")
 async def test_what_is_listed_is_what_a_link_restores(engine: AsyncEngine, policy: LinkPolicy) -> None:
     """Of several dead rows of one account the one is listed that linking restores; then none is left."""
-    tables = make_tables(policy)
+    tables = shared_tables(policy)
     await create(engine, tables.metadata)
     linker = tables.linker(clock=Clock())
     keys = ("email", "email_key") if policy.key is Key.EMAIL else ("email",)
@@ -78,7 +78,7 @@ async def test_what_is_listed_is_what_a_link_restores(engine: AsyncEngine, polic
 
 async def test_a_blocked_link_is_not_listed(engine: AsyncEngine) -> None:
     """What was removed for one of the policy's blocked reasons would not come back, and is left out."""
-    tables = make_tables(LinkPolicy(removal=Removal.SOFT, blocked_reasons={"fraud"}))
+    tables = shared_tables(LinkPolicy(removal=Removal.SOFT, blocked_reasons={"fraud"}))
     await create(engine, tables.metadata)
     linker = tables.linker(clock=Clock())
     kept = await removed(linker, engine, "sub-1", reason="asked to")
@@ -88,7 +88,7 @@ async def test_a_blocked_link_is_not_listed(engine: AsyncEngine) -> None:
 
 async def test_another_owner_is_not_told_of(engine: AsyncEngine) -> None:
     """That another user has the account now does not show: the list is the same, and a link answers the conflict."""
-    tables = make_tables(EXCLUSIVE_SOFT)
+    tables = shared_tables(EXCLUSIVE_SOFT)
     await create(engine, tables.metadata)
     linker = tables.linker(clock=Clock())
     kept = await removed(linker, engine, "sub-1")
@@ -100,7 +100,7 @@ async def test_another_owner_is_not_told_of(engine: AsyncEngine) -> None:
 
 async def test_accounts_of_one_address_are_told_apart(engine: AsyncEngine) -> None:
     """Under Key.EMAIL dead rows of one address with other account ids are each restored by their own account."""
-    tables = make_tables(LinkPolicy(key=Key.EMAIL, ownership=Ownership.PER_USER, removal=Removal.SOFT))
+    tables = shared_tables(LinkPolicy(key=Key.EMAIL, ownership=Ownership.PER_USER, removal=Removal.SOFT))
     await create(engine, tables.metadata)
     linker = tables.linker(clock=Clock())
     one = await removed(linker, engine, "sub-1", email="ann@example.com")
@@ -113,10 +113,10 @@ async def test_accounts_of_one_address_are_told_apart(engine: AsyncEngine) -> No
 @pytest.mark.parametrize("kind", ["sqlite"])
 async def test_a_table_that_deletes_lists_nothing(engine: AsyncEngine) -> None:
     """Under Removal.DELETE there is nothing to list, and the call says so before any SQL."""
-    tables = make_tables(EXCLUSIVE)
+    tables = shared_tables(EXCLUSIVE)
     with pytest.raises(ConfigurationError, match=r"Removal\.SOFT"):
         await tables.linker().unlinked(engine, user_id=1)
-    soft = make_tables(EXCLUSIVE_SOFT).linker()
+    soft = shared_tables(EXCLUSIVE_SOFT).linker()
     with pytest.raises(InvalidIdentity):
         await soft.unlinked(engine, user_id=1, provider="ACME")
     with pytest.raises(ConfigurationError, match="user_id"):

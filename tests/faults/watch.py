@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -90,7 +91,12 @@ def _pooled(engine: AsyncEngine) -> int:
 
 @asynccontextmanager
 async def watching(database: Database) -> AsyncIterator[Watch]:
-    """Open a watch on a database."""
+    """Open a watch on a database.
+
+    A test that looks for what was left has the garbage collected; what is older than the test is no part of that.
+    """
+    gc.collect()
+    gc.freeze()
     if not database.is_postgresql:
         yield _SQLite(make_url(database.url).database or "")
         return

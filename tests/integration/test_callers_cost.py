@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from accountlink import LastAccount, Linked, Unlinked
 from tests.support.databases import Database, create
-from tests.support.models import EXCLUSIVE_SOFT, Tables, identity, make_tables, tokens
+from tests.support.models import EXCLUSIVE_SOFT, Tables, identity, shared_tables, tokens
 from tests.support.wire import WireProxy
 
 WARM = 8
@@ -43,7 +43,7 @@ def compiled(engine: AsyncEngine) -> Iterator[list[str]]:
 
 
 async def staged(engine: AsyncEngine) -> Tables:
-    tables = make_tables(EXCLUSIVE_SOFT)
+    tables = shared_tables(EXCLUSIVE_SOFT)
     await create(engine, tables.metadata)
     return tables
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Final
 
 import pytest
+
+from tests.support.forked import Forks
 
 APP: Final = """
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -41,14 +41,6 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ACCOUNTLINK_DATABASE_URL", raising=False)
 
 
-def run(missing: tuple[str, ...], code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run Python code where some libraries cannot be imported."""
-    blocked = f"import sys; sys.modules.update(dict.fromkeys({missing!r})); {code}"
-    return subprocess.run(
-        [sys.executable, "-c", blocked, *arguments], capture_output=True, text=True, timeout=120, check=False
-    )
-
-
 @pytest.mark.parametrize(
     ("missing", "code", "arguments", "told"),
     [
@@ -68,9 +60,11 @@ def run(missing: tuple[str, ...], code: str, *arguments: str) -> subprocess.Comp
          '--database-url needs a driver that is not installed: pip install "accountlink[psycopg]"'),
     ],
 )  # fmt: skip
-def test_a_command_says_which_extra_it_needs(missing: str, code: str, arguments: tuple[str, ...], told: str) -> None:
+def test_a_command_says_which_extra_it_needs(
+    forks: Forks, missing: str, code: str, arguments: tuple[str, ...], told: str
+) -> None:
     """One line on stderr with the command to run, nothing on stdout, an exit code that is not 0, and no traceback."""
-    ran = run((missing,), code, *arguments)
+    ran = forks.run(code, *arguments, missing=[missing])
     assert told in ran.stderr
     assert ("", 1) == (ran.stdout, ran.stderr.count("\n")), ran.stderr
     assert (1 if "--database-url needs" in told else 2) == ran.returncode
@@ -85,41 +79,43 @@ def test_a_command_says_which_extra_it_needs(missing: str, code: str, arguments:
         ("starlette", "accountlink.testing.fake_provider", "demo"),
     ],
 )
-def test_a_module_says_which_extra_it_needs(missing: str, module: str, extra: str) -> None:
+def test_a_module_says_which_extra_it_needs(forks: Forks, missing: str, module: str, extra: str) -> None:
     """The import error names the library and the command, and comes from the import that was written."""
-    ran = run((missing,), f"import {module}")
+    ran = forks.run(f"import {module}", missing=[missing])
     told = f'ModuleNotFoundError: {module} needs {missing}, which is not installed: pip install "accountlink[{extra}]"'
     assert told == ran.stderr.splitlines()[-1]
     assert 1 == ran.stderr.count("Traceback")
 
 
-def test_what_no_extra_brings_is_told_as_it_is() -> None:
+def test_what_no_extra_brings_is_told_as_it_is(forks: Forks) -> None:
     """A library that is missing for another reason keeps its own error."""
-    ran = run(("cryptography",), "import accountlink.testing.fake_provider")
+    ran = forks.run("import accountlink.testing.fake_provider", missing=["cryptography"])
     assert "cryptography" in ran.stderr.splitlines()[-1]
     assert "pip install" not in ran.stderr
 
 
-def test_the_doctor_writes_a_revision_without_alembic() -> None:
+def test_the_doctor_writes_a_revision_without_alembic(forks: Forks) -> None:
     """``--emit alembic`` is text, for which Alembic itself is not needed."""
     arguments = (*DOCTOR, "--database-url", "sqlite+aiosqlite:///shop.db", "--emit", "alembic")
-    ran = run(("alembic", "psycopg"), MAIN, *arguments)
+    ran = forks.run(MAIN, *arguments, missing=["alembic", "psycopg"])
     assert (1, "") == (ran.returncode, ran.stdout)
     assert "The table is not in this database" in ran.stderr.replace("\n   ", " ")
 
 
 @pytest.mark.parametrize(("missing", "driver"), [((), "psycopg"), (("psycopg",), "asyncpg")])
-def test_a_url_without_a_driver_takes_the_one_that_is_there(missing: tuple[str, ...], driver: str) -> None:
+def test_a_url_without_a_driver_takes_the_one_that_is_there(
+    forks: Forks, missing: tuple[str, ...], driver: str
+) -> None:
     """``postgresql://`` means psycopg, as SQLAlchemy 2.1 has it, on both series; asyncpg where that is missing."""
-    ran = run(missing, MAIN, *DOCTOR, "--database-url", "postgresql://me:hidden@127.0.0.1:9/d")
+    ran = forks.run(MAIN, *DOCTOR, "--database-url", "postgresql://me:hidden@127.0.0.1:9/d", missing=missing)
     assert 2 == ran.returncode
     assert ran.stderr.startswith(f"accountlink: the database at postgresql+{driver}://me:***@127.0.0.1:9/d cannot be")
     assert 1 == ran.stderr.count("\n")
 
 
-def test_the_demo_says_what_there_is() -> None:
+def test_the_demo_says_what_there_is(forks: Forks) -> None:
     """Without ``--once`` it is a usage error that says what to run, what that does, and how it ends."""
-    ran = run((), MAIN, "demo")
+    ran = forks.run(MAIN, "demo")
     told = " ".join(ran.stderr.split())
     assert (2, "") == (ran.returncode, ran.stdout)
     assert "no page for a browser yet. Run: accountlink demo --once." in told

@@ -27,11 +27,15 @@ from accountlink.doctor.findings import Finding, Severity
 from accountlink.doctor.pooling import check_pooling
 from accountlink.testing.postgres import PostgresServer
 from tests.faults.watch import soon
+from tests.support.databases import EMPTIES
 from tests.support.pgbouncer import Pooler, run_pgbouncer
 
 DRIVERS = pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
 OFF = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
-SERVER = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+SERVER = (
+    "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+    f" AND application_name <> '{EMPTIES}'"
+)
 
 
 def unique() -> str:

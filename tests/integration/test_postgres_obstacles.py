@@ -23,7 +23,7 @@ from accountlink import (
     StoreBusy,
 )
 from tests.support.databases import Database, create, rows, run_sql
-from tests.support.models import EXCLUSIVE, EXCLUSIVE_SOFT, PER_USER, identity, make_tables, tokens
+from tests.support.models import EXCLUSIVE, EXCLUSIVE_SOFT, PER_USER, identity, shared_tables, tokens
 
 
 @pytest.fixture(params=["asyncpg", "psycopg"])
@@ -40,7 +40,7 @@ LEVELS = ("REPEATABLE READ", "SERIALIZABLE")
 async def test_a_lost_race_in_an_old_snapshot_is_retry_transaction(database: Database, level: str, user: int) -> None:
     """F04: inside the caller's transaction nothing can succeed any more; run again, it has the right outcome."""
     engine = database.engine()
-    tables = make_tables(EXCLUSIVE_SOFT)
+    tables = shared_tables(EXCLUSIVE_SOFT)
     await create(engine, tables.metadata)
     linker = tables.linker()
     strict = engine.execution_options(isolation_level=level)
@@ -60,7 +60,7 @@ async def test_a_lost_race_in_an_old_snapshot_is_retry_transaction(database: Dat
 async def test_a_lost_restore_in_an_old_snapshot_is_retry_transaction(database: Database, level: str) -> None:
     """F04, F17: a restore whose account another user has taken since the snapshot: run the transaction again."""
     engine = database.engine()
-    tables = make_tables(EXCLUSIVE_SOFT)
+    tables = shared_tables(EXCLUSIVE_SOFT)
     await create(engine, tables.metadata)
     linker = tables.linker()
     first = await linker.link(engine, user_id=1, identity=identity())
@@ -79,7 +79,7 @@ async def test_a_lost_restore_in_an_old_snapshot_is_retry_transaction(database: 
 async def test_an_engine_at_a_strict_level_has_the_right_outcomes(database: Database, level: str) -> None:
     """F04, F05: with an engine accountlink retries by itself: one owner, and one created row per user."""
     engine = database.engine(pool_size=24, max_overflow=0)
-    tables = make_tables(EXCLUSIVE_SOFT)
+    tables = shared_tables(EXCLUSIVE_SOFT)
     await create(engine, tables.metadata)
     await run_sql(engine, f"ALTER ROLE CURRENT_USER SET default_transaction_isolation = '{level.lower()}'")
     try:
@@ -113,7 +113,7 @@ ROW_SECURITY = (
 async def test_an_owner_hidden_by_row_level_security(database: Database, how: str) -> None:
     """F18: the owner's row cannot be seen: a typed answer at once, which names row-level security."""
     engine = database.engine()
-    tables = make_tables(EXCLUSIVE_SOFT)
+    tables = shared_tables(EXCLUSIVE_SOFT)
     await create(engine, tables.metadata)
     linker = tables.linker()
     await linker.link(engine, user_id=1, identity=identity())
@@ -154,7 +154,7 @@ VANISHING = "RAISE unique_violation USING CONSTRAINT = 'uq_connections_link', SC
 async def test_an_owner_who_is_always_gone_when_looked_for(database: Database, how: str) -> None:
     """F17: refused each time by a row that is gone each time: bounded retries, then database_inconsistency."""
     engine = database.engine()
-    tables = make_tables(EXCLUSIVE)
+    tables = shared_tables(EXCLUSIVE)
     await create(engine, tables.metadata)
     await run_sql(engine, *fail_with("vanish", VANISHING))
     async with asyncio.timeout(5):
@@ -178,7 +178,7 @@ async def test_an_owner_who_is_always_gone_when_looked_for(database: Database, h
 async def test_an_owner_who_is_gone_once_is_retried(database: Database) -> None:
     """F17: the row that refused the write is gone when it is looked for: written again, and created."""
     engine = database.engine()
-    tables = make_tables(EXCLUSIVE)
+    tables = shared_tables(EXCLUSIVE)
     await create(engine, tables.metadata)
     once = "IF nextval('tries') <= 2 THEN " + VANISHING + " END IF; RETURN NEW;"
     await run_sql(engine, "CREATE SEQUENCE tries", *fail_with("vanish", once))
@@ -191,7 +191,7 @@ async def test_an_owner_who_is_gone_once_is_retried(database: Database) -> None:
 async def test_a_look_up_that_fails(database: Database, how: str) -> None:
     """The look-up of the owner fails: database_query_failed with the server's code; the caller's work lives."""
     engine = database.engine()
-    tables = make_tables(EXCLUSIVE)
+    tables = shared_tables(EXCLUSIVE)
     await create(engine, tables.metadata)
     linker = tables.linker()
     await run_sql(engine, "CREATE UNIQUE INDEX stale ON connections (user_id, provider)")
@@ -231,7 +231,7 @@ def patient(database: Database, **settings: str) -> AsyncEngine:
 async def test_a_rival_who_does_not_finish(database: Database, setting: str, state: str, how: str) -> None:
     """F06, F07: waiting for a rival ends with the server's own limit, as StoreBusy; the caller's work lives."""
     engine = patient(database, **{setting: "100ms"})
-    tables = make_tables(EXCLUSIVE)
+    tables = shared_tables(EXCLUSIVE)
     await create(engine, tables.metadata)
     linker = tables.linker()
     async with AsyncSession(database.engine()) as rival:
@@ -254,7 +254,7 @@ async def test_a_rival_who_does_not_finish(database: Database, setting: str, sta
 async def test_an_owner_whose_row_is_locked_does_not_hold_a_conflict_up(database: Database) -> None:
     """A conflict is read, not waited for: the owner's locked row answers at once."""
     engine = database.engine()
-    tables = make_tables(EXCLUSIVE)
+    tables = shared_tables(EXCLUSIVE)
     await create(engine, tables.metadata)
     linker = tables.linker()
     await linker.link(engine, user_id=1, identity=identity())
@@ -267,7 +267,7 @@ async def test_an_owner_whose_row_is_locked_does_not_hold_a_conflict_up(database
 async def test_a_deadlock_is_settled(database: Database) -> None:
     """F05: two callers who link two accounts crosswise: one is told RetryTransaction, the other succeeds."""
     engine = patient(database, deadlock_timeout="50ms")
-    tables = make_tables(EXCLUSIVE)
+    tables = shared_tables(EXCLUSIVE)
     await create(engine, tables.metadata)
     linker = tables.linker()
     async with AsyncSession(engine) as one, AsyncSession(engine) as two:
@@ -293,7 +293,7 @@ async def test_a_deadlock_is_settled(database: Database) -> None:
 async def test_a_schema_change_under_a_prepared_statement(database: Database) -> None:
     """F08: a column's type changes under the cached plan: an engine tries again, a caller's transaction goes on."""
     engine = database.engine(pool_size=1, max_overflow=0)
-    tables = make_tables(EXCLUSIVE)
+    tables = shared_tables(EXCLUSIVE)
     await create(engine, tables.metadata)
     linker = tables.linker()
     for _ in range(8):
@@ -316,7 +316,7 @@ async def test_a_schema_change_under_a_prepared_statement(database: Database) ->
 async def test_indexes_replaced_under_running_links(database: Database) -> None:
     """F08: the key is dropped and built again while links run: no error surfaces, no duplicate is left."""
     engine = database.engine()
-    tables = make_tables(EXCLUSIVE)
+    tables = shared_tables(EXCLUSIVE)
     await create(engine, tables.metadata)
     linker = tables.linker()
     stop = asyncio.Event()
@@ -346,7 +346,7 @@ async def test_indexes_replaced_under_running_links(database: Database) -> None:
 async def test_a_deferrable_constraint_is_named(database: Database) -> None:
     """A deferrable unique constraint cannot guard an upsert: blocked, with the doctor's rule for it."""
     engine = database.engine()
-    tables = make_tables(PER_USER)
+    tables = shared_tables(PER_USER)
     await create(engine, tables.metadata)
     await run_sql(engine, "ALTER TABLE connections ADD CONSTRAINT later UNIQUE (user_id, score) DEFERRABLE")
     with pytest.raises(BlockedByConstraint) as caught:
@@ -357,7 +357,7 @@ async def test_a_deferrable_constraint_is_named(database: Database) -> None:
 async def test_a_partition_is_part_of_the_table(database: Database) -> None:
     """23505 on a partitioned table names the partition's index; it is recognised as the table's own."""
     engine = database.engine()
-    tables = make_tables(PER_USER)
+    tables = shared_tables(PER_USER)
     create_table = (
         "CREATE TABLE connections (id bigint GENERATED ALWAYS AS IDENTITY, user_id bigint NOT NULL, label text, "
         "score bigint, provider varchar(255) NOT NULL, account_id varchar(255) NOT NULL, email text, "
@@ -384,7 +384,7 @@ async def test_a_partition_is_part_of_the_table(database: Database) -> None:
 async def test_waiting_is_bounded_where_the_server_sets_no_bound(database: Database, call: str) -> None:
     """F06: in a transaction of its own accountlink bounds its waiting itself, and leaves no setting behind."""
     engine = database.engine(pool_size=1, max_overflow=0)
-    tables = make_tables(EXCLUSIVE_SOFT)
+    tables = shared_tables(EXCLUSIVE_SOFT)
     await create(engine, tables.metadata)
 
     async def guard(connection: Any, user_id: int) -> bool:
@@ -412,7 +412,7 @@ async def test_waiting_is_bounded_where_the_server_sets_no_bound(database: Datab
 async def test_a_bound_that_the_server_sets_is_kept(database: Database) -> None:
     """F06: a lock_timeout of the server, role or connection is the application's choice and stays in force."""
     engine = patient(database, lock_timeout="50ms")
-    tables = make_tables(EXCLUSIVE_SOFT)
+    tables = shared_tables(EXCLUSIVE_SOFT)
     await create(engine, tables.metadata)
     linker = tables.linker(lock_timeout=timedelta(hours=1))
     await linker.link(engine, user_id=1, identity=identity())

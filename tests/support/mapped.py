@@ -17,6 +17,7 @@ from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from accountlink import AccountLinker, AccountMapping, Key, LinkPolicy, Ownership, Removal
+from tests.support.databases import create, run_sql
 from tests.support.models import EMAIL, EXCLUSIVE, EXCLUSIVE_SOFT, PER_USER_SOFT, POLICIES, SECRETS, make_tables
 
 BIG = sa.BigInteger().with_variant(sa.Integer, "sqlite")
@@ -47,11 +48,9 @@ class Links:
         return {int: number, str: f"user-{number}", UUID: UUID(int=number)}[python]
 
     async def create(self, engine: AsyncEngine) -> None:
-        async with engine.begin() as connection:
-            if self.schema is not None:
-                await connection.exec_driver_sql(f"DROP SCHEMA IF EXISTS {self.schema} CASCADE")
-                await connection.exec_driver_sql(f"CREATE SCHEMA {self.schema}")
-            await connection.run_sync(self.metadata.create_all)
+        if self.schema is not None:
+            await run_sql(engine, f"DROP SCHEMA IF EXISTS {self.schema} CASCADE", f"CREATE SCHEMA {self.schema}")
+        await create(engine, self.metadata)
 
     async def stored(self, engine: AsyncEngine, *roles: str) -> list[tuple[Any, ...]]:
         """What the rows hold in these roles, read past the library, in the order of their ids."""

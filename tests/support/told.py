@@ -10,11 +10,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from accountlink import AccountLinker, AccountMapping, LinkEvent, LinkPolicy, link_outbox
+from accountlink import AccountLinker, LinkEvent, LinkPolicy, link_outbox
 from tests.support.claims import CLAIMED, Case
 from tests.support.databases import create, rows
-from tests.support.mapped import MADE, Links
-from tests.support.models import EXCLUSIVE_SOFT, make_tables
+from tests.support.mapped import MADE, Links, mixin
+from tests.support.models import EXCLUSIVE_SOFT
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,16 @@ TOLD: dict[str, Callable[[str], Outboxed]] = {name: outboxed(make) for name, mak
 RAW = "SELECT type, user_id, other_user_id, provider, link_id FROM accountlink_events ORDER BY id"
 
 
+@cache
+def told_links(policy: LinkPolicy) -> Outboxed:
+    """Declare the mixin's table with an outbox, once for all tests, so that it is compiled once."""
+    return outboxed(mixin(policy))("any")
+
+
 async def told(engine: AsyncEngine, policy: LinkPolicy = EXCLUSIVE_SOFT, **options: Any) -> Case:
     """The mixin's table alone, with an outbox, made in the database."""
-    tables = make_tables(policy)
-    outbox = link_outbox(tables.metadata)
-    await create(engine, tables.metadata)
-    inner = Links(metadata=tables.metadata, mapping=AccountMapping(tables.Connection, policy=policy))
-    links = Outboxed(metadata=tables.metadata, mapping=inner.mapping, inner=inner, outbox=outbox)
+    links = told_links(policy)
+    await create(engine, links.metadata)
     return Case(links, engine, options=options)
 
 

@@ -1,22 +1,21 @@
 """What an application pays for importing accountlink: the doctor, a tool, is not a part of it."""
 
 import json
-import subprocess
-import sys
 from typing import Final
 
 import pytest
 
 import accountlink
+from tests.support.forked import Forks
 
 OF_THE_DOCTOR: Final = "accountlink.doctor"
 NAMES: Final = ("Finding", "Look", "Severity", "diagnose")
 
 
-def loaded_by(code: str) -> set[str]:
+def loaded_by(forks: Forks, code: str) -> set[str]:
     """The modules that a fresh interpreter has loaded after some code."""
-    printed = f"{code}\nimport sys, json\nprint(json.dumps(sorted(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", printed], capture_output=True, text=True, check=True, timeout=60)
+    done = forks.run(f"{code}\nimport sys, json\nprint(json.dumps(sorted(sys.modules)))")
+    assert (0, "") == (done.returncode, done.stderr)
     return set(json.loads(done.stdout))
 
 
@@ -24,16 +23,16 @@ def doctors(modules: set[str]) -> list[str]:
     return sorted(name for name in modules if name.startswith(OF_THE_DOCTOR))
 
 
-def test_importing_the_package_loads_nothing_of_the_doctor() -> None:
+def test_importing_the_package_loads_nothing_of_the_doctor(forks: Forks) -> None:
     """An application that links accounts loads neither the doctor nor the readers of SQL and of catalogues."""
     linking = "from accountlink import AccountLinker, ShareGrants, link_outbox, grants_table, transfer_ledger"
-    assert [] == doctors(loaded_by(linking))
+    assert [] == doctors(loaded_by(forks, linking))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_doctors_names_load_it_when_they_are_asked_for(name: str) -> None:
+def test_the_doctors_names_load_it_when_they_are_asked_for(forks: Forks, name: str) -> None:
     """``from accountlink import diagnose`` and its companions go on working, each by itself."""
-    assert "accountlink.doctor" in doctors(loaded_by(f"from accountlink import {name}"))
+    assert "accountlink.doctor" in doctors(loaded_by(forks, f"from accountlink import {name}"))
 
 
 def test_the_doctors_names_are_listed_and_an_unknown_one_is_refused() -> None:
