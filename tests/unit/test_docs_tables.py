@@ -56,7 +56,7 @@ def test_the_doctor_s_options_are_listed() -> None:
 def test_every_event_is_listed() -> None:
     """The page has each type of event, in one of its two tables."""
     page = DOCS / "events.md"
-    links, grants = first_cells(page, "## What is told"), first_cells(page, "## Sharing grants")
+    links, grants = first_cells(page, "## The events of links"), first_cells(page, "## Sharing grants")
     assert sorted(each.value for each in EventType) == sorted([*links, *grants])
 
 
