@@ -127,7 +127,7 @@ class Sealed(Decorator):
 
 
 class SealedText(Sealed):
-    """The same as a text."""
+    """A sealed value that is stored as text."""
 
     impl = sa.Text
 

@@ -39,7 +39,7 @@ async def case(engine: AsyncEngine) -> Case:
 
 @pytest.fixture
 async def watched(database: Database) -> AsyncIterator[Case]:
-    """The same on an engine that nothing else works on, so that what a call leaves behind is seen."""
+    """A table with an outbox, on an engine that only the test uses, so that leftovers of a call are seen."""
     direct = database.engine()
     made = await told(direct)
     await direct.dispose()
@@ -158,7 +158,7 @@ async def test_an_event_that_becomes_visible_late_is_not_missed(case: Case, engi
 
 
 async def test_an_event_in_hand_is_nobody_elses(case: Case, engine: AsyncEngine) -> None:
-    """While one consumer works, others are given the rest, and do not wait for him."""
+    """While one consumer works, other consumers get the other events without waiting."""
     await filled(case, 3)
     events, mine = await first(case)
     assert 1 == mine.event.id
@@ -209,17 +209,17 @@ async def test_a_lease_ends_by_itself(case: Case, engine: AsyncEngine) -> None:
     """F03: a consumer that is too slow, or dead, keeps an event for as long as the lease, and cannot have it after."""
     await filled(case, 1)
     lease = timedelta(seconds=30)
-    slow, his = await first(case, lease=lease)
+    slow, earlier = await first(case, lease=lease)
     case.clock.move(seconds=29)
     assert [] == await numbers(case)
     case.clock.move(seconds=1)
-    other, hers = await first(case, lease=lease)
-    assert his.event == hers.event
+    other, later = await first(case, lease=lease)
+    assert earlier.event == later.event
     with pytest.raises(DeliveryExpired):
-        await his.acknowledge()
+        await earlier.acknowledge()
     await slow.aclose()
-    assert [] == await numbers(case), "his end does not let go of what is hers"
-    await hers.acknowledge()
+    assert [] == await numbers(case), "the end of the slow loop does not release the event of the other one"
+    await later.acknowledge()
     await other.aclose()
     assert [] == await rows(engine, IDS)
 
@@ -237,7 +237,7 @@ async def test_a_lease_that_nobody_took_over_is_still_good(case: Case, engine: A
 
 @SQLITE
 async def test_nobody_waits_for_a_consumer(database: Database) -> None:
-    """F28: SQLite has one write lock, and no consumer holds it while he works: links go on meanwhile."""
+    """F28: SQLite has one write lock, and no consumer holds it during its work: other calls can link meanwhile."""
     impatient = tune_sqlite(create_async_engine(database.url), busy_timeout=0)
     case = await told(impatient)
     await filled(case, 2)
@@ -250,7 +250,7 @@ async def test_nobody_waits_for_a_consumer(database: Database) -> None:
 
 
 @POSTGRESQL
-async def test_nobody_waits_for_a_consumer_of_his_event(case: Case, engine: AsyncEngine) -> None:
+async def test_nobody_waits_for_a_consumer_of_an_event(case: Case, engine: AsyncEngine) -> None:
     """A link whose events are in hand is written, unlinked and transferred as if they were not."""
     link_id = await case.link(1)
     events, mine = await first(case)
@@ -324,7 +324,7 @@ async def test_a_loop_that_is_never_begun_costs_nothing(watched: Case) -> None:
 
 
 @POSTGRESQL
-async def test_a_consumer_has_one_connection_and_only_while_he_works(case: Case, database: Database) -> None:
+async def test_a_consumer_has_one_connection_and_only_during_its_work(case: Case, database: Database) -> None:
     """In hand: one connection in a transaction. Between two events and while waiting: none."""
     await filled(case, 1)
     engine = database.engine(pool_size=1, max_overflow=0, pool_timeout=0.2)

@@ -61,7 +61,7 @@ async def by_one(consumer: Any, engine: AsyncEngine) -> list[int]:
 
 
 async def by_two(consumer: Any, engine: AsyncEngine) -> list[int]:
-    """The same in batches of two."""
+    """Consume in batches of two; return the numbers."""
     done = []
     async for batch in consumer.batches(engine, size=2):
         await batch.acknowledge()

@@ -176,8 +176,8 @@ async def test_whoever_presents_the_token_has_the_access(case: Sharing, how: str
 
 @EACH
 @HOWS
-async def test_the_same_user_again_is_told_that_he_has_it(case: Sharing, how: str) -> None:
-    """F03: a retry of the same user is answered with his grant, and writes nothing."""
+async def test_the_same_user_again_is_told_that_they_have_it(case: Sharing, how: str) -> None:
+    """F03: a retry by the same user returns their grant, and writes nothing."""
     issued = await case.issue()
     first = await case.redeem(issued.token)
     before = await case.stored()
@@ -195,7 +195,7 @@ async def test_the_same_user_again_is_told_that_he_has_it(case: Sharing, how: st
 @EACH
 @pytest.mark.parametrize("how", ["connection", "session"])
 async def test_a_callers_rollback_takes_the_redemption_back(case: Sharing, how: str) -> None:
-    """In a caller's transaction a redemption is his: rolled back, the token waits for its grantee again."""
+    """A redemption in a caller's transaction belongs to it: after a rollback the token can be redeemed again."""
     issued = await case.issue()
     before = await case.stored()
     async with case.engine.connect() as connection:
@@ -229,22 +229,28 @@ async def refusals(case: Sharing) -> dict[str, tuple[Any, int]]:
     assert case.clock is not None
     expired = await case.issue(expires_in=timedelta(minutes=1))
     case.clock.move(minutes=1)
-    ended, used_up, of_his_own, redeemed, revoked = [await case.issue() for _ in range(5)]
+    ended, used_up, of_their_own, redeemed, revoked = [await case.issue() for _ in range(5)]
     await case.revoke(grant_id=ended.id)
     await case.redeem(used_up.token, 7)
     await case.redeem(redeemed.token, 2)
     await case.revoke(token=redeemed.token)
     await case.redeem(revoked.token, 8)
     await case.revoke(token=revoked.token)
-    tokens = {"expired": expired, "ended": ended, "used up": used_up, "once his": redeemed, "once another's": revoked}
+    tokens = {
+        "expired": expired,
+        "ended": ended,
+        "used up": used_up,
+        "once own": redeemed,
+        "once another's": revoked,
+    }
     refused: dict[str, tuple[Any, int]] = {name: (issued.token, 2) for name, issued in tokens.items()}
-    refused |= {"his own": (of_his_own.token, 1), "his own, used up": (used_up.token, 1)}
+    refused |= {"their own": (of_their_own.token, 1), "their own, used up": (used_up.token, 1)}
     refused |= {"unknown": ("A" * 43, 2), "cut off": (used_up.token[:-1], 2), "longer": (used_up.token + "A", 7)}
     if case.shares.mapping.is_own:
         several = await case.issue(max_uses=2)
         await case.redeem(several.token, 5)
         await case.redeem(several.token, 6)
-        refused |= {"used up by several": (several.token, 2), "his own for several": (several.token, 1)}
+        refused |= {"used up by several": (several.token, 2), "their own for several": (several.token, 1)}
     return refused | {name: (token, 2) for name, token in HOSTILE.items()}
 
 
@@ -518,7 +524,7 @@ async def test_a_pair_shares_again_and_again(case: Sharing, effort: Effort) -> N
 @PAIRS
 @pytest.mark.parametrize("how", ["engine", "connection", "session"])
 async def test_a_later_grant_of_a_pair_ends_the_earlier(case: Sharing, how: str) -> None:
-    """Only that pair's: other doctors and patients, and tokens that wait, keep what they have; his old token ends."""
+    """Only the earlier grant of that pair ends: grants of other pairs and waiting tokens stay."""
     others = {}
     for grantor, grantee in ((1, 3), (4, 2), (2, 1)):
         issued = await case.issue(grantor)
@@ -542,7 +548,7 @@ async def test_a_later_grant_of_a_pair_ends_the_earlier(case: Sharing, how: str)
 
 @PAIRS
 async def test_a_refused_token_ends_no_earlier_grant(case: Sharing) -> None:
-    """A31: who has access keeps it, whatever tokens he or others present in vain."""
+    """A31: a grantee keeps access, whatever wrong tokens they or other users present."""
     held = await case.issue()
     await case.redeem(held.token)
     for token, user in (await refusals(case)).values():
@@ -680,7 +686,7 @@ def ledgered() -> Shared:
 
 @pytest.mark.parametrize("make", [own(), ledgered], ids=["version", "ledger"])
 async def test_a_grant_ends_with_a_transfer_and_does_not_come_back(engine: AsyncEngine, make: Any) -> None:
-    """A04, A31: the new owner has none of it, and neither has the former one when he gets his link back."""
+    """A04, A31: grants give no access under the new owner, nor after the link returns to the former owner."""
     case = await linked(engine, make())
     linker = case.shared.linker
     assert linker is not None
@@ -699,7 +705,7 @@ async def test_a_grant_ends_with_a_transfer_and_does_not_come_back(engine: Async
 
 
 async def test_where_nothing_counts_a_links_states_its_grants_hang_on_the_row_alone(engine: AsyncEngine) -> None:
-    """Documented: without version or ledger a grant ends with the link, and counts again when the row is his again."""
+    """Documented: without version or ledger a grant counts again when its grantor owns the row again."""
     tables = make_tables(EXCLUSIVE_SOFT)
     mapping: AccountMapping[Any, Any] = AccountMapping(tables.Connection, policy=EXCLUSIVE_SOFT, version=None)
     grants = grants_table(tables.metadata, link_id=tables.Connection.id)

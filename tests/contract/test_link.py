@@ -54,7 +54,7 @@ async def linked(linker: AccountLinker[Any, Any], bind: Any, **call: Any) -> Lin
 @pytest.mark.parametrize("how", BINDS)
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 async def test_first_link_then_relink_writes_one_row(engine: AsyncEngine, policy: LinkPolicy, how: str) -> None:
-    """The same callback twice is one row: created, then updated, with the same id."""
+    """Two identical callbacks give one row: created, then updated, with one id."""
     tables = shared_tables(policy)
     await create(engine, tables.metadata)
     linker = tables.linker()
@@ -95,7 +95,7 @@ async def test_another_users_account_is_a_conflict(engine: AsyncEngine, policy: 
 @pytest.mark.parametrize("how", BINDS)
 @pytest.mark.parametrize("policy", [POLICIES["per-user"], EMAIL], ids=["account-id", "email"])
 async def test_per_user_links_of_two_users_do_not_meet(engine: AsyncEngine, policy: LinkPolicy, how: str) -> None:
-    """PER_USER: each user has a row of his own for the same provider account."""
+    """PER_USER: each user has a separate row for the same provider account."""
     tables = shared_tables(policy)
     await create(engine, tables.metadata)
     linker = tables.linker()
@@ -148,7 +148,7 @@ async def test_restoring_brings_nothing_of_the_old_credentials_back(engine: Asyn
 
 
 async def test_a_dead_row_of_another_user_leaves_the_account_free(engine: AsyncEngine) -> None:
-    """A soft-removed link owns nothing: the next user gets a row of his own, and the dead one stays as it is."""
+    """A soft-removed link owns nothing: the next user gets a new row, and the dead row does not change."""
     tables = shared_tables(EXCLUSIVE_SOFT)
     await create(engine, tables.metadata)
     linker = tables.linker()

@@ -534,7 +534,7 @@ async def test_a_role_that_may_only_insert_tells_what_it_does(engine: AsyncEngin
 
 @SQLITE
 async def test_an_event_never_gets_the_number_of_another(engine: AsyncEngine) -> None:
-    """SQLite gives the ids of deleted rows again; not here, or whoever remembers what he has done would skip events."""
+    """SQLite may reuse the ids of deleted rows, but not in the outbox: a consumer that stores ids would skip events."""
     case = await told(engine)
     numbers = []
     for n in range(3):

@@ -69,7 +69,7 @@ def links(request: pytest.FixtureRequest, kind: str) -> Links:
 
 @pytest.fixture
 async def case(engine: AsyncEngine, links: Links) -> Case:
-    """The same, made in the database, with a linker."""
+    """A table whose links can change hands, created in the database, with a linker."""
     await links.create(engine)
     return Case(links, engine)
 
@@ -106,7 +106,7 @@ async def test_the_claimant_has_the_link(case: Case, how: str) -> None:
 
 @PLACED
 async def test_nothing_of_the_former_owners_credentials_is_left(case: Case, how: str) -> None:
-    """A31: without credentials of the claimant's there are none afterwards; his own take the place of all of them."""
+    """A31: the claimant's credentials replace all of the owner's; without them the link has none afterwards."""
     roles = ("access_token", "refresh_token", "expires_at", "scopes")
     await case.link(1, "bare")
     await case.link(1, "own")
@@ -151,7 +151,7 @@ async def test_what_has_no_column_is_not_dropped(engine: AsyncEngine) -> None:
 
 @pytest.mark.parametrize("how", ["connection", "session"])
 async def test_a_callers_rollback_takes_the_transfer_back(case: Case, how: str) -> None:
-    """In a caller's transaction a transfer is his: rolled back, the owner has everything, and the token works."""
+    """A transfer in a caller's transaction belongs to it: after a rollback the owner has all, and the token works."""
     await case.link(1)
     token = await case.claim(2)
     before = await case.stored()
@@ -186,7 +186,7 @@ async def test_the_same_token_again_is_already_owned(case: Case, how: str) -> No
 
 @PLACED
 async def test_whoever_has_the_account_by_another_row_is_told_so(case: Case, how: str) -> None:
-    """The owner left and the claimant linked by himself: his own row is the answer, live, whatever its id."""
+    """After the owner unlinked and the claimant linked, a transfer returns the claimant's live row, whatever its id."""
     await case.link(3, "other")
     link_id = await case.link(1)
     token = await case.claim(2)
@@ -197,7 +197,7 @@ async def test_whoever_has_the_account_by_another_row_is_told_so(case: Case, how
     if full:
         return  # its full keys let nobody have what another user disconnected
     own = await case.link(2)
-    await case.link(2, "another of his")
+    await case.link(2, "another of theirs")
     before = await case.stored()
     for _ in range(2):
         async with bound(case.engine, how) as bind:
@@ -453,7 +453,7 @@ async def test_secrets_rotate(engine: AsyncEngine) -> None:
 
 
 async def test_neither_token_nor_refusal_tells_who_the_owner_is(case: Case) -> None:
-    """A25: whoever the owner is, the refusals are the same to the letter, and the readable token is free of him."""
+    """A25: the refusals have one text for every owner, and the readable token does not contain the owner."""
     seen: list[object] = []
     for owner, account in ((1, "sub-1"), (5, "sub-5")):
         link_id = await case.link(owner, account)
@@ -552,7 +552,7 @@ async def test_a_stale_index_blocks_a_transfer(engine: AsyncEngine, how: str) ->
     case = await mixed(engine)
     await run_sql(engine, "CREATE UNIQUE INDEX one_each ON connections (user_id, provider)")
     await case.link(1)
-    await case.link(2, "his own")
+    await case.link(2, "their own")
     token = await case.claim(2)
     before = await case.stored()
     async with bound(engine, how) as bind:
@@ -676,7 +676,7 @@ async def test_no_refusal_holds_the_token(engine: AsyncEngine) -> None:
 
 @pytest.mark.parametrize("how", ["engine", "connection", "session"])
 async def test_the_owners_last_way_in_is_guarded(engine: AsyncEngine, how: str) -> None:
-    """A39: the guard is asked for the owner, on the transaction's connection, when the link is his last live one."""
+    """A39: the guard is called for the owner, on the transaction's connection, when the link is the owner's last."""
     asked: list[tuple[int, int]] = []
     has_password = False
 

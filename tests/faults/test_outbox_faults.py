@@ -69,7 +69,7 @@ async def case(database: Database) -> Case:
 
 @pytest.fixture
 async def watched(database: Database) -> AsyncIterator[Case]:
-    """The same on an engine that nothing else works on, so that what a call leaves behind is seen."""
+    """A table with an outbox, on an engine that only the test uses, so that leftovers of a call are seen."""
     await (made := await told(database.engine())).engine.dispose()
     engine = watched_engine(database)
     yield Case(made.links, engine)
@@ -173,7 +173,7 @@ async def test_a_server_that_stays_away_has_both_or_neither(database: Database, 
 async def test_a_callers_commit_that_is_lost_has_both_or_neither(
     database: Database, case: Case, line: Line, name: str, lose: Lose
 ) -> None:
-    """F02, F03: the caller's COMMIT is lost, or the answer to it: his change and its event go the same way."""
+    """F02, F03: if the caller's COMMIT or its answer is lost, the change and its event share one fate."""
     engine = through(line, database)
     call = await prepared(case, name, "sub")
     before = await state(case)
@@ -513,8 +513,8 @@ async def _consumer(case: Case, engine: AsyncEngine, done: list[int] | None) -> 
 
 
 @POSTGRESQL
-async def test_a_consumer_cancelled_twice_gives_his_connection_back_whole(database: Database) -> None:
-    """F11: cancelled in hand, and again while he lets go: the transaction is rolled back, and the connection kept."""
+async def test_a_consumer_cancelled_twice_gives_the_connection_back_whole(database: Database) -> None:
+    """F11: after two cancellations of a consumer the transaction is rolled back, and the pool keeps the connection."""
     case = await told(database.engine())
     await filled(case)
     engine = database.engine(pool_size=1, max_overflow=0)

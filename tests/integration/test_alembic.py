@@ -311,7 +311,7 @@ class TestRepair:
     @pytest.mark.parametrize("kind", ["asyncpg", "psycopg"])
     @pytest.mark.usefixtures("kind")
     def test_constraint_that_alembic_drops_too(self, migrated: Project) -> None:
-        """The same for a constraint, beside which Alembic's other work on the table stays."""
+        """A constraint that Alembic would drop is dropped once; Alembic's other work on the table stays."""
         migrated.run(
             'ALTER TABLE connections ADD CONSTRAINT "One Each" UNIQUE (user_id, provider)',
             "ALTER TABLE connections ADD COLUMN forgotten integer",

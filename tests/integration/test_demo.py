@@ -430,7 +430,7 @@ class TestBackend:
         assert (error_at(finished), await stage.rows()) == ("invalid_identity", [])
 
     async def test_changed_email_is_the_same_link(self, stage: Stage) -> None:
-        """The same subject with a new e-mail is the same row, with the new e-mail."""
+        """A subject that comes with a new e-mail address keeps its row, which gets the new address."""
         async with stage.browser() as browser:
             await browser.get(await start(browser, 1))
             (before,) = await stage.rows()

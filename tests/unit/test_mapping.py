@@ -90,7 +90,7 @@ class Calendar(Base):
 
     @hybrid_property
     def seller(self) -> str:
-        """The same under another name."""
+        """The vendor, under another name."""
         return self.vendor
 
     @hybrid_property

@@ -217,7 +217,7 @@ CHANNELS: dict[str, Callable[[OwnershipConflict], object]] = {
 
 @pytest.mark.parametrize("channel", CHANNELS.values(), ids=CHANNELS)
 def test_the_owner_leaves_by_no_channel(channel: Callable[[OwnershipConflict], object]) -> None:
-    """A25: the owner is for the server's own log: no representation, encoder, copy or pickle carries him."""
+    """A25: the owner is only for the server's log: no representation, encoder, copy or pickle contains the owner."""
     assert OWNER not in repr(channel(conflict()))
 
 
