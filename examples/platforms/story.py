@@ -34,7 +34,7 @@ class Page:
 
     @property
     def identity(self) -> ProviderIdentity:
-        """What Meta vouches for: that whoever consented manages this page."""
+        """Return the identity that Meta vouches for: the user who consented manages this page."""
         return ProviderIdentity(provider="meta", account_id=self.id)
 
     @property

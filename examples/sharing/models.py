@@ -55,4 +55,4 @@ grants = GrantMapping(
     expires_at=PatientDoctorConnection.token_expires_at,
     active=PatientDoctorConnection.is_active,
 )
-"""What accountlink is told about the table."""
+"""The mapping of the table for accountlink."""

@@ -1,4 +1,4 @@
-"""What the application writes, and what happens then: a patient gives doctors access, and takes it away again.
+"""Show the application's code and its results: a patient gives doctors access, and revokes it.
 
 The table is that of ``models.py``, as it is; ``ShareGrants`` is told which of its columns plays which part.
 """

@@ -36,7 +36,7 @@ NOON: Final = datetime(2026, 7, 1, 12, tzinfo=UTC)
 
 
 class Decorator(sa.TypeDecorator[Any]):
-    """What all of these have."""
+    """Shared behaviour of these types."""
 
     impl: Any = sa.Text
 
@@ -378,7 +378,7 @@ def test_a_uuid_that_is_a_text_in_python_has_to_be_one(text: str) -> None:
 
 
 def test_the_doctor_knows_the_length_behind_another_name() -> None:
-    """What a column has to hold is read from the type behind the name that the application gave it."""
+    """The required length is read from the base type of the application's own type."""
     mapping = AccountMapping(links(Words(40), "user_id"), policy=POLICY)
     assert 40 == subject_of(mapping, schema=None).lengths["user_id"]
 

@@ -84,7 +84,7 @@ OWNER_ID, OTHER_OWNER_ID = 7_777_777, 8_888_888
 OWNER = (str(OWNER_ID), str(OTHER_OWNER_ID))
 EVERYTHING = (*TOKENS, *PERSONAL, *VALUES, *ACCOUNT, *OWNER)
 IN_LOCALS = (*TOKENS, *PERSONAL, *VALUES, *OWNER)
-"""What no frame's locals may show. The account id is no secret of the user who has just proved to control it."""
+"""Texts that no frame's locals may contain. The account id is no secret to the user who proved control of it."""
 ARGUMENTS = ("values", "update_values")
 """Of `link` itself; they have a test of their own."""
 SECRETS = ["test-secret-of-at-least-32-bytes-0001"]

@@ -46,7 +46,7 @@ CASES: dict[str, tuple[Callable[[str], Links], dict[str, Any]]] = {
 
 @pytest.fixture
 def compilations(engine: AsyncEngine) -> Compilations:
-    """What the test's engine compiles."""
+    """Count what the test's engine compiles."""
     return Compilations(engine)
 
 
@@ -268,7 +268,7 @@ async def test_a_tenants_schema_makes_no_new_statement(engine: AsyncEngine, comp
 
 @pytest.mark.parametrize("kind", ["sqlite", "asyncpg"])
 async def test_no_statement_is_built_again(engine: AsyncEngine) -> None:
-    """What a call needs has been built by the first one of its kind, and is kept, whatever the values are."""
+    """The first call of a kind builds its statements, and later calls reuse them for all values."""
     make, options = CASES["version-outbox-guard"]
     links = make(engine.dialect.name)
     await links.create(engine)

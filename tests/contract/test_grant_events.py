@@ -1,4 +1,4 @@
-"""Grants and the outbox: what is issued, redeemed and revoked is told with it, once; what changed nothing is not."""
+"""Grants and the outbox: each issue, redemption and revocation writes one event; a call without effect writes none."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ async def read(case: Sharing, **options: Any) -> list[GrantEvent]:
 
 
 async def types(case: Sharing) -> list[str]:
-    """What the outbox holds, by type, read past the library."""
+    """Return the outbox's events by type, read without the library."""
     return [kind.removeprefix("grant_") for kind, *_ in await rows(case.engine, RAW)]
 
 
@@ -99,7 +99,7 @@ async def test_what_happens_to_a_grant_is_told_once(case: Sharing, how: str) -> 
 
 @EACH
 async def test_a_grant_that_nobody_redeemed_has_no_other_user(case: Sharing) -> None:
-    """Revoked by its token before anybody has it: the grantor alone is told of."""
+    """A grant that was revoked before its redemption has an event with the grantor only."""
     issued = await case.issue()
     await case.revoke(token=issued.token)
     assert [(ISSUED, None, issued.id), (REVOKED, None, issued.id)] == [

@@ -1,4 +1,4 @@
-"""Grants: a token works once, for somebody else than its grantor, for as long as it lasts; every refusal is alike."""
+"""Grants: a token works once, not for its grantor, and until it expires; all refusals are the same."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def one_transaction(case: Sharing, how: str) -> bool:
 @EACH
 @HOWS
 async def test_a_grant_is_issued(case: Sharing, how: str) -> None:
-    """A31: the grant waits for whoever redeems it, ends when it was told to, and gives access to nobody yet."""
+    """A31: an issued grant can be redeemed, has the given expiry, and gives access to no user yet."""
     assert case.clock is not None
     async with bound(case.engine, how) as bind:
         issued = await case.issue(1, bind, expires_in=timedelta(days=7))
@@ -257,7 +257,7 @@ async def refusals(case: Sharing) -> dict[str, tuple[Any, int]]:
 @EACH
 @HOWS
 async def test_all_refusals_are_one(case: Sharing, how: str) -> None:
-    """A25, A26: whatever the reason: one class, code and text, no attribute, no cause, one count of statements."""
+    """A25, A26: all refusals have one class, code and text, no attribute, no cause, and one count of statements."""
     refused = await refusals(case)
     before = await case.stored()
     seen: dict[object, list[str]] = {}
@@ -490,7 +490,7 @@ async def test_what_has_expired_is_marked(case: Sharing, how: str) -> None:
 
 
 async def test_expiring_waits_for_nobody(database: Database, engine: AsyncEngine) -> None:
-    """A grant that somebody is just writing is left for the next time (PostgreSQL)."""
+    """A grant that a concurrent transaction is writing is left for the next expire (PostgreSQL)."""
     if not database.is_postgresql:
         return
     case = await Sharing.made(own()(), engine)
@@ -809,7 +809,7 @@ async def test_a_users_foreign_key_is_the_applications(engine: AsyncEngine) -> N
 @pytest.mark.parametrize("kind", ["asyncpg", "psycopg"])
 @pytest.mark.parametrize("name", ["own", "patients-pairs"])
 async def test_waiting_is_bounded(engine: AsyncEngine, name: str) -> None:
-    """F06: somebody holds the row and does not end: StoreBusy after the lock timeout, and it works afterwards."""
+    """F06: while another transaction locks the row, the call raises StoreBusy; afterwards it works."""
     case = await Sharing.made(SHARED[name](), engine, options={"lock_timeout": timedelta(milliseconds=100)})
     issued = await case.issue()
     table = case.shares.mapping.table.name

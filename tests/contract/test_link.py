@@ -1,4 +1,4 @@
-"""What linking means, on each database, for each bind and each policy."""
+"""Linking, on each database, for each bind and each policy."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ async def test_first_link_then_relink_writes_one_row(engine: AsyncEngine, policy
 @pytest.mark.parametrize("how", BINDS)
 @pytest.mark.parametrize("policy", [EXCLUSIVE, EXCLUSIVE_SOFT], ids=["delete", "soft"])
 async def test_another_users_account_is_a_conflict(engine: AsyncEngine, policy: LinkPolicy, how: str) -> None:
-    """A second user is told of the conflict, and the owner's row is the only one, untouched."""
+    """A second user gets the conflict, and the owner's row is the only one, unchanged."""
     tables = shared_tables(policy)
     await create(engine, tables.metadata)
     linker = tables.linker(clock=Clock())
@@ -166,7 +166,7 @@ async def test_a_dead_row_of_another_user_leaves_the_account_free(engine: AsyncE
 
 
 async def test_the_newest_of_several_dead_rows_is_restored(engine: AsyncEngine) -> None:
-    """Of several dead rows the newest comes back, whatever their ids say."""
+    """The newest of several dead rows is restored, whatever their ids are."""
     tables = shared_tables(POLICIES["per-user-soft"])
     await create(engine, tables.metadata)
     insert = (

@@ -1,4 +1,4 @@
-"""No outcome is about another account id, where a column takes two spellings of one for the same."""
+"""No outcome is about another account id, even if a column treats two spellings as equal."""
 
 from __future__ import annotations
 
@@ -352,7 +352,7 @@ async def test_the_mixins_columns_altered_behind_its_back(database: Database, lo
 
 @each_kind
 async def test_a_type_that_changes_the_case_of_an_account_id(database: Database) -> None:
-    """What a type of the application's would store in another spelling is not linked, not found, and not written."""
+    """A spelling that an application's type would change is not linked, not found and not written."""
     engine = database.engine()
     links = await loose_links(engine, EXCLUSIVE, LowerCase())
     linker = links.linker()

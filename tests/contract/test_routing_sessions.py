@@ -99,7 +99,7 @@ async def test_every_call_goes_to_the_leader(pair: Pair) -> None:
 
 
 async def test_an_object_that_is_held_is_refreshed_from_the_leader(pair: Pair) -> None:
-    """What an object shows after a link is what was written, though the session reads elsewhere."""
+    """After a link an ORM object shows the written values, even if the session reads from another engine."""
     tables = make_tables(EXCLUSIVE_SOFT)
     await pair.create(tables.metadata)
     linker = tables.linker()

@@ -133,7 +133,7 @@ def ending(engine: AsyncEngine, grants: ShareGrants) -> Endpoint:
 
 
 def of_the_application() -> dict[str, str]:
-    """What an application signs with the same secret for purposes of its own."""
+    """Tokens that an application signs for its own purposes with the linker's secret."""
     payload = {"p": "transfer", "user": OTHER}
     salts = {"a session": "session", "a state": "oauth-state", "a mail's link": "itsdangerous"}
     return {name: URLSafeTimedSerializer(SECRETS[0], salt=salt).dumps(payload) for name, salt in salts.items()}

@@ -721,7 +721,7 @@ async def test_a_guard_needs_a_transaction(engine: AsyncEngine) -> None:
 
 
 async def test_a_guards_own_error_moves_nothing(engine: AsyncEngine) -> None:
-    """What the guard raises is the application's: it passes unchanged, and the link stays."""
+    """The caller gets the guard's error unchanged, and the link stays."""
 
     async def guard(connection: AsyncConnection, user_id: int) -> bool:
         await connection.execute(sa.text("SELECT no_such_column"))

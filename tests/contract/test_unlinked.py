@@ -1,4 +1,4 @@
-"""What could be restored: the removed links that linking the account again would bring back."""
+"""Removed links that would be restored if the user linked the account again."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ async def test_what_is_listed_is_what_a_link_restores(engine: AsyncEngine, polic
 
 
 async def test_a_blocked_link_is_not_listed(engine: AsyncEngine) -> None:
-    """What was removed for one of the policy's blocked reasons would not come back, and is left out."""
+    """A link that was removed for a blocked reason cannot be restored, so the list omits it."""
     tables = make_tables(LinkPolicy(removal=Removal.SOFT, blocked_reasons={"fraud"}))
     await create(engine, tables.metadata)
     linker = tables.linker(clock=Clock())

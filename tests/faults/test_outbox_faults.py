@@ -219,7 +219,7 @@ async def test_a_lost_reply_to_a_conflict_behind_a_violation_is_told_once(
 
 
 async def waiting(engine: AsyncEngine) -> None:
-    """Wait until somebody waits for a lock."""
+    """Wait until a backend waits for a lock."""
     for _ in range(500):
         if (await rows(engine, "SELECT count(*) FROM pg_locks WHERE NOT granted"))[0][0]:
             return
@@ -344,7 +344,7 @@ async def test_a_line_cut_anywhere_in_a_delivery_loses_no_event(database: Databa
 async def test_an_acknowledgement_whose_commit_is_lost_is_unknown(
     database: Database, case: Case, line: Line, lose: Lose
 ) -> None:
-    """F03: nobody can tell whether COMMIT ran: unknown, and the event is gone if it did, and comes again if not."""
+    """F03: after a lost COMMIT the outcome is unknown; the event is gone if it ran, and comes again if not."""
     await filled(case)
     engine = through(line, database)
     line.cut_when(COMMITS, lose=lose)
@@ -410,7 +410,7 @@ async def test_whoever_lets_go_over_a_dead_line_hears_nothing_of_it(
 
 @POSTGRESQL
 async def test_a_loop_outlives_a_connection_that_went_stale(database: Database, case: Case, line: Line) -> None:
-    """F12: a line that was cut while the loop waited is replaced, and nobody is told of it."""
+    """F12: a connection that was lost while the loop waited is replaced, and the consumer sees no error."""
     engine = through(line, database)
     await filled(case, 2)
     async with aclosing(case.linker.events(engine)) as deliveries:

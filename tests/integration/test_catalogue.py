@@ -1,4 +1,4 @@
-"""What the catalogues of real databases say of a table, field by field."""
+"""The doctor's reading of a table in real databases, field by field."""
 
 from __future__ import annotations
 
@@ -747,7 +747,7 @@ async def test_sqlite_attached_database(engine: AsyncEngine) -> None:
 
 @SQLITE
 async def test_sqlite_virtual_table(engine: AsyncEngine) -> None:
-    """What another module stores is told as foreign, without its hidden columns."""
+    """A table of another SQLite module is read as foreign, without its hidden columns."""
     await run_sql(engine, "CREATE VIRTUAL TABLE t USING fts5 (a, b)")
     found = await read_table(engine)
     assert (Relation.FOREIGN, ["a", "b"]) == (found.relation, [column.name for column in found.columns])

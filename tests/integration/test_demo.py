@@ -212,7 +212,7 @@ class TestChecksWhatItSays:
         indirect=["outcome"],
     )
     def test_exits_1(self, outcome: tuple[int, str], problem: str) -> None:
-        """What is printed has been looked up; a backend that only claims it is found out."""
+        """Each printed line was looked up in the database: a backend that only claims it fails the test."""
         exit_code, explanation = outcome
 
         assert exit_code == 1

@@ -273,7 +273,7 @@ def _rules(findings: tuple[Finding, ...]) -> list[str]:
 class TestRefused:
     @pytest.mark.parametrize("kind", ["asyncpg"], indirect=True)
     async def test_a_role_that_does_not_exist(self, database: Database) -> None:
-        """What the server says of a role, a password or a database is not unavailability: it comes as it was raised."""
+        """A refused role, password or database is not StoreUnavailable: the error comes unchanged."""
         assert database.server is not None
         url = sa.make_url(database.url).set(username="nobody_at_all", password="canary-password")
         with pytest.raises((DBAPIError, asyncpg.PostgresError)) as raised:  # SQLAlchemy 2.1, 2.0
@@ -283,7 +283,7 @@ class TestRefused:
 
     @pytest.mark.parametrize("kind", ["psycopg"], indirect=True)
     async def test_a_role_that_does_not_exist_by_psycopg(self, database: Database) -> None:
-        """What a server says before a connection stands has no code in psycopg: it is taken for unavailable."""
+        """A refusal before a connection exists has no code in psycopg, so it is StoreUnavailable."""
         url = sa.make_url(database.url).set(username="nobody_at_all", password="canary-password")
         with pytest.raises(StoreUnavailable) as raised:
             await diagnose(database.engine(url=url), mapping_of("exclusive"))

@@ -1,4 +1,4 @@
-"""What the doctor emits, on real databases: it runs, it repairs, and it touches nothing else."""
+"""The emitted migrations on real databases: they run, they repair, and they change nothing else."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ async def pointing(engine: AsyncEngine) -> dict[int, int | None]:
 def settled(
     before: dict[int, Row], key: Callable[[Row], tuple[object, ...]], *, soft: bool
 ) -> tuple[dict[int, int], dict[int, str]]:
-    """What should happen, worked out in Python: losers by their keeper, and the tokens that keepers get."""
+    """Compute the expected result in Python: the losers of each keeper, and the tokens that keepers get."""
     groups: dict[tuple[object, ...], list[Row]] = defaultdict(list)
     for row in before.values():
         if not soft or row.deleted_at is None:
@@ -263,7 +263,7 @@ async def test_addresses_are_lowered_and_tokens_of_another_account_stay_where_th
 
 @BOTH
 async def test_an_odd_address_is_left_to_people(engine: AsyncEngine) -> None:
-    """What lower() does not bring into normal form is not written, and the migration says what to do."""
+    """An address that lower() does not normalise is not written, and the migration says what to do."""
     mapping = links(EMAIL, soft=False)
     await create(engine, mapping.table.metadata)
     await fill(engine, 2, user="i", account="NULL", email="CASE i WHEN 1 THEN 'Straße@Example.ORG' ELSE 'A@b.c' END")
@@ -527,7 +527,7 @@ async def broken_schema(engine: AsyncEngine) -> AsyncIterator[None]:
 
 
 async def shape(engine: AsyncEngine) -> list[tuple[Any, ...]]:
-    """What the catalogue says of indexes, constraints and columns, the validity of indexes included."""
+    """Return the catalogue's indexes, constraints and columns, with the validity of indexes."""
     return await rows(
         engine,
         """

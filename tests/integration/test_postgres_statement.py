@@ -1,4 +1,4 @@
-"""What a link costs on PostgreSQL, and what it leaves untouched: counted on the wire and in the catalogue."""
+"""The cost of a link on PostgreSQL, and the rows it does not change: counted on the wire and in the catalogue."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class Trip:
 
 
 class Lose(enum.Enum):
-    """What a cut takes with it."""
+    """Choose which data a cut loses."""
 
     REQUEST = "the server never sees it"
     REPLY = "the server has answered in full, and the client never hears of it"

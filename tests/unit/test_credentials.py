@@ -173,7 +173,7 @@ def test_a_token_set_holds_what_it_was_given() -> None:
 
 
 def test_a_token_set_needs_an_access_token_alone() -> None:
-    """What a provider does not say is absent, and not guessed."""
+    """A value that the provider did not send is absent, not guessed."""
     tokens = TokenSet(access_token=ACCESS)
     assert (None, None, frozenset(), "Bearer", None) == (
         tokens.refresh_token,

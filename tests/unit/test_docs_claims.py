@@ -1,4 +1,4 @@
-"""What the documentation claims of names, arguments and defaults is what the code has."""
+"""The documentation's names, arguments and defaults are those of the code."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _MADE_BY_ACCOUNTLINK: Final = ("IssuedGrant",)
 
 
 def public() -> dict[str, Callable[..., Any]]:
-    """What an application calls, by the name that the documentation gives it."""
+    """Return the functions that an application calls, by their names in the documentation."""
     named = {name: getattr(accountlink, name) for name in accountlink.__all__}
     named = {name: one for name, one in named.items() if not (isinstance(one, type) and issubclass(one, _NOT_CALLED))}
     for owner in _FOR_CALLERS:

@@ -21,7 +21,7 @@ _REQUIREMENT: Final = re.compile(r"([\w.-]+(?:\[\w+\])?)(?:>=([\d.]+))?(?:,<([\d
 
 
 def first_cells(page: Path, heading: str) -> list[str]:
-    """What stands as code in the first cell of each row of the first table below a heading."""
+    """Return the code in the first cell of each row of the first table below a heading."""
     below = text_of(page).partition(f"\n{heading}\n")[2]
     assert below, f"{page.name} has no heading {heading}"
     [table, *_] = re.findall(r"(?:^\|.*\n)+", below, re.MULTILINE)

@@ -129,7 +129,7 @@ def test_an_applications_own_error_survives_too() -> None:
 
 
 class Own(AccountLinkError):
-    """What an application derives."""
+    """Derived by an application."""
 
     def __init__(self, what: str, number: int) -> None:
         super().__init__(f"{what} ({number})")

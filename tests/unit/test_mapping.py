@@ -127,7 +127,7 @@ def test_only_what_the_table_has_is_mapped() -> None:
 
 
 def test_explicit_attributes_win_over_default_names() -> None:
-    """What is given is taken, also beside a column that carries the role's name."""
+    """A column that is passed is used, even beside a column with the role's name."""
     other = table(*SMALLEST, "email", other=sa.Column("contact", sa.Text))
     assert "contact" == names(mapped(other, email=other.c.contact))["email"]
 
@@ -311,7 +311,7 @@ NOT_COLUMNS: Final[dict[str, Callable[[], object]]] = {
 
 @pytest.mark.parametrize("make", NOT_COLUMNS.values(), ids=NOT_COLUMNS)
 def test_what_is_no_column_is_refused(make: Callable[[], object]) -> None:
-    """What cannot be written is no column, and is refused as such when the mapping is made."""
+    """An attribute that cannot be written is no column, and is refused when the mapping is made."""
     message = refusal(
         Calendar, id=Calendar.ident, user_id=Calendar.owner_id, provider=make(), account_id=Calendar.vendor_uid
     )

@@ -171,14 +171,14 @@ def test_a_snapshot_shows_neither_user_nor_email() -> None:
 
 
 def _walk_fields(value: Any) -> Any:
-    """What encoders of orjson's kind do: the fields of dataclasses, and ``default`` for the rest."""
+    """Encode as orjson does: the fields of dataclasses, and ``default`` for the rest."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {name: _walk_fields(getattr(value, name)) for name in value.__dataclass_fields__}
     return str(value)
 
 
 def _walk_slots(value: Any) -> Any:
-    """What encoders that know no dataclass do: every slot of every base, and the state of whatever is in there."""
+    """Encode without knowing dataclasses: every slot of every base, and the state of each value in it."""
     slots = [base.__dict__.get("__slots__", ()) for base in type(value).__mro__]
     names = [name for each in slots for name in ((each,) if isinstance(each, str) else each)]
     return {name: _walk_slots(getattr(value, name)) for name in names if hasattr(value, name)} or str(value)
@@ -311,7 +311,7 @@ def test_a_redirect_keeps_the_query_of_its_base(base: str, expected: str) -> Non
 
 
 def test_a_redirect_sets_its_parameter_once() -> None:
-    """What an earlier redirect left in the query is replaced, so that nobody reads the old answer."""
+    """A parameter of an earlier redirect is replaced in the query, so that no page reads the old answer."""
     assert "/cb?x=1&error=ownership_conflict" == conflict(token=None).redirect_url("/cb?error=old&x=1&error&error=")
     assert "/cb?connection=success" == LINKED.redirect_url("/cb?connection=failed")
 

@@ -29,7 +29,7 @@ MESSAGE: Final = 'duplicate key value violates unique constraint "uq_links"'
 
 
 def asyncpg_error(code: str = "23505", message: str = MESSAGE, **fields: str) -> asyncpg.PostgresError:
-    """What asyncpg makes of a message of the server."""
+    """Return asyncpg's error for a message of the server."""
     letters = {"detail": "D", "where": "W", "internal_query": "q", "schema_name": "s", "table_name": "t"}
     letters |= {"constraint_name": "n", "column_name": "c", "hint": "H"}
     made = {"S": "ERROR", "V": "ERROR", "C": code, "M": message} | {
@@ -41,7 +41,7 @@ def asyncpg_error(code: str = "23505", message: str = MESSAGE, **fields: str) ->
 
 
 def wrapped(native: BaseException, kind: type[DBAPIError] = IntegrityError, *, invalidated: bool = False) -> DBAPIError:
-    """What SQLAlchemy makes of asyncpg's error: an error of its adapter, whose cause is asyncpg's."""
+    """Return SQLAlchemy's error for an error of asyncpg: its adapter's error, caused by asyncpg's."""
     adapter: Any = dialect.AsyncAdapt_asyncpg_dbapi.IntegrityError
     text = f"{type(native)}: {native}"
     if sa.__version__.startswith("2.0."):
@@ -57,7 +57,7 @@ def wrapped(native: BaseException, kind: type[DBAPIError] = IntegrityError, *, i
 
 
 def psycopg_error(sqlstate: str = "23505", text: str = MESSAGE, **fields: str) -> psycopg.Error:
-    """What psycopg makes of a result that is an error."""
+    """Return psycopg's error for a result that is an error."""
     info: dict[int, bytes | None] = dict.fromkeys(int(field) for field in DiagnosticField)
     given = {"SQLSTATE": sqlstate, "MESSAGE_PRIMARY": text, "SEVERITY": "ERROR"} | fields
     filled = info | {int(DiagnosticField[name]): value.encode() for name, value in given.items()}
