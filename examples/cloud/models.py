@@ -17,7 +17,7 @@ class Base(DeclarativeBase):
 
 
 class CloudProviderAccount(Base):
-    """One user's account at one cloud provider; nobody else can have it connected at the same time."""
+    """Store one user's account at one cloud provider; no other user can have it connected at the same time."""
 
     __tablename__ = "cloud_provider_accounts"
     __table_args__ = (

@@ -28,7 +28,7 @@ class Calendar:
         return self.today
 
     def turn(self, by: timedelta) -> None:
-        """Let time pass."""
+        """Move the clock forward."""
         self.today += by
 
 
@@ -85,7 +85,7 @@ async def tokens_that_work_once(engine: AsyncEngine) -> None:
 
 
 async def refused_alike(attempt: Awaitable[object]) -> None:
-    """Break the story off where something is redeemed that must not be."""
+    """Stop the story if a token is redeemed that must be refused."""
     try:
         outcome = await attempt
     except GrantRejected:
