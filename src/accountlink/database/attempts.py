@@ -123,7 +123,7 @@ async def run(place: Place, work: Work[T], patience: Patience) -> T:
 
 
 async def converse(place: Place, talk: Talk[T], patience: Patience) -> T:
-    """The same for work that waits for something else than the database."""
+    """Run work that also waits for other things than the database, again where that is safe."""
     try:
         while isinstance(result := await place.converse(talk), Failure):
             await patience.recover(place, result)

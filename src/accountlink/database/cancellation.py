@@ -33,7 +33,7 @@ async def sheltered(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def seen_through(work: Coroutine[Any, Any, object], *, grace: float = GRACE) -> None:
-    """Run clean-up that has to begin, and to end, though its caller is cancelled: he hears of that afterwards.
+    """Run clean-up to its end even if its caller is cancelled; the cancellation is raised afterwards.
 
     Args:
         work: The clean-up.

@@ -41,7 +41,7 @@ class Place:
     Attributes:
         owned: Whether the transaction is accountlink's own, to be committed and tried again.
         dialect: The database's name: ``"postgresql"`` or ``"sqlite"``.
-        session: The caller's session, if he gave one.
+        session: The caller's session, if there is one.
         ambiguous: Whether the last failure may hide a commit.
         reconnects: Whether another attempt gets another connection.
         tables: What the work needs, to be looked for if the database says that something is not there.
@@ -59,7 +59,7 @@ class Place:
         raise NotImplementedError
 
     async def converse(self, talk: Talk[T]) -> T | Failure:
-        """The same for work that waits for something else than the database, in one transaction or savepoint."""
+        """Run work that also waits for other things than the database, in one transaction or savepoint."""
         raise NotImplementedError
 
 
@@ -195,7 +195,7 @@ class OwnTransactions(_OwnConnections):
 
 
 class FreshTransactions(OwnTransactions):
-    """The same where each statement has to see what others committed before it, however isolated the engine is."""
+    """Run work in own transactions, in which each statement sees all that was committed before, at any isolation."""
 
     def _alone(self, _: object, work: Work[T]) -> T:
         with self.engine.sync_engine.connect() as connected:
@@ -263,7 +263,7 @@ async def place_of(bind: Bind, mapping: TableMapping, *, several_statements: boo
 
 
 def place_on(engine: AsyncEngine, *, several_statements: bool = False) -> Place:
-    """The same for an engine.
+    """Return the place for work on an engine.
 
     Raises:
         ConfigurationError: A database that is not supported.
@@ -314,7 +314,7 @@ def _commits_by_itself(connection: sa.Connection) -> bool:
     if connection.dialect.name != "sqlite":
         return bool(getattr(connection.connection.dbapi_connection, "autocommit", False))
     if not connection.in_transaction():
-        connection.begin()  # what the next statement would do; the caller ends it as he would have ended that
+        connection.begin()  # as the next statement would; the caller ends it as they would have ended that one
     return sqlite.in_autocommit(connection)
 
 

@@ -134,7 +134,7 @@ class GrantStore:
         return connection.execute(self._built[key], self._named(connection, parameters))
 
     def _named(self, connection: sa.Connection, parameters: Parameters) -> Parameters:
-        """The same, with the names under which an outbox and a ledger know the tables."""
+        """Add the names under which an outbox and a ledger know the tables."""
         named = Parameters(parameters, al_source=stored_name(connection, self.mapping.table))
         return named if self._links is None else Parameters(named | self._links.names(connection))
 
@@ -202,7 +202,7 @@ class GrantStore:
         return None if rows else Redeemed()
 
     def _redeem_in_steps(self, connection: sa.Connection, parameters: Parameters) -> Redeemed:
-        """The same where a statement cannot have several parts: in one transaction that holds the write lock."""
+        """Redeem on a database whose statements cannot have several parts: in one transaction with the write lock."""
         found = self._run(connection, "found", parameters).all()
         for row in found:
             if row.already:
@@ -225,7 +225,7 @@ class GrantStore:
     # -- revoking and expiring ----------------------------------------------------------------------------------------
 
     def revoke(self, connection: sa.Connection, parameters: Parameters, role: str) -> Ended | None:
-        """End a grant of the grantor's; ``None``: he has no such grant."""
+        """End a grant of the grantor's; ``None`` if there is no such grant."""
         if connection.dialect.name == "sqlite":
             return self._revoke_in_steps(connection, parameters, role)
         limited = "al_lock_timeout" in parameters

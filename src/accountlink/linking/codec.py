@@ -232,11 +232,11 @@ class Codec(Generic[UserId, LinkId]):
         return filled
 
     def removal(self, now: datetime) -> Parameters:
-        """The same for an unlink."""
+        """The parameters that the clock, and the functions of the application's own columns, fill in an unlink."""
         return self._stamped(("deleted_at", "updated_at"), now)
 
     def transfer(self, now: datetime) -> Parameters:
-        """The same for a transfer."""
+        """The parameters that the clock, and the functions of the application's own columns, fill in a transfer."""
         return self._stamped(("updated_at",), now)
 
     def holding(self, account: LinkedAccount[UserId, LinkId], version: int | None) -> Parameters:

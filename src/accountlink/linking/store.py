@@ -91,7 +91,7 @@ class AccountStore(Generic[UserId, LinkId]):
             raise refusal(error) from None
 
     def named(self, connection: sa.Connection, parameters: Parameters) -> Parameters:
-        """The same parameters, with the names under which a ledger and an outbox know the table."""
+        """Add the names under which a ledger and an outbox know the table."""
         name = stored_name(connection, self.mapping.table)
         return Parameters(parameters, al_links=name, al_source=name)
 
@@ -125,7 +125,7 @@ class AccountStore(Generic[UserId, LinkId]):
     def _link_in_steps(
         self, connection: sa.Connection, shape: Shape, parameters: Parameters
     ) -> Answer[UserId, LinkId] | None:
-        """The same where a statement cannot have several arms: in one transaction that holds the write lock."""
+        """Link on a database whose statements cannot have several arms: in one transaction with the write lock."""
         own = self._own(connection, shape, parameters)
         if shape.expect and own is None:
             return Answer(arm=Arm.MISSING)

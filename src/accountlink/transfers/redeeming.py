@@ -192,7 +192,7 @@ class _Redemption(Generic[UserId, LinkId]):
         return self._moved(connection) if ended is None else ended
 
     async def converse(self, place: Place, guard: Guard[UserId]) -> _End[UserId, LinkId] | Failure | None:
-        """The same under a lock on all of the owner's live links, so that two last ones cannot go at once."""
+        """Redeem under a lock on all of the owner's live links, so that two last ones cannot go concurrently."""
         try:
             return await place.converse(partial(self._talk, guard))
         except Foreign as raised:

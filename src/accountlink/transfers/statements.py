@@ -36,9 +36,9 @@ class TransferStatements(Statements):
     """Builds the statements of a transfer."""
 
     def claimed(self) -> sa.CompoundSelect[Any]:
-        """The row of an id, live or dead, whoever has it; and what the claimant himself has of the same account.
+        """The row of an id, live or dead, whoever has it; and the claimant's own rows of this account.
 
-        Of his own that is a live row, and a dead one that the policy forbids to restore.
+        The claimant's rows are a live one, and a dead one that the policy forbids to restore.
         """
         twin = self._t.alias(self._names("twin"))
         c = {role: twin.c[column.key] for role, column in self._c.items()}
@@ -62,7 +62,7 @@ class TransferStatements(Statements):
         return self._move(shape, *bound, *self._still())
 
     def move_and_raise(self, shape: Shape, ledger: Ledger) -> sa.sql.dml.ReturningUpdate[Any]:
-        """The same where a ledger keeps the epochs (PostgreSQL).
+        """Give the row to the claimant and raise its epoch in the ledger (PostgreSQL).
 
         The row is locked first, then its epoch is raised on the condition that it is the one that was read: that sees
         what others have committed since this statement began, which a plain reading of the ledger would not. Rows are
@@ -75,7 +75,7 @@ class TransferStatements(Statements):
         return self._move(shape, *still, sa.exists(_select(sa.literal_column("1")).select_from(raised)))
 
     def told(self, move: sa.sql.dml.ReturningUpdate[Any]) -> sa.Executable:
-        """The same in one statement with its event, where there is an outbox (PostgreSQL)."""
+        """Give the row to the claimant in one statement with its event, where there is an outbox (PostgreSQL)."""
         if self.outbox is None:
             return move
         moved = move.cte(self._names("moved"))
