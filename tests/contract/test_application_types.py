@@ -272,7 +272,7 @@ async def test_a_moment_is_stored_in_utc_whatever_the_session(kind: str, databas
 @pytest.mark.parametrize("type_", [Naive(), ZoneInPython(), WholeSeconds(), Words()], ids=repr)
 @pytest.mark.parametrize("kind", ["sqlite", "asyncpg"])
 async def test_grants_know_types_of_the_applications_own(kind: str, database: Database, type_: Any) -> None:
-    """The moments and texts of a table of grants may be of such types, whoever's clock writes them."""
+    """The times and texts of a table of grants may have such types, with any clock."""
     roles = ("grantor_id", "grantee_id", "token_hash") if isinstance(type_, Words) else ("expires_at", "created_at")
     table = shares(type_, *roles)
     async with database.engine().connect() as connection:

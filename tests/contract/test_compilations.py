@@ -209,7 +209,7 @@ async def every_call_of_grants(case: Sharing, at: int) -> None:
 async def test_no_call_about_grants_compiles_a_statement_again(
     engine: AsyncEngine, compilations: Compilations, name: str
 ) -> None:
-    """Every answer of every call finds its statement compiled already, whoever calls with whatever token."""
+    """Every answer of every call finds its statement compiled already, for each caller and token."""
     table, told, brings_moment = GRANTS[name]
     shared = SHARED[table]()
     options: dict[str, Any] = {"outbox": link_outbox(shared.metadata)} if told else {}

@@ -1,4 +1,4 @@
-"""Deliveries: at least once, to one consumer at a time, oldest first; and nothing is left behind by whoever stops."""
+"""Deliveries: at least once, to one consumer at a time, oldest first; a consumer that stops keeps nothing."""
 
 from __future__ import annotations
 

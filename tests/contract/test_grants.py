@@ -375,7 +375,7 @@ async def test_the_grant_of_one_use_ends_alone(case: Sharing) -> None:
 @OWNED
 @pytest.mark.parametrize("by", ["id", "token"])
 async def test_what_was_issued_ends_with_all_that_came_of_it(case: Sharing, by: str) -> None:
-    """A31: revoked by the issued grant's id or by its token, all of its users lose the access, and nobody gets it."""
+    """A31: after a revocation by the issued grant's id or token no user has access, and none can get it."""
     issued, another = await case.issue(max_uses=3), await case.issue(max_uses=3)
     for number in (2, 3):
         await case.redeem(issued.token, number)
@@ -791,7 +791,7 @@ async def test_a_key_on_the_pair_blocks_by_its_name(engine: AsyncEngine, how: st
 
 
 async def test_a_users_foreign_key_is_the_applications(engine: AsyncEngine) -> None:
-    """A27, A28: a grantee who is no user: the database's own error, without values, and the token waits."""
+    """A27, A28: a grantee who is no user gets the database's own error without values; the token stays valid."""
     metadata = sa.MetaData()
     users = sa.Table("users", metadata, sa.Column("id", sa.Integer, primary_key=True))
     case = await Sharing.made(Shared(metadata, grants_table(metadata, user_id=users.c.id)), engine)

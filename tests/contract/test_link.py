@@ -263,7 +263,7 @@ async def test_an_email_key_needs_an_email(engine: AsyncEngine) -> None:
 
 
 async def test_under_an_email_key_another_account_id_is_a_mismatch(engine: AsyncEngine) -> None:
-    """A07: a live row of this address with another account id is told apart, not overwritten; a dead one is left."""
+    """A07: a live row of this address with another account id is not overwritten; a dead one is not changed."""
     tables = shared_tables(EMAIL_SOFT)
     await create(engine, tables.metadata)
     linker = tables.linker()

@@ -72,7 +72,7 @@ async def test_a_unique_index_on_an_expression_is_named(engine: AsyncEngine, how
 
 @pytest.mark.parametrize("how", BINDS)
 async def test_another_users_dead_row_under_a_full_index_blocks(engine: AsyncEngine, how: str) -> None:
-    """A full index that dead rows occupy is blocked and never adopted; one's own dead row is restored."""
+    """A full index blocks because of another user's dead row, which is not taken; an own dead row is restored."""
     tables = make_tables(EXCLUSIVE_SOFT)
     await create(engine, tables.metadata)
     await run_sql(engine, "CREATE UNIQUE INDEX full_key ON connections (provider, account_id)")
@@ -108,7 +108,7 @@ async def test_a_global_index_under_a_per_user_policy_is_stale(engine: AsyncEngi
 
 
 async def test_a_primary_key_that_comes_twice_is_named(engine: AsyncEngine) -> None:
-    """A sequence that lags behind imported rows is blocked by the primary key's own name, not told as a conflict."""
+    """A sequence behind imported rows is blocked by the primary key's name, and is not a conflict."""
     tables = make_tables(EXCLUSIVE)
     await create(engine, tables.metadata)
     linker, model = tables.linker(), tables.Connection

@@ -175,7 +175,7 @@ async def test_values_of_related_kinds_are_stored(engine: AsyncEngine) -> None:
 
 @ON_TWO
 async def test_what_is_too_long_for_a_column_names_it(engine: AsyncEngine) -> None:
-    """An account id or a token that is longer than its column: told with the column's name, before any SQL."""
+    """An account id or a token longer than its column is refused before any SQL, with the column's name."""
     await create(engine, Base.metadata)
     assert "'account_id' of 'connections' has 60 characters" in await refused(engine, identity=identity(TOO_LONG))
     message = await refused(engine, credentials=tokens(TOO_LONG))
@@ -392,7 +392,7 @@ def test_a_response_is_a_mapping(response: Any) -> None:
 
 
 def test_secrets_of_any_text_sign() -> None:
-    """A secret is bytes in the end: one that UTF-8 has no bytes for is no reason to show it in an error."""
+    """A secret that UTF-8 cannot encode is refused, and the error does not show it."""
     AccountLinker(Connection, secrets=[f"{CANARY}\ud800" * 8])
     ambiguous: Any = Ambiguous()
     with pytest.raises(ConfigurationError):
@@ -415,6 +415,6 @@ async def test_a_busy_timeout_is_a_whole_number(wait: Any, tmp_path: Any) -> Non
 
 
 def test_arguments_of_a_driver_are_a_mapping() -> None:
-    """Anything else is told."""
+    """Any other value is refused."""
     with pytest.raises(ConfigurationError, match="connect_args= takes a mapping"):
         pooler_options("postgresql+asyncpg://host/db", connect_args="timeout=3")  # type: ignore[arg-type]  # on purpose

@@ -107,7 +107,7 @@ async def test_what_happens_to_a_link_is_told_once(case: Case, engine: AsyncEngi
 @HOWS
 @pytest.mark.parametrize("table", CLAIMED)
 async def test_who_and_who_else_is_told(case: Case, engine: AsyncEngine, how: str) -> None:
-    """A02: a conflict names claimant and owner, a transfer new and former owner, whoever's transaction it is."""
+    """A02: a conflict has claimant and owner, a transfer new and former owner, in any transaction."""
     async with bound(engine, how) as bind:
         first = await case.linker.link(bind, user_id=case.user(1), identity=identity(), credentials=tokens())
     assert isinstance(first, Linked)
@@ -352,7 +352,7 @@ async def test_the_owners_row_does_not_move_when_a_conflict_is_told(engine: Asyn
 @POSTGRESQL
 @HOWS
 async def test_a_conflict_behind_a_violation_is_told(engine: AsyncEngine, how: str) -> None:
-    """A restore that loses to a link which was not committed yet meets a violation: the conflict is told once."""
+    """A restore that loses to a concurrent link meets a violation, and writes one conflict."""
     case = await told(engine)
     link_id = await case.link(1)
     await case.linker.unlink(engine, user_id=1, link_id=link_id)
@@ -552,7 +552,7 @@ def test_the_index_is_named_by_the_metadatas_convention() -> None:
 
 
 def test_the_words_are_stable() -> None:
-    """The outbox and whoever reads it by SQL know the types by these words."""
+    """The outbox and readers by SQL know the types by these words."""
     assert [
         "linked", "updated", "restored", "unlinked", "conflict", "transferred",
         "grant_issued", "grant_redeemed", "grant_revoked",

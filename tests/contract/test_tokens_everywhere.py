@@ -140,7 +140,7 @@ def of_the_application() -> dict[str, str]:
 
 
 SAME_KIND: Final = {frozenset({"a grant", "a grant's end"})}
-"""One token for two calls: whoever holds it may redeem it, and its grantor may end it."""
+"""A token for two calls: the user who has it may redeem it, and its grantor may revoke it."""
 
 
 async def test_a_token_works_at_its_own_endpoint_and_at_no_other(engine: AsyncEngine) -> None:

@@ -1,4 +1,4 @@
-"""Transfers: a token works for its claimant, for the link as it was, and once; and nobody learns who the owner is."""
+"""Transfers: a token works once, for its claimant and the unchanged link; it does not show the owner."""
 
 from __future__ import annotations
 
@@ -411,7 +411,7 @@ HOSTILE: dict[str, Any] = {
 
 @pytest.mark.parametrize("presented", HOSTILE.values(), ids=HOSTILE)
 async def test_what_is_no_token_is_forged_before_any_sql(engine: AsyncEngine, presented: Any) -> None:
-    """A20, A40: whatever anybody sends for a token, of any kind and size, is refused as forged without a statement."""
+    """A20, A40: any value as a token, of any type and size, is refused as forged without a statement."""
     case = await mixed(engine)
     statements = Statements(engine)
     with pytest.raises(TokenForged) as caught:
@@ -493,7 +493,7 @@ async def test_a_call_that_cannot_be_served_is_refused(engine: AsyncEngine) -> N
 
 
 async def test_a_table_without_version_or_ledger_offers_nothing(engine: AsyncEngine) -> None:
-    """A04: where no state of a row can be told from another there is no token, and with a ledger there is one."""
+    """A04: without a way to distinguish a row's states there is no token; with a ledger there is one."""
     tables = make_tables(EXCLUSIVE)
     ledger = transfer_ledger(tables.metadata)
     await create(engine, tables.metadata)
@@ -567,7 +567,7 @@ async def test_a_stale_index_blocks_a_transfer(engine: AsyncEngine, how: str) ->
 
 
 async def test_a_foreign_key_is_the_applications(engine: AsyncEngine) -> None:
-    """A27: a claimant who is no user any more: the database's own error, without values, and nothing moves."""
+    """A27: a claimant who is no longer a user gets the database's own error, without values, and nothing changes."""
     metadata = sa.MetaData()
     sa.Table("users", metadata, sa.Column("id", sa.Integer, primary_key=True))
     table = sa.Table(

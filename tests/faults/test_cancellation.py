@@ -38,7 +38,7 @@ def whole(account: str) -> tuple[Any, ...]:
 
 @pytest.fixture
 async def complaints() -> AsyncIterator[list[str]]:
-    """Whatever the event loop has to complain of: errors that nobody fetched, tasks that nobody finished."""
+    """Complaints of the event loop: errors that no code fetched, tasks that no code finished."""
     loop, heard = asyncio.get_running_loop(), list[str]()
     loop.set_exception_handler(lambda _, context: heard.append(f"{context['message']}: {context.get('exception')!r}"))
     yield heard

@@ -91,7 +91,7 @@ WRITERS = ("linked", "updated", "restored", "unlinked", "conflict", "transferred
 
 
 async def prepared(case: Case, name: str, account: str) -> Call:
-    """Make what a call needs, forget what that told, and return the call: after it there is one event of that type."""
+    """Prepare a call, delete the events so far, and return the call: after it there is one event of that type."""
     link = partial(case.linker.link, user_id=1, identity=identity(account), credentials=tokens("after"))
     call: Call = link
     link_id = None if name == "linked" else await case.link(2 if name == "conflict" else 1, account)
@@ -120,7 +120,7 @@ async def events_of(case: Case) -> list[str]:
 async def test_a_line_cut_anywhere_in_a_call_leaves_one_event(
     database: Database, case: Case, line: Line, name: str
 ) -> None:
-    """F02, F03, F12: whichever message is lost, the call is tried again, and what it did is told once."""
+    """F02, F03, F12: after the loss of any message the call is retried, and writes its event once."""
     engine = through(line, database)
     for n in range(WARM):
         await (await prepared(case, name, f"warm-{n}"))(engine)
@@ -201,7 +201,7 @@ async def settled(case: Case) -> None:
 async def test_a_lost_reply_to_a_conflict_behind_a_violation_is_told_once(
     database: Database, case: Case, line: Line
 ) -> None:
-    """F03: a conflict that is told by a statement of its own is told once, also when the answer to that is lost."""
+    """F03: a conflict with a separate statement for its event writes it once, even if the answer is lost."""
     link_id = await case.link(1)
     await case.linker.unlink(case.engine, user_id=1, link_id=link_id)
     engine = through(line, database)
@@ -229,7 +229,7 @@ async def waiting(engine: AsyncEngine) -> None:
 
 @POSTGRESQL
 async def test_a_conflict_and_then_a_link_are_two_events(database: Database, case: Case, line: Line) -> None:
-    """A conflict whose answer was lost, and the owner leaves before the retry: both happened, and both are told."""
+    """A conflict's answer is lost, and the owner unlinks before the retry: both events are written."""
     link_id = await case.link(2)
     await case.linker.accounts(engine := through(line, database), user_id=1)
     line.cut_when(WRITES, lose=Lose.REPLY)
@@ -355,7 +355,7 @@ async def test_an_acknowledgement_whose_commit_is_lost_is_unknown(
 
 @POSTGRESQL
 async def test_a_connection_that_ends_in_hand_gives_the_event_to_another(database: Database, case: Case) -> None:
-    """F03: the server ends the transaction that holds an event: another has it at once, and the first one is told."""
+    """F03: the server ends a consumer's transaction: another gets the event immediately, and the first one an error."""
     await filled(case)
     engine = database.engine()
     events = case.linker.events(engine)

@@ -17,7 +17,7 @@ from accountlink import tune_sqlite
 from tests.support.databases import Database
 
 PATIENCE = 2.0
-"""Seconds within which a server has noticed that somebody is gone."""
+"""Seconds within which a server notices that a client is gone."""
 _NAME = "under-test"
 _OWN = "datname = current_database() AND application_name = 'under-test'"
 

@@ -384,7 +384,7 @@ class TestWatch:
             watch(sa.MetaData(), object())
 
     def test_finding_without_a_step(self, migrated: Project) -> None:
-        """A column that is not there is told in the revision, beside Alembic's own step that adds it."""
+        """A missing column is named in the revision, beside Alembic's own step that adds it."""
         migrated.run("ALTER TABLE connections RENAME COLUMN version TO counter")
         assert ["missing-key"] == [found[0] for found in doctors(migrated)]
         text = migrated.revision("repair").partition("def downgrade")[0]

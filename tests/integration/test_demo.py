@@ -75,7 +75,7 @@ In the end, without the tokens
 
 @pytest.fixture(autouse=True)
 def no_forced_colours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the machine that runs the tests prefers, the story is told to a pipe."""
+    """The story is printed to a pipe, whatever the settings of the machine are."""
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
         monkeypatch.delenv(name, raising=False)
 
@@ -399,7 +399,7 @@ class TestBackend:
         assert (error_at(finished), await stage.rows()) == ("not_proven", [])
 
     async def test_no_id_token(self, stage: Stage) -> None:
-        """An access token alone proves nobody."""
+        """An access token alone does not identify a user."""
 
         def without_id_token(answer: dict[str, Any]) -> dict[str, Any]:
             return {name: value for name, value in answer.items() if name != "id_token"}

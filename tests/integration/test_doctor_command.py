@@ -471,7 +471,7 @@ class TestOnlyReads:
 
     @pytest.mark.parametrize("option", ["--database-url", "--engine"])
     def test_sqlite_file_is_not_made(self, shop: str, option: str) -> None:
-        """A mistyped path is told, and leaves no empty database behind."""
+        """A mistyped path is an error, and creates no empty database."""
         by_url, by_name = "sqlite+aiosqlite:///", f"{shop}:"
         where = {
             "--database-url": [f"{by_url}shop.db", f"{by_url}file:shop.db?uri=true&mode=rwc"],
@@ -558,7 +558,7 @@ class TestIgnore:
         assert (2, True) == (result.exit_code, "--ignore: " in result.stderr)
 
     def test_table_is_not_there(self, shop: str, database: Database) -> None:
-        """A table that is missing is told even so: without it nothing was looked at."""
+        """A missing table is reported even if its rule is ignored: without it the doctor cannot look."""
         make(shop, database.url, "CREATE TABLE other (id integer)")
         result = doctor("--app", f"{shop}:linker", "--database-url", database.url, "--ignore", "missing-key")
         assert 1 == result.exit_code
@@ -726,7 +726,7 @@ class TestCannotRun:
         ],
     )
     def test_url(self, shop: str, url: str, problem: str) -> None:
-        """A URL that cannot be used is told, with what to write instead, and without its password."""
+        """A URL that cannot be used is an error that says what to write instead, without the password."""
         result = doctor("--app", f"{shop}:linker", "--database-url", url.format(shop=shop))
 
         assert 2 == result.exit_code
@@ -734,7 +734,7 @@ class TestCannotRun:
         assert "hidden" not in result.output
 
     def test_role_that_may_not(self, shop: str, postgres: PostgresServer) -> None:
-        """A role that does not exist is told with the server's own words."""
+        """A role that does not exist is an error with the server's own message."""
         there = sa.make_url(postgres.url(driver="asyncpg")).set(username="nobody_at_all", password="hidden")
         result = doctor("--app", f"{shop}:linker", "--database-url", there.render_as_string(hide_password=False))
 
@@ -761,7 +761,7 @@ class TestCannotRun:
         ],
     )
     def test_app(self, shop: str, name: str, problem: str) -> None:
-        """An --app that names no linker is told before any database is asked."""
+        """An --app that names no linker is an error before any database is asked."""
         result = doctor("--app", name.format(shop=shop), "--database-url", "postgresql+asyncpg://127.0.0.1:9/d")
 
         assert 2 == result.exit_code
@@ -827,13 +827,13 @@ class TestCannotRun:
 
 
 class TestUnexpected:
-    """Whatever else goes wrong is no finding: exit 2, one line, and no text that may quote a secret."""
+    """Any other failure is no finding: exit 2, one line, and no text that may contain a secret."""
 
     @pytest.mark.parametrize("error", [RuntimeError("hidden"), KeyError("hidden"), SystemExit(0), SystemExit("hidden")])
     def test_while_it_looks(
         self, shop: str, sqlite_url: str, monkeypatch: pytest.MonkeyPatch, error: BaseException
     ) -> None:
-        """An error that nobody foresaw is told by its class, with how to see more."""
+        """An unexpected error is shown by its class, with the way to see more."""
 
         def failing(*_: object, **__: object) -> None:
             raise error

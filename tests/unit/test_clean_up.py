@@ -52,7 +52,7 @@ async def test_clean_up_ends_though_its_caller_is_cancelled() -> None:
 
 
 async def test_clean_up_ends_though_its_caller_is_cancelled_at_every_step() -> None:
-    """Cancel scopes with levels cancel again and again; the clean-up ends all the same."""
+    """A clean-up ends even if a cancel scope cancels again and again."""
     room = Room()
 
     def always(task: asyncio.Task[None]) -> None:

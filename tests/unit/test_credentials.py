@@ -100,7 +100,7 @@ FIELD_CHANNELS: dict[str, Callable[[TokenSet], object]] = {
 
 @pytest.mark.parametrize("channel", FIELD_CHANNELS.values(), ids=FIELD_CHANNELS)
 def test_a_field_is_a_concealed_secret(channel: Callable[[TokenSet], object]) -> None:
-    """A28: whoever takes a token set apart finds secrets, and no text."""
+    """A28: the parts of a token set are secrets, not texts."""
     assert [] == leaks(channel(TOKENS))
 
 

@@ -75,7 +75,7 @@ def test_every_column_is_listed(page: str, heading: str, table: sa.Table) -> Non
 
 
 def test_every_role_is_listed() -> None:
-    """The pages about tables of one's own have each role that a column can play."""
+    """The pages about an application's own tables list each role that a column can have."""
     assert set(ROLES) == set(first_cells(DOCS / "your-own-table.md", "## The roles"))
     grants = text_of(DOCS / "sharing.md").partition("\n## A table of your own\n")[2].partition("\n## ")[0]
     assert [] == [role for role in GRANT_ROLES if f"`{role}`" not in grants]

@@ -225,7 +225,7 @@ class TestCodeFlow:
             assert (await site.token())["scope"] == "openid"
 
     async def test_oauth_without_openid(self, provider: FakeProvider) -> None:
-        """Without the scope openid there is an access token, and it identifies nobody."""
+        """Without the scope openid there is an access token, but no identity."""
         site = Site(provider, scope="email")
         async with site.browser:
             held = await site.token()

@@ -470,7 +470,7 @@ def test_an_id_is_of_its_columns_type(kind: Any, taken: list[object], refused: l
     ids=["int4", "int4, negative", "int2", "int8", "NUL", "surrogate"],
 )
 def test_an_id_that_the_column_cannot_hold_is_known(kind: Any, value: object) -> None:
-    """F22: a value of the right type that the column cannot hold is told before any SQL."""
+    """F22: a value that its column cannot store, though its type is right, is refused before any SQL."""
     found = IdType.of(sa.Column("x", kind))
     assert (True, False) == (found.accepts(value), found.holds(value))
 
@@ -591,7 +591,7 @@ class Joined(Discriminated):
 
 
 def test_a_model_in_two_tables_is_refused() -> None:
-    """Links live in one table, and a model that is spread over two is told to have one of its own."""
+    """Links live in one table: a model that spans two tables is refused, with the remedy."""
     assert "map a model that has a table of its own" in refusal(Joined).replace("Map", "map")
 
 

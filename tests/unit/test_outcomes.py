@@ -247,7 +247,7 @@ def test_a_conflict_has_no_dict_to_look_into() -> None:
 
 
 def test_conflicts_with_different_owners_are_alike() -> None:
-    """A25: whoever the owner is, the conflict that leaves the server is byte for byte the same."""
+    """A25: the conflict that leaves the server has the same bytes for every owner."""
     one, other = conflict(1), conflict("a quite different owner")
     assert one == other
     assert hash(one) == hash(other)
@@ -346,7 +346,7 @@ URL_TEXT = st.text(st.characters(exclude_characters="#&=?+%;", exclude_categorie
 
 @given(st.lists(st.tuples(URL_TEXT.filter(lambda name: name not in {"", "error"}), URL_TEXT), max_size=5))
 def test_the_token_is_never_in_the_query(pairs: list[tuple[str, str]]) -> None:
-    """A28: browsers send a query to servers, logs and the next site, and a fragment to nobody."""
+    """A28: the token is in the fragment, because browsers send a query to servers, logs and the next site."""
     base = "https://app.example/cb?" + "&".join(f"{name}={value}" for name, value in pairs)
     parts = urlsplit(conflict().redirect_url(base))
     assert {"transfer_token": [TOKEN]} == parse_qs(parts.fragment)

@@ -226,7 +226,7 @@ def test_an_invalidated_connection_without_a_state_is_lost() -> None:
     ids=["pool", "misuse", "misuse, wrapped", "before sending", "SQLAlchemy's own"],
 )
 def test_what_is_no_message_of_a_server_is_read(make: Callable[[], BaseException], trouble: Trouble) -> None:
-    """Errors of pools, of drivers' interfaces and of SQLAlchemy itself are told apart without a SQLSTATE."""
+    """Errors of pools, of drivers and of SQLAlchemy itself are distinguished without a SQLSTATE."""
     found = read(make())
     assert (trouble, None) == (found.trouble, found.sqlstate)
 
@@ -288,7 +288,7 @@ def test_an_error_of_sqlite_is_read(schema: str, statements: tuple[str, ...], ex
 
 
 def test_a_busy_sqlite_is_read() -> None:
-    """A writer who waits in vain is told of it by the result code, not by the text."""
+    """A writer that waited too long gets an error by the result code, not by the text."""
     uri = "file:busy?mode=memory&cache=shared"
     with closing(sqlite3.connect(uri, uri=True)) as one, closing(sqlite3.connect(uri, uri=True, timeout=0)) as other:
         one.execute("CREATE TABLE t (a)")
