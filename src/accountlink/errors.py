@@ -42,7 +42,7 @@ def _rebuild(cls: type[AccountLinkError], args: tuple[object, ...], state: dict[
 
 
 class InvalidIdentity(AccountLinkError):
-    """What claims to be an identity cannot be one; nothing was sent to the database.
+    """The values cannot be a provider's identity; nothing was sent to the database.
 
     Attributes:
         field: The field of :class:`~accountlink.ProviderIdentity` that is wrong.

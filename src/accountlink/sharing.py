@@ -64,7 +64,7 @@ _NO_TEXT: Final = b"\xff"
 """No text has this byte in UTF-8, so that what is hashed with it in front is the hash of no token."""
 T = TypeVar("T")
 Accounts = AccountLinker[Any, Any] | AccountMapping[Any, Any] | type[LinkedAccountMixin]
-"""What says where links live: a linker, a mapping, or a model with the mixin."""
+"""The place of the links: a linker, a mapping, or a model with the mixin."""
 
 
 class ShareGrants:

@@ -357,7 +357,7 @@ def test_a_signed_token_that_is_no_json_is_forged(value: bytes) -> None:
 
 @given(st.text() | st.binary() | st.integers() | st.none() | st.lists(st.text(), max_size=3))
 def test_whatever_is_presented_is_forged(presented: object) -> None:
-    """A20: any text that a client invents is forged, and raises no other error."""
+    """A20: any value that a client invents is forged, and raises no other error."""
     assert forged(presented)
 
 

@@ -20,14 +20,14 @@ from accountlink.values.outcomes import LinkId, UserId
 
 T = TypeVar("T")
 CATALOGUE_MOVED: Final = "XX000"
-"""What PostgreSQL answers to a question about its catalogue when another session is just changing what it is about."""
+"""PostgreSQL's answer to a query of its catalogue that another session is changing at that moment."""
 _BACKOFF: Final = 0.01
 """Seconds: the first pause before a transaction of our own is tried again; doubled each time, and jittered."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Patience:
-    """What is left of trying again, within one call.
+    """Count the retries that are left within one call.
 
     Attributes:
         ambiguous: Whether an attempt whose answer did not come may have been committed.

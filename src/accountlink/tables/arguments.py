@@ -1,4 +1,4 @@
-"""What a call must bring: ids of their columns' own types, and arguments of the right kinds."""
+"""Check a call's arguments: ids of their columns' own types, and arguments of the right kinds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LONGEST: Final = timedelta(days=36_525)
 """A hundred years: what is longer than that was meant to be something else."""
 _MS: Final = timedelta(milliseconds=1)
 _GREATEST_SETTING: Final = 2**31 - 1
-"""What PostgreSQL takes for a time in a setting, in milliseconds."""
+"""The durations that PostgreSQL accepts in a setting, in milliseconds."""
 _FIRST_YEAR: Final = 1900
 _LAST_YEAR: Final = 9000
 """Clocks that are far off are not believed: with a lifetime added, there must still be a moment."""

@@ -1,4 +1,4 @@
-"""What a call of :class:`~accountlink.ShareGrants` came to, and what a unique violation means to one."""
+"""Outcomes of the calls of :class:`~accountlink.ShareGrants`, and their reading of a unique violation."""
 
 from __future__ import annotations
 
