@@ -1,4 +1,4 @@
-"""What `accountlink doctor` does, called from a program: look at a table, write the migration that repairs it, run it.
+"""Do from a program what `accountlink doctor` does: look at a table, write the migration, and run it.
 
 In an application the migration goes through review and its own migrations; here it is run as it is written.
 """

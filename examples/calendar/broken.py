@@ -14,7 +14,7 @@ TRUE_NAME: Final = "calendar_connections_user_provider_unique"
 ASSUMED_NAME: Final = "calendar_connections_user_id_provider_key"
 
 first_release: Final = sa.MetaData()
-"""What the first migration made. SQLite cannot drop a constraint, so there the old key is an index of that name."""
+"""The old key of the first migration. SQLite cannot drop a constraint, so there it is an index of that name."""
 
 sa.Table(
     "calendar_connections",

@@ -1,4 +1,4 @@
-"""The table of calendar connections as the system has it, and what accountlink is told about it."""
+"""The table of calendar connections as the system has it, and its mapping for accountlink."""
 
 from datetime import datetime
 

@@ -24,7 +24,7 @@ ADA, BOB = "user_ada", "user_bob"
 
 
 class UnexpectedOutcome(Exception):
-    """Something did not come out as the story says."""
+    """A result differs from the story."""
 
 
 # -- what an application writes ----------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ async def several_accounts(engine: AsyncEngine) -> None:
 
 
 async def stale_constraint(engine: AsyncEngine) -> None:
-    """The table of ``broken.py``: the migration changes nothing, the second account is refused, the repair lets it in.
+    """The table of ``broken.py``: the old migration changes nothing, the second account is refused until the repair.
 
     Args:
         engine: A database with the tables of ``broken.first_release``.
@@ -209,7 +209,7 @@ async def stored_rows(engine: AsyncEngine) -> list[tuple[Any, ...]]:
 
 
 def check(what: str, *, found: object, expected: object) -> None:
-    """Break the story off where it is not what happened."""
+    """Stop the story if it differs from what happened."""
     if found != expected:
         raise UnexpectedOutcome(f"{what}: {found!r}, where {expected!r} was expected")
 

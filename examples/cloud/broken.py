@@ -1,4 +1,4 @@
-"""The keys as they were, which disconnected rows still occupy; the doctor writes the way to the right ones."""
+"""The old keys, which count disconnected rows; the doctor writes the migration to the right ones."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -11,7 +11,7 @@ FULL_KEYS: Final = (
     "CREATE UNIQUE INDEX uq_cloud_account ON cloud_provider_accounts (provider, provider_account_id)",
     "CREATE UNIQUE INDEX uq_cloud_user_account ON cloud_provider_accounts (user_id, provider, provider_account_id)",
 )
-"""Back to the table as it was. It reads well, and forbids what ``Removal.SOFT`` allows."""
+"""Statements that restore the old table. Its keys look right, but forbid what ``Removal.SOFT`` allows."""
 
 
 async def migrate(engine: AsyncEngine, statements: Sequence[str]) -> None:

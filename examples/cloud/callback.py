@@ -1,4 +1,4 @@
-"""The end of an OAuth flow: where the browser is sent, for each way in which linking can end. No framework in it."""
+"""Finish an OAuth flow: send the browser to a page for each way in which linking can end. No framework in it."""
 
 import logging
 from collections.abc import AsyncIterator, Mapping
@@ -64,7 +64,7 @@ async def callback(
         )
         tokens = TokenSet.from_response(token_response, received_at=datetime.now(UTC))
         outcome = await linker.link(engine, user_id=user_id, identity=identity, credentials=tokens)
-    except (OwnerLookupFailed, OwnerNotFound) as error:  # who owns the account is not known: somebody must look
+    except (OwnerLookupFailed, OwnerNotFound) as error:  # the owner is not known: an operator must look
         logger.exception("user %s, %s: the owner cannot be told", user_id, provider)
         return _failed(page, error)
     except AccountLinkError as error:  # each says in its code what it is; see docs/errors.md
@@ -117,7 +117,7 @@ async def take_over(
 async def notices_to_former_owners(
     linker: AccountLinker[int, int], engine: AsyncEngine
 ) -> AsyncIterator[tuple[int, int]]:
-    """Yield whom to write to, and about which link, for each account that was taken over since the last time.
+    """Yield the user to inform, and the link, for each account that was transferred since the last call.
 
     Runs in a worker, or in several. An event is acknowledged when the notice has gone out: a worker that dies in
     between leaves it to the next one.

@@ -1,4 +1,4 @@
-"""Two things that go wrong once in a million callbacks, made to happen. PostgreSQL only, and only for trying out.
+"""Two very rare faults, which this program causes on purpose. PostgreSQL only, and only for trying out.
 
 A unique index refuses a link, and by the time that accountlink looks for the owner's row it is gone; or that look-up
 itself fails. Neither is a conflict, and neither may be called a success.
@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 @asynccontextmanager
 async def owner_vanishes(engine: AsyncEngine, *, times: int) -> AsyncIterator[None]:
-    """Let the database refuse the next links because of an owner whose row nobody can find.
+    """Let the database refuse the next links because of an owner whose row cannot be found.
 
     Args:
         engine: On PostgreSQL.
@@ -47,7 +47,7 @@ async def owner_vanishes(engine: AsyncEngine, *, times: int) -> AsyncIterator[No
 
 @contextmanager
 def lookup_fails(engine: AsyncEngine) -> Iterator[None]:
-    """Let the look-up behind a unique violation fail: its question to the catalogue is replaced by a division by 0."""
+    """Let the look-up after a unique violation fail: its query is replaced by a division by 0."""
 
     def replace(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> tuple[str, Any]:
         return ("SELECT 1 / 0", ()) if "pg_index" in statement else (statement, parameters)

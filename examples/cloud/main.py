@@ -39,7 +39,7 @@ linker = make_linker(secrets.token_urlsafe(48))  # yours come from a secret stor
 
 
 class UnexpectedOutcome(Exception):
-    """Something did not come out as the story says; the message says what."""
+    """A result differs from the story; the message says which."""
 
 
 # -- the story ---------------------------------------------------------------------------------------------------------
@@ -61,7 +61,7 @@ async def first_link_and_reconnect(engine: AsyncEngine) -> None:
 
 
 async def conflict(engine: AsyncEngine) -> None:
-    """Ben has signed in at the provider with Ada's account: Ben is told, and Ada's row does not move."""
+    """Ben has signed in at the provider with Ada's account: Ben gets a conflict, and Ada's row does not change."""
     await connect(engine, ADA, "account-2")
     before = await stored(engine, "account-2")
     url = await connect(engine, BEN, "account-2")
@@ -73,7 +73,7 @@ async def conflict(engine: AsyncEngine) -> None:
 
 
 async def transfer(engine: AsyncEngine) -> None:
-    """Ben wants the account: the token of the conflict moves it to Ben, once, and to nobody else."""
+    """Ben wants the account: the token of the conflict transfers it to Ben, once, and to no other user."""
     await connect(engine, ADA, "account-9")
     token = (await connect(engine, BEN, "account-9")).partition("#transfer_token=")[2]
     [before] = await stored(engine, "account-9")
@@ -107,7 +107,7 @@ async def transfer(engine: AsyncEngine) -> None:
 
 
 async def race(engine: AsyncEngine) -> None:
-    """Many callbacks of Ada's at once, as from a double click or a proxy that sends again: one row."""
+    """Many concurrent callbacks of Ada's, as from a double click or a proxy that sends again: one row."""
     urls = await asyncio.gather(*(connect(engine, ADA, "account-3") for _ in range(TOGETHER)))
     expect("the redirects", Counter(urls), Counter({f"{PAGE}?connection=success": TOGETHER}))
     expect("the number of rows", len(await stored(engine, "account-3")), 1)
@@ -124,7 +124,7 @@ async def race(engine: AsyncEngine) -> None:
 
 
 async def unusable(engine: AsyncEngine) -> None:
-    """A provider that tells no account id, and one that gives no token: refused before any SQL, each with its code."""
+    """A provider without an account id, and one without a token: refused before any SQL, each with its code."""
     claims = {"email": "ada@example.org", "email_verified": True}
     url = await callback(
         linker, engine, user_id=ADA, provider=PROVIDER, claims=claims, token_response=token_response(), page=PAGE
@@ -141,7 +141,7 @@ async def unusable(engine: AsyncEngine) -> None:
 
 
 async def faults(engine: AsyncEngine) -> None:
-    """The owner's row is gone when it is looked for: once, each time; and the look-up fails. PostgreSQL only."""
+    """The owner's row is missing at the look-up: once, and every time; and the look-up fails. PostgreSQL only."""
     async with owner_vanishes(engine, times=1):
         url = await connect(engine, ADA, "account-6")
     expect("the redirect", url, f"{PAGE}?connection=success")
@@ -161,7 +161,7 @@ async def faults(engine: AsyncEngine) -> None:
 
 
 async def full_keys(engine: AsyncEngine) -> None:
-    """With keys that count disconnected rows, what Ada has disconnected is lost for everybody else; then migrated."""
+    """With keys that count dead rows, no other user can link an account that Ada has disconnected; then a migration."""
     await migrate(engine, FULL_KEYS)
     await connect(engine, ADA, "account-8")
     [row] = await stored(engine, "account-8")
@@ -252,7 +252,7 @@ async def stored(engine: AsyncEngine, account: str) -> list[dict[str, Any]]:
 
 
 async def make_tables(engine: AsyncEngine) -> None:
-    """Make the table; refuse a database that has it, which might be somebody's."""
+    """Make the table; refuse a database that already has it, because it may belong to another program."""
     async with engine.begin() as connection:
         names = await connection.run_sync(lambda sync: inspect(sync).get_table_names())
         if taken := sorted(set(names) & set(Base.metadata.tables)):
@@ -261,7 +261,7 @@ async def make_tables(engine: AsyncEngine) -> None:
 
 
 def expect(what: str, found: object, expected: object) -> None:
-    """Check one sentence of the story before it is told."""
+    """Check one sentence of the story before it is printed."""
     if found != expected:
         raise UnexpectedOutcome(f"this is not how the story goes: {what} should be {expected!r}, not {found!r}")
 
@@ -287,7 +287,7 @@ async def run(database_url: str | None) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program; 0 when all came out as the story says."""
+    """Run the program; 0 if every result is as the story says."""
     parser = argparse.ArgumentParser(description="Connect cloud accounts, each with one owner.")
     parser.add_argument(
         "--database-url",

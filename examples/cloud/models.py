@@ -17,7 +17,7 @@ class Base(DeclarativeBase):
 
 
 class CloudProviderAccount(Base):
-    """One user's account at one cloud provider; nobody else can have it connected at the same time."""
+    """Store one user's account at one cloud provider; no other user can have it connected at the same time."""
 
     __tablename__ = "cloud_provider_accounts"
     __table_args__ = (
@@ -68,7 +68,7 @@ cloud_accounts: Final = AccountMapping(
 
 
 outbox: Final = link_outbox(Base.metadata, name="cloud_provider_events")
-"""What happens to the accounts, written in the same transaction, for whoever has to be told."""
+"""Events of the accounts, written in the transaction of each change, for the worker that informs users."""
 
 
 def make_linker(*secrets: str) -> AccountLinker[int, int]:

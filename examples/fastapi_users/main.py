@@ -39,14 +39,14 @@ CREATE_KEY: Final = "CREATE UNIQUE INDEX one_owner_of_an_account ON oauth_accoun
 
 
 class UnexpectedOutcome(Exception):
-    """Something did not come out as the story says; the message says what."""
+    """A result differs from the story; the message says which."""
 
 
 # -- the story ---------------------------------------------------------------------------------------------------------
 
 
 async def alone(engine: AsyncEngine) -> None:
-    """fastapi-users by itself, on the table as it makes it: two owners are stored, and then nobody can sign in."""
+    """Show fastapi-users without the key: it stores two owners of one account, and then no user can sign in by it."""
     ada, ben = await register(engine, "ada@example.org"), await register(engine, "ben@example.org")
     print("On the table as fastapi-users makes it, without a key:")
     await add_by_fastapi_users(engine, ada, "account-1", "ada@example.org")
@@ -63,7 +63,7 @@ async def alone(engine: AsyncEngine) -> None:
 
 
 async def add_the_key(engine: AsyncEngine) -> None:
-    """Settle what breaks the key already, then make it: the application's own migration.
+    """Settle the rows that break the key, then make the key: the application's own migration.
 
     Who keeps an account is the application's to decide. Here it is the user whose own address it carries.
     """
@@ -146,7 +146,7 @@ async def user_database(engine: AsyncEngine) -> AsyncIterator[Any]:
 
 
 async def register(engine: AsyncEngine, email: str) -> UUID:
-    """Register a user with fastapi-users, who has no password that fits."""
+    """Register a user with fastapi-users, without a usable password."""
     async with user_database(engine) as users:
         user = await users.create({"email": email, "hashed_password": "none"})
     user_id: UUID = user.id
@@ -168,7 +168,7 @@ async def add_by_fastapi_users(engine: AsyncEngine, user_id: UUID, account_id: s
 
 
 async def signed_in(engine: AsyncEngine, account_id: str) -> UUID | None:
-    """Return whom fastapi-users signs in for a provider account, as its OAuth callback finds out."""
+    """Return the user whom fastapi-users signs in for a provider account, as its OAuth callback does."""
     async with user_database(engine) as users:
         user = await users.get_by_oauth_account(GOOGLE, account_id)
     return None if user is None else user.id
@@ -207,7 +207,7 @@ async def make_tables(engine: AsyncEngine) -> None:
 
 
 def expect(what: str, found: object, expected: object) -> None:
-    """Check one sentence of the story before it is told."""
+    """Check one sentence of the story before it is printed."""
     if found != expected:
         raise UnexpectedOutcome(f"this is not how the story goes: {what} should be {expected!r}, not {found!r}")
 
@@ -233,7 +233,7 @@ async def run(database_url: str | None) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program; 0 when all came out as the story says."""
+    """Run the program; 0 if every result is as the story says."""
     parser = argparse.ArgumentParser(description="Account linking beside fastapi-users, on its own table.")
     parser.add_argument(
         "--database-url",

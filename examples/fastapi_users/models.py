@@ -25,7 +25,7 @@ class OAuthAccount(SQLAlchemyBaseOAuthAccountTableUUID, Base):  # type: ignore[m
 
 
 class User(SQLAlchemyBaseUserTableUUID, Base):  # type: ignore[misc]  # a base class that mypy cannot see
-    """Somebody who can sign in."""
+    """Store a user, who can sign in."""
 
     oauth_accounts: Mapped[list[OAuthAccount]] = relationship(lazy="joined")
 

@@ -18,7 +18,7 @@ BAKERY, AGENCY = UUID(int=0xBA), UUID(int=0xA6)
 
 
 class UnexpectedOutcome(Exception):
-    """Something did not come out as the story says."""
+    """A result differs from the story."""
 
 
 # -- what an application writes ----------------------------------------------------------------------------------------
@@ -34,12 +34,12 @@ class Page:
 
     @property
     def identity(self) -> ProviderIdentity:
-        """What Meta vouches for: that whoever consented manages this page."""
+        """Return the identity that Meta vouches for: the user who consented manages this page."""
         return ProviderIdentity(provider="meta", account_id=self.id)
 
     @property
     def tokens(self) -> TokenSet:
-        """The page token; Meta names no end of it."""
+        """Return the page token; Meta gives it no expiry."""
         return TokenSet(access_token=self.access_token, scopes={"pages_manage_posts", "pages_read_engagement"})
 
 
@@ -146,7 +146,7 @@ async def pages_of_organisations(engine: AsyncEngine) -> None:
 
 
 async def key_that_counts_deleted_rows(engine: AsyncEngine) -> None:
-    """The table of ``broken.py``: an INSERT of one's own fails, accountlink restores, and the repair helps both.
+    """The table of ``broken.py``: a plain INSERT fails, accountlink restores the row, and the repair helps both.
 
     Args:
         engine: A database with the tables of ``broken.first_release``.
@@ -232,7 +232,7 @@ async def stored(engine: AsyncEngine, linked: Linked[UUID, UUID]) -> tuple[str |
 
 
 def check(what: str, *, found: object, expected: object) -> None:
-    """Break the story off where it is not what happened."""
+    """Stop the story if it differs from what happened."""
     if found != expected:
         raise UnexpectedOutcome(f"{what}: {found!r}, where {expected!r} was expected")
 

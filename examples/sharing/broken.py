@@ -12,7 +12,7 @@ from examples.sharing.models import Base
 PAIR_KEY: Final = "patient_doctor_connections_patient_id_doctor_id_key"
 
 first_release: Final = sa.MetaData()
-"""What the first migration made. SQLite cannot drop a constraint, so there the key is an index of that name."""
+"""The key of the first migration. SQLite cannot drop a constraint, so there it is an index of that name."""
 
 _table: Final = Base.metadata.tables["patient_doctor_connections"].to_metadata(first_release)
 _table.indexes.clear()

@@ -19,7 +19,7 @@ class Base(DeclarativeBase):
 
 
 class PatientDoctorConnection(Base):
-    """One access that a patient gives: issued as a token, and a doctor's once it is redeemed.
+    """Store one access that a patient gives: first a token, then a doctor's access after it is redeemed.
 
     A row is one grant, not one pair: the same patient may give the same doctor access any number of times.
     """
@@ -44,7 +44,7 @@ one_active_per_pair = Index(
     postgresql_where=PatientDoctorConnection.is_active,
     sqlite_where=PatientDoctorConnection.is_active,
 )
-"""Optional: at most one access at a time. Ended ones do not count, nor do tokens that nobody has redeemed yet."""
+"""Optional index: at most one active access at a time. Ended access and unredeemed tokens do not count."""
 
 grants = GrantMapping(
     PatientDoctorConnection,
@@ -55,4 +55,4 @@ grants = GrantMapping(
     expires_at=PatientDoctorConnection.token_expires_at,
     active=PatientDoctorConnection.is_active,
 )
-"""What accountlink is told about the table."""
+"""The mapping of the table for accountlink."""

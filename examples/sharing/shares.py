@@ -1,4 +1,4 @@
-"""What the application writes, and what happens then: a patient gives doctors access, and takes it away again.
+"""Show the application's code and its results: a patient gives doctors access, and revokes it.
 
 The table is that of ``models.py``, as it is; ``ShareGrants`` is told which of its columns plays which part.
 """
@@ -28,7 +28,7 @@ class Calendar:
         return self.today
 
     def turn(self, by: timedelta) -> None:
-        """Let time pass."""
+        """Move the clock forward."""
         self.today += by
 
 
@@ -85,7 +85,7 @@ async def tokens_that_work_once(engine: AsyncEngine) -> None:
 
 
 async def refused_alike(attempt: Awaitable[object]) -> None:
-    """Break the story off where something is redeemed that must not be."""
+    """Stop the story if a token is redeemed that must be refused."""
     try:
         outcome = await attempt
     except GrantRejected:

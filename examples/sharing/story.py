@@ -22,14 +22,14 @@ PATIENT, DOCTOR = UUID(int=0xA1), UUID(int=0xD0)
 
 
 class UnexpectedOutcome(Exception):
-    """Something did not come out as the story says."""
+    """A result differs from the story."""
 
 
 # -- rows by hand ------------------------------------------------------------------------------------------------------
 
 
 async def add_row(engine: AsyncEngine, *, token: str) -> UUID:
-    """Add the row of a token that the patient has been given, and nobody has redeemed."""
+    """Add the row of a token that the patient has issued, and no doctor has redeemed."""
     row_id, now = uuid4(), datetime.now(UTC)
     row = {
         "id": row_id,
@@ -43,13 +43,13 @@ async def add_row(engine: AsyncEngine, *, token: str) -> UUID:
 
 
 async def give_to_doctor(engine: AsyncEngine, row_id: UUID) -> None:
-    """Write the doctor into a row, as redeeming its token does."""
+    """Write the doctor into a row, as `redeem` does."""
     row = update(PatientDoctorConnection).where(PatientDoctorConnection.id == row_id)
     await _run(engine, row.values(doctor_id=DOCTOR))
 
 
 async def end(engine: AsyncEngine, row_id: UUID) -> None:
-    """End a row: it stays, since who could read what and when must remain known."""
+    """End a row: it stays, because the system must know who had access to what and when."""
     row = update(PatientDoctorConnection).where(PatientDoctorConnection.id == row_id)
     await _run(engine, row.values(is_active=False))
 
@@ -130,7 +130,7 @@ async def right_constraints(engine: AsyncEngine) -> None:
 
 
 def new_token() -> str:
-    """Return a token that nobody can guess."""
+    """Return a token that cannot be guessed."""
     return secrets.token_urlsafe(32)
 
 

@@ -42,7 +42,7 @@ def _rebuild(cls: type[AccountLinkError], args: tuple[object, ...], state: dict[
 
 
 class InvalidIdentity(AccountLinkError):
-    """What claims to be an identity cannot be one; nothing was sent to the database.
+    """The values cannot be a provider's identity; nothing was sent to the database.
 
     Attributes:
         field: The field of :class:`~accountlink.ProviderIdentity` that is wrong.
@@ -330,7 +330,7 @@ class TokenForAnotherUser(TokenRejected):
     def __init__(self) -> None:
         super().__init__(
             problem="This transfer token was given to another user than the one who is signed in.",
-            remedy="Let the user who met the conflict sign in, or let this one link the account himself.",
+            remedy="Let the user who met the conflict sign in, or let this one link the account themselves.",
         )
 
 
@@ -359,7 +359,7 @@ class TokenSuperseded(TokenRejected):
 
 
 class GrantRejected(AccountLinkError):
-    """No such grant of this user: unknown, expired, ended, used up, his own, or another's. One answer for them all."""
+    """This user cannot use such a grant: unknown, expired, ended, used up, their own, or another's: one answer."""
 
     code = "grant_rejected"
 

@@ -77,8 +77,8 @@ class AccountLinker(Generic[UserId, LinkId]):
         accounts: A model with :class:`LinkedAccountMixin`, or an :class:`AccountMapping` onto a table of your own.
         secrets: Keys that sign transfer tokens, at least 32 bytes each, newest first; without them there are none.
         clock: Returns the present moment, aware; stamps rows and ends tokens.
-        guard_last: Asked with the connection and the user id before his last account is unlinked, or goes to another
-            user: has he another way to sign in? Without it the last account may go.
+        guard_last: Asked with the connection and the user id before their last account is unlinked, or goes to another
+            user: have they another way to sign in? Without it the last account may go.
         ledger: The table that ``transfer_ledger(Base.metadata)`` makes: for a table of links without a ``version``
             column, whose conflicts carry transfer tokens then. A table that has the column needs and uses none.
         outbox: The table that ``link_outbox(Base.metadata)`` makes: it gets an event for whatever happens to a link, in
@@ -182,7 +182,7 @@ class AccountLinker(Generic[UserId, LinkId]):
 
         Returns:
             ``Linked``: the row now holds this identity and these credentials; ``change`` says how it came to.
-            ``OwnershipConflict``: another user is the live owner; nothing was written, his row did not move.
+            ``OwnershipConflict``: another user is the live owner; nothing was written, the owner's row did not change.
 
         Raises:
             InvalidIdentity: No e-mail address under ``Key.EMAIL``, or one without a normal form. Before any SQL.
@@ -303,14 +303,14 @@ class AccountLinker(Generic[UserId, LinkId]):
 
         Args:
             bind: As for :meth:`link`. On PostgreSQL two statements: one reads, one decides and writes.
-            token: The ``transfer_token`` of his :class:`OwnershipConflict`, as it came.
+            token: The ``transfer_token`` of their :class:`OwnershipConflict`, as it came.
             user_id: The signed-in user, in the column's own Python type; never what a request said.
-            credentials: His tokens; without them the link has none until he links again.
+            credentials: The claimant's tokens; without them the link has none until they link again.
             max_auth_age: Refuse a token that was issued longer ago than this, though it has not ended yet.
 
         Returns:
-            ``Transferred``: the link is his now, by this call; ``previous_owner_id`` says who had it.
-            ``AlreadyOwner``: a live link to the account was his already; nothing was written.
+            ``Transferred``: the link is the claimant's now, by this call; ``previous_owner_id`` says who had it.
+            ``AlreadyOwner``: a live link to the account was theirs already; nothing was written.
 
         Raises:
             TokenForged: No transfer token of this linker. Before any SQL.
@@ -318,8 +318,8 @@ class AccountLinker(Generic[UserId, LinkId]):
             TokenExpired: It has ended, or is older than ``max_auth_age``.
             TokenSuperseded: The link has another owner or another state than when the token was issued.
             ConfigurationError: A call that the mapping, its policy or the linker cannot serve. Before any SQL.
-            LinkBlocked: His own dead row of the account carries one of the policy's ``blocked_reasons``.
-            LastAccount: It is the owner's last link, and ``guard_last`` knows of no other way for him to sign in.
+            LinkBlocked: The claimant's own dead row of the account carries one of the policy's ``blocked_reasons``.
+            LastAccount: It is the owner's last link, and ``guard_last`` knows of no other way for them to sign in.
             BlockedByConstraint: Another unique constraint forbids the write.
             OwnerLookupFailed, OwnerNotFound, RetryTransaction, StoreBusy, StoreUnavailable, OutcomeUnknown: As for
                 :meth:`link`.

@@ -42,7 +42,7 @@ from accountlink.values.secrecy import Concealed
 
 T = TypeVar("T")
 Accounts = AccountLinker[Any, Any] | AccountMapping[Any, Any] | type[LinkedAccountMixin]
-"""What says where links live: a linker, a mapping, or a model with the mixin."""
+"""The place of the links: a linker, a mapping, or a model with the mixin."""
 
 
 class ShareGrants:
@@ -146,7 +146,7 @@ class ShareGrants:
         """Give the access to the user who presents the token.
 
         One statement decides. Idempotent: the same user with the same token again has the same grant, as long as it
-        lasts. Nobody who was given access can pass it on: the token is his, or used up.
+        lasts. A grantee cannot pass the access on: the token is theirs, or used up.
 
         Args:
             bind: As for :meth:`AccountLinker.link`. On PostgreSQL one statement; with ``one_active_per_pair`` a
@@ -155,11 +155,11 @@ class ShareGrants:
             grantee_id: The signed-in user, who gets the access; never what a request said.
 
         Returns:
-            ``Granted``: the access is his, by this call.
-            ``AlreadyGranted``: he has it already, by this token; nothing was written.
+            ``Granted``: the grantee has the access, by this call.
+            ``AlreadyGranted``: the grantee has it already, by this token; nothing was written.
 
         Raises:
-            GrantRejected: Anything else: unknown, expired, ended, used up, his own, another's, no token at all. One
+            GrantRejected: Anything else: unknown, expired, ended, used up, their own, another's, no token at all. One
                 answer, in one number of statements.
             ConfigurationError: A user id of the wrong type; ``one_active_per_pair`` on a connection in AUTOCOMMIT.
             BlockedByConstraint: Another unique constraint forbids it, such as one on every pair.

@@ -99,7 +99,7 @@ async def create_only(engine: AsyncEngine, table: sa.Table) -> None:
 
 
 async def test_a_table_that_a_trigger_misses_is_the_applications(database: Database) -> None:
-    """What the application's own trigger looks for in vain is told as SQLAlchemy raised it."""
+    """A table that the application's own trigger does not find is SQLAlchemy's error, unchanged."""
     engine, tables = database.engine(), make_tables(EXCLUSIVE_SOFT)
     await create(engine, tables.metadata)
     if database.is_postgresql:

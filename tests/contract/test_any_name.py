@@ -1,4 +1,4 @@
-"""What an application calls its tables and columns is its own affair: no name of a statement's parts can meet it."""
+"""Tables and columns may have any name: no part of a statement has a name that can meet them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ ONCE_TAKEN: Final = (
     "own", "other", "updated", "inserted", "answer", "event", "raised", "removed", "twin", "locked", "moved",
     "left_behind", "free", "linked", "shared", "seen", "held", "taken", "used", "ended", "issued", "use", "of", "due",
 )  # fmt: skip
-"""What the parts were called when their names could still meet an application's."""
+"""Names that parts of statements had when they could still meet an application's names."""
 
 
 def quoted(name: str) -> sa.sql.quoted_name:

@@ -37,7 +37,7 @@ NOON: Final = datetime(2026, 7, 1, 12, tzinfo=UTC)
 
 
 class Decorator(sa.TypeDecorator[Any]):
-    """What all of these have."""
+    """Shared behaviour of these types."""
 
     impl: Any = sa.Text
 
@@ -128,7 +128,7 @@ class Sealed(Decorator):
 
 
 class SealedText(Sealed):
-    """The same as a text."""
+    """A sealed value that is stored as text."""
 
     impl = sa.Text
 
@@ -273,7 +273,7 @@ async def test_a_moment_is_stored_in_utc_whatever_the_session(kind: str, databas
 @pytest.mark.parametrize("type_", [Naive(), ZoneInPython(), WholeSeconds(), Words()], ids=repr)
 @pytest.mark.parametrize("kind", ["sqlite", "asyncpg"])
 async def test_grants_know_types_of_the_applications_own(kind: str, database: Database, type_: Any) -> None:
-    """The moments and texts of a table of grants may be of such types, whoever's clock writes them."""
+    """The times and texts of a table of grants may have such types, with any clock."""
     roles = ("grantor_id", "grantee_id", "token_hash") if isinstance(type_, Words) else ("expires_at", "created_at")
     table = shares(type_, *roles)
     async with database.engine().connect() as connection:
@@ -379,7 +379,7 @@ def test_a_uuid_that_is_a_text_in_python_has_to_be_one(text: str) -> None:
 
 
 def test_the_doctor_knows_the_length_behind_another_name() -> None:
-    """What a column has to hold is read from the type behind the name that the application gave it."""
+    """The required length is read from the base type of the application's own type."""
     mapping = AccountMapping(links(Words(40), "user_id"), policy=POLICY)
     assert 40 == subject_of(mapping, schema=None).lengths["user_id"]
 

@@ -224,7 +224,7 @@ async def test_a_size_is_a_number_that_a_consumer_can_hold(case: Case, engine: A
 
 @SQLITE
 async def test_batches_need_an_outbox(engine: AsyncEngine) -> None:
-    """Whoever asks for batches without an outbox is told what to pass."""
+    """A call for batches without an outbox raises, and says what to pass."""
     case = await told(engine, outbox=None)
     with pytest.raises(ConfigurationError, match=r"batches\(\) needs AccountLinker\(outbox="):
         case.linker.batches(engine)

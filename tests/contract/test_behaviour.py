@@ -50,7 +50,7 @@ async def linked(linker: AccountLinker[Any, Any], bind: Any, **call: Any) -> Lin
 
 @pytest.mark.parametrize("how", BINDS)
 async def test_created_then_updated(engine: AsyncEngine, links: Links, how: str) -> None:
-    """The same callback twice is one row with one id."""
+    """Two identical callbacks give one row with one id."""
     linker, user = links.linker(), links.user(1)
     async with bound(engine, how) as bind:
         first = await linked(linker, bind, user_id=user, identity=identity(), credentials=tokens())
@@ -67,7 +67,7 @@ async def test_created_then_updated(engine: AsyncEngine, links: Links, how: str)
 
 @pytest.mark.parametrize("how", BINDS)
 async def test_conflict_or_a_row_for_each(engine: AsyncEngine, links: Links, how: str) -> None:
-    """A second user of the same account: a conflict under EXCLUSIVE, a row of his own under PER_USER."""
+    """A second user of the same account: a conflict under EXCLUSIVE, a separate row under PER_USER."""
     linker, owner, other = links.linker(), links.user(1), links.user(2)
     await linked(linker, engine, user_id=owner, identity=identity(), credentials=tokens())
     before = await links.stored(engine, *links.mapping.columns)

@@ -1,4 +1,4 @@
-"""What blocks a link at run time is what the doctor finds: the same rule, the same object."""
+"""An obstacle to a link has the doctor's rule and object for it."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ async def stage(engine: AsyncEngine) -> Stage:
 @pytest.mark.parametrize("name", ENDINGS)
 @pytest.mark.parametrize("how", ["autobegun session", "begun session", "outer savepoint", "connection"])
 async def test_pending_work_commits_after_each_ending(engine: AsyncEngine, how: str, name: str) -> None:
-    """F01: after each outcome the caller's own pending work commits and his session answers the next query."""
+    """F01: after each outcome the caller's pending work commits, and the caller's session answers the next query."""
     set_stage = await stage(engine)
     call, expected = set_stage.calls()[name]
     note = set_stage.tables.Note
@@ -258,7 +258,7 @@ async def test_an_object_of_a_deleted_row_is_deleted_in_the_session(engine: Asyn
 
 
 async def test_a_session_is_flushed_first(engine: AsyncEngine) -> None:
-    """A user who is still pending in the session is there before his link is."""
+    """A user who is still pending in the session is inserted before their link."""
     tables = shared_tables(EXCLUSIVE)
     await create(engine, tables.metadata)
     async with AsyncSession(engine) as session:

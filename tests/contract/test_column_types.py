@@ -56,9 +56,9 @@ NO_TYPES: Final = {
     "AbstractMultiRange", "AbstractRange", "AbstractSingleRange", "NamedType", "TupleType", "TypeDecorator",
     "TypeEngine", "UserDefinedType", "Variant",
 }  # fmt: skip
-"""What the dialects export for others to inherit from, or for SQLAlchemy's own use in expressions."""
+"""Types that dialects export as base classes, or for SQLAlchemy's own use in expressions."""
 NOWHERE: Final = {"types.NullType"}
-"""What no CREATE TABLE can name."""
+"""Types that no CREATE TABLE can name."""
 
 
 class Vendor(enum.Enum):

@@ -46,7 +46,7 @@ CASES: dict[str, tuple[Callable[[str], Links], dict[str, Any]]] = {
 
 @pytest.fixture
 def compilations(engine: AsyncEngine) -> Compilations:
-    """What the test's engine compiles."""
+    """Count what the test's engine compiles."""
     return Compilations(engine)
 
 
@@ -209,7 +209,7 @@ async def every_call_of_grants(case: Sharing, at: int) -> None:
 async def test_no_call_about_grants_compiles_a_statement_again(
     engine: AsyncEngine, compilations: Compilations, name: str
 ) -> None:
-    """Every answer of every call finds its statement compiled already, whoever calls with whatever token."""
+    """Every answer of every call finds its statement compiled already, for each caller and token."""
     table, told, brings_moment = GRANTS[name]
     shared = SHARED[table]()
     options: dict[str, Any] = {"outbox": link_outbox(shared.metadata)} if told else {}
@@ -268,7 +268,7 @@ async def test_a_tenants_schema_makes_no_new_statement(engine: AsyncEngine, comp
 
 @pytest.mark.parametrize("kind", ["sqlite", "asyncpg"])
 async def test_no_statement_is_built_again(engine: AsyncEngine) -> None:
-    """What a call needs has been built by the first one of its kind, and is kept, whatever the values are."""
+    """The first call of a kind builds its statements, and later calls reuse them for all values."""
     make, options = CASES["version-outbox-guard"]
     links = make(engine.dialect.name)
     await links.create(engine)

@@ -1,4 +1,4 @@
-"""Deliveries: at least once, to one consumer at a time, oldest first; and nothing is left behind by whoever stops."""
+"""Deliveries: at least once, to one consumer at a time, oldest first; a consumer that stops keeps nothing."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def case(engine: AsyncEngine) -> Case:
 
 @pytest.fixture
 async def watched(database: Database) -> AsyncIterator[Case]:
-    """The same on an engine that nothing else works on, so that what a call leaves behind is seen."""
+    """A table with an outbox, on an engine that only the test uses, so that leftovers of a call are seen."""
     direct = database.engine()
     made = await told(direct)
     await direct.dispose()
@@ -62,7 +62,7 @@ async def filled(case: Case, number: int) -> None:
 
 
 async def numbers(case: Case) -> list[int]:
-    """What is delivered to whoever comes now, acknowledged or not: it stays as it is."""
+    """Return the numbers that a new consumer gets; its events stay as they are."""
     return [delivery.event.id async for delivery in case.linker.events(case.engine)]
 
 
@@ -84,7 +84,7 @@ async def test_events_come_oldest_first_and_are_gone_once_acknowledged(case: Cas
 
 
 async def test_an_acknowledged_event_is_gone_at_once(case: Case, engine: AsyncEngine) -> None:
-    """When `acknowledge` returns, the event is gone for good, whatever becomes of the loop."""
+    """After `acknowledge` returns, the event is deleted, whatever happens to the loop."""
     await filled(case, 3)
     async with aclosing(case.linker.events(engine)) as deliveries:
         async for delivery in deliveries:
@@ -95,7 +95,7 @@ async def test_an_acknowledged_event_is_gone_at_once(case: Case, engine: AsyncEn
 
 
 async def test_what_is_not_acknowledged_is_passed_over_and_comes_again(case: Case) -> None:
-    """In one round each event comes once; what was passed over comes in the next call, in its old place."""
+    """A round delivers each event once; an event without acknowledgement comes in the next call, in its place."""
     await filled(case, 4)
     seen = []
     async for delivery in case.linker.events(case.engine):
@@ -140,7 +140,7 @@ async def test_a_waiting_loop_finds_what_comes_later(case: Case, engine: AsyncEn
 
 @POSTGRESQL
 async def test_an_event_that_becomes_visible_late_is_not_missed(case: Case, engine: AsyncEngine) -> None:
-    """Transactions commit in another order than they draw ids: the smaller number comes when it is committed."""
+    """An event with a smaller id that commits later is delivered after its commit."""
     seen: list[int] = []
     async with AsyncSession(engine) as late, aclosing(case.linker.events(engine, poll=SOON)) as deliveries:
         assert isinstance(await case.linker.link(late, user_id=1, identity=identity("late")), Linked)
@@ -158,7 +158,7 @@ async def test_an_event_that_becomes_visible_late_is_not_missed(case: Case, engi
 
 
 async def test_an_event_in_hand_is_nobody_elses(case: Case, engine: AsyncEngine) -> None:
-    """While one consumer works, others are given the rest, and do not wait for him."""
+    """While one consumer works, other consumers get the other events without waiting."""
     await filled(case, 3)
     events, mine = await first(case)
     assert 1 == mine.event.id
@@ -169,7 +169,7 @@ async def test_an_event_in_hand_is_nobody_elses(case: Case, engine: AsyncEngine)
 
 
 async def test_consumers_share_the_events_among_them(case: Case, engine: AsyncEngine) -> None:
-    """Eight loops at once: each event is in one pair of hands at a time, none is lost, none is done twice."""
+    """Of eight concurrent loops one has an event at a time; no event is lost, and none is done twice."""
     await filled(case, 40)
     in_hand: set[int] = set()
     done: Counter[int] = Counter()
@@ -190,7 +190,7 @@ async def test_consumers_share_the_events_among_them(case: Case, engine: AsyncEn
 
 
 async def test_a_delivery_that_was_left_cannot_be_acknowledged(case: Case, engine: AsyncEngine) -> None:
-    """Whoever goes on, or ends, has let go: acknowledging says so, and the event comes again."""
+    """A loop that asks for the next event, or ends, releases the current one: acknowledge raises; it comes again."""
     await filled(case, 2)
     events, left = await first(case)
     second = await anext(events)
@@ -209,24 +209,24 @@ async def test_a_lease_ends_by_itself(case: Case, engine: AsyncEngine) -> None:
     """F03: a consumer that is too slow, or dead, keeps an event for as long as the lease, and cannot have it after."""
     await filled(case, 1)
     lease = timedelta(seconds=30)
-    slow, his = await first(case, lease=lease)
+    slow, earlier = await first(case, lease=lease)
     case.clock.move(seconds=29)
     assert [] == await numbers(case)
     case.clock.move(seconds=1)
-    other, hers = await first(case, lease=lease)
-    assert his.event == hers.event
+    other, later = await first(case, lease=lease)
+    assert earlier.event == later.event
     with pytest.raises(DeliveryExpired):
-        await his.acknowledge()
+        await earlier.acknowledge()
     await slow.aclose()
-    assert [] == await numbers(case), "his end does not let go of what is hers"
-    await hers.acknowledge()
+    assert [] == await numbers(case), "the end of the slow loop does not release the event of the other one"
+    await later.acknowledge()
     await other.aclose()
     assert [] == await rows(engine, IDS)
 
 
 @SQLITE
 async def test_a_lease_that_nobody_took_over_is_still_good(case: Case, engine: AsyncEngine) -> None:
-    """A slow consumer whose event nobody else has taken acknowledges it."""
+    """A slow consumer can acknowledge its event if no other consumer has got it."""
     await filled(case, 1)
     events, mine = await first(case)
     case.clock.move(hours=1)
@@ -237,7 +237,7 @@ async def test_a_lease_that_nobody_took_over_is_still_good(case: Case, engine: A
 
 @SQLITE
 async def test_nobody_waits_for_a_consumer(database: Database) -> None:
-    """F28: SQLite has one write lock, and no consumer holds it while he works: links go on meanwhile."""
+    """F28: SQLite has one write lock, and no consumer holds it during its work: other calls can link meanwhile."""
     impatient = tune_sqlite(create_async_engine(database.url), busy_timeout=0)
     case = await told(impatient)
     await filled(case, 2)
@@ -250,7 +250,7 @@ async def test_nobody_waits_for_a_consumer(database: Database) -> None:
 
 
 @POSTGRESQL
-async def test_nobody_waits_for_a_consumer_of_his_event(case: Case, engine: AsyncEngine) -> None:
+async def test_nobody_waits_for_a_consumer_of_an_event(case: Case, engine: AsyncEngine) -> None:
     """A link whose events are in hand is written, unlinked and transferred as if they were not."""
     link_id = await case.link(1)
     events, mine = await first(case)
@@ -267,13 +267,13 @@ async def test_nobody_waits_for_a_consumer_of_his_event(case: Case, engine: Asyn
 
 
 class Broken(Exception):
-    """What a consumer's own code raises."""
+    """Raised by a consumer's own code."""
 
 
 @pytest.mark.parametrize("closing", [True, False], ids=["aclosing", "bare"])
 @pytest.mark.parametrize("end", ["break", "raise", "cancel"])
 async def test_whoever_leaves_the_loop_lets_go(watched: Case, watch: Watch, end: str, closing: bool) -> None:
-    """F11: a loop that is left holds nothing: no event, no connection, no transaction; the event comes again."""
+    """F11: a loop that is left keeps no event, connection or transaction; its event is delivered again."""
     case, engine = watched, watched.engine
     await filled(case, 2)
     in_hand = asyncio.Event()
@@ -324,7 +324,7 @@ async def test_a_loop_that_is_never_begun_costs_nothing(watched: Case) -> None:
 
 
 @POSTGRESQL
-async def test_a_consumer_has_one_connection_and_only_while_he_works(case: Case, database: Database) -> None:
+async def test_a_consumer_has_one_connection_and_only_during_its_work(case: Case, database: Database) -> None:
     """In hand: one connection in a transaction. Between two events and while waiting: none."""
     await filled(case, 1)
     engine = database.engine(pool_size=1, max_overflow=0, pool_timeout=0.2)
@@ -407,7 +407,7 @@ async def wire(database: Database) -> AsyncIterator[WireProxy]:
 
 @POSTGRESQL
 async def test_a_call_takes_the_round_trips_that_it_took_without_an_outbox(database: Database, wire: WireProxy) -> None:
-    """An engine tells in the statement that writes: link and unlink in one round trip, a transfer in two."""
+    """The statement that writes also writes the event: one round trip for link and unlink, two for transfer."""
     case = await told(database.engine())
     engine = database.engine(url=make_url(database.url).set(port=wire.port), pool_size=1, max_overflow=0)
     trips: dict[str, list[int]] = {}

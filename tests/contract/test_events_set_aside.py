@@ -1,4 +1,4 @@
-"""Events that cannot be read: each is set aside, told and kept, and the consumers go on with the others."""
+"""Events that cannot be read: each is set aside with one warning, and consumers get the other events."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def by_one(consumer: Any, engine: AsyncEngine) -> list[int]:
 
 
 async def by_two(consumer: Any, engine: AsyncEngine) -> list[int]:
-    """The same in batches of two."""
+    """Consume in batches of two; return the numbers."""
     done = []
     async for batch in consumer.batches(engine, size=2):
         await batch.acknowledge()
@@ -75,14 +75,14 @@ async def by_two(consumer: Any, engine: AsyncEngine) -> list[int]:
 async def test_an_event_that_cannot_be_read_stops_nobody(
     case: Case, broken: str, consume: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The others are delivered; the broken one stays in the outbox, is told without its values, and not told again."""
+    """The other events are delivered; the broken one stays in the outbox, with one warning that has no value."""
     await stops_nobody(case, BROKEN[broken], consume, caplog)
 
 
 async def test_whatever_a_database_lets_into_its_columns_stops_nobody(
     case: Case, engine: AsyncEngine, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What only one database can hold, or only one driver fails to read."""
+    """A fault that only one database can store, or only one driver fails to read."""
     for broken in OF_ONE_DATABASE[kind].values():
         await run_sql(engine, "DELETE FROM accountlink_events")
         caplog.clear()
@@ -106,7 +106,7 @@ async def stops_nobody(case: Case, how: tuple[str, str], consume: Any, caplog: p
 
 @pytest.mark.parametrize("kind", ["sqlite", "asyncpg"])
 async def test_an_event_that_was_set_aside_is_brought_back(case: Case, engine: AsyncEngine) -> None:
-    """Once it is repaired, whoever clears its mark has it delivered, under its old number."""
+    """A repaired event whose mark is cleared is delivered with its old number."""
     await run_sql(engine, "UPDATE accountlink_events SET user_id = 'alice' WHERE id = 2")
     assert [1, 3] == await by_one(case.linker, engine)
     await run_sql(engine, "UPDATE accountlink_events SET user_id = '1' WHERE id = 2")
@@ -118,7 +118,7 @@ async def test_an_event_that_was_set_aside_is_brought_back(case: Case, engine: A
 
 @pytest.mark.parametrize("kind", ["sqlite", "asyncpg"])
 async def test_it_is_set_aside_whatever_becomes_of_the_others(case: Case, engine: AsyncEngine) -> None:
-    """A consumer who acknowledges nothing sets it aside all the same, and holds nothing of it."""
+    """A consumer that acknowledges nothing still sets the event aside, and keeps no lock on it."""
     await run_sql(engine, "UPDATE accountlink_events SET user_id = 'alice' WHERE id = 2")
     async for batch in case.linker.batches(engine):
         assert [1, 3] == [event.id for event in batch.events]
@@ -129,14 +129,14 @@ async def test_it_is_set_aside_whatever_becomes_of_the_others(case: Case, engine
 
 @pytest.mark.parametrize("kind", ["sqlite", "asyncpg"])
 async def test_nothing_but_broken_events_is_an_empty_outbox(case: Case, engine: AsyncEngine) -> None:
-    """Batches that have nothing else in them are no deliveries, and the round goes on behind them."""
+    """A batch of broken events only is not delivered, and the round continues after it."""
     await run_sql(engine, "UPDATE accountlink_events SET user_id = 'alice' WHERE id < 3")
     assert [3] == await by_two(case.linker, engine)
     assert [(1,), (2,)] == await rows(engine, ASIDE)
 
 
 class Refused(Exception):
-    """What an application's own type raises."""
+    """Raised by an application's own type."""
 
 
 class Picky(sa.types.TypeDecorator[int]):

@@ -1,4 +1,4 @@
-"""A grant's token is compared byte by byte, whatever its column makes of it; and no token is empty."""
+"""A grant's token is compared byte by byte, whatever the column's own comparison is; no token is empty."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ async def test_a_token_in_another_case_is_another_token(database: Database, loos
 
 @each_kind
 async def test_a_type_that_takes_white_space_away(database: Database) -> None:
-    """What a type of the application's makes of a text is not what was presented."""
+    """A token is refused if the column's own type would change its text."""
     engine = database.engine()
     table, shares = shares_of(Stripped())
     await create(engine, table.metadata)

@@ -294,7 +294,7 @@ MADE: Final = (
     "AlreadyGranted", "AlreadyOwner", "Batch", "Delivery", "Finding", "Grant", "GrantEvent", "Granted", "IssuedGrant",
     "LinkEvent", "Linked", "LinkedAccount", "OwnershipConflict", "Revoked", "Secret", "Transferred", "Unlinked",
 )  # fmt: skip
-"""What the library makes and hands over: values without a check, which take what they are given."""
+"""Values that the library makes and returns: their constructors check nothing."""
 ON_BIND: Final = ("bind", "engine")
 POSTGRESQL: Final[sa.Dialect] = sa.make_url("postgresql+asyncpg://").get_dialect()()
 
@@ -320,7 +320,7 @@ def arguments(call: Call) -> st.SearchStrategy[dict[str, Any]]:
 
 
 class Counts:
-    """What came out of one function's calls."""
+    """The results of one function's calls."""
 
     def __init__(self, name: str, call: Call) -> None:
         self.name = name
@@ -440,7 +440,7 @@ def fuzz(name: str, run: Callable[[str, dict[str, Any]], object], *, number: int
 
 
 def metadata_can_be_created(metadata: sa.MetaData) -> None:
-    """What was made can be created: no identifier is too long, for instance."""
+    """An object that was made can be created in the database: no identifier is too long, for instance."""
     for table in metadata.sorted_tables:
         commands: list[Any] = [sa.schema.CreateTable(table), *map(sa.schema.CreateIndex, table.indexes)]
         for command in commands:

@@ -78,7 +78,7 @@ async def test_first_links_under_two_indexes(pool: AsyncEngine, engine: AsyncEng
 
 @pytest.mark.parametrize("commit", [True, False], ids=["committed", "rolled back"])
 async def test_users_behind_an_owner_whom_nobody_sees_yet(pool: AsyncEngine, engine: AsyncEngine, commit: bool) -> None:
-    """F06: all wait for an owner who is not committed: all are told of that one, or one of them has the account."""
+    """F06: all calls wait for an owner who has not committed: then all conflict with this owner, or one call links."""
     tables = shared_tables(EXCLUSIVE_SOFT)
     await create(engine, tables.metadata)
     linker = tables.linker()
@@ -108,7 +108,7 @@ async def test_restores_of_one_user(pool: AsyncEngine, engine: AsyncEngine) -> N
 
 
 async def test_restores_behind_another_users_link(pool: AsyncEngine, engine: AsyncEngine) -> None:
-    """F17, A32: all found the row dead and nobody else; another user links meanwhile, and each is told of that user."""
+    """F17, A32: all calls read a dead row; another user links first, and each call gets a conflict with that user."""
     tables = shared_tables(EXCLUSIVE_SOFT)
     await create(engine, tables.metadata)
     linker = tables.linker()

@@ -1,4 +1,4 @@
-"""Grants and the outbox: what is issued, redeemed and revoked is told with it, once; what changed nothing is not."""
+"""Grants and the outbox: each issue, redemption and revocation writes one event; a call without effect writes none."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ async def read(case: Sharing, **options: Any) -> list[GrantEvent]:
 
 
 async def types(case: Sharing) -> list[str]:
-    """What the outbox holds, by type, read past the library."""
+    """Return the outbox's events by type, read without the library."""
     return [kind.removeprefix("grant_") for kind, *_ in await rows(case.engine, RAW)]
 
 
@@ -68,7 +68,7 @@ async def types(case: Sharing) -> list[str]:
 @EACH
 @HOWS
 async def test_what_happens_to_a_grant_is_told_once(case: Sharing, how: str) -> None:
-    """Issued, redeemed, revoked: one event each, whoever's transaction it is, with ids as their columns have them."""
+    """Issue, redemption and revocation write one event each, in any transaction, with ids in their columns' types."""
     if one_transaction(case, how):
         return
     assert case.clock is not None
@@ -99,7 +99,7 @@ async def test_what_happens_to_a_grant_is_told_once(case: Sharing, how: str) -> 
 
 @EACH
 async def test_a_grant_that_nobody_redeemed_has_no_other_user(case: Sharing) -> None:
-    """Revoked by its token before anybody has it: the grantor alone is told of."""
+    """A grant that was revoked before its redemption has an event with the grantor only."""
     issued = await case.issue()
     await case.revoke(token=issued.token)
     assert [(ISSUED, None, issued.id), (REVOKED, None, issued.id)] == [
@@ -109,7 +109,7 @@ async def test_a_grant_that_nobody_redeemed_has_no_other_user(case: Sharing) -> 
 
 @OWNED
 async def test_each_use_of_a_token_is_a_grant_of_its_own(case: Sharing) -> None:
-    """F25: each use is told by its own id, and when the token is revoked, so is each use that ends with it."""
+    """F25: each use has an event with its own id; when the token is revoked, so has the end of each use."""
     issued = await case.issue(max_uses=3)
     one, other = [(await case.redeem(issued.token, number)).grant.id for number in (2, 3)]
     await case.revoke(grant_id=one)
@@ -133,7 +133,7 @@ async def test_the_linked_account_is_told(engine: AsyncEngine) -> None:
 
 
 async def test_links_and_grants_share_an_outbox(engine: AsyncEngine) -> None:
-    """Each reader is given its own table's events; the end of an account is told of the link, not of its grants."""
+    """Each reader gets its own table's events; the end of an account has an event of the link, not of its grants."""
     tables = make_tables(EXCLUSIVE_SOFT)
     outbox = link_outbox(tables.metadata)
     linker = tables.linker(outbox=outbox, secrets=SECRETS)
@@ -225,7 +225,7 @@ async def test_an_issue_that_is_refused_is_not_told(engine: AsyncEngine) -> None
 
 @pytest.mark.parametrize("case", ["own-pairs", "patients-pairs"], indirect=True)
 async def test_what_ends_by_itself_is_not_told(case: Sharing) -> None:
-    """The earlier grant that a pair's rule ends, and what `expire` marks: nobody has revoked it."""
+    """The earlier grant of a pair, and a grant that `expire` marks, have no event of a revocation."""
     assert case.clock is not None
     for _ in range(2):
         await case.redeem((await case.issue()).token)
@@ -347,7 +347,7 @@ def test_a_statement_without_an_outbox_has_no_part_for_it() -> None:
 
 
 async def test_events_need_an_outbox_and_an_engine(engine: AsyncEngine) -> None:
-    """Whoever asks for events without an outbox, or with something else than an engine, is told what to pass."""
+    """A call for events without an outbox, or with something else than an engine, raises and says what to pass."""
     metadata = sa.MetaData()
     table = grants_table(metadata)
     with pytest.raises(ConfigurationError, match=r"ShareGrants\(outbox=link_outbox\(Base\.metadata\)\)"):

@@ -36,7 +36,7 @@ async def made(name: str, database: Database, **options: Any) -> Sharing:
 
 
 async def many(case: Sharing, calls: list[tuple[str, int]]) -> Counter[str]:
-    """Redeem all at once."""
+    """Redeem all tokens concurrently."""
     return Counter(await asyncio.gather(*(case.ended(case.redeem(token, user)) for token, user in calls)))
 
 
@@ -45,7 +45,7 @@ async def many(case: Sharing, calls: list[tuple[str, int]]) -> Counter[str]:
 
 @ONE_TABLE_EACH
 async def test_a_hundred_calls_of_one_user(database: Database, name: str, effort: Effort) -> None:
-    """A18, F25: one call redeems the token, 99 are told that the user has it."""
+    """A18, F25: of a user's hundred calls one is granted, and 99 are answered that the user already has access."""
     case = await made(name, database)
     for _ in effort.rounds(1, full=10):
         issued = await case.issue()
@@ -54,7 +54,7 @@ async def test_a_hundred_calls_of_one_user(database: Database, name: str, effort
 
 @ONE_TABLE_EACH
 async def test_a_hundred_users(database: Database, name: str, effort: Effort) -> None:
-    """A18, F25: one user has the grant, 99 are refused, and the row names who was told."""
+    """A18, F25: of a hundred users one gets the grant, 99 are refused, and the row has that one user."""
     case = await made(name, database)
     for _ in effort.rounds(1, full=10):
         issued = await case.issue()
@@ -64,7 +64,7 @@ async def test_a_hundred_users(database: Database, name: str, effort: Effort) ->
 
 @pytest.mark.parametrize("name", OWN)
 async def test_a_hundred_users_for_ten_uses(database: Database, name: str, effort: Effort) -> None:
-    """F25: ten users have a grant each, 90 are refused; with two calls of each user the ten are told twice."""
+    """F25: a token with ten uses gives ten users a grant; 90 are refused; a second call is AlreadyGranted."""
     case = await made(name, database)
     rounds = effort.rounds(1, full=5)
     for _ in rounds:
@@ -119,7 +119,7 @@ async def test_two_tokens_of_one_pair_in_callers_transactions(database: Database
 
 @ONE_TABLE_EACH
 async def test_a_redemption_racing_a_revocation(database: Database, name: str, effort: Effort) -> None:
-    """Whoever comes first: in the end the grant is over, and each was told the truth."""
+    """In any order of redeem and revoke the grant has ended afterwards, and each caller gets a true answer."""
     case = await made(name, database)
     several = {"max_uses": 3} if case.shares.mapping.is_own else {}
     for round_ in effort.rounds(8, full=40):
@@ -135,7 +135,7 @@ async def test_a_redemption_racing_a_revocation(database: Database, name: str, e
 
 @ONE_TABLE_EACH
 async def test_a_grant_that_is_revoked_eight_times_at_once(database: Database, name: str, effort: Effort) -> None:
-    """All eight are told that it is revoked, since the same moment; by its id and by its token."""
+    """Eight concurrent revokes, by id and by token, all return Revoked with one moment."""
     case = await made(name, database)
     for round_ in effort.rounds(2, full=20):
         issued = await case.issue()
@@ -147,7 +147,7 @@ async def test_a_grant_that_is_revoked_eight_times_at_once(database: Database, n
 
 
 async def test_everything_at_once(database: Database) -> None:
-    """Redemptions, revocations and expiries of many rows at once: no deadlock reaches anybody, no end is undone."""
+    """Concurrent redemptions, revocations and expiries raise no deadlock, and no grant that ended becomes active."""
     case = await made("own-pairs", database)
     issued = [await case.issue(grantor) for grantor in (1, 2) for _ in range(10)]
     calls = [case.ended(case.redeem(each.token, number)) for each in issued for number in (3, 4)]
@@ -168,7 +168,7 @@ async def test_everything_at_once(database: Database) -> None:
 
 
 async def one_process(kind: str, url: str, name: str, tokens: list[str], users: list[int]) -> dict[str, int]:
-    """What a process does: it redeems all of its tokens at once, when it is told to, and tells how they ended."""
+    """Redeem all tokens of one process when it gets the signal, and report how each call ended."""
     engine = create_async_engine(url)
     if kind == "sqlite":
         tune_sqlite(engine, busy_timeout=30_000)

@@ -1,4 +1,4 @@
-"""Grants: a token works once, for somebody else than its grantor, for as long as it lasts; every refusal is alike."""
+"""Grants: a token works once, not for its grantor, and until it expires; all refusals are the same."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def one_transaction(case: Sharing, how: str) -> bool:
 @EACH
 @HOWS
 async def test_a_grant_is_issued(case: Sharing, how: str) -> None:
-    """A31: the grant waits for whoever redeems it, ends when it was told to, and gives access to nobody yet."""
+    """A31: an issued grant can be redeemed, has the given expiry, and gives access to no user yet."""
     assert case.clock is not None
     async with bound(case.engine, how) as bind:
         issued = await case.issue(1, bind, expires_in=timedelta(days=7))
@@ -176,8 +176,8 @@ async def test_whoever_presents_the_token_has_the_access(case: Sharing, how: str
 
 @EACH
 @HOWS
-async def test_the_same_user_again_is_told_that_he_has_it(case: Sharing, how: str) -> None:
-    """F03: a retry of the same user is answered with his grant, and writes nothing."""
+async def test_the_same_user_again_is_told_that_they_have_it(case: Sharing, how: str) -> None:
+    """F03: a retry by the same user returns their grant, and writes nothing."""
     issued = await case.issue()
     first = await case.redeem(issued.token)
     before = await case.stored()
@@ -195,7 +195,7 @@ async def test_the_same_user_again_is_told_that_he_has_it(case: Sharing, how: st
 @EACH
 @pytest.mark.parametrize("how", ["connection", "session"])
 async def test_a_callers_rollback_takes_the_redemption_back(case: Sharing, how: str) -> None:
-    """In a caller's transaction a redemption is his: rolled back, the token waits for its grantee again."""
+    """A redemption in a caller's transaction belongs to it: after a rollback the token can be redeemed again."""
     issued = await case.issue()
     before = await case.stored()
     async with case.engine.connect() as connection:
@@ -229,29 +229,35 @@ async def refusals(case: Sharing) -> dict[str, tuple[Any, int]]:
     assert case.clock is not None
     expired = await case.issue(expires_in=timedelta(minutes=1))
     case.clock.move(minutes=1)
-    ended, used_up, of_his_own, redeemed, revoked = [await case.issue() for _ in range(5)]
+    ended, used_up, of_their_own, redeemed, revoked = [await case.issue() for _ in range(5)]
     await case.revoke(grant_id=ended.id)
     await case.redeem(used_up.token, 7)
     await case.redeem(redeemed.token, 2)
     await case.revoke(token=redeemed.token)
     await case.redeem(revoked.token, 8)
     await case.revoke(token=revoked.token)
-    tokens = {"expired": expired, "ended": ended, "used up": used_up, "once his": redeemed, "once another's": revoked}
+    tokens = {
+        "expired": expired,
+        "ended": ended,
+        "used up": used_up,
+        "once own": redeemed,
+        "once another's": revoked,
+    }
     refused: dict[str, tuple[Any, int]] = {name: (issued.token, 2) for name, issued in tokens.items()}
-    refused |= {"his own": (of_his_own.token, 1), "his own, used up": (used_up.token, 1)}
+    refused |= {"their own": (of_their_own.token, 1), "their own, used up": (used_up.token, 1)}
     refused |= {"unknown": ("A" * 43, 2), "cut off": (used_up.token[:-1], 2), "longer": (used_up.token + "A", 7)}
     if case.shares.mapping.is_own:
         several = await case.issue(max_uses=2)
         await case.redeem(several.token, 5)
         await case.redeem(several.token, 6)
-        refused |= {"used up by several": (several.token, 2), "his own for several": (several.token, 1)}
+        refused |= {"used up by several": (several.token, 2), "their own for several": (several.token, 1)}
     return refused | {name: (token, 2) for name, token in HOSTILE.items()}
 
 
 @EACH
 @HOWS
 async def test_all_refusals_are_one(case: Sharing, how: str) -> None:
-    """A25, A26: whatever the reason: one class, code and text, no attribute, no cause, one count of statements."""
+    """A25, A26: all refusals have one class, code and text, no attribute, no cause, and one count of statements."""
     refused = await refusals(case)
     before = await case.stored()
     seen: dict[object, list[str]] = {}
@@ -369,7 +375,7 @@ async def test_the_grant_of_one_use_ends_alone(case: Sharing) -> None:
 @OWNED
 @pytest.mark.parametrize("by", ["id", "token"])
 async def test_what_was_issued_ends_with_all_that_came_of_it(case: Sharing, by: str) -> None:
-    """A31: revoked by the issued grant's id or by its token, all of its users lose the access, and nobody gets it."""
+    """A31: after a revocation by the issued grant's id or token no user has access, and none can get it."""
     issued, another = await case.issue(max_uses=3), await case.issue(max_uses=3)
     for number in (2, 3):
         await case.redeem(issued.token, number)
@@ -484,7 +490,7 @@ async def test_what_has_expired_is_marked(case: Sharing, how: str) -> None:
 
 
 async def test_expiring_waits_for_nobody(database: Database, engine: AsyncEngine) -> None:
-    """A grant that somebody is just writing is left for the next time (PostgreSQL)."""
+    """A grant that a concurrent transaction is writing is left for the next expire (PostgreSQL)."""
     if not database.is_postgresql:
         return
     case = await Sharing.made(SHARED["own"](), engine)
@@ -518,7 +524,7 @@ async def test_a_pair_shares_again_and_again(case: Sharing, effort: Effort) -> N
 @PAIRS
 @pytest.mark.parametrize("how", ["engine", "connection", "session"])
 async def test_a_later_grant_of_a_pair_ends_the_earlier(case: Sharing, how: str) -> None:
-    """Only that pair's: other doctors and patients, and tokens that wait, keep what they have; his old token ends."""
+    """Only the earlier grant of that pair ends: grants of other pairs and waiting tokens stay."""
     others = {}
     for grantor, grantee in ((1, 3), (4, 2), (2, 1)):
         issued = await case.issue(grantor)
@@ -542,7 +548,7 @@ async def test_a_later_grant_of_a_pair_ends_the_earlier(case: Sharing, how: str)
 
 @PAIRS
 async def test_a_refused_token_ends_no_earlier_grant(case: Sharing) -> None:
-    """A31: who has access keeps it, whatever tokens he or others present in vain."""
+    """A31: a grantee keeps access, whatever wrong tokens they or other users present."""
     held = await case.issue()
     await case.redeem(held.token)
     for token, user in (await refusals(case)).values():
@@ -680,7 +686,7 @@ def ledgered() -> Shared:
 
 @pytest.mark.parametrize("make", [own(), ledgered], ids=["version", "ledger"])
 async def test_a_grant_ends_with_a_transfer_and_does_not_come_back(engine: AsyncEngine, make: Any) -> None:
-    """A04, A31: the new owner has none of it, and neither has the former one when he gets his link back."""
+    """A04, A31: grants give no access under the new owner, nor after the link returns to the former owner."""
     case = await linked(engine, make())
     linker = case.shared.linker
     assert linker is not None
@@ -699,7 +705,7 @@ async def test_a_grant_ends_with_a_transfer_and_does_not_come_back(engine: Async
 
 
 async def test_where_nothing_counts_a_links_states_its_grants_hang_on_the_row_alone(engine: AsyncEngine) -> None:
-    """Documented: without version or ledger a grant ends with the link, and counts again when the row is his again."""
+    """Documented: without version or ledger a grant counts again when its grantor owns the row again."""
     tables = make_tables(EXCLUSIVE_SOFT)
     mapping: AccountMapping[Any, Any] = AccountMapping(tables.Connection, policy=EXCLUSIVE_SOFT, version=None)
     grants = grants_table(tables.metadata, link_id=tables.Connection.id)
@@ -785,7 +791,7 @@ async def test_a_key_on_the_pair_blocks_by_its_name(engine: AsyncEngine, how: st
 
 
 async def test_a_users_foreign_key_is_the_applications(engine: AsyncEngine) -> None:
-    """A27, A28: a grantee who is no user: the database's own error, without values, and the token waits."""
+    """A27, A28: a grantee who is no user gets the database's own error without values; the token stays valid."""
     metadata = sa.MetaData()
     users = sa.Table("users", metadata, sa.Column("id", sa.Integer, primary_key=True))
     case = await Sharing.made(Shared(metadata, grants_table(metadata, user_id=users.c.id)), engine)
@@ -803,7 +809,7 @@ async def test_a_users_foreign_key_is_the_applications(engine: AsyncEngine) -> N
 @pytest.mark.parametrize("kind", ["asyncpg", "psycopg"])
 @pytest.mark.parametrize("name", ["own", "patients-pairs"])
 async def test_waiting_is_bounded(engine: AsyncEngine, name: str) -> None:
-    """F06: somebody holds the row and does not end: StoreBusy after the lock timeout, and it works afterwards."""
+    """F06: while another transaction locks the row, the call raises StoreBusy; afterwards it works."""
     case = await Sharing.made(SHARED[name](), engine, options={"lock_timeout": timedelta(milliseconds=100)})
     issued = await case.issue()
     table = case.shares.mapping.table.name

@@ -110,7 +110,7 @@ EPOCHS = "SELECT link_id FROM accountlink_transfer_ledger"
 
 
 def text(value: Any) -> str:
-    """What the tables hold of an id."""
+    """Return how the tables store an id."""
     return value[1:] if isinstance(value, Numbered) else str(value).strip()
 
 

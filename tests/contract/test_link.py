@@ -1,4 +1,4 @@
-"""What linking means, on each database, for each bind and each policy."""
+"""Linking, on each database, for each bind and each policy."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def linked(linker: AccountLinker[Any, Any], bind: Any, **call: Any) -> Lin
 @pytest.mark.parametrize("how", BINDS)
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 async def test_first_link_then_relink_writes_one_row(engine: AsyncEngine, policy: LinkPolicy, how: str) -> None:
-    """The same callback twice is one row: created, then updated, with the same id."""
+    """Two identical callbacks give one row: created, then updated, with one id."""
     tables = shared_tables(policy)
     await create(engine, tables.metadata)
     linker = tables.linker()
@@ -74,7 +74,7 @@ async def test_first_link_then_relink_writes_one_row(engine: AsyncEngine, policy
 @pytest.mark.parametrize("how", BINDS)
 @pytest.mark.parametrize("policy", [EXCLUSIVE, EXCLUSIVE_SOFT], ids=["delete", "soft"])
 async def test_another_users_account_is_a_conflict(engine: AsyncEngine, policy: LinkPolicy, how: str) -> None:
-    """A second user is told of the conflict, and the owner's row is the only one, untouched."""
+    """A second user gets the conflict, and the owner's row is the only one, unchanged."""
     tables = shared_tables(policy)
     await create(engine, tables.metadata)
     linker = tables.linker(clock=Clock())
@@ -95,7 +95,7 @@ async def test_another_users_account_is_a_conflict(engine: AsyncEngine, policy: 
 @pytest.mark.parametrize("how", BINDS)
 @pytest.mark.parametrize("policy", [POLICIES["per-user"], EMAIL], ids=["account-id", "email"])
 async def test_per_user_links_of_two_users_do_not_meet(engine: AsyncEngine, policy: LinkPolicy, how: str) -> None:
-    """PER_USER: each user has a row of his own for the same provider account."""
+    """PER_USER: each user has a separate row for the same provider account."""
     tables = shared_tables(policy)
     await create(engine, tables.metadata)
     linker = tables.linker()
@@ -148,7 +148,7 @@ async def test_restoring_brings_nothing_of_the_old_credentials_back(engine: Asyn
 
 
 async def test_a_dead_row_of_another_user_leaves_the_account_free(engine: AsyncEngine) -> None:
-    """A soft-removed link owns nothing: the next user gets a row of his own, and the dead one stays as it is."""
+    """A soft-removed link owns nothing: the next user gets a new row, and the dead row does not change."""
     tables = shared_tables(EXCLUSIVE_SOFT)
     await create(engine, tables.metadata)
     linker = tables.linker()
@@ -166,7 +166,7 @@ async def test_a_dead_row_of_another_user_leaves_the_account_free(engine: AsyncE
 
 
 async def test_the_newest_of_several_dead_rows_is_restored(engine: AsyncEngine) -> None:
-    """Of several dead rows the newest comes back, whatever their ids say."""
+    """The newest of several dead rows is restored, whatever their ids are."""
     tables = shared_tables(POLICIES["per-user-soft"])
     await create(engine, tables.metadata)
     insert = (
@@ -263,7 +263,7 @@ async def test_an_email_key_needs_an_email(engine: AsyncEngine) -> None:
 
 
 async def test_under_an_email_key_another_account_id_is_a_mismatch(engine: AsyncEngine) -> None:
-    """A07: a live row of this address with another account id is told apart, not overwritten; a dead one is left."""
+    """A07: a live row of this address with another account id is not overwritten; a dead one is not changed."""
     tables = shared_tables(EMAIL_SOFT)
     await create(engine, tables.metadata)
     linker = tables.linker()

@@ -1,4 +1,4 @@
-"""No outcome is about another account id, where a column takes two spellings of one for the same."""
+"""No outcome is about another account id, even if a column treats two spellings as equal."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def is_blocked(caught: pytest.ExceptionInfo[BlockedByConstraint], *, by: str | N
 @each_policy
 @pytest.mark.parametrize("how", ["engine", "session"])
 async def test_another_spelling_in_the_way_blocks(database: Database, loose: str, policy: LinkPolicy, how: str) -> None:
-    """Neither a conflict nor success is told of a row that only compares equal, and nothing is written."""
+    """A row that only compares equal gives neither a conflict nor a success, and nothing is written."""
     links = await made(database, policy, loose)
     linker = links.linker()
     await linker.link(links.engine, user_id=1, identity=identity("abc123"), credentials=tokens())
@@ -186,7 +186,7 @@ async def test_reconnecting_another_spelling_is_a_mismatch(database: Database, l
 
 @each_loose
 async def test_a_transfer_is_about_its_own_spelling(database: Database, loose: str) -> None:
-    """A claimant who has ``AbC123`` is not told that ``abc123`` is theirs; the row of the token moves."""
+    """A claimant who has ``AbC123`` does not get AlreadyOwner for ``abc123``; the row of the token is transferred."""
     links = await made(database, EXCLUSIVE, loose, index="none")
     linker = links.linker()
     first = await linker.link(links.engine, user_id=1, identity=identity("abc123"))
@@ -284,7 +284,7 @@ async def test_an_email_key_of_another_spelling_of_the_account_is_a_mismatch(dat
 async def test_two_spellings_that_race_give_one_row_of_one_spelling(
     database: Database, loose: str, policy: LinkPolicy
 ) -> None:
-    """Each call is told of its own spelling only: linked, or blocked by the other; with an event for what was done."""
+    """Each call answers only about its own spelling: linked, or blocked by the other; with an event for a change."""
     links = await made(database, policy, loose, outbox=link_outbox)
     linker = links.linker(outbox=links.metadata.tables["accountlink_events"])
 
@@ -352,7 +352,7 @@ async def test_the_mixins_columns_altered_behind_its_back(database: Database, lo
 
 @each_kind
 async def test_a_type_that_changes_the_case_of_an_account_id(database: Database) -> None:
-    """What a type of the application's would store in another spelling is not linked, not found, and not written."""
+    """A spelling that an application's type would change is not linked, not found and not written."""
     engine = database.engine()
     links = await loose_links(engine, EXCLUSIVE, LowerCase())
     linker = links.linker()
@@ -370,7 +370,7 @@ async def test_a_type_that_changes_the_case_of_an_account_id(database: Database)
 
 @each_kind
 async def test_an_account_id_that_a_type_refuses(database: Database) -> None:
-    """An id that a type of the application's cannot hold is told by its field; one in another form is not kept."""
+    """An id that an application's type cannot store is refused by its field; one in another form is not stored."""
 
     class AsUuid(sa.types.TypeDecorator[str]):
         impl = sa.Uuid

@@ -1,4 +1,4 @@
-"""What the look-up behind a unique violation tells of the index: each fact from the database that refused the row."""
+"""The look-up after a unique violation reads each fact about the index from the database that refused the row."""
 
 from __future__ import annotations
 

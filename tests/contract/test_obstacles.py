@@ -1,4 +1,4 @@
-"""What stands in the way of a link is named for what it is, on each database."""
+"""An obstacle to a link is reported with its true cause, on each database."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ FOREIGN_TABLE = "CREATE TABLE ledger (account_id VARCHAR(255) CONSTRAINT ledger_
 @pytest.mark.parametrize("how", BINDS)
 @pytest.mark.parametrize("violation", ["foreign key", "check", "not null", "another table"])
 async def test_foreign_violations_propagate_as_they_are(engine: AsyncEngine, violation: str, how: str) -> None:
-    """What is not about links stays SQLAlchemy's IntegrityError, without parameters, and the work around it lives."""
+    """A violation of another table is SQLAlchemy's IntegrityError without parameters; the transaction continues."""
     tables = make_tables(EXCLUSIVE)
     model = tables.Connection
     if violation == "foreign key":

@@ -153,7 +153,7 @@ VALUES: Final[dict[str, tuple[Any, str]]] = {
 async def test_values_are_refused_by_their_columns_name(
     engine: AsyncEngine, values: Any, message: str, argument: str
 ) -> None:
-    """What a column cannot hold, and what is no column, is told before any SQL, with the remedy."""
+    """A value that its column cannot store, or that has no column, is refused before any SQL, with the remedy."""
     assert message in await refused(engine, **{argument: values})
 
 
@@ -175,7 +175,7 @@ async def test_values_of_related_kinds_are_stored(engine: AsyncEngine) -> None:
 
 @ON_TWO
 async def test_what_is_too_long_for_a_column_names_it(engine: AsyncEngine) -> None:
-    """An account id or a token that is longer than its column: told with the column's name, before any SQL."""
+    """An account id or a token longer than its column is refused before any SQL, with the column's name."""
     await create(engine, Base.metadata)
     assert "'account_id' of 'connections' has 60 characters" in await refused(engine, identity=identity(TOO_LONG))
     message = await refused(engine, credentials=tokens(TOO_LONG))
@@ -185,7 +185,7 @@ async def test_what_is_too_long_for_a_column_names_it(engine: AsyncEngine) -> No
 @ON_SQLITE
 @pytest.mark.parametrize("reason", ["\ud800", "a\0", TOO_LONG, 7, b"x", sa.literal("x")])
 async def test_a_reason_that_cannot_be_stored_is_refused(engine: AsyncEngine, reason: Any) -> None:
-    """A reason is a text that its column can hold; what is not is told before any SQL."""
+    """A reason that is not text, or does not fit its column, is refused before any SQL."""
     async with counted(engine) as sent:
         with pytest.raises(ConfigurationError, match="reason"):
             await AccountLinker(Connection).unlink(engine, user_id=1, link_id=1, reason=reason)
@@ -197,14 +197,14 @@ SPANS: Final = [600, -timedelta(seconds=1), timedelta.max, float("nan"), "10 min
 
 @pytest.mark.parametrize("span", [*SPANS, timedelta(0), None], ids=repr)
 def test_a_lifetime_is_a_length_of_time(span: Any) -> None:
-    """A lifetime that is no timedelta, is none or less, or of more than a hundred years is told at construction."""
+    """A lifetime is refused at construction if it is no timedelta, not positive, or over a hundred years."""
     with pytest.raises(ConfigurationError, match="transfer_lifetime= takes"):
         AccountLinker(Connection, transfer_lifetime=span)
 
 
 @pytest.mark.parametrize("span", [*SPANS, timedelta(days=25)], ids=repr)
 def test_a_lock_timeout_is_what_the_server_takes(span: Any) -> None:
-    """PostgreSQL takes a whole number of milliseconds in 32 bits, which is 24 days; more is told at construction."""
+    """A lock timeout over 24 days, PostgreSQL's greatest value, is refused at construction."""
     with pytest.raises(ConfigurationError, match="lock_timeout= takes"):
         AccountLinker(Connection, lock_timeout=span)
     with pytest.raises(ConfigurationError, match="lock_timeout= takes"):
@@ -213,7 +213,7 @@ def test_a_lock_timeout_is_what_the_server_takes(span: Any) -> None:
 
 @pytest.mark.parametrize("kind", ["asyncpg", "psycopg"])
 async def test_the_longest_lock_timeout_is_one(engine: AsyncEngine) -> None:
-    """What is accepted is set: the server takes the longest that is allowed."""
+    """An accepted lock timeout is set: the server takes the longest allowed value."""
     await create(engine, Base.metadata)
     linker = AccountLinker(Connection, lock_timeout=timedelta(milliseconds=2**31 - 1))
     assert isinstance(await linker.link(engine, user_id=1, identity=identity()), Linked)
@@ -221,7 +221,7 @@ async def test_the_longest_lock_timeout_is_one(engine: AsyncEngine) -> None:
 
 @pytest.mark.parametrize("clock", [7, None, "now"], ids=repr)
 def test_a_clock_is_a_function(clock: Any) -> None:
-    """What cannot be called is told at construction, and not at the first link."""
+    """An argument that is not callable is refused at construction, not at the first link."""
     with pytest.raises(ConfigurationError, match="clock= takes a function"):
         AccountLinker(Connection, clock=clock)
 
@@ -233,7 +233,7 @@ def test_a_clock_is_a_function(clock: Any) -> None:
 @ON_SQLITE
 @pytest.mark.parametrize("now", [None, 7.0, datetime(2026, 1, 1), datetime.max.replace(tzinfo=UTC)], ids=repr)  # noqa: DTZ001  # on purpose
 async def test_a_clock_tells_a_present_moment(engine: AsyncEngine, now: Any) -> None:
-    """A clock that returns no moment, a naive one, or one at the end of time is told before any SQL."""
+    """A clock that returns no moment, a naive one, or one at the end of time is refused before any SQL."""
     linker = AccountLinker(Connection, clock=lambda: now)
     assert (await refused(engine, linker)).startswith("clock= returned")
 
@@ -262,7 +262,7 @@ async def test_the_librarys_tables_take_long_names(engine: AsyncEngine) -> None:
 
 @pytest.mark.parametrize("name", ["x" * 64, "é" * 32, "", "a\0", "\ud800", None, 7], ids=ascii)
 def test_a_name_that_no_database_keeps_is_refused(name: Any) -> None:
-    """PostgreSQL cuts a name off after 63 bytes, and two tables could meet: such a name is told when it is given."""
+    """A table name over 63 bytes is refused, because PostgreSQL would cut it off and two tables could meet."""
     for make in (grants_table, link_outbox, transfer_ledger):
         metadata = sa.MetaData()
         with pytest.raises(ConfigurationError, match=make.__name__):
@@ -273,7 +273,7 @@ def test_a_name_that_no_database_keeps_is_refused(name: Any) -> None:
 
 
 def test_names_of_indexes_keep_within_their_bytes() -> None:
-    """SQLAlchemy counts characters and PostgreSQL bytes: an index whose name would be cut off is told."""
+    """An index name over 63 bytes is refused, although SQLAlchemy counts characters and not bytes."""
     metadata = sa.MetaData()
     for make in (grants_table, link_outbox):
         with pytest.raises(ConfigurationError, match="shorter"):
@@ -297,7 +297,7 @@ async def test_a_bind_that_can_run_nothing_is_told(engine: AsyncEngine) -> None:
 
 @pytest.mark.parametrize("kind", ["sqlite", "asyncpg", "psycopg"])
 async def test_a_value_that_cannot_be_sent_is_told(engine: AsyncEngine) -> None:
-    """Where only SQLAlchemy or the driver knows, its refusal is told without the value; the transaction goes on."""
+    """A refusal by SQLAlchemy or the driver is raised without the value, and the transaction continues."""
 
     class Picky(sa.types.TypeDecorator[str]):
         impl = sa.Text
@@ -320,7 +320,7 @@ async def test_a_value_that_cannot_be_sent_is_told(engine: AsyncEngine) -> None:
 
 @pytest.mark.parametrize("kind", ["asyncpg"])
 async def test_a_value_that_the_driver_refuses_is_told(engine: AsyncEngine) -> None:
-    """A type of the application's own that lets a wrong value through to asyncpg: told, and not shown."""
+    """A wrong value that an application's type lets through to asyncpg is refused, and not shown."""
 
     class Lax(sa.types.TypeDecorator[Any]):
         impl = sa.Integer
@@ -382,7 +382,7 @@ def test_a_token_set_is_checked_to_the_last_field(field: str, given: dict[str, A
 
 @pytest.mark.parametrize("response", [None, "access_token=x", [("access_token", CANARY)], 7], ids=repr)
 def test_a_response_is_a_mapping(response: Any) -> None:
-    """What is no decoded token response is told, and not shown."""
+    """A value that is not a decoded token response is refused, and not shown."""
     with pytest.raises(InvalidCredentials) as caught:
         TokenSet.from_response(response, received_at=datetime(2026, 1, 1, tzinfo=UTC))
     assert "response" == caught.value.field
@@ -392,7 +392,7 @@ def test_a_response_is_a_mapping(response: Any) -> None:
 
 
 def test_secrets_of_any_text_sign() -> None:
-    """A secret is bytes in the end: one that UTF-8 has no bytes for is no reason to show it in an error."""
+    """A secret that UTF-8 cannot encode is refused, and the error does not show it."""
     AccountLinker(Connection, secrets=[f"{CANARY}\ud800" * 8])
     ambiguous: Any = Ambiguous()
     with pytest.raises(ConfigurationError):
@@ -408,13 +408,13 @@ def test_a_blocked_reason_is_a_text_that_is_stored(reasons: Any) -> None:
 
 @pytest.mark.parametrize("wait", [-1, 2**31, 1.5, True, "5000", None], ids=repr)
 async def test_a_busy_timeout_is_a_whole_number(wait: Any, tmp_path: Any) -> None:
-    """What SQLite would not take is told at once, and not when the first connection is made."""
+    """A busy timeout that SQLite refuses is refused immediately, not at the first connection."""
     engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'x.db'}")
     with pytest.raises(ConfigurationError, match="busy_timeout="):
         tune_sqlite(engine, busy_timeout=wait)
 
 
 def test_arguments_of_a_driver_are_a_mapping() -> None:
-    """Anything else is told."""
+    """Any other value is refused."""
     with pytest.raises(ConfigurationError, match="connect_args= takes a mapping"):
         pooler_options("postgresql+asyncpg://host/db", connect_args="timeout=3")  # type: ignore[arg-type]  # on purpose

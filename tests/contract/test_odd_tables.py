@@ -170,7 +170,7 @@ async def test_a_default_that_needs_a_context_is_refused(engine: AsyncEngine) ->
 
 
 async def test_a_table_of_bare_keys(engine: AsyncEngine) -> None:
-    """A table with nothing but the key has nothing to update, and is linked again all the same."""
+    """A table with only the key's columns can be linked again."""
     table = sa.Table(
         "links",
         sa.MetaData(),

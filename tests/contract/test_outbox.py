@@ -1,4 +1,4 @@
-"""The outbox: what happens to a link is written with it, once, or not at all; and what changed nothing is not told."""
+"""The outbox: each change writes one event in its transaction; a call without effect writes none."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ async def test_what_happens_to_a_link_is_told_once(case: Case, engine: AsyncEngi
 @HOWS
 @pytest.mark.parametrize("table", CLAIMED)
 async def test_who_and_who_else_is_told(case: Case, engine: AsyncEngine, how: str) -> None:
-    """A02: a conflict names claimant and owner, a transfer new and former owner, whoever's transaction it is."""
+    """A02: a conflict has claimant and owner, a transfer new and former owner, in any transaction."""
     async with bound(engine, how) as bind:
         first = await case.linker.link(bind, user_id=case.user(1), identity=identity(), credentials=tokens())
     assert isinstance(first, Linked)
@@ -174,7 +174,7 @@ async def test_no_event_holds_an_address_or_a_token(engine: AsyncEngine) -> None
 
 
 async def test_an_event_shows_no_user(engine: AsyncEngine) -> None:
-    """A25: neither an event's `repr` nor its delivery's tells who has what."""
+    """A25: the `repr` of an event, and of its delivery, shows no user."""
     case = await told(engine)
     for user in (7_777_777, 8_888_888):
         await case.linker.link(engine, user_id=user, identity=identity())
@@ -284,7 +284,7 @@ async def test_a_rollback_takes_the_events_back(engine: AsyncEngine, how: str) -
 
 @pytest.mark.parametrize("how", ["connection", "session"])
 async def test_a_savepoint_takes_its_events_back(engine: AsyncEngine, how: str) -> None:
-    """A savepoint of the caller's that is rolled back takes its events along; those around it are committed."""
+    """A rollback of the caller's savepoint removes its events; events outside it are committed."""
     case = await told(engine)
     async with engine.connect() as connection:
         bind: Any = connection if how == "connection" else AsyncSession(connection)
@@ -350,7 +350,7 @@ async def test_the_owners_row_does_not_move_when_a_conflict_is_told(engine: Asyn
 @POSTGRESQL
 @HOWS
 async def test_a_conflict_behind_a_violation_is_told(engine: AsyncEngine, how: str) -> None:
-    """A restore that loses to a link which was not committed yet meets a violation: the conflict is told once."""
+    """A restore that loses to a concurrent link meets a violation, and writes one conflict."""
     case = await told(engine)
     link_id = await case.link(1)
     await case.linker.unlink(engine, user_id=1, link_id=link_id)
@@ -390,7 +390,7 @@ async def test_a_link_that_only_its_last_resort_writes_is_told(engine: AsyncEngi
 
 
 async def waiting(engine: AsyncEngine) -> None:
-    """Wait until somebody waits for a lock."""
+    """Wait until a backend waits for a lock."""
     for _ in range(500):
         if (await rows(engine, "SELECT count(*) FROM pg_locks WHERE NOT granted"))[0][0]:
             return
@@ -432,7 +432,7 @@ async def test_in_a_race_there_are_as_many_events_as_answers(case: Case, engine:
 
 @pytest.mark.parametrize("table", ["mixin-exclusive-soft", "exclusive-soft-ledger"])
 async def test_a_hundred_redemptions_are_one_event(case: Case, engine: AsyncEngine) -> None:
-    """A18: however often a token is redeemed at once, one transfer is told."""
+    """A18: concurrent redemptions of one token write one transferred event."""
     await case.link(1)
     token = await case.claim(2)
     await asyncio.gather(*(case.ended(token, 2) for _ in range(40)))
@@ -484,7 +484,7 @@ async def test_an_outbox_has_the_name_and_the_schema_that_it_is_given(database: 
 
 
 async def test_one_outbox_serves_several_tables(engine: AsyncEngine) -> None:
-    """Each linker is given the events of its own table, whatever else is in the outbox."""
+    """Each linker reads only the events of its own table."""
     first, second = TOLD["core-table"]("any"), TOLD["cloud"]("any")
     outbox = first.outbox
     assert outbox.name == second.outbox.name
@@ -533,7 +533,7 @@ async def test_a_role_that_may_only_insert_tells_what_it_does(engine: AsyncEngin
 
 @SQLITE
 async def test_an_event_never_gets_the_number_of_another(engine: AsyncEngine) -> None:
-    """SQLite gives the ids of deleted rows again; not here, or whoever remembers what he has done would skip events."""
+    """SQLite may reuse the ids of deleted rows, but not in the outbox: a consumer that stores ids would skip events."""
     case = await told(engine)
     numbers = []
     for n in range(3):
@@ -551,7 +551,7 @@ def test_the_index_is_named_by_the_metadatas_convention() -> None:
 
 
 def test_the_words_are_stable() -> None:
-    """The outbox and whoever reads it by SQL know the types by these words."""
+    """The outbox and readers by SQL know the types by these words."""
     assert [
         "linked", "updated", "restored", "unlinked", "conflict", "transferred",
         "grant_issued", "grant_redeemed", "grant_revoked",
@@ -619,14 +619,14 @@ def test_a_statement_without_an_outbox_has_no_part_for_it() -> None:
 
 
 async def test_events_need_an_outbox(engine: AsyncEngine) -> None:
-    """Whoever asks for events without an outbox is told what to pass."""
+    """A call for events without an outbox raises, and says what to pass."""
     linker = make_tables(EXCLUSIVE).linker()
     with pytest.raises(ConfigurationError, match=r"outbox=link_outbox\(Base\.metadata\)"):
         linker.events(engine)
 
 
 async def test_events_need_an_engine(engine: AsyncEngine) -> None:
-    """Each delivery is a transaction of its own: somebody else's session or connection is refused, before any SQL."""
+    """Each delivery has its own transaction: a session or connection is refused before any SQL."""
     tables = make_tables(EXCLUSIVE)
     linker = tables.linker(outbox=link_outbox(tables.metadata))
     async with AsyncSession(engine) as session, engine.connect() as connection:

@@ -1,4 +1,4 @@
-"""Consumers in processes of their own: nobody has an event that another has, and none is lost when one is killed."""
+"""Consumers in several processes: one has an event at a time, and no event is lost when one is killed."""
 
 from __future__ import annotations
 

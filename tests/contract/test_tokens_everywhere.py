@@ -133,14 +133,14 @@ def ending(engine: AsyncEngine, grants: ShareGrants) -> Endpoint:
 
 
 def of_the_application() -> dict[str, str]:
-    """What an application signs with the same secret for purposes of its own."""
+    """Tokens that an application signs for its own purposes with the linker's secret."""
     payload = {"p": "transfer", "user": OTHER}
     salts = {"a session": "session", "a state": "oauth-state", "a mail's link": "itsdangerous"}
     return {name: URLSafeTimedSerializer(SECRETS[0], salt=salt).dumps(payload) for name, salt in salts.items()}
 
 
 SAME_KIND: Final = {frozenset({"a grant", "a grant's end"})}
-"""One token for two calls: whoever holds it may redeem it, and its grantor may end it."""
+"""A token for two calls: the user who has it may redeem it, and its grantor may revoke it."""
 
 
 async def test_a_token_works_at_its_own_endpoint_and_at_no_other(engine: AsyncEngine) -> None:

@@ -1,4 +1,4 @@
-"""Transfers: a token works for its claimant, for the link as it was, and once; and nobody learns who the owner is."""
+"""Transfers: a token works once, for its claimant and the unchanged link; it does not show the owner."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def links(request: pytest.FixtureRequest, kind: str) -> Links:
 
 @pytest.fixture
 async def case(engine: AsyncEngine, links: Links) -> Case:
-    """The same, made in the database, with a linker."""
+    """A table whose links can change hands, created in the database, with a linker."""
     await links.create(engine)
     return Case(links, engine)
 
@@ -107,7 +107,7 @@ async def test_the_claimant_has_the_link(case: Case, how: str) -> None:
 
 @PLACED
 async def test_nothing_of_the_former_owners_credentials_is_left(case: Case, how: str) -> None:
-    """A31: without credentials of the claimant's there are none afterwards; his own take the place of all of them."""
+    """A31: the claimant's credentials replace all of the owner's; without them the link has none afterwards."""
     roles = ("access_token", "refresh_token", "expires_at", "scopes")
     await case.link(1, "bare")
     await case.link(1, "own")
@@ -152,7 +152,7 @@ async def test_what_has_no_column_is_not_dropped(engine: AsyncEngine) -> None:
 
 @pytest.mark.parametrize("how", ["connection", "session"])
 async def test_a_callers_rollback_takes_the_transfer_back(case: Case, how: str) -> None:
-    """In a caller's transaction a transfer is his: rolled back, the owner has everything, and the token works."""
+    """A transfer in a caller's transaction belongs to it: after a rollback the owner has all, and the token works."""
     await case.link(1)
     token = await case.claim(2)
     before = await case.stored()
@@ -187,7 +187,7 @@ async def test_the_same_token_again_is_already_owned(case: Case, how: str) -> No
 
 @PLACED
 async def test_whoever_has_the_account_by_another_row_is_told_so(case: Case, how: str) -> None:
-    """The owner left and the claimant linked by himself: his own row is the answer, live, whatever its id."""
+    """After the owner unlinked and the claimant linked, a transfer returns the claimant's live row, whatever its id."""
     await case.link(3, "other")
     link_id = await case.link(1)
     token = await case.claim(2)
@@ -198,7 +198,7 @@ async def test_whoever_has_the_account_by_another_row_is_told_so(case: Case, how
     if full:
         return  # its full keys let nobody have what another user disconnected
     own = await case.link(2)
-    await case.link(2, "another of his")
+    await case.link(2, "another of theirs")
     before = await case.stored()
     for _ in range(2):
         async with bound(case.engine, how) as bind:
@@ -412,7 +412,7 @@ HOSTILE: dict[str, Any] = {
 
 @pytest.mark.parametrize("presented", HOSTILE.values(), ids=HOSTILE)
 async def test_what_is_no_token_is_forged_before_any_sql(engine: AsyncEngine, presented: Any) -> None:
-    """A20, A40: whatever anybody sends for a token, of any kind and size, is refused as forged without a statement."""
+    """A20, A40: any value as a token, of any type and size, is refused as forged without a statement."""
     case = await mixed(engine)
     statements = Statements(engine)
     with pytest.raises(TokenForged) as caught:
@@ -454,7 +454,7 @@ async def test_secrets_rotate(engine: AsyncEngine) -> None:
 
 
 async def test_neither_token_nor_refusal_tells_who_the_owner_is(case: Case) -> None:
-    """A25: whoever the owner is, the refusals are the same to the letter, and the readable token is free of him."""
+    """A25: the refusals have one text for every owner, and the readable token does not contain the owner."""
     seen: list[object] = []
     for owner, account in ((1, "sub-1"), (5, "sub-5")):
         link_id = await case.link(owner, account)
@@ -494,7 +494,7 @@ async def test_a_call_that_cannot_be_served_is_refused(engine: AsyncEngine) -> N
 
 
 async def test_a_table_without_version_or_ledger_offers_nothing(engine: AsyncEngine) -> None:
-    """A04: where no state of a row can be told from another there is no token, and with a ledger there is one."""
+    """A04: without a way to distinguish a row's states there is no token; with a ledger there is one."""
     tables = make_tables(EXCLUSIVE)
     ledger = transfer_ledger(tables.metadata)
     await create(engine, tables.metadata)
@@ -553,7 +553,7 @@ async def test_a_stale_index_blocks_a_transfer(engine: AsyncEngine, how: str) ->
     case = await mixed(engine)
     await run_sql(engine, "CREATE UNIQUE INDEX one_each ON connections (user_id, provider)")
     await case.link(1)
-    await case.link(2, "his own")
+    await case.link(2, "their own")
     token = await case.claim(2)
     before = await case.stored()
     async with bound(engine, how) as bind:
@@ -568,7 +568,7 @@ async def test_a_stale_index_blocks_a_transfer(engine: AsyncEngine, how: str) ->
 
 
 async def test_a_foreign_key_is_the_applications(engine: AsyncEngine) -> None:
-    """A27: a claimant who is no user any more: the database's own error, without values, and nothing moves."""
+    """A27: a claimant who is no longer a user gets the database's own error, without values, and nothing changes."""
     metadata = sa.MetaData()
     sa.Table("users", metadata, sa.Column("id", sa.Integer, primary_key=True))
     table = sa.Table(
@@ -677,7 +677,7 @@ async def test_no_refusal_holds_the_token(engine: AsyncEngine) -> None:
 
 @pytest.mark.parametrize("how", ["engine", "connection", "session"])
 async def test_the_owners_last_way_in_is_guarded(engine: AsyncEngine, how: str) -> None:
-    """A39: the guard is asked for the owner, on the transaction's connection, when the link is his last live one."""
+    """A39: the guard is called for the owner, on the transaction's connection, when the link is the owner's last."""
     asked: list[tuple[int, int]] = []
     has_password = False
 
@@ -722,7 +722,7 @@ async def test_a_guard_needs_a_transaction(engine: AsyncEngine) -> None:
 
 
 async def test_a_guards_own_error_moves_nothing(engine: AsyncEngine) -> None:
-    """What the guard raises is the application's: it passes unchanged, and the link stays."""
+    """The caller gets the guard's error unchanged, and the link stays."""
 
     async def guard(connection: AsyncConnection, user_id: int) -> bool:
         await connection.execute(sa.text("SELECT no_such_column"))

@@ -72,7 +72,7 @@ async def test_a_hundred_redemptions_by_the_claimant_are_one(case: Case, effort:
 
 
 async def test_a_hundred_redemptions_by_another_user_are_none(case: Case) -> None:
-    """A18: a hundred at once by somebody else: a hundred refusals, no effect, and the token is still good."""
+    """A18: a hundred concurrent calls by another user are refused, change nothing, and leave the token valid."""
     await case.link(1)
     token = await case.claim(2)
     before = await case.stored()
@@ -287,7 +287,7 @@ async def test_what_the_applications_own_code_changes_meanwhile_counts(
 
 
 async def waiting(engine: AsyncEngine) -> None:
-    """Wait until somebody waits for a lock."""
+    """Wait until a backend waits for a lock."""
     for _ in range(500):
         if (await rows(engine, "SELECT count(*) FROM pg_locks WHERE NOT granted"))[0][0]:
             return

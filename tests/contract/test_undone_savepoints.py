@@ -1,4 +1,4 @@
-"""What a session holds of a row is true again when the savepoint is rolled back in which the row was written."""
+"""A session's object has the old values again after the rollback of the savepoint that wrote its row."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ async def test_a_rolled_back_savepoint_expires_what_was_written_in_it(engine: As
 
 @WRITES
 async def test_a_later_flush_loses_nothing_and_finds_the_row(engine: AsyncEngine, write: Write) -> None:
-    """What the caller writes after the rollback is written, though the undone write had written it too."""
+    """A caller's write after the rollback is stored, even if the undone write had the same value."""
     stage = await Stage.set(engine)
     async with AsyncSession(engine, expire_on_commit=False) as session:
         held = await session.get_one(stage.Link, 1)
@@ -249,7 +249,7 @@ async def test_a_rollback_fixture_undoes_a_session_that_works_in_savepoints(engi
 
 
 async def test_grants_are_expired_as_links_are(engine: AsyncEngine) -> None:
-    """What redeem and revoke have written in a savepoint ends with it."""
+    """A rollback of a savepoint undoes what redeem and revoke wrote in it."""
     stage = await Stage.set(engine)
     async with AsyncSession(engine) as session:
         issued = await stage.shares.issue(session, grantor_id=1, expires_in=timedelta(hours=1))

@@ -74,7 +74,7 @@ async def test_only_the_users_own_link_is_unlinked(engine: AsyncEngine, policy: 
 
 @pytest.mark.parametrize("policy", [EXCLUSIVE, EXCLUSIVE_SOFT], ids=["delete", "soft"])
 async def test_parallel_unlinks_all_tell_the_truth(engine: AsyncEngine, policy: LinkPolicy) -> None:
-    """Sixteen unlinks of one link at once: a soft one is answered by all alike, a deleted one is found by one."""
+    """Sixteen concurrent unlinks have one answer under SOFT; under DELETE one succeeds, the others find no link."""
     tables = shared_tables(policy)
     await create(engine, tables.metadata)
     linker = tables.linker()
@@ -140,7 +140,7 @@ async def test_account_returns_one_live_link(engine: AsyncEngine) -> None:
 
 @pytest.mark.parametrize("how", BINDS)
 async def test_find_owner_signs_in(engine: AsyncEngine, how: str) -> None:
-    """The live owner of an exclusive account, or nobody; never under PER_USER, where an account has several."""
+    """The live owner of an exclusive account is found, or None; PER_USER is refused, because owners can be several."""
     tables = shared_tables(EXCLUSIVE_SOFT)
     await create(engine, tables.metadata)
     linker = tables.linker()
@@ -208,7 +208,7 @@ async def test_two_last_accounts_cannot_go_at_once(engine: AsyncEngine, policy: 
 
 
 async def test_a_guards_own_error_leaves_the_callers_transaction_usable(engine: AsyncEngine) -> None:
-    """What the guard raises is the caller's; the savepoint is rolled back and the transaction goes on."""
+    """The caller gets the guard's error unchanged; the savepoint is rolled back, and the transaction continues."""
     tables = shared_tables(EXCLUSIVE_SOFT)
     await create(engine, tables.metadata)
 

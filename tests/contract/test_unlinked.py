@@ -1,4 +1,4 @@
-"""What could be restored: the removed links that linking the account again would bring back."""
+"""Removed links that would be restored if the user linked the account again."""
 
 from __future__ import annotations
 

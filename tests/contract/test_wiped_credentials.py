@@ -152,7 +152,7 @@ async def test_a_restore_with_some_credentials_keeps_none_of_the_others(database
 @pytest.mark.parametrize("columns", COLUMNS)
 @pytest.mark.parametrize("brought", [False, True], ids=["no credentials", "an access token alone"])
 async def test_a_new_link_whose_columns_take_no_null(database: Database, columns: str, brought: bool) -> None:
-    """What a first link does not bring is empty: a provider that sends no refresh token again can be linked."""
+    """A first link stores an empty value for a credential that the callback did not bring."""
     engine = database.engine()
     kinds, empty = COLUMNS[columns]
     table, linker = links_of(kinds)

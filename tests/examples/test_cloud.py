@@ -199,7 +199,7 @@ async def test_full_keys(engine: AsyncEngine) -> None:
 @postgresql_only
 @pytest.mark.usefixtures("tables")
 async def test_faults(engine: AsyncEngine) -> None:
-    """What was refused for good left no row, what was tried again left one, and no trigger is left behind."""
+    """A refused link left no row, a retried one left one row, and no trigger stays."""
     await cloud.faults(engine)
     assert [("account-6",)] == await rows(engine, "SELECT provider_account_id FROM cloud_provider_accounts")
     assert [] == await rows(engine, "SELECT tgname FROM pg_trigger WHERE NOT tgisinternal")

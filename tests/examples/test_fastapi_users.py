@@ -95,7 +95,7 @@ async def url(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> Asyn
 
 
 def test_the_environment_has_fastapi_users_and_its_sqlalchemy(python: Path, tmp_path: Path) -> None:
-    """What is tested is the real adapter with the SQLAlchemy that it asks for, and this repository's accountlink."""
+    """The test uses the real adapter with the SQLAlchemy that it requires, and this repository's accountlink."""
     lines = "import accountlink, fastapi_users_db_sqlalchemy as f, sqlalchemy as s; print(f.__version__, s.__version__)"
     told = run(python, "-c", f"{lines}; print(accountlink.__file__)", timeout=60, folder=tmp_path)
     assert re.match(r"7\.\d\S* 2\.0\.\d+\n", told.stdout), told.stdout + told.stderr

@@ -126,7 +126,7 @@ async def test_what_is_there_is_not_touched(engine: AsyncEngine, its_database: D
 
 
 def test_another_outcome_ends_with_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """What does not come out as the story says is said on stderr, and the program exits with 1."""
+    """A result that differs from the story is reported on stderr, and the program exits with 1."""
     monkeypatch.setattr(sys, "argv", ["main.py"])
     monkeypatch.setattr(story, "CAFE", story.SHOP)  # no second page after all
     assert 1 == main.main()

@@ -98,7 +98,7 @@ async def test_a_table_that_is_there_is_not_touched(database: Database, tmp_path
 
 
 def test_another_outcome_ends_with_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """What does not come out as the story says is said on stderr, and the program exits with 1."""
+    """A result that differs from the story is reported on stderr, and the program exits with 1."""
     monkeypatch.setattr(sys, "argv", ["main.py"])
     monkeypatch.setattr(broken, "first_release", models.Base.metadata)  # a table that is not broken
     assert 1 == main.main()

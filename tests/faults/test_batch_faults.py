@@ -1,4 +1,4 @@
-"""Batches and lost lines, ended connections and cancellations: no event is lost, and what is told is true."""
+"""Batches after lost or ended connections and cancellations: no event is lost, and each answer is true."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ async def test_a_line_cut_anywhere_in_a_batch_loses_no_event(database: Database,
 @POSTGRESQL
 @pytest.mark.parametrize("lose", Lose)
 async def test_an_acknowledgement_whose_commit_is_lost_is_unknown(database: Database, line: Line, lose: Lose) -> None:
-    """F03: nobody can tell whether COMMIT ran: unknown, and all are gone if it did, and all come again if not."""
+    """F03: after a lost COMMIT the outcome is unknown; all events are gone if it ran, and come again if not."""
     case = await told(database.engine())
     await filled(case)
     engine = through(line, database)

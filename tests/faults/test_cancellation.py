@@ -38,7 +38,7 @@ def whole(account: str) -> tuple[Any, ...]:
 
 @pytest.fixture
 async def complaints() -> AsyncIterator[list[str]]:
-    """Whatever the event loop has to complain of: errors that nobody fetched, tasks that nobody finished."""
+    """Complaints of the event loop: errors that no code fetched, tasks that no code finished."""
     loop, heard = asyncio.get_running_loop(), list[str]()
     loop.set_exception_handler(lambda _, context: heard.append(f"{context['message']}: {context.get('exception')!r}"))
     yield heard
@@ -372,7 +372,7 @@ async def test_a_waiter_for_sqlites_lock_leaves_nothing(
 
 
 async def test_a_waiter_for_the_pool_leaves_it_as_it_was(database: Database, complaints: list[str]) -> None:
-    """F11: who is cancelled while the pool has no connection for him takes none, and costs it none."""
+    """F11: a call that is cancelled while it waits for the pool takes no connection, and costs the pool none."""
     tables = await tables_of(database)
     linker = tables.linker()
     engine = database.engine(pool_size=1, max_overflow=0)

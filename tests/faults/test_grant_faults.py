@@ -56,7 +56,7 @@ async def case_of(database: Database, name: str) -> Sharing:
 class Scene:
     """One call, on a grant of its own, and what it must come to however often it is tried.
 
-    The user who gives is a new one in each scene, so that his rows are the scene's.
+    Each scene has a new grantor, so that the grantor's rows belong to this scene only.
     """
 
     def __init__(self, case: Sharing, name: str, number: int) -> None:

@@ -153,12 +153,12 @@ class Links:
 
     @staticmethod
     def undone(name: str) -> list[tuple[Any, ...]]:
-        """What the account's rows are before."""
+        """Return the account's rows before the call."""
         return {"relink": [(1, "before")], "conflict": [(2, "before")]}.get(name, [])
 
     @staticmethod
     def done(name: str) -> list[tuple[Any, ...]]:
-        """What the account's rows are after."""
+        """Return the account's rows after the call."""
         done: dict[str, list[tuple[Any, ...]]] = {"blocked": [], "conflict": [(2, "before")]}
         return done.get(name, [(1, "after")])
 
@@ -384,7 +384,7 @@ async def test_an_unlink_whose_server_stays_away(
 
 @pytest.mark.parametrize("how", ["engine", "session"])
 async def test_a_guard_that_loses_a_line_of_its_own(database: Database, watch: Watch, how: str) -> None:
-    """F07: what the guard raises of its own is not taken for the database's: asked once, raised as it is."""
+    """F07: an error of the guard is not taken for the database's: the guard is called once, its error unchanged."""
     tables = await tables_of(database)
     engine = database.engine()
     raised: list[OSError] = []
@@ -533,7 +533,7 @@ async def test_a_backend_that_is_killed_while_it_waits(database: Database, watch
 
 @pytest.mark.parametrize("how", ["engine", "session"])
 async def test_too_many_connections_are_unavailable(database: Database, how: str) -> None:
-    """F07: the server takes no more connections (53300): StoreUnavailable, for nothing was sent."""
+    """F07: if the server refuses more connections (53300), the call raises StoreUnavailable: nothing was sent."""
     tables = await tables_of(database)
     linker: AccountLinker[Any, Any] = tables.linker()
     direct = database.engine()
@@ -554,7 +554,7 @@ async def test_too_many_connections_are_unavailable(database: Database, how: str
 
 @pytest.mark.parametrize("how", ["engine", "session"])
 async def test_a_refused_port_is_unavailable(database: Database, how: str) -> None:
-    """F02: nobody listens: StoreUnavailable for every call, reads too."""
+    """F02: without a server every call raises StoreUnavailable, reads too."""
     tables = shared_tables(EXCLUSIVE_SOFT)
     linker: AccountLinker[Any, Any] = tables.linker()
     with socket.socket() as taken:

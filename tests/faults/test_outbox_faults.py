@@ -69,7 +69,7 @@ async def case(database: Database) -> Case:
 
 @pytest.fixture
 async def watched(database: Database) -> AsyncIterator[Case]:
-    """The same on an engine that nothing else works on, so that what a call leaves behind is seen."""
+    """A table with an outbox, on an engine that only the test uses, so that leftovers of a call are seen."""
     await (made := await told(database.engine())).engine.dispose()
     engine = watched_engine(database)
     yield Case(made.links, engine)
@@ -91,7 +91,7 @@ WRITERS = ("linked", "updated", "restored", "unlinked", "conflict", "transferred
 
 
 async def prepared(case: Case, name: str, account: str) -> Call:
-    """Make what a call needs, forget what that told, and return the call: after it there is one event of that type."""
+    """Prepare a call, delete the events so far, and return the call: after it there is one event of that type."""
     link = partial(case.linker.link, user_id=1, identity=identity(account), credentials=tokens("after"))
     call: Call = link
     link_id = None if name == "linked" else await case.link(2 if name == "conflict" else 1, account)
@@ -120,7 +120,7 @@ async def events_of(case: Case) -> list[str]:
 async def test_a_line_cut_anywhere_in_a_call_leaves_one_event(
     database: Database, case: Case, line: Line, name: str
 ) -> None:
-    """F02, F03, F12: whichever message is lost, the call is tried again, and what it did is told once."""
+    """F02, F03, F12: after the loss of any message the call is retried, and writes its event once."""
     engine = through(line, database)
     for n in range(WARM):
         await (await prepared(case, name, f"warm-{n}"))(engine)
@@ -173,7 +173,7 @@ async def test_a_server_that_stays_away_has_both_or_neither(database: Database, 
 async def test_a_callers_commit_that_is_lost_has_both_or_neither(
     database: Database, case: Case, line: Line, name: str, lose: Lose
 ) -> None:
-    """F02, F03: the caller's COMMIT is lost, or the answer to it: his change and its event go the same way."""
+    """F02, F03: if the caller's COMMIT or its answer is lost, the change and its event share one fate."""
     engine = through(line, database)
     call = await prepared(case, name, "sub")
     before = await state(case)
@@ -201,7 +201,7 @@ async def settled(case: Case) -> None:
 async def test_a_lost_reply_to_a_conflict_behind_a_violation_is_told_once(
     database: Database, case: Case, line: Line
 ) -> None:
-    """F03: a conflict that is told by a statement of its own is told once, also when the answer to that is lost."""
+    """F03: a conflict with a separate statement for its event writes it once, even if the answer is lost."""
     link_id = await case.link(1)
     await case.linker.unlink(case.engine, user_id=1, link_id=link_id)
     engine = through(line, database)
@@ -219,7 +219,7 @@ async def test_a_lost_reply_to_a_conflict_behind_a_violation_is_told_once(
 
 
 async def waiting(engine: AsyncEngine) -> None:
-    """Wait until somebody waits for a lock."""
+    """Wait until a backend waits for a lock."""
     for _ in range(500):
         if (await rows(engine, "SELECT count(*) FROM pg_locks WHERE NOT granted"))[0][0]:
             return
@@ -229,7 +229,7 @@ async def waiting(engine: AsyncEngine) -> None:
 
 @POSTGRESQL
 async def test_a_conflict_and_then_a_link_are_two_events(database: Database, case: Case, line: Line) -> None:
-    """A conflict whose answer was lost, and the owner leaves before the retry: both happened, and both are told."""
+    """A conflict's answer is lost, and the owner unlinks before the retry: both events are written."""
     link_id = await case.link(2)
     await case.linker.accounts(engine := through(line, database), user_id=1)
     line.cut_when(WRITES, lose=Lose.REPLY)
@@ -344,7 +344,7 @@ async def test_a_line_cut_anywhere_in_a_delivery_loses_no_event(database: Databa
 async def test_an_acknowledgement_whose_commit_is_lost_is_unknown(
     database: Database, case: Case, line: Line, lose: Lose
 ) -> None:
-    """F03: nobody can tell whether COMMIT ran: unknown, and the event is gone if it did, and comes again if not."""
+    """F03: after a lost COMMIT the outcome is unknown; the event is gone if it ran, and comes again if not."""
     await filled(case)
     engine = through(line, database)
     line.cut_when(COMMITS, lose=lose)
@@ -355,7 +355,7 @@ async def test_an_acknowledgement_whose_commit_is_lost_is_unknown(
 
 @POSTGRESQL
 async def test_a_connection_that_ends_in_hand_gives_the_event_to_another(database: Database, case: Case) -> None:
-    """F03: the server ends the transaction that holds an event: another has it at once, and the first one is told."""
+    """F03: the server ends a consumer's transaction: another gets the event immediately, and the first one an error."""
     await filled(case)
     engine = database.engine()
     events = case.linker.events(engine)
@@ -410,7 +410,7 @@ async def test_whoever_lets_go_over_a_dead_line_hears_nothing_of_it(
 
 @POSTGRESQL
 async def test_a_loop_outlives_a_connection_that_went_stale(database: Database, case: Case, line: Line) -> None:
-    """F12: a line that was cut while the loop waited is replaced, and nobody is told of it."""
+    """F12: a connection that was lost while the loop waited is replaced, and the consumer sees no error."""
     engine = through(line, database)
     await filled(case, 2)
     async with aclosing(case.linker.events(engine)) as deliveries:
@@ -513,8 +513,8 @@ async def _consumer(case: Case, engine: AsyncEngine, done: list[int] | None) -> 
 
 
 @POSTGRESQL
-async def test_a_consumer_cancelled_twice_gives_his_connection_back_whole(database: Database) -> None:
-    """F11: cancelled in hand, and again while he lets go: the transaction is rolled back, and the connection kept."""
+async def test_a_consumer_cancelled_twice_gives_the_connection_back_whole(database: Database) -> None:
+    """F11: after two cancellations of a consumer the transaction is rolled back, and the pool keeps the connection."""
     case = await told(database.engine())
     await filled(case)
     engine = database.engine(pool_size=1, max_overflow=0)

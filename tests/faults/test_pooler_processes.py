@@ -31,7 +31,7 @@ def pooler(postgres: PostgresServer) -> Iterator[Pooler]:
 
 
 async def left_on_servers(pooler: Pooler) -> list[str]:
-    """What prepared statements the server connections still hold."""
+    """Return the prepared statements that are still on the server connections."""
     held: list[str] = []
     clients = []
     for _ in range(4):  # as many as there are servers, so that each is looked at
@@ -55,7 +55,7 @@ async def test_with_the_recipe_every_answer_is_right(database: Database, pooler:
 
 
 async def test_without_the_recipe_asyncpg_is_not_to_be_trusted(postgres: PostgresServer, pooler: Pooler) -> None:
-    """F09: with asyncpg's defaults answers fail or are somebody else's: the test above would see it."""
+    """F09: with asyncpg's defaults answers fail or belong to another client, so the test above can find it."""
     async with fresh_database("asyncpg", Path(), postgres) as database:
         await create(database.engine(), make_tables(EXCLUSIVE_SOFT).metadata)
         counted = await behind(pooler.url(), rounds=6, recipe=False)

@@ -236,7 +236,7 @@ async def test_a_spoilt_file_is_an_error_without_values(
 
 
 async def test_a_full_disk_in_a_callers_transaction_loses_nothing_in_silence(database: Database) -> None:
-    """F28: no room for the link: an error, and the caller's commit keeps all of his own work or fails."""
+    """F28: on a full disk the call raises, and the caller's commit keeps all of the caller's work or fails."""
     tuned = database.engine()
     tables = await tables_of(tuned)
     linker: AccountLinker[Any, Any] = tables.linker()

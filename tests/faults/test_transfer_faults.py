@@ -1,4 +1,4 @@
-"""A transfer whose line is lost, whose call is cancelled, or whose row is locked: done or not, and told truthfully."""
+"""A transfer with a lost connection, a cancellation or a locked row: done or not done, with a true answer."""
 
 from __future__ import annotations
 
@@ -282,7 +282,7 @@ async def test_a_read_that_loses_its_line_has_moved_nothing(
 async def test_a_lock_that_is_not_given_is_busy(
     database: Database, watch: Watch, table: str, guarded: bool, how: str
 ) -> None:
-    """F06: the row is locked by somebody for longer than is waited: StoreBusy, and nothing has moved."""
+    """F06: a row that stays locked longer than the limit gives StoreBusy, and nothing is transferred."""
     options: dict[str, Any] = {"lock_timeout": timedelta(milliseconds=150)}
     case = await case_of(database, table, guard_last=has_password if guarded else None, **options)
     call = await prepared(case, "sub")
@@ -311,7 +311,7 @@ async def test_a_lock_that_is_not_given_is_busy(
 async def test_a_transfer_cancelled_anywhere_is_done_or_not(
     watched: Case, watch: Watch, complaints: list[str], how: str, guarded: bool
 ) -> None:
-    """F10, F11: cancelled at any suspension: the link is the owner's or the claimant's, and a retry is told which."""
+    """F10, F11: after a cancellation anywhere one user owns the link, and a retry reports which one."""
     case, engine = watched, watched.engine
     case.linker = case.links.linker(clock=case.clock, guard_last=has_password if guarded else None)
     for moment in (Moment.AT_ONCE, Moment.TOO_LATE, Moment.ALWAYS):

@@ -18,7 +18,7 @@ from accountlink import tune_sqlite
 from tests.support.databases import Database
 
 PATIENCE = 2.0
-"""Seconds within which a server has noticed that somebody is gone."""
+"""Seconds within which a server notices that a client is gone."""
 _NAME = "under-test"
 _OWN = "datname = current_database() AND application_name = 'under-test'"
 
@@ -34,14 +34,14 @@ def watched_engine(database: Database, **options: Any) -> AsyncEngine:
 
 
 class Watch(Protocol):
-    """What can be seen of a database from outside."""
+    """Show the state of a database as an outside observer sees it."""
 
     async def rows(self, query: str) -> list[tuple[Any, ...]]:
-        """What a query answers."""
+        """Return the answer to a query."""
         ...
 
     def left_behind(self, engine: AsyncEngine) -> Any:  # an awaitable of a list
-        """What the engine's calls have left in the database, beyond its idle pool."""
+        """Return what the engine's calls have left in the database, apart from its idle pool."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""What a call costs in a caller's transaction: three round trips, however many came before it, and two tasks."""
+"""The cost of a call in a caller's transaction: three round trips and two tasks, however many calls came before."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ async def test_no_call_compiles_its_savepoint(engine: AsyncEngine, guarded: bool
 
 @pytest.mark.parametrize("kind", ["asyncpg"], indirect=False)
 async def test_a_refusing_guard_undoes_the_savepoint(engine: AsyncEngine) -> None:
-    """What a conversation did before it failed is undone, and the caller's transaction goes on."""
+    """The work of a conversation before it failed is undone, and the caller's transaction continues."""
     tables = await staged(engine)
 
     async def spoiling(connection: AsyncConnection, _: object) -> bool:

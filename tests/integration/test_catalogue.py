@@ -1,4 +1,4 @@
-"""What the catalogues of real databases say of a table, field by field."""
+"""The doctor's reading of a table in real databases, field by field."""
 
 from __future__ import annotations
 
@@ -250,7 +250,7 @@ async def test_what_postgresql_18_brought(engine: AsyncEngine) -> None:
 
 @POSTGRESQL
 async def test_columns_and_parts_that_compare_differently(engine: AsyncEngine) -> None:
-    """A non-deterministic collation is told where it compares: in the column, and in each part of an index."""
+    """A non-deterministic collation is read where it compares: in the column, and in each part of an index."""
     await collation_without_case(engine)
     await run_sql(
         engine,
@@ -347,7 +347,7 @@ async def test_an_exclusion_of_more_than_equality_is_not_unique(engine: AsyncEng
 
 @POSTGRESQL
 async def test_a_failed_concurrent_build_is_invalid(engine: AsyncEngine) -> None:
-    """An index that a failed build left behind is told as invalid."""
+    """An index of a failed build is read as invalid."""
     await run_sql(engine, "CREATE TABLE t (a text)", "INSERT INTO t VALUES ('x'), ('x')", "CREATE INDEX good ON t (a)")
     autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
     with pytest.raises(sa.exc.IntegrityError):
@@ -381,7 +381,7 @@ async def test_a_partitioned_table(engine: AsyncEngine) -> None:
 
 @POSTGRESQL
 async def test_a_table_with_children(engine: AsyncEngine) -> None:
-    """Children by inheritance are told, since no index of the parent spans them; a child has none itself."""
+    """Children by inheritance are read, because no index of the parent spans them; a child has none itself."""
     await run_sql(engine, "CREATE TABLE t (a text)", "CREATE TABLE child () INHERITS (t)")
     assert Partitioning(inherited=True) == (await read_table(engine)).partitioning
     child = await read_table(engine, "child")
@@ -442,7 +442,7 @@ async def test_foreign_keys_that_point_to_it(engine: AsyncEngine) -> None:
 
 @POSTGRESQL
 async def test_foreign_keys_to_a_partitioned_table(engine: AsyncEngine) -> None:
-    """A foreign key to the whole is told once, and not for its partitions."""
+    """A foreign key to the whole table is read once, and not for its partitions."""
     await run_sql(
         engine,
         "CREATE TABLE t (id bigint PRIMARY KEY) PARTITION BY RANGE (id)",
@@ -574,7 +574,7 @@ async def test_the_search_path_finds_it(database: Database, engine: AsyncEngine)
 
 @POSTGRESQL
 async def test_a_search_path_that_hides_the_catalogue(engine: AsyncEngine) -> None:
-    """Tables, functions and types of the application's own that have the catalogue's names mislead nobody."""
+    """Tables, functions and types of the application with the catalogue's names do not mislead the doctor."""
     async with a_schema(engine, "shadow"):
         await run_sql(
             engine,
@@ -747,7 +747,7 @@ async def test_sqlite_attached_database(engine: AsyncEngine) -> None:
 
 @SQLITE
 async def test_sqlite_virtual_table(engine: AsyncEngine) -> None:
-    """What another module stores is told as foreign, without its hidden columns."""
+    """A table of another SQLite module is read as foreign, without its hidden columns."""
     await run_sql(engine, "CREATE VIRTUAL TABLE t USING fts5 (a, b)")
     found = await read_table(engine)
     assert (Relation.FOREIGN, ["a", "b"]) == (found.relation, [column.name for column in found.columns])

@@ -75,7 +75,7 @@ In the end, without the tokens
 
 @pytest.fixture(autouse=True)
 def no_forced_colours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the machine that runs the tests prefers, the story is told to a pipe."""
+    """The story is printed to a pipe, whatever the settings of the machine are."""
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
         monkeypatch.delenv(name, raising=False)
 
@@ -212,7 +212,7 @@ class TestChecksWhatItSays:
         indirect=["outcome"],
     )
     def test_exits_1(self, outcome: tuple[int, str], problem: str) -> None:
-        """What is printed has been looked up; a backend that only claims it is found out."""
+        """Each printed line was looked up in the database: a backend that only claims it fails the test."""
         exit_code, explanation = outcome
 
         assert exit_code == 1
@@ -399,7 +399,7 @@ class TestBackend:
         assert (error_at(finished), await stage.rows()) == ("not_proven", [])
 
     async def test_no_id_token(self, stage: Stage) -> None:
-        """An access token alone proves nobody."""
+        """An access token alone does not identify a user."""
 
         def without_id_token(answer: dict[str, Any]) -> dict[str, Any]:
             return {name: value for name, value in answer.items() if name != "id_token"}
@@ -430,7 +430,7 @@ class TestBackend:
         assert (error_at(finished), await stage.rows()) == ("invalid_identity", [])
 
     async def test_changed_email_is_the_same_link(self, stage: Stage) -> None:
-        """The same subject with a new e-mail is the same row, with the new e-mail."""
+        """A subject that comes with a new e-mail address keeps its row, which gets the new address."""
         async with stage.browser() as browser:
             await browser.get(await start(browser, 1))
             (before,) = await stage.rows()

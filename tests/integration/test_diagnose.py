@@ -30,7 +30,7 @@ postgresql = pytest.mark.parametrize("kind", ["asyncpg", "psycopg"], indirect=Tr
 
 
 async def make(engine: AsyncEngine, *statements: str, shape: str = "exclusive", **fields: Any) -> None:
-    """Make the table, without its key unless told otherwise, and run further statements."""
+    """Make the table, by default without its key, and run further statements."""
     variation = Variation(name="diagnosed", shape=shape, **({"keys": ()} | fields))
     await run_sql(engine, *variation.statements(engine.dialect.name), *statements)
 
@@ -152,7 +152,7 @@ class TestIgnore:
 
     @pytest.mark.parametrize("ignore", [["no-such-rule"], ["stale-unique:"], "stale-unique", [""]])
     async def test_no_rule_of_that_name(self, engine: AsyncEngine, ignore: Any) -> None:
-        """A slip of the pen is an error, and names the rules that there are."""
+        """A wrong rule name is an error that names the existing rules."""
         with pytest.raises(ConfigurationError):
             await diagnose(engine, mapping_of("exclusive"), ignore=ignore)
         assert 13 == len(NAMES)
@@ -177,7 +177,7 @@ class TestIgnore:
     async def test_answers_that_may_be_somebody_elses(
         self, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, severity: Severity, rules: list[str]
     ) -> None:
-        """A pooler that mixes statements up is told even if accepted; where it is a suspicion alone, one looks on."""
+        """A pooler that mixes up statements is reported even if ignored; after a suspicion it continues."""
 
         async def check_pooling(_: object) -> Finding:
             return Finding(
@@ -202,7 +202,7 @@ class TestIgnoreInAlembic:
             return await connection.run_sync(compare)
 
     async def test_what_was_accepted_is_no_difference(self, engine: AsyncEngine) -> None:
-        """``alembic check`` passes by what ``watch`` was told to ignore, and fails by the rest."""
+        """``alembic check`` ignores the findings that ``watch`` ignores, and fails for the others."""
         await make(engine, STALE)
         metadata = sa.MetaData()
         watch(metadata, mapping_of("exclusive"), ignore=["missing-key"])
@@ -211,7 +211,7 @@ class TestIgnoreInAlembic:
         assert [] == await self._diffs(engine, metadata)
 
     def test_no_rule_of_that_name(self) -> None:
-        """A slip of the pen is told where ``env.py`` calls."""
+        """A wrong rule name raises an error when ``env.py`` calls."""
         with pytest.raises(ConfigurationError):
             watch(sa.MetaData(), mapping_of("exclusive"), ignore=["stale"])
 
@@ -273,7 +273,7 @@ def _rules(findings: tuple[Finding, ...]) -> list[str]:
 class TestRefused:
     @pytest.mark.parametrize("kind", ["asyncpg"], indirect=True)
     async def test_a_role_that_does_not_exist(self, database: Database) -> None:
-        """What the server says of a role, a password or a database is not unavailability: it comes as it was raised."""
+        """A refused role, password or database is not StoreUnavailable: the error comes unchanged."""
         assert database.server is not None
         url = sa.make_url(database.url).set(username="nobody_at_all", password="canary-password")
         with pytest.raises((DBAPIError, asyncpg.PostgresError)) as raised:  # SQLAlchemy 2.1, 2.0
@@ -283,7 +283,7 @@ class TestRefused:
 
     @pytest.mark.parametrize("kind", ["psycopg"], indirect=True)
     async def test_a_role_that_does_not_exist_by_psycopg(self, database: Database) -> None:
-        """What a server says before a connection stands has no code in psycopg: it is taken for unavailable."""
+        """A refusal before a connection exists has no code in psycopg, so it is StoreUnavailable."""
         url = sa.make_url(database.url).set(username="nobody_at_all", password="canary-password")
         with pytest.raises(StoreUnavailable) as raised:
             await diagnose(database.engine(url=url), mapping_of("exclusive"))

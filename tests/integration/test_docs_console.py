@@ -67,7 +67,7 @@ def place(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def environment(postgres: PostgresServer, database: Database) -> Mapping[str, str]:
-    """What the commands find: the programs, and the database in the place of the page's."""
+    """Return the environment of the commands: the programs, and the test's database instead of the page's."""
     wanted = source_from_environment()
     programs = find_binaries(wanted.source, wanted.version).bindir
     path = os.pathsep.join((str(Path(sys.executable).parent), str(programs), os.environ["PATH"]))

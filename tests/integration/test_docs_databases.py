@@ -1,4 +1,4 @@
-"""What the documentation recommends for PostgreSQL, on a real one and behind a real pooler."""
+"""The documentation's recipes for PostgreSQL, on a real server and behind a real pooler."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def library_tables() -> dict[str, sa.Table]:
 
 
 def described(connection: sa.Connection, name: str) -> dict[str, object]:
-    """What the catalogue says of a table, whoever made it."""
+    """Return the catalogue's description of a table."""
     catalogue = sa.inspect(connection)
     columns = [
         (column["name"], str(column["type"]), column["nullable"], column["default"], "identity" in column)
@@ -147,7 +147,7 @@ def test_there_are_recipes_for_a_pooler() -> None:
 
 @pytest.mark.parametrize("page", EVERY_PAGE, ids=name_of)
 def test_no_page_sets_what_the_recipe_sets(page: Path) -> None:
-    """What ``pooler_options`` sets stands in no page: set by hand it was measured to be too little."""
+    """No page shows the single settings of ``pooler_options``: each alone was measured to be insufficient."""
     text = prose_of(page) + "".join(block.source for block in blocks_in("python") if block.page == page)
     assert [] == [setting for setting in _SETTINGS if setting in text]
 

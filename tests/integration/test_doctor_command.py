@@ -208,7 +208,7 @@ def doctor(*arguments: str, color: bool = False) -> Result:
 
 
 def said(result: Result) -> str:
-    """What the command said on stderr, without what the application said."""
+    """Return the command's stderr without the application's own output."""
     return result.stderr.replace("the application says hello\n", "")
 
 
@@ -471,7 +471,7 @@ class TestOnlyReads:
 
     @pytest.mark.parametrize("option", ["--database-url", "--engine"])
     def test_sqlite_file_is_not_made(self, shop: str, option: str) -> None:
-        """A mistyped path is told, and leaves no empty database behind."""
+        """A mistyped path is an error, and creates no empty database."""
         by_url, by_name = "sqlite+aiosqlite:///", f"{shop}:"
         where = {
             "--database-url": [f"{by_url}shop.db", f"{by_url}file:shop.db?uri=true&mode=rwc"],
@@ -513,7 +513,7 @@ class TestOnlyReads:
 
 class TestIgnore:
     def test_accepted(self, shop: str, url: str) -> None:
-        """What was accepted is neither reported nor repaired: exit 0, and ok. People see how much there is of it."""
+        """An accepted finding is neither reported nor repaired: exit 0, and ok. The summary counts such findings."""
         make(shop, url, STALE)
         arguments = ("--app", f"{shop}:linker", "--database-url", url)
         table = doctor(*arguments, "--ignore", "stale-unique")
@@ -553,12 +553,12 @@ class TestIgnore:
 
     @pytest.mark.parametrize("pattern", ["stale", "", "stale-unique:", "Stale-Unique", ":one_each"])
     def test_unknown(self, pattern: str) -> None:
-        """What names no rule is a usage error: a slip of the pen would accept nothing, or too much."""
+        """An `--ignore` without a known rule is a usage error, since a slip would accept nothing or too much."""
         result = doctor("--app", "a:b", "--ignore", pattern)
         assert (2, True) == (result.exit_code, "--ignore: " in result.stderr)
 
     def test_table_is_not_there(self, shop: str, database: Database) -> None:
-        """A table that is missing is told even so: without it nothing was looked at."""
+        """A missing table is reported even if its rule is ignored: without it the doctor cannot look."""
         make(shop, database.url, "CREATE TABLE other (id integer)")
         result = doctor("--app", f"{shop}:linker", "--database-url", database.url, "--ignore", "missing-key")
         assert 1 == result.exit_code
@@ -625,7 +625,7 @@ class TestEngine:
         ],
     )
     def test_that_is_none(self, shop: str, attribute: str, problem: str) -> None:
-        """What is no asynchronous engine is one line and exit 2; what the application raised is not repeated."""
+        """A value that is not an asynchronous engine gives one line and exit 2; the application's text is not shown."""
         result = doctor("--app", f"{shop}:linker", "--engine", f"{shop}:{attribute}")
 
         assert 2 == result.exit_code
@@ -702,7 +702,7 @@ class TestPooler:
 
 
 class TestCannotRun:
-    """What cannot be used is one line on stderr that says what to do, nothing on stdout, and exit 2."""
+    """An option that cannot be used gives one line on stderr with a remedy, nothing on stdout, and exit 2."""
 
     @pytest.mark.parametrize(
         ("url", "problem"),
@@ -726,7 +726,7 @@ class TestCannotRun:
         ],
     )
     def test_url(self, shop: str, url: str, problem: str) -> None:
-        """A URL that cannot be used is told, with what to write instead, and without its password."""
+        """A URL that cannot be used is an error that says what to write instead, without the password."""
         result = doctor("--app", f"{shop}:linker", "--database-url", url.format(shop=shop))
 
         assert 2 == result.exit_code
@@ -734,7 +734,7 @@ class TestCannotRun:
         assert "hidden" not in result.output
 
     def test_role_that_may_not(self, shop: str, postgres: PostgresServer) -> None:
-        """A role that does not exist is told with the server's own words."""
+        """A role that does not exist is an error with the server's own message."""
         there = sa.make_url(postgres.url(driver="asyncpg")).set(username="nobody_at_all", password="hidden")
         result = doctor("--app", f"{shop}:linker", "--database-url", there.render_as_string(hide_password=False))
 
@@ -761,7 +761,7 @@ class TestCannotRun:
         ],
     )
     def test_app(self, shop: str, name: str, problem: str) -> None:
-        """An --app that names no linker is told before any database is asked."""
+        """An --app that names no linker is an error before any database is asked."""
         result = doctor("--app", name.format(shop=shop), "--database-url", "postgresql+asyncpg://127.0.0.1:9/d")
 
         assert 2 == result.exit_code
@@ -782,7 +782,7 @@ class TestCannotRun:
         ],
     )
     def test_application_that_fails(self, tmp_path: Path, source: str, problem: str) -> None:
-        """What an application raises when it is imported is never exit 0 or 1, and its text is not repeated."""
+        """An error during the application's import is never exit 0 or 1, and its text is not repeated."""
         name = f"failing_{next(_numbers)}"
         (tmp_path / f"{name}.py").write_text(source, encoding="utf-8")
         sys.path.insert(0, str(tmp_path))
@@ -827,13 +827,13 @@ class TestCannotRun:
 
 
 class TestUnexpected:
-    """Whatever else goes wrong is no finding: exit 2, one line, and no text that may quote a secret."""
+    """Any other failure is no finding: exit 2, one line, and no text that may contain a secret."""
 
     @pytest.mark.parametrize("error", [RuntimeError("hidden"), KeyError("hidden"), SystemExit(0), SystemExit("hidden")])
     def test_while_it_looks(
         self, shop: str, sqlite_url: str, monkeypatch: pytest.MonkeyPatch, error: BaseException
     ) -> None:
-        """An error that nobody foresaw is told by its class, with how to see more."""
+        """An unexpected error is shown by its class, with the way to see more."""
 
         def failing(*_: object, **__: object) -> None:
             raise error
@@ -854,7 +854,7 @@ class TestUnexpected:
         ],
     )
     def test_in_the_applications_own_code(self, shop: str, tmp_path: Path, kind: str, told: str) -> None:
-        """What an engine's listener raises is told with the application's file and line, and without its text."""
+        """An error of an engine's listener is shown with the application's file and line, and without its text."""
         source = """
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -888,7 +888,7 @@ def on_do_connect(*_):
         assert (2, True) == (result.exit_code, "RuntimeError: shown\n" in result.stderr)
 
     def test_while_it_prints(self, shop: str, sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """What cannot be printed, as where an encoding does not know a name, is no finding and no success either."""
+        """A finding that the terminal's encoding cannot print is neither a finding nor a success."""
 
         def failing(*_: object) -> None:
             "hidden\u00fc".encode("ascii")

@@ -87,7 +87,7 @@ async def test_a_migration_that_stops_anywhere_is_finished_by_the_next(
 
 @pytest.mark.parametrize(("kind", "variation"), BOTH, indirect=["kind"])
 async def test_the_downgrade_brings_the_old_schema_back(engine: AsyncEngine, variation: Variation) -> None:
-    """What the steps undo is what they did: the doctor finds the schema wrong again, duplicates and values aside."""
+    """The downgrade undoes the steps: the doctor finds the schema wrong again, apart from duplicates and values."""
     target = variation.mapping()
     await broken_again(engine, variation)
     before = await look(engine, target)

@@ -1,4 +1,4 @@
-"""What the doctor asks the rows, and what it does where there is little to look at."""
+"""The doctor's queries about rows, and its answers for tables with few or no rows."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ async def test_a_table_that_is_not_there_is_a_missing_key(engine: AsyncEngine) -
 
 
 async def test_a_column_that_is_not_there_is_named(engine: AsyncEngine) -> None:
-    """A mapping ahead of its database is told which column is missing, and nothing else is judged."""
+    """A missing column of the mapping is reported, and nothing else is judged."""
     await make(engine, "exclusive", columns={"refresh_token": None})
     report = await look_at(engine, "exclusive")
     assert ["missing-key"] == rules(report)
@@ -145,7 +145,7 @@ async def test_a_column_that_is_not_there_is_named(engine: AsyncEngine) -> None:
 
 @pytest.mark.parametrize("kind", ["asyncpg"], indirect=True)
 async def test_an_invalid_index_is_found_by_its_true_name(engine: AsyncEngine) -> None:
-    """What a failed CREATE UNIQUE INDEX CONCURRENTLY leaves is named, beside the duplicates that it failed on."""
+    """An invalid index of a failed CREATE UNIQUE INDEX CONCURRENTLY is named, beside the duplicates that caused it."""
     await make(engine, "exclusive", links("(1, 'acme', 'a')", "(2, 'acme', 'a')"))
     async with engine.connect() as connection:
         alone = await connection.execution_options(isolation_level="AUTOCOMMIT")
@@ -158,7 +158,7 @@ async def test_an_invalid_index_is_found_by_its_true_name(engine: AsyncEngine) -
 
 @pytest.mark.parametrize("kind", ["asyncpg"], indirect=True)
 async def test_a_role_that_may_not_read_is_told_so(engine: AsyncEngine) -> None:
-    """Without SELECT nothing about the rows can be told, and the error says which role needs it."""
+    """Without the right SELECT the doctor raises an error that says which role needs it."""
     await make(engine, "exclusive")
     await run_sql(engine, "DROP ROLE IF EXISTS blind", "CREATE ROLE blind")
     try:

@@ -105,7 +105,7 @@ def test_the_command_is_the_one_that_was_run_and_repairs(options: tuple[str, ...
 
 
 def test_the_environments_url_is_not_repeated() -> None:
-    """What came from the environment comes from there again."""
+    """A URL from the environment is taken from the environment again."""
     looked = run("doctor", "--app", "shop:linker", ACCOUNTLINK_DATABASE_URL=URL)
     assert ["--app", "shop:linker", "--emit", "sql"] == command_in(looked.stdout)
 

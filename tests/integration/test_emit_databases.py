@@ -1,4 +1,4 @@
-"""What the doctor emits, on real databases: it runs, it repairs, and it touches nothing else."""
+"""The emitted migrations on real databases: they run, they repair, and they change nothing else."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ async def pointing(engine: AsyncEngine) -> dict[int, int | None]:
 def settled(
     before: dict[int, Row], key: Callable[[Row], tuple[object, ...]], *, soft: bool
 ) -> tuple[dict[int, int], dict[int, str]]:
-    """What should happen, worked out in Python: losers by their keeper, and the tokens that keepers get."""
+    """Compute the expected result in Python: the losers of each keeper, and the tokens that keepers get."""
     groups: dict[tuple[object, ...], list[Row]] = defaultdict(list)
     for row in before.values():
         if not soft or row.deleted_at is None:
@@ -263,7 +263,7 @@ async def test_addresses_are_lowered_and_tokens_of_another_account_stay_where_th
 
 @BOTH
 async def test_an_odd_address_is_left_to_people(engine: AsyncEngine) -> None:
-    """What lower() does not bring into normal form is not written, and the migration says what to do."""
+    """An address that lower() does not normalise is not written, and the migration says what to do."""
     mapping = links(EMAIL, soft=False)
     await create(engine, mapping.table.metadata)
     await fill(engine, 2, user="i", account="NULL", email="CASE i WHEN 1 THEN 'Straße@Example.ORG' ELSE 'A@b.c' END")
@@ -339,7 +339,7 @@ async def test_links_of_several_tenants_are_not_settled(engine: AsyncEngine) -> 
 
 @BOTH
 async def test_of_ids_that_do_not_rise_none_is_the_newest(engine: AsyncEngine) -> None:
-    """Without a moment nobody knows which of several rows came last."""
+    """Without a mapped time the newest of several rows is not known."""
     table = sa.Table(
         "links",
         sa.MetaData(),
@@ -388,7 +388,7 @@ async def test_credentials_that_take_no_null_are_wiped_as_unlink_does_it(engine:
 
 @POSTGRESQL
 async def test_rows_that_the_doctor_cannot_see_are_settled(engine: AsyncEngine) -> None:
-    """Under row-level security nothing is counted; the owner of the table runs the steps all the same."""
+    """Under row-level security the doctor counts nothing; the table's owner can still run the steps."""
     linked = LINKED.format("(1, 1, 'acme', 'a'), (2, 2, 'acme', 'a')")
     security = ("ALTER TABLE links ENABLE ROW LEVEL SECURITY", "CREATE POLICY mine ON links USING (user_id = 1)")
     variation = Variation(name="", shape="exclusive", keys=(linked, *security))
@@ -461,7 +461,7 @@ async def test_no_key_goes_in_a_client_that_passes_errors_over(engine: AsyncEngi
 @SQLITE
 @pytest.mark.skipif(shutil.which("sqlite3") is None, reason="needs the program sqlite3")
 async def test_the_program_of_sqlite_stops_at_the_first_error(database: Database, engine: AsyncEngine) -> None:
-    """It is not called with -bail, and nothing is changed all the same: neither an index nor a table built anew."""
+    """Even without -bail the script changes nothing after an error: no index, and no new table."""
     for made, mapping in ((STALE.statements("sqlite"), STALE.mapping()), (OWN_KEY, own_key())):
         gone = ("events", "log", "links", "uq_links_provider_account_id")
         await run_sql(engine, *(f"DROP TABLE IF EXISTS {name}" for name in gone), *made)
@@ -527,7 +527,7 @@ async def broken_schema(engine: AsyncEngine) -> AsyncIterator[None]:
 
 
 async def shape(engine: AsyncEngine) -> list[tuple[Any, ...]]:
-    """What the catalogue says of indexes, constraints and columns, the validity of indexes included."""
+    """Return the catalogue's indexes, constraints and columns, with the validity of indexes."""
     return await rows(
         engine,
         """

@@ -1,4 +1,4 @@
-"""What grants cost on the wire: statements and round trips, counted between client and server, and printed."""
+"""The cost of grants on the wire: statements and round trips, counted between client and server, and printed."""
 
 from __future__ import annotations
 

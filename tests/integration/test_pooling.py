@@ -140,7 +140,7 @@ async def test_an_engine_whose_only_connection_is_taken_is_checked(pooler: Poole
 
 
 async def test_a_name_that_is_taken_is_evidence(postgres: PostgresServer) -> None:
-    """F09: the error of a prepared statement that is there already is no failure of the check but a finding."""
+    """F09: an error about an existing prepared statement is a finding, not a failure of the check."""
     with run_pgbouncer(postgres, default_pool_size=1) as pooler:
         client = await asyncpg.connect(host=pooler.host, port=pooler.port, user=pooler.user, database="postgres")
         await client.execute("PREPARE taken AS SELECT 1")
@@ -279,7 +279,7 @@ async def test_nothing_is_left_behind(postgres: PostgresServer, driver: str, dir
 
 @DRIVERS
 async def test_an_unreachable_database_is_unavailable(driver: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Where nobody answers at the port, the error is accountlink's own, without the URL or the password."""
+    """Without a server at the port the error is accountlink's own, without the URL or the password."""
     server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     server.close()
@@ -292,7 +292,7 @@ async def test_an_unreachable_database_is_unavailable(driver: str, caplog: pytes
 
 @DRIVERS
 async def test_a_silent_database_is_busy(driver: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where somebody takes the call and says nothing, the check ends when its time is up."""
+    """If a server accepts the connection and sends nothing, the check ends at its time limit."""
     monkeypatch.setattr(passage, "PATIENCE", 0.5)
     writers: list[asyncio.StreamWriter] = []
 

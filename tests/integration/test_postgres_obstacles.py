@@ -265,7 +265,7 @@ async def test_an_owner_whose_row_is_locked_does_not_hold_a_conflict_up(database
 
 
 async def test_a_deadlock_is_settled(database: Database) -> None:
-    """F05: two callers who link two accounts crosswise: one is told RetryTransaction, the other succeeds."""
+    """F05: two callers link two accounts in opposite orders: one gets RetryTransaction, the other succeeds."""
     engine = patient(database, deadlock_timeout="50ms")
     tables = shared_tables(EXCLUSIVE)
     await create(engine, tables.metadata)

@@ -1,4 +1,4 @@
-"""What a link costs on PostgreSQL, and what it leaves untouched: counted on the wire and in the catalogue."""
+"""The cost of a link on PostgreSQL, and the rows it does not change: counted on the wire and in the catalogue."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ async def test_a_rival_who_rolls_back_leaves_the_account(database: Database) -> 
 
 
 async def waiting(engine: AsyncEngine) -> None:
-    """Wait until somebody waits for a lock."""
+    """Wait until a backend waits for a lock."""
     for _ in range(500):
         if (await rows(engine, "SELECT count(*) FROM pg_locks WHERE NOT granted"))[0][0]:
             return
@@ -264,7 +264,7 @@ async def test_a_row_that_changes_hands_while_its_user_waits_is_not_written(
 
 @pytest.mark.parametrize("how", ["engine", "session"])
 async def test_a_row_that_is_removed_while_a_relink_waits_is_restored(database: Database, how: str) -> None:
-    """F17: unlinked while a relink waits for it: the relink is told as what it is, a restore under the same id."""
+    """F17: a relink that waited for an unlink reports a restore with the same id."""
     engine = database.engine()
     tables = shared_tables(EXCLUSIVE_SOFT)
     await create(engine, tables.metadata)

@@ -1,4 +1,4 @@
-"""What a transfer costs on PostgreSQL, counted on the wire: one statement reads, one decides, and nothing else."""
+"""The cost of a transfer on PostgreSQL, counted on the wire: one statement reads, one decides, nothing else."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def another_way(connection: AsyncConnection, user_id: int) -> bool:
 
 
 def kinds_of(wire: WireProxy) -> list[str]:
-    """What was executed: of a statement with parts, what it does in the end."""
+    """Return the verb of a statement: for one with parts, the verb of its last part."""
     found = []
     for statement in wire.statements:
         words = statement.upper().split()

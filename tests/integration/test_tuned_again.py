@@ -34,7 +34,7 @@ async def settings(engine: AsyncEngine) -> dict[str, Any]:
 
 
 async def writes_and_rolls_back(engine: AsyncEngine) -> None:
-    """What is committed stays, and a rollback undoes a savepoint that came first."""
+    """A committed row stays, and a rollback undoes an earlier savepoint."""
     async with engine.begin() as connection:
         await connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS t (a)")
         await connection.exec_driver_sql("DELETE FROM t")

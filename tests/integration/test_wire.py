@@ -1,4 +1,4 @@
-"""The counting proxy counts what a network would, and cuts exactly where it is told."""
+"""The counting proxy counts as a network would, and cuts exactly where the test says."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -186,7 +186,7 @@ async def test_count_does_not_depend_on_segments(upstream: URL, wire: WireProxy)
 
 
 async def test_cancel_request_is_not_counted(upstream: URL, wire: WireProxy) -> None:
-    """A request to cancel goes through on its own connection, and nobody waits in line for it."""
+    """A cancel request uses its own connection, and does not wait for other messages."""
     async with raw_connection(upstream, wire) as connection:
         with pytest.raises(TimeoutError):
             await connection.execute("SELECT pg_sleep(30)", timeout=0.2)

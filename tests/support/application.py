@@ -67,7 +67,7 @@ async def started(name: str = "application") -> Application:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a web framework sends back: a redirect."""
+    """Represent a redirect of a web framework."""
 
     url: str
     status_code: int

@@ -19,7 +19,7 @@ from tests.support.models import EXCLUSIVE, EXCLUSIVE_SOFT, Clock, identity, mak
 
 @dataclass(frozen=True)
 class Ledgered(Links):
-    """The same table with a ledger beside it."""
+    """A table with a ledger beside it."""
 
     ledger: sa.Table = field(kw_only=True)
 

@@ -1,4 +1,4 @@
-"""Consumes events in a process of its own, and shows for each event that nobody else has it in hand meanwhile.
+"""Consumes events in its own process, and proves for each event that no other process has it meanwhile.
 
 ``python -m tests.support.consumers '{"url": ..., "table": ..., "marks": ..., "hang_at": 7}'``
 
@@ -74,7 +74,7 @@ def say(word: str, number: int) -> None:
 
 
 def main(told: str) -> None:
-    """Do as told."""
+    """Do what the command line says."""
     given: dict[str, Any] = json.loads(told)
     asyncio.run(consume(**given))
 

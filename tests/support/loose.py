@@ -49,7 +49,7 @@ _STAND_IN = (
     """CREATE OPERATOR CLASS citext_ops DEFAULT FOR TYPE citext USING btree AS OPERATOR 1 <, OPERATOR 2 <=,
         OPERATOR 3 =, OPERATOR 4 >=, OPERATOR 5 >, FUNCTION 1 citext_cmp(citext, citext)""",
 )
-"""What the extension ``citext`` is, for a server that does not bring it."""
+"""Statements that imitate the extension ``citext`` on a server that does not have it."""
 
 
 async def loose_type(engine: AsyncEngine, loose: str) -> sa.types.TypeEngine[Any]:

@@ -53,7 +53,7 @@ class Links:
         await create(engine, self.metadata)
 
     async def stored(self, engine: AsyncEngine, *roles: str) -> list[tuple[Any, ...]]:
-        """What the rows hold in these roles, read past the library, in the order of their ids."""
+        """Return the rows' values in these roles, read without the library, in the order of their ids."""
         c = self.mapping.columns
         live = self.linker()._store.statements.live()
         chosen = [live.label("live") if role == "live" else c[role] for role in roles]

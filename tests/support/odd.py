@@ -1,4 +1,4 @@
-"""What programs hand over by mistake, and what attackers hand over on purpose: odd values for every argument."""
+"""Odd values for every argument: those that programs pass by mistake, and those that attackers pass."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Index:
 
 
 class Ambiguous:
-    """What numpy's arrays do: no truth value, no length, and a comparison that is no answer."""
+    """Behave as numpy's arrays do: no truth value, no length, and a comparison without a single answer."""
 
     __hash__ = None  # type: ignore[assignment]  # such a value has none
 

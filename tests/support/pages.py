@@ -25,7 +25,7 @@ ROOT: Final = Path(__file__).parents[2]
 DOCS: Final = ROOT / "docs"
 README: Final = ROOT / "README.md"
 PAGES: Final = [README, *sorted(DOCS.rglob("*.md"))]
-"""What a user of the library reads."""
+"""Pages that a user of the library reads."""
 EVERY_PAGE: Final = [
     *PAGES,
     *(ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")),

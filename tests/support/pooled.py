@@ -1,4 +1,4 @@
-"""One process of an application behind a pooler: its users ask, each in his own words, and check every answer.
+"""One process of an application behind a pooler: each user sends different queries, and checks every answer.
 
 They ask in transactions, in AUTOCOMMIT, and through accountlink, in turn.
 

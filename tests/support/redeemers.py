@@ -35,7 +35,7 @@ async def redeem(*, url: str, table: str, token: str, user: int, times: int) -> 
 
 
 def main(told: str) -> None:
-    """Do as told, and say what came of it."""
+    """Do what the command line says, and report the results."""
     given: dict[str, Any] = json.loads(told)
     sys.stdout.write(json.dumps(asyncio.run(redeem(**given))))
 

@@ -108,7 +108,7 @@ class Variation:
         return [*self.before, made, *(statement.format(key=shape.key) for statement in self.keys)]
 
     def mapping(self) -> AccountMapping[Any, Any] | GrantMapping:
-        """What the doctor is asked about."""
+        """Return the linker or mapping that the doctor examines."""
         return mapping_of(self.shape)
 
 

@@ -54,7 +54,7 @@ def own(**options: Any) -> Callable[[], Shared]:
 
 
 def own_of_users() -> Shared:
-    """The same without linked accounts, with UUIDs and a unique index on the pair."""
+    """Grants without linked accounts, with UUIDs and a unique index on the pair."""
     metadata = sa.MetaData()
     return Shared(metadata=metadata, grants=grants_table(metadata, user_id=sa.Uuid(), one_active_per_pair=True))
 

@@ -57,7 +57,7 @@ async def told(engine: AsyncEngine, policy: LinkPolicy = EXCLUSIVE_SOFT, **optio
 
 
 async def types(engine: AsyncEngine) -> list[str]:
-    """What the outbox holds, by type, read past the library."""
+    """Return the outbox's events by type, read without the library."""
     return [kind for kind, *_ in await rows(engine, RAW)]
 
 

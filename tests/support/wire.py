@@ -1,4 +1,4 @@
-"""A TCP proxy in front of PostgreSQL that counts round trips, and loses messages when told to.
+"""A TCP proxy in front of PostgreSQL that counts round trips, and loses messages when a test asks for it.
 
 A round trip is one wait of the client: it asked for an answer while nothing that it had asked for was
 outstanding. The proxy reads whole protocol messages, so the count does not depend on how TCP cuts or joins
@@ -62,7 +62,7 @@ class Trip:
 
 
 class Lose(enum.Enum):
-    """What a cut takes with it."""
+    """Choose which data a cut loses."""
 
     REQUEST = "the server never sees it"
     REPLY = "the server has answered in full, and the client never hears of it"
@@ -82,7 +82,7 @@ def executes(prefix: str) -> Callable[[Message], bool]:
 
 
 class WireProxy:
-    """Forward connections on 127.0.0.1 to a PostgreSQL server, count, and cut where told.
+    """Forward connections on 127.0.0.1 to a PostgreSQL server, count, and cut where the test says.
 
     Encryption is declined for the server, requests to cancel pass uncounted, and a fault strikes once only.
     """

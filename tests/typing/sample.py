@@ -1,4 +1,4 @@
-"""What an application writes, as a strict type checker reads it. Nothing here runs; test_public_types.py checks it."""
+"""Show code of an application to a strict type checker. Nothing here runs; test_public_types.py checks it."""
 
 from collections.abc import Sequence
 from contextlib import aclosing

@@ -98,7 +98,7 @@ UNHANDLED: Final = """
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What mypy, as strict as it can be and as an application would run it, says of the sample and of each mistake."""
+    """Return what strict mypy reports for the sample and for each mistake in it."""
     directory = tmp_path_factory.mktemp("typing")
     bodies = {name: f"    {line}\n" for name, (line, _) in MISTAKES.items()} | {"an unhandled outcome": UNHANDLED}
     text, places = SAMPLE, {}

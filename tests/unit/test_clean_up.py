@@ -52,7 +52,7 @@ async def test_clean_up_ends_though_its_caller_is_cancelled() -> None:
 
 
 async def test_clean_up_ends_though_its_caller_is_cancelled_at_every_step() -> None:
-    """Cancel scopes with levels cancel again and again; the clean-up ends all the same."""
+    """A clean-up ends even if a cancel scope cancels again and again."""
     room = Room()
 
     def always(task: asyncio.Task[None]) -> None:
@@ -65,7 +65,7 @@ async def test_clean_up_ends_though_its_caller_is_cancelled_at_every_step() -> N
 
 
 async def test_clean_up_begins_though_its_caller_is_cancelled_already() -> None:
-    """Whoever is cancelled before he comes to clean up still does."""
+    """A task that is cancelled before its clean-up still runs its clean-up."""
     room = Room()
 
     async def leave() -> None:
@@ -90,7 +90,7 @@ async def test_clean_up_that_does_not_end_is_broken_off() -> None:
 
 
 async def test_what_clean_up_raises_is_raised() -> None:
-    """Its own error is the caller's, unless he is cancelled: then that is what he hears."""
+    """The caller gets the error of the clean-up, or the cancellation if the caller is cancelled."""
 
     async def fails() -> None:
         await asyncio.sleep(0.01)

@@ -100,7 +100,7 @@ FIELD_CHANNELS: dict[str, Callable[[TokenSet], object]] = {
 
 @pytest.mark.parametrize("channel", FIELD_CHANNELS.values(), ids=FIELD_CHANNELS)
 def test_a_field_is_a_concealed_secret(channel: Callable[[TokenSet], object]) -> None:
-    """A28: whoever takes a token set apart finds secrets, and no text."""
+    """A28: the parts of a token set are secrets, not texts."""
     assert [] == leaks(channel(TOKENS))
 
 
@@ -173,7 +173,7 @@ def test_a_token_set_holds_what_it_was_given() -> None:
 
 
 def test_a_token_set_needs_an_access_token_alone() -> None:
-    """What a provider does not say is absent, and not guessed."""
+    """A value that the provider did not send is absent, not guessed."""
     tokens = TokenSet(access_token=ACCESS)
     assert (None, None, frozenset(), "Bearer", None) == (
         tokens.refresh_token,

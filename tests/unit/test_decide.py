@@ -86,7 +86,7 @@ CLAIMS: Final[dict[str, tuple[dict[str, Any], object]]] = {
 
 @pytest.mark.parametrize(("facts", "expected"), CLAIMS.values(), ids=CLAIMS)
 def test_what_a_claim_comes_to(facts: dict[str, Any], expected: object) -> None:
-    """A18, F03: who has the account is told so whatever else is wrong; then expiry; then the state of the row."""
+    """A18, F03: the owner gets AlreadyOwner whatever else is wrong; then expiry counts; then the row's state."""
     given: dict[str, Any] = {"named": OWNER, "live": True, "version": 3, "own": None, "expired": False, "fits": True}
     given |= facts
     expired, fits = given.pop("expired"), given.pop("fits")
@@ -144,7 +144,7 @@ DATABASE_ERRORS: Final[dict[str, tuple[Trouble, dict[str, Any], tuple[object, ..
 
 @pytest.mark.parametrize(("trouble", "facts", "expected"), DATABASE_ERRORS.values(), ids=DATABASE_ERRORS)
 def test_what_a_database_error_comes_to(trouble: Trouble, facts: dict[str, Any], expected: tuple[object, ...]) -> None:
-    """Each row of the table: what is safe is done again, the rest is told with the database's own code."""
+    """Each row of the table: a safe failure is retried, and the others are raised with the database's own code."""
     state: dict[str, Any] = {"owned": False, "ambiguous": False, "retries": 0, "reconnects": 0} | facts
     error = failure(trouble, sqlstate="40001", constraint="uq_links", columns=("provider",))
     assert expected == said(after_failure(error, **state))
@@ -174,7 +174,7 @@ def test_a_database_error_is_never_an_answer(trouble: Trouble, state: dict[str, 
 @pytest.mark.parametrize("owned", [True, False], ids=["own", "the caller's"])
 @pytest.mark.parametrize("trouble", Trouble)
 def test_what_a_failed_lookup_comes_to(trouble: Trouble, owned: bool) -> None:
-    """A look-up that fails is told as such, unless the caller's own transaction is what cannot go on."""
+    """A failed look-up is OwnerLookupFailed, unless the caller's own transaction cannot continue."""
     verdict = after_lookup_failure(failure(trouble, sqlstate="42501"), provider="google", owned=owned)
     if trouble is Trouble.SERIALIZATION and not owned:
         assert (RetryTransaction, {"sqlstate": "42501"}) == said(verdict)
@@ -445,7 +445,7 @@ ENDLESS: Final[dict[str, tuple[dict[str, object], type[Exception]]]] = {
 @pytest.mark.parametrize("owned", [True, False], ids=["own", "the caller's"])
 @pytest.mark.parametrize(("answers", "expected"), ENDLESS.values(), ids=ENDLESS)
 async def test_no_race_is_run_for_ever(answers: dict[str, object], expected: type[Exception], owned: bool) -> None:
-    """A database that always answers the same is asked a bounded number of times, and then the caller is told.
+    """A database that always gives one answer is asked a limited number of times; then the call raises.
 
     Row-level security that hides the owner's row is one that does: the statement finds nobody, and the index refuses.
     """
@@ -487,7 +487,7 @@ async def test_a_refusal_with_an_owner_is_a_conflict() -> None:
 
 
 async def test_a_lost_commit_is_told_as_unknown() -> None:
-    """A connection that was lost where a commit may have happened is told as such, after the one reconnect."""
+    """A connection that was lost where a commit may have happened is OutcomeUnknown, after the one reconnect."""
     place = Scripted(owned=True, ambiguous=True, answers={"link": failure(Trouble.LOST)})
     with pytest.raises(OutcomeUnknown):
         await settle(place)

@@ -69,7 +69,7 @@ def test_every_error_has_a_row() -> None:
 
 @each_code
 def test_a_page_of_an_error_has_every_section(code: str) -> None:
-    """Whoever looks an error up finds meaning, cause, remedy, guarantee and fields, in this order."""
+    """The page of an error has meaning, cause, remedy, guarantee and fields, in this order."""
     text = text_of(DOCS / "errors" / f"{code}.md")
     assert text.startswith(f"# `{code}`\n")
     assert f"`{CLASSES[code].__name__}`" in text
@@ -106,7 +106,7 @@ def test_every_rule_has_a_row() -> None:
 
 @pytest.mark.parametrize("name", RULE_NAMES)
 def test_a_page_of_a_rule_has_every_section(name: str) -> None:
-    """Whoever looks a finding up finds what it means, how it was found, and what the migration will do."""
+    """The page of a rule has its meaning, how it is found, its migration and its limits, in this order."""
     text = text_of(DOCS / "doctor" / f"{name}.md")
     assert text.startswith(f"# `{name}`\n")
     found = re.findall(r"^## (.+)$", text, re.MULTILINE)
@@ -178,13 +178,13 @@ def test_no_page_names_an_absolute_path(page: Path) -> None:
 
 @each_block
 def test_every_block_is_python(block: Block) -> None:
-    """What is shown as Python is Python."""
+    """A Python block of a page is valid Python."""
     assert block.tree().body
 
 
 @each_block
 def test_every_block_uses_what_exists(block: Block) -> None:
-    """What a block imports from accountlink, and what it calls on a linker, is there."""
+    """Every name that a block imports from accountlink, or calls on a linker, exists."""
     missing = []
     for node in ast.walk(block.tree()):
         if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "accountlink":

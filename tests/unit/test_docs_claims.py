@@ -1,4 +1,4 @@
-"""What the documentation claims of names, arguments and defaults is what the code has."""
+"""The documentation's names, arguments and defaults are those of the code."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ from tests.support.pages import DOCS, EVERY_PAGE, README, ROOT, SPAN, blocks_of,
 _DEFAULT: Final = re.compile(r"^\| `([\w.]+)\((\w+)=\)` \| `([^`]+)` \|", re.MULTILINE)
 _TREE: Final = re.compile(r"^( *)([\w.]+/?) {2,}", re.MULTILINE)
 _CLASS: Final = re.compile(r"`((?:[A-Z][a-z]+){2,})\b")
-_PEOPLE: Final = re.compile(r"\b(?:he|his|him|himself)\b", re.IGNORECASE)
 _FOR_CALLERS: Final = (AccountLinker, ShareGrants)
 _NOT_CALLED: Final = (Enum, BaseException)
 _ANY: Final = inspect.Parameter.VAR_KEYWORD
@@ -36,7 +35,7 @@ _MADE_BY_ACCOUNTLINK: Final = ("IssuedGrant",)
 
 
 def public() -> dict[str, Callable[..., Any]]:
-    """What an application calls, by the name that the documentation gives it."""
+    """Return the functions that an application calls, by their names in the documentation."""
     named = {name: getattr(accountlink, name) for name in accountlink.__all__}
     named = {name: one for name, one in named.items() if not (isinstance(one, type) and issubclass(one, _NOT_CALLED))}
     for owner in _FOR_CALLERS:
@@ -157,12 +156,6 @@ def test_the_layout_is_the_layout() -> None:
     for folder in (ROOT / "src" / "accountlink", ROOT / "tests"):
         folders = {path for path in folder.iterdir() if path.is_dir() and path.name != "__pycache__"}
         assert folders <= shown
-
-
-@pytest.mark.parametrize("page", EVERY_PAGE, ids=name_of)
-def test_people_are_named_by_their_part(page: Path) -> None:
-    """A user, an owner, a claimant is named so, or "they"."""
-    assert [line for line in text_of(page).splitlines() if _PEOPLE.search(line)] == []
 
 
 def test_the_readme_leads_on() -> None:

@@ -32,7 +32,7 @@ _PROJECTS: Final = sorted({block.page for block in _BLOCKS if block.how == "file
 
 @pytest.mark.parametrize("block", _BLOCKS, ids=str)
 def test_every_block_runs_or_says_why_not(block: Block) -> None:
-    """What a page shows has a test that runs it, or a comment above it with the reason why none can."""
+    """Each block of a page is run by a test, or has a comment with the reason why it cannot run."""
     assert block.how in HOW
     assert bool(block.how) == bool(block.what), "a comment above a block brings a set-up, a name or a reason"
     assert block.how == "not run" or block.language in _LANGUAGES
@@ -70,7 +70,7 @@ async def test_python_runs(
 
 
 async def findings(module: ModuleType) -> list[Finding]:
-    """What the doctor finds in the tables that a page made: pages do not recommend what another one warns of."""
+    """Return the doctor's findings for the tables that a page made: no page recommends what another warns of."""
     engine, linker = vars(module).get("engine"), vars(module).get("linker")
     if engine is None or linker is None or engine.dialect.name != "sqlite":
         return []
@@ -118,5 +118,5 @@ def test_projects_pass(page: Path, mode: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("block", blocks_in("json"), ids=str)
 def test_json_is_json(block: Block) -> None:
-    """What is shown as JSON is JSON."""
+    """A JSON block of a page is valid JSON."""
     assert json.loads(block.source)

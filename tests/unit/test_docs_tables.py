@@ -21,7 +21,7 @@ _REQUIREMENT: Final = re.compile(r"([\w.-]+(?:\[\w+\])?)(?:>=([\d.]+))?(?:,<([\d
 
 
 def first_cells(page: Path, heading: str) -> list[str]:
-    """What stands as code in the first cell of each row of the first table below a heading."""
+    """Return the code in the first cell of each row of the first table below a heading."""
     below = text_of(page).partition(f"\n{heading}\n")[2]
     assert below, f"{page.name} has no heading {heading}"
     [table, *_] = re.findall(r"(?:^\|.*\n)+", below, re.MULTILINE)
@@ -56,7 +56,7 @@ def test_the_doctor_s_options_are_listed() -> None:
 def test_every_event_is_listed() -> None:
     """The page has each type of event, in one of its two tables."""
     page = DOCS / "events.md"
-    links, grants = first_cells(page, "## What is told"), first_cells(page, "## Sharing grants")
+    links, grants = first_cells(page, "## The events of links"), first_cells(page, "## Sharing grants")
     assert sorted(each.value for each in EventType) == sorted([*links, *grants])
 
 
@@ -75,7 +75,7 @@ def test_every_column_is_listed(page: str, heading: str, table: sa.Table) -> Non
 
 
 def test_every_role_is_listed() -> None:
-    """The pages about tables of one's own have each role that a column can play."""
+    """The pages about an application's own tables list each role that a column can have."""
     assert set(ROLES) == set(first_cells(DOCS / "your-own-table.md", "## The roles"))
     grants = text_of(DOCS / "sharing.md").partition("\n## A table of your own\n")[2].partition("\n## ")[0]
     assert [] == [role for role in GRANT_ROLES if f"`{role}`" not in grants]

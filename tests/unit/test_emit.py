@@ -510,7 +510,7 @@ def test_a_column_that_partitions_depend_on_is_left_to_people(table: dict[str, A
 
 
 def test_a_column_of_addresses_keeps_its_type() -> None:
-    """Addresses are brought into one form; how their column compares is nobody's concern then."""
+    """Addresses are converted to one form, so their column's comparison need not change."""
     need = Need(columns=("user_id", "provider", "email"), live=True, reason="a user has an address once")
     subject = replace(SUBJECT, needs=(need, ID_NEED), normal="email", exclusive=False)
     columns = changed("email", text("email", type="citext", exact=False))
@@ -521,7 +521,7 @@ def test_a_column_of_addresses_keeps_its_type() -> None:
 
 
 def test_a_column_of_numbers_is_left_to_people() -> None:
-    """Changing its type would write the table again under a lock: the way around that is told."""
+    """A change of an integer's type would rewrite the table under a lock, so a comment shows another way."""
     subject = replace(SUBJECT, bits={"user_id": 64})
     right = index("k", "provider", "account_id", where="deleted_at IS NULL")
     narrow = number("user_id", type="integer", bits=32)
@@ -731,7 +731,7 @@ def test_a_reason_that_would_block_is_not_given() -> None:
     ],
 )
 def test_a_reason_that_the_column_may_refuse_is_not_given(column: Column, checks: tuple[str, ...]) -> None:
-    """The row is marked dead all the same."""
+    """The row is still marked dead."""
     subject = replace(SUBJECT, roles=ROLES | {"reason": "why"})
     repair = planned(case(subject=subject, columns=(*COLUMNS, column), rows=duplicates(), checks=checks))
     assert "'duplicate'" not in " ".join(sql(repair))
@@ -799,7 +799,7 @@ def test_sqlite_repairs_in_one_transaction() -> None:
 
 
 def test_sqlite_stops_at_the_first_error() -> None:
-    """The program itself is told to, up and down: it would go on, and commit the rest."""
+    """The script makes the program stop at an error, up and down: otherwise it would continue and commit."""
     script = sql_script(planned(case(index("k", "provider", "account_id"), dialect="sqlite")))
     assert ".bail on" == script.splitlines()[0]
     assert ".bail on" == downgrade(script).splitlines()[0]

@@ -85,7 +85,7 @@ def test_an_error_has_a_code_fields_and_a_remedy(name: str, code: str, fields: d
 
 @ROWS
 def test_an_error_has_the_one_root(name: str, code: str, fields: dict[str, Any], remedy: str) -> None:
-    """One ``except`` catches everything that accountlink raises of its own, and is no broader class's."""
+    """One ``except`` catches every error of accountlink, and no error of another library."""
     above = [kind for kind in type(make(name, fields)).__mro__[1:] if kind is not errors.TokenRejected]
     assert [AccountLinkError, Exception, BaseException, object] == above
 
@@ -129,7 +129,7 @@ def test_an_applications_own_error_survives_too() -> None:
 
 
 class Own(AccountLinkError):
-    """What an application derives."""
+    """Derived by an application."""
 
     def __init__(self, what: str, number: int) -> None:
         super().__init__(f"{what} ({number})")
@@ -173,7 +173,7 @@ def test_a_refused_grant_is_one_answer() -> None:
 
 
 def test_row_level_security_is_named_as_a_possible_cause() -> None:
-    """Whoever cannot see the owner's row is told why that may be, more firmly where the table has policies."""
+    """OwnerNotFound names row-level security as a possible cause, with more certainty if the table has policies."""
     assert "probably hides" in str(errors.OwnerNotFound(provider="google", constraint="uq", row_security=True))
     assert "may hide" in str(errors.OwnerNotFound(provider="google", constraint="uq", row_security=False))
 

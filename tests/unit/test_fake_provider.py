@@ -176,7 +176,7 @@ class TestCodeFlow:
         }
 
     async def test_binds_state_nonce_challenge_and_issuer(self, provider: FakeProvider, site: Site) -> None:
-        """What Authlib sends comes back: the state and the issuer in the redirect, the nonce in the token."""
+        """The provider returns Authlib's values: state and issuer in the redirect, the nonce in the token."""
         started = await site.browser.get("/login")
         asked = query_of(started)
         answered = query_of(await site.browser.get(started.headers["Location"]))
@@ -219,13 +219,13 @@ class TestCodeFlow:
             assert (await site.token(login_hint=SUBJECT))["userinfo"]["sub"] == SUBJECT
 
     async def test_unknown_scopes_are_not_granted(self, provider: FakeProvider) -> None:
-        """What is granted may be less than what was asked for, and the answer says what it is."""
+        """The granted scopes may be fewer than the requested ones, and the answer names them."""
         site = Site(provider, scope="openid calendar.write")
         async with site.browser:
             assert (await site.token())["scope"] == "openid"
 
     async def test_oauth_without_openid(self, provider: FakeProvider) -> None:
-        """Without the scope openid there is an access token, and it identifies nobody."""
+        """Without the scope openid there is an access token, but no identity."""
         site = Site(provider, scope="email")
         async with site.browser:
             held = await site.token()

@@ -57,6 +57,6 @@ def test_a_padded_column_is_padded_where_the_database_does_it(dialect: sa.Dialec
     [*((sa.Integer(), text) for text in ("1_0", " 1", "+1", "01", "1.0", "", "alice")), (sa.Uuid(), "7")],
 )
 def test_a_text_of_another_kind_is_no_id(dialect: sa.Dialect, kind: Any, text: str) -> None:
-    """What Python would take for a number, and no number writes itself like, is refused."""
+    """A text that Python reads as a number, but that no number is written as, is refused."""
     with pytest.raises(ValueError, match=r"."):
         reader(kind, dialect)(text)

@@ -1,4 +1,4 @@
-"""What an application pays for importing accountlink: the doctor, a tool, is not a part of it."""
+"""The import of accountlink loads no part of the doctor."""
 
 import json
 from typing import Final

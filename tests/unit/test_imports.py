@@ -1,4 +1,4 @@
-"""What importing accountlink costs, and what its values may know."""
+"""The cost of importing accountlink, and the modules on which its values may depend."""
 
 import ast
 import json
@@ -136,7 +136,7 @@ def test_the_errors_know_nothing_of_accountlink() -> None:
 
 
 def test_errors_and_values_do_not_know_sqlalchemy() -> None:
-    """What SQLAlchemy and the drivers are like is nothing that errors, values or the signing of tokens depend on."""
+    """Errors, values and the signing of tokens do not depend on SQLAlchemy or a driver."""
     pure = [PACKAGE / "errors.py", PACKAGE / "transfers" / "signing.py", *VALUES]
     drivers = ("sqlalchemy", "asyncpg", "psycopg", "aiosqlite", "sqlite3")
     assert [] == [(path.name, name) for path in pure for name in _imports(path) if name.split(".")[0] in drivers]

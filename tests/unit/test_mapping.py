@@ -91,7 +91,7 @@ class Calendar(Base):
 
     @hybrid_property
     def seller(self) -> str:
-        """The same under another name."""
+        """The vendor, under another name."""
         return self.vendor
 
     @hybrid_property
@@ -128,7 +128,7 @@ def test_only_what_the_table_has_is_mapped() -> None:
 
 
 def test_explicit_attributes_win_over_default_names() -> None:
-    """What is given is taken, also beside a column that carries the role's name."""
+    """A column that is passed is used, even beside a column with the role's name."""
     other = table(*SMALLEST, "email", other=sa.Column("contact", sa.Text))
     assert "contact" == names(mapped(other, email=other.c.contact))["email"]
 
@@ -312,7 +312,7 @@ NOT_COLUMNS: Final[dict[str, Callable[[], object]]] = {
 
 @pytest.mark.parametrize("make", NOT_COLUMNS.values(), ids=NOT_COLUMNS)
 def test_what_is_no_column_is_refused(make: Callable[[], object]) -> None:
-    """What cannot be written is no column, and is refused as such when the mapping is made."""
+    """An attribute that cannot be written is no column, and is refused when the mapping is made."""
     message = refusal(
         Calendar, id=Calendar.ident, user_id=Calendar.owner_id, provider=make(), account_id=Calendar.vendor_uid
     )
@@ -471,7 +471,7 @@ def test_an_id_is_of_its_columns_type(kind: Any, taken: list[object], refused: l
     ids=["int4", "int4, negative", "int2", "int8", "NUL", "surrogate"],
 )
 def test_an_id_that_the_column_cannot_hold_is_known(kind: Any, value: object) -> None:
-    """F22: a value of the right type that the column cannot hold is told before any SQL."""
+    """F22: a value that its column cannot store, though its type is right, is refused before any SQL."""
     found = IdType.of(sa.Column("x", kind))
     assert (True, False) == (found.accepts(value), found.holds(value))
 
@@ -590,7 +590,7 @@ class Joined(Discriminated):
 
 
 def test_a_model_in_two_tables_is_refused() -> None:
-    """Links live in one table, and a model that is spread over two is told to have one of its own."""
+    """Links live in one table: a model that spans two tables is refused, with the remedy."""
     assert "map a model that has a table of its own" in refusal(Joined).replace("Map", "map")
 
 

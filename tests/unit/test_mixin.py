@@ -467,7 +467,7 @@ def test_an_optional_user_is_refused() -> None:
 
 
 def test_a_model_without_a_user_is_refused() -> None:
-    """A model whose ``user_id`` was forgotten is told so."""
+    """A model without ``user_id`` is refused, and the error says so."""
     with pytest.raises(ConfigurationError) as caught:
         model(user_id=None)
     assert "`user_id`" in str(caught.value)

@@ -171,14 +171,14 @@ def test_a_snapshot_shows_neither_user_nor_email() -> None:
 
 
 def _walk_fields(value: Any) -> Any:
-    """What encoders of orjson's kind do: the fields of dataclasses, and ``default`` for the rest."""
+    """Encode as orjson does: the fields of dataclasses, and ``default`` for the rest."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {name: _walk_fields(getattr(value, name)) for name in value.__dataclass_fields__}
     return str(value)
 
 
 def _walk_slots(value: Any) -> Any:
-    """What encoders that know no dataclass do: every slot of every base, and the state of whatever is in there."""
+    """Encode without knowing dataclasses: every slot of every base, and the state of each value in it."""
     slots = [base.__dict__.get("__slots__", ()) for base in type(value).__mro__]
     names = [name for each in slots for name in ((each,) if isinstance(each, str) else each)]
     return {name: _walk_slots(getattr(value, name)) for name in names if hasattr(value, name)} or str(value)
@@ -217,7 +217,7 @@ CHANNELS: dict[str, Callable[[OwnershipConflict], object]] = {
 
 @pytest.mark.parametrize("channel", CHANNELS.values(), ids=CHANNELS)
 def test_the_owner_leaves_by_no_channel(channel: Callable[[OwnershipConflict], object]) -> None:
-    """A25: the owner is for the server's own log: no representation, encoder, copy or pickle carries him."""
+    """A25: the owner is only for the server's log: no representation, encoder, copy or pickle contains the owner."""
     assert OWNER not in repr(channel(conflict()))
 
 
@@ -247,7 +247,7 @@ def test_a_conflict_has_no_dict_to_look_into() -> None:
 
 
 def test_conflicts_with_different_owners_are_alike() -> None:
-    """A25: whoever the owner is, the conflict that leaves the server is byte for byte the same."""
+    """A25: the conflict that leaves the server has the same bytes for every owner."""
     one, other = conflict(1), conflict("a quite different owner")
     assert one == other
     assert hash(one) == hash(other)
@@ -311,7 +311,7 @@ def test_a_redirect_keeps_the_query_of_its_base(base: str, expected: str) -> Non
 
 
 def test_a_redirect_sets_its_parameter_once() -> None:
-    """What an earlier redirect left in the query is replaced, so that nobody reads the old answer."""
+    """A parameter of an earlier redirect is replaced in the query, so that no page reads the old answer."""
     assert "/cb?x=1&error=ownership_conflict" == conflict(token=None).redirect_url("/cb?error=old&x=1&error&error=")
     assert "/cb?connection=success" == LINKED.redirect_url("/cb?connection=failed")
 
@@ -346,7 +346,7 @@ URL_TEXT = st.text(st.characters(exclude_characters="#&=?+%;", exclude_categorie
 
 @given(st.lists(st.tuples(URL_TEXT.filter(lambda name: name not in {"", "error"}), URL_TEXT), max_size=5))
 def test_the_token_is_never_in_the_query(pairs: list[tuple[str, str]]) -> None:
-    """A28: browsers send a query to servers, logs and the next site, and a fragment to nobody."""
+    """A28: the token is in the fragment, because browsers send a query to servers, logs and the next site."""
     base = "https://app.example/cb?" + "&".join(f"{name}={value}" for name, value in pairs)
     parts = urlsplit(conflict().redirect_url(base))
     assert {"transfer_token": [TOKEN]} == parse_qs(parts.fragment)

@@ -58,7 +58,7 @@ def test_a_deleted_row_remembers_no_reason() -> None:
 
 
 def test_the_default_is_the_strict_policy() -> None:
-    """A06: whoever says nothing gets the stable account id as the key, and one owner per account."""
+    """A06: the default policy has the stable account id as the key, and one owner per account."""
     strict = LinkPolicy(key=Key.ACCOUNT_ID, ownership=Ownership.EXCLUSIVE, removal=Removal.DELETE, blocked_reasons=())
     assert strict == LinkPolicy()
 

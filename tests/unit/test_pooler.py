@@ -27,7 +27,7 @@ def test_psycopg_never_prepares() -> None:
 
 @pytest.mark.parametrize("url", ["postgresql+psycopg://host/db", sa.make_url("postgresql+asyncpg://host/db")])
 def test_own_arguments_stay(url: str | sa.URL) -> None:
-    """What the application passes to its driver is kept, and its own dictionary is not changed."""
+    """The application's own arguments for its driver are kept, and its dictionary is not changed."""
     own: dict[str, Any] = {"ssl": "require"}
     assert "require" == pooler_options(url, connect_args=own)["connect_args"]["ssl"]
     assert {"ssl": "require"} == own

@@ -74,7 +74,7 @@ def _raw(text: str) -> bytes:
 
 
 def payload(token: str) -> dict[str, Any]:
-    """Read a token as anybody can who finds it: without a key."""
+    """Read a token without a key, as anyone who has it can."""
     return cast("dict[str, Any]", json.loads(_raw(token.partition(".")[0])))
 
 
@@ -150,7 +150,7 @@ def test_the_end_is_the_same_moment_in_every_zone() -> None:
 
 
 def test_a_token_is_readable_and_tells_nobody_who_the_owner_is() -> None:
-    """A25: neither owner nor provider nor account nor their plain digests are in a token that anybody can read."""
+    """A25: a readable token contains neither owner, provider, account nor their plain digests."""
     token = sign()
     shown = json.dumps(payload(token)) + token + str(_raw(token.partition(".")[0]))
     assert [] == [word for word in (OWNER, "provider-canary", ACCOUNT) if word in shown]
@@ -341,7 +341,7 @@ SHAPES: Final[dict[str, object]] = {
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_a_signed_token_of_another_shape_is_forged(shape: object) -> None:
-    """A20: what the secret has signed for something else, or in another version, is no transfer token."""
+    """A20: a text that the secret signed for another purpose or version is not a transfer token."""
     assert read(signed(GOOD)).fits(state())
     assert forged(signed(shape))
 
@@ -357,7 +357,7 @@ def test_a_signed_token_that_is_no_json_is_forged(value: bytes) -> None:
 
 @given(st.text() | st.binary() | st.integers() | st.none() | st.lists(st.text(), max_size=3))
 def test_whatever_is_presented_is_forged(presented: object) -> None:
-    """A20: nothing that anybody can write is an error other than that it is forged."""
+    """A20: any value that a client invents is forged, and raises no other error."""
     assert forged(presented)
 
 
@@ -453,7 +453,7 @@ UNUSABLE: Final[dict[str, object]] = {
 
 @pytest.mark.parametrize("secrets", UNUSABLE.values(), ids=UNUSABLE)
 def test_an_unusable_secret_is_refused(secrets: object) -> None:
-    """A21: what is no secret of 32 bytes is refused with the remedy, and is not shown."""
+    """A21: a secret shorter than 32 bytes is refused with the remedy, and is not shown."""
     with pytest.raises(ConfigurationError) as caught:
         TransferSigner(cast("Any", secrets), table="links")
     assert "configuration_error" == caught.value.code
@@ -521,7 +521,7 @@ def test_the_lifetime_of_a_token_is_the_applications() -> None:
 
 @pytest.mark.parametrize(("options", "version"), [({"secrets": ()}, 3), ({}, None)], ids=["no secrets", "no version"])
 def test_a_conflict_that_no_token_can_serve_has_none(options: dict[str, Any], version: int | None) -> None:
-    """Without secrets, or for a row whose states cannot be told apart, there is neither token nor end."""
+    """Without secrets, or without a way to distinguish the states of a row, there is no token and no expiry."""
     conflict = linker(**options)._conflict(OWNED, version, IDENTITY, 8)
     assert (None, None) == (conflict.transfer_token, conflict.expires_at)
 

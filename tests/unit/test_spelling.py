@@ -1,4 +1,4 @@
-"""What a row of another spelling means for a link, and what a column's type makes of a text."""
+"""The meaning of a row with another spelling for a link, and a column type's effect on a text."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ MESSAGE: Final = 'duplicate key value violates unique constraint "uq_links"'
 
 
 def asyncpg_error(code: str = "23505", message: str = MESSAGE, **fields: str) -> asyncpg.PostgresError:
-    """What asyncpg makes of a message of the server."""
+    """Return asyncpg's error for a message of the server."""
     letters = {"detail": "D", "where": "W", "internal_query": "q", "schema_name": "s", "table_name": "t"}
     letters |= {"constraint_name": "n", "column_name": "c", "hint": "H"}
     made = {"S": "ERROR", "V": "ERROR", "C": code, "M": message} | {
@@ -41,7 +41,7 @@ def asyncpg_error(code: str = "23505", message: str = MESSAGE, **fields: str) ->
 
 
 def wrapped(native: BaseException, kind: type[DBAPIError] = IntegrityError, *, invalidated: bool = False) -> DBAPIError:
-    """What SQLAlchemy makes of asyncpg's error: an error of its adapter, whose cause is asyncpg's."""
+    """Return SQLAlchemy's error for an error of asyncpg: its adapter's error, caused by asyncpg's."""
     adapter: Any = dialect.AsyncAdapt_asyncpg_dbapi.IntegrityError
     text = f"{type(native)}: {native}"
     if sa.__version__.startswith("2.0."):
@@ -57,7 +57,7 @@ def wrapped(native: BaseException, kind: type[DBAPIError] = IntegrityError, *, i
 
 
 def psycopg_error(sqlstate: str = "23505", text: str = MESSAGE, **fields: str) -> psycopg.Error:
-    """What psycopg makes of a result that is an error."""
+    """Return psycopg's error for a result that is an error."""
     info: dict[int, bytes | None] = dict.fromkeys(int(field) for field in DiagnosticField)
     given = {"SQLSTATE": sqlstate, "MESSAGE_PRIMARY": text, "SEVERITY": "ERROR"} | fields
     filled = info | {int(DiagnosticField[name]): value.encode() for name, value in given.items()}
@@ -226,7 +226,7 @@ def test_an_invalidated_connection_without_a_state_is_lost() -> None:
     ids=["pool", "misuse", "misuse, wrapped", "before sending", "SQLAlchemy's own"],
 )
 def test_what_is_no_message_of_a_server_is_read(make: Callable[[], BaseException], trouble: Trouble) -> None:
-    """Errors of pools, of drivers' interfaces and of SQLAlchemy itself are told apart without a SQLSTATE."""
+    """Errors of pools, of drivers and of SQLAlchemy itself are distinguished without a SQLSTATE."""
     found = read(make())
     assert (trouble, None) == (found.trouble, found.sqlstate)
 
@@ -288,7 +288,7 @@ def test_an_error_of_sqlite_is_read(schema: str, statements: tuple[str, ...], ex
 
 
 def test_a_busy_sqlite_is_read() -> None:
-    """A writer who waits in vain is told of it by the result code, not by the text."""
+    """A writer that waited too long gets an error by the result code, not by the text."""
     uri = "file:busy?mode=memory&cache=shared"
     with closing(sqlite3.connect(uri, uri=True)) as one, closing(sqlite3.connect(uri, uri=True, timeout=0)) as other:
         one.execute("CREATE TABLE t (a)")

@@ -1,4 +1,4 @@
-"""What the commands print: rich on a terminal, plain text everywhere else."""
+"""Print for the commands: rich on a terminal, plain text everywhere else."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""What a constraint is unique on: names mean nothing, columns do."""
+"""Read the columns that a constraint is unique on: names mean nothing, columns do."""
 
 from __future__ import annotations
 

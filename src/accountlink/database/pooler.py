@@ -1,4 +1,4 @@
-"""What an engine needs behind a pooler that gives each transaction another server connection.
+"""Make options for an engine behind a pooler that gives each transaction another server connection.
 
 A transaction pooler (PgBouncer's ``pool_mode = transaction``) gives each transaction whichever server connection is
 free. A statement that a driver prepared by name stays with the server connection, and its name then means another

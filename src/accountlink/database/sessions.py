@@ -27,7 +27,7 @@ async def refresh_held(session: AsyncSession, mapping: TableMapping, row_id: obj
 
 
 async def hand_over_held(session: AsyncSession, mapping: TableMapping, row_id: object) -> Failure | None:
-    """The same for a row that has another user now: what the object holds of the former one is read anew, too."""
+    """Load the new values of a row with a new user, and its relationships to the former user again."""
     owners = frozenset(mapping.columns[role] for role in ("user_id", "grantee_id") if role in mapping.columns)
     return await _in_step(session, mapping, row_id, owners=owners)
 

@@ -1,4 +1,4 @@
-"""What SQLite needs before several writers can share it, as one function."""
+"""Tune SQLite so that several writers can share it, by one function."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from accountlink.errors import ConfigurationError
 BUSY_TIMEOUT: Final = 5_000
 """How long a writer waits for another, in milliseconds, unless told otherwise."""
 _LONGEST: Final = 2**31 - 1
-"""What SQLite takes as a busy timeout."""
+"""The busy timeouts that SQLite accepts."""
 _TUNED: Final = "accountlink_busy_timeout"
 """Where a pooled connection keeps for which busy timeout it was tuned, for as long as it is open."""
 _timeouts: Final[WeakKeyDictionary[sa.Engine, int]] = WeakKeyDictionary()

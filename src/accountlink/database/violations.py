@@ -27,9 +27,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from accountlink.values.facts import Failure, Trouble
 
 FAILURES: Final = (SQLAlchemyError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
-"""What a database call may raise. A cut line arrives as a bare ``ConnectionError``, a refusal as asyncpg's own."""
+"""Errors of a database call. A cut line is a bare ``ConnectionError``, a refusal may be asyncpg's own error."""
 REFUSALS: Final = (TypeError, ValueError, ArithmeticError)
-"""What a driver, or the JSON serializer that it calls, raises at a value that it cannot send, around SQLAlchemy."""
+"""Errors of a driver, or of its JSON serializer, at a value that it cannot send, outside SQLAlchemy's errors."""
 
 
 _STATES: Final = {

@@ -55,7 +55,7 @@ class GrantEvents(Outbox):
         )
 
     def of_one(self, kind: EventType) -> sa.Insert:
-        """The same for one grant, by a statement of its own (SQLite)."""
+        """Write the event of one grant, by a separate statement (SQLite)."""
         c = self._mapping.columns
         role, other_role = _who(kind)
         grant_id = event_id(_GRANT_ID, c["id"].type)

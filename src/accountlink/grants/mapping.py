@@ -106,7 +106,7 @@ class GrantMapping:
         return self.table.fullname
 
     def with_one_active_per_pair(self) -> GrantMapping:
-        """The same mapping, of a table where a pair has at most one active grant."""
+        """Return this mapping for a table where a pair has at most one active grant."""
         mapping = copy.copy(self)
         mapping.one_active_per_pair = True
         return mapping

@@ -109,7 +109,7 @@ class GrantStatements:
         return alive if self._links is None else [*alive, self._links.still(c)]
 
     def _open(self) -> list[Condition]:
-        """A token that this user can redeem: not his own, not used up, and not used by him before."""
+        """A token that this user can redeem: from another user, not used up, and not redeemed by this user before."""
         c = self._c
         conditions = [self._is_token(), c["grantor_id"] != self._user("grantee_id", "grantor_id")]
         conditions += [*self._alive(c), c["grantee_id"].is_(None)]
@@ -145,7 +145,7 @@ class GrantStatements:
         return sa.bindparam("al_use_hash", type_=self._c["token_hash"].type)
 
     def _user(self, role: str, compared: str | None = None) -> sa.BindParameter[Any]:
-        """The user who calls, as the compared column takes him."""
+        """The calling user's id, as the compared column takes it."""
         name = role if compared is None else f"{role}_as_{compared}"
         return _bind(name, self._c[compared or role])
 
@@ -320,7 +320,7 @@ class GrantStatements:
         return self._told(sa.union_all(*answers, *told), EventType.GRANT_REDEEMED, ["granted"])
 
     def _told(self, answers: sa.CompoundSelect[Any], kind: EventType, arms: Iterable[str]) -> sa.Executable:
-        """The same answers, in one statement with an event for each that is of these arms, where there is an outbox."""
+        """Give the answers in one statement with an event for each of these arms, where there is an outbox."""
         if self.events is None:
             return answers
         answer = answers.cte(self._names("answer"))

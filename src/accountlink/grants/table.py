@@ -39,7 +39,7 @@ def grants_table(
     Args:
         metadata: The metadata of your tables.
         user_id: What grantor and grantee are: ``User.id``, to which foreign keys are made that delete a user's grants
-            with him, or a type, such as ``Uuid()``. Whole numbers without it.
+            with the user, or a type, such as ``Uuid()``. Whole numbers without it.
         link_id: What a linked account is: ``Connection.id``, to which a foreign key is made that deletes a grant with
             the row of its account, or a type. Without it grants are about no linked account.
         one_active_per_pair: Let the database see to it, too, that a pair has one active grant.

@@ -1,7 +1,7 @@
 """The statements, built once per shape of a call and never again.
 
 On PostgreSQL linking is one statement with three arms that share one snapshot. *other* reads a live row of another
-user; *own* reads the user's row, live or else his newest dead one; the update arm writes *own*, the insert arm a new
+user; *own* reads the user's row, live or else their newest dead one; the update arm writes *own*, the insert arm a new
 row, each only when *other* found nobody. The arm that answers names the change. No answer means that a concurrent
 transaction came between, and the statement is run again. No arm can write another user's row, and no arm needs to
 know an index.
@@ -187,7 +187,7 @@ class Statements:
         )
 
     def own(self, shape: Shape) -> sa.Select[Any]:
-        """The user's own row: live, or else his newest dead one; and whether it may be written."""
+        """The user's own row: live, or else their newest dead one; and whether it may be written."""
         fits = self._fits()
         if shape.expect:
             scope = self._c["id"] == self.bind("id")
@@ -296,7 +296,7 @@ class Statements:
         return sa.insert(self._t).from_select([c.key for c in values], source).returning(*self.row())
 
     def probe_and_tell(self, shape: Shape) -> sa.Executable:
-        """The same in one statement with its event, where there is an outbox (PostgreSQL)."""
+        """Run the insert arm in one statement with its event, where there is an outbox (PostgreSQL)."""
         probe = self.probe(shape)
         if self.outbox is None:
             return probe
@@ -453,7 +453,7 @@ class Statements:
         return sa.delete(self._t).where(*bound, self._is_named()).returning(*self.row())
 
     def delete_and_raise(self, *, bounded: bool) -> sa.Executable:
-        """The same in one statement with raising its epoch, where there is one, and with its event (PostgreSQL)."""
+        """Delete the user's row in one statement that also raises its epoch and writes its event (PostgreSQL)."""
         deletion = self.delete(bounded=bounded)
         if self.ledger is None and self.outbox is None:
             return deletion
@@ -489,7 +489,7 @@ class Statements:
         return removal.values(self._with_onupdate(values)).returning(*self.row())
 
     def remove_or_read(self, *, reason: bool, bounded: bool) -> sa.CompoundSelect[Any]:
-        """The same in one statement with reading a row that is dead already (PostgreSQL)."""
+        """Remove the user's row, or read it if it is dead already, in one statement (PostgreSQL)."""
         removed = self.remove(reason=reason, bounded=bounded).cte(self._names("removed"))
         dead = _select(*self.row()).where(self._is_named(), sa.not_(self.live()))
         either = sa.union_all(_select(*self.row(removed.c)), dead)

@@ -24,7 +24,7 @@ _WRITTEN: Final = (
 )  # fmt: skip
 _COLUMNS: Final = ("id", *_WRITTEN, "claimed_by", "claimed_until", "set_aside")
 _AGAIN: Final = (EventType.LINKED, EventType.RESTORED)
-"""What a call may have done before its answer was lost, and repeats as an update."""
+"""Events that a call may have written before its answer was lost, and that its retry reports as an update."""
 _select: Final[Callable[..., sa.Select[Any]]] = cast("Any", sa.select)
 """Columns are chosen at run time: their types are not known here."""
 

@@ -1,4 +1,4 @@
-"""What a call must bring: ids of their columns' own types, and arguments of the right kinds."""
+"""Check a call's arguments: ids of their columns' own types, and arguments of the right kinds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a mapping must have to serve its policy; each refusal says what to add."""
+"""Check that a mapping can serve its policy; each refusal says what to add."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def check_types(mapping: TableMapping, parts: Mapping[str, Part]) -> None:
 
 
 def _check_computed(mapping: AccountMapping[Any, Any]) -> None:
-    """What accountlink has to write must not be a generated column; what follows from it may be."""
+    """Refuse a generated column in a role that accountlink has to write."""
     may_follow = {"id", "created_at", "updated_at", "version"} | (
         {"active"} if mapping.written("deleted_at") else set()
     )

@@ -12,12 +12,12 @@ import sqlalchemy as sa
 
 
 def fixed_defaults(table: sa.Table) -> dict[sa.Column[Any], sa.ColumnElement[Any]]:
-    """What a new row gets in columns whose ``default`` is a value."""
+    """Return a new row's values in columns whose ``default`` is a value."""
     return {column: literal for column in table.columns if (literal := _fixed(column, column.default)) is not None}
 
 
 def fixed_updates(table: sa.Table) -> dict[sa.Column[Any], sa.ColumnElement[Any]]:
-    """What an updated row gets in columns whose ``onupdate`` is a value."""
+    """Return an updated row's values in columns whose ``onupdate`` is a value."""
     return {column: literal for column in table.columns if (literal := _fixed(column, column.onupdate)) is not None}
 
 

@@ -15,7 +15,7 @@ from accountlink.tables.targets import TableMapping
 from accountlink.tables.type_layers import layer_works, resolved
 
 REFUSED: Final = (TypeError, ValueError, AttributeError, LookupError)
-"""What the Python code of a column's type raises at a value that is not of its kind."""
+"""Errors of the Python code of a column's type at a value that is not of its kind."""
 
 
 class Exactly(FunctionElement[bool]):

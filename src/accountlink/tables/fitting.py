@@ -32,7 +32,7 @@ _PLAIN: Final[dict[type, tuple[type, ...]]] = {
     UUID: (UUID,),
     bytes: (bytes, bytearray, memoryview),
 }
-"""What columns of these Python types take, where nothing but the type matters."""
+"""Values that columns of these Python types accept, where only the type matters."""
 
 
 def limit_of(column: sa.Column[Any]) -> int | None:
@@ -203,7 +203,7 @@ def _check_inside(value: object, column: sa.Column[Any], depth: int) -> None:
 
 @lru_cache(maxsize=256)
 def _own_types(kind: Type) -> tuple[Any, ...]:  # of types, and None
-    """What SQLAlchemy itself has for it, PostgreSQL's first; ``None`` where the application's code makes the value."""
+    """Return SQLAlchemy's own type for it, PostgreSQL's first; ``None`` if the application's code makes the value."""
     found = [None if any(_makes(layer) for layer in layers) else _plain(layers) for _, layers in resolved(kind)]
     return tuple({repr(each): each for each in found}.values()) or (None,)
 

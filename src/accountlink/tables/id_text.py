@@ -21,7 +21,7 @@ _SAMPLE: Final = UUID(int=0x0123456789ABCDEF0123456789ABCDEF)
 _GROUPS: Final = ((1, 8), (9, 4), (13, 4), (17, 4), (21, 12))
 """Where the groups of a UUID's digits begin, and how long they are."""
 _NUMERIC_OID: Final = 1700
-"""What drivers for PostgreSQL tell SQLAlchemy of a number that is exact."""
+"""PostgreSQL drivers' name to SQLAlchemy for an exact number."""
 
 
 class id_text(sa.sql.functions.FunctionElement[str]):  # noqa: N801  # SQLAlchemy names the elements of SQL like this
@@ -78,7 +78,7 @@ def _uuids_in_text(kind: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> bool:
 
 
 def _plain(kind: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
-    """What a database knows of a column's type."""
+    """Return the type that a database has for a column's type."""
     return layers_of(kind, dialect)[-1]
 
 
@@ -111,7 +111,7 @@ def reader(kind: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> Callable[[str
 
 
 def _drivers(kind: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> Callable[[str], Any]:
-    """What makes of a text the value that the driver returns for a column."""
+    """Return the function that converts a text to the value that the driver returns for a column."""
     stored = _plain(kind, dialect)
     if isinstance(stored, sa.Uuid):
         return UUID if _is_native(stored, dialect) else lambda text: UUID(text).hex

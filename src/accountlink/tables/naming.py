@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from accountlink.errors import ConfigurationError
 
 PREFIX = "al_"
-"""What the names of all parts and of all parameters begin with."""
+"""The first characters in the names of all parts and parameters of a statement."""
 
 
 class Names:

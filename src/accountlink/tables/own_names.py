@@ -1,4 +1,4 @@
-"""What the library's own tables may be called, so that every database makes them under the names that were meant."""
+"""Check the names of the library's own tables, so that every database makes them under these names."""
 
 from __future__ import annotations
 

@@ -13,11 +13,11 @@ from sqlalchemy.orm.exc import UnmappedClassError
 from accountlink.errors import ConfigurationError
 
 Attribute = QueryableAttribute[Any] | sa.Column[Any]
-"""What names a column: a mapped attribute of a model, or a column of a table."""
+"""The name of a column: a mapped attribute of a model, or a column of a table."""
 
 
 class TableMapping(Protocol):
-    """What every mapping has: a table, its columns by role, and the mapper of its model if it has one."""
+    """Hold the parts of every mapping: a table, its columns by role, and the mapper of its model if it has one."""
 
     @property
     def table(self) -> sa.Table:
@@ -122,14 +122,14 @@ def column_of(attribute: object, *, mapper: Mapper[Any] | None, table: sa.Table)
 
 
 def _said(attribute: object) -> str:
-    """What was given, as far as it is a name; anything else may be a value, which is not to be shown."""
+    """Show the value that was passed if it is a name; any other value may be secret, and is not shown."""
     if isinstance(attribute, (QueryableAttribute, sa.Column)):
         return str(attribute)
     return f"What is given, {type(attribute).__name__},"
 
 
 def _meant(attribute: object, mapper: Mapper[Any] | None) -> str:
-    """What to pass instead of a column's name, or of an attribute that stands on a column."""
+    """Suggest the value to pass instead of a column's name, or of an attribute over a column."""
     if mapper is None:
         return ""
     if isinstance(attribute, str) and attribute in mapper.columns:

@@ -14,7 +14,7 @@ POSTGRESQL: Final[sa.Dialect] = PGDialect()  # type: ignore[no-untyped-call]  # 
 """No driver's: psycopg's has one type for all texts, and knows no ``CHAR``."""
 SQLITE: Final[sa.Dialect] = sqlite.dialect()
 PADDED: Final = (sa.CHAR, sa.NCHAR)
-"""What fills up a text with blanks."""
+"""Types that fill up a text with blanks."""
 
 
 def resolved(kind: Type) -> list[tuple[sa.Dialect, list[Type]]]:

@@ -14,7 +14,7 @@ from accountlink.values.text import storable
 
 @dataclass(frozen=True, kw_only=True, slots=True, init=False)
 class TokenSet:
-    """What a provider's token endpoint issued.
+    """Hold the tokens that a provider's token endpoint issued.
 
     Secrets show in no ``repr``, ``asdict``, pickle or encoder; read one with ``tokens.access_token.reveal()``.
 

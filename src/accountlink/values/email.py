@@ -67,5 +67,5 @@ def normalize_email(email: str) -> str:
 
 
 def _structure(address: str) -> list[str]:
-    """What a reader splits an address by, in order; letters are left out."""
+    """Return the characters by which a reader splits an address, in order; letters are left out."""
     return [c for c in address if c in "@.\"'()<>[]\\,;:%/" or c.isspace()]

@@ -1,4 +1,4 @@
-"""What happened to a link or a grant, as a value: read from the outbox, and handed to one consumer at a time."""
+"""Events of a link or a grant, as values: read from the outbox, for one consumer at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from accountlink.values.outcomes import LinkId, UserId
 
 
 class EventType(Enum):
-    """What happened, in a word that stays the same from version to version: the outbox holds its value."""
+    """Name an event by a word that is the same in every version: the outbox stores its value."""
 
     LINKED = "linked"
     """A new link."""
@@ -42,9 +42,9 @@ LINK_EVENTS: Final = (
     EventType.CONFLICT,
     EventType.TRANSFERRED,
 )
-"""What can happen to a link."""
+"""Types of the events of a link."""
 GRANT_EVENTS: Final = (EventType.GRANT_ISSUED, EventType.GRANT_REDEEMED, EventType.GRANT_REVOKED)
-"""What can happen to a sharing grant."""
+"""Types of the events of a sharing grant."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ class Arm(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Answer(Generic[UserId, LinkId]):
-    """What the database answered to a link.
+    """Hold the database's answer to a link.
 
     Attributes:
         arm: The part that answered.
@@ -54,7 +54,7 @@ class Answer(Generic[UserId, LinkId]):
 
 @dataclass(frozen=True, kw_only=True)
 class Claimed(Generic[UserId, LinkId]):
-    """What the database holds of the link that a transfer token names.
+    """Hold the database's state of the link that a transfer token names.
 
     Attributes:
         named: The row of that id, live or dead, whoever has it.
@@ -91,7 +91,7 @@ class Kept(Generic[UserId, LinkId]):
 
 
 class Trouble(Enum):
-    """What a database error means for whoever made the call."""
+    """Name the meaning of a database error for the caller."""
 
     UNIQUE = "a unique constraint or index refused the write"
     DEFERRABLE = "a deferrable constraint cannot take part"
@@ -155,7 +155,7 @@ class UniqueIndex:
 
 @dataclass(frozen=True, kw_only=True)
 class Obstacle(Generic[UserId, LinkId]):
-    """What was found behind a unique violation.
+    """Hold the findings behind a unique violation.
 
     Attributes:
         index: The violated index, if the catalogue still has it.

@@ -1,4 +1,4 @@
-"""What the provider vouched for in one callback."""
+"""Hold the identity that the provider vouched for in one callback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a call came to: frozen values without a truth value, to be matched."""
+"""Outcomes of calls: frozen values without a truth value, to be matched."""
 
 from __future__ import annotations
 

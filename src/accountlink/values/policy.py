@@ -1,4 +1,4 @@
-"""What links are unique on, who may own an account, and what unlinking leaves behind."""
+"""Define the link policy: the key of links, the owners of an account, and the removal of a link."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from accountlink.values.text import flaw
 
 
 class Key(Enum):
-    """What a link of one user is unique on."""
+    """Choose the key on which a link of one user is unique."""
 
     ACCOUNT_ID = "account_id"
     """``(user_id, provider, account_id)``: a changed e-mail address updates the row."""
@@ -30,7 +30,7 @@ class Ownership(Enum):
 
 
 class Removal(Enum):
-    """What unlinking does to the row."""
+    """Choose what unlinking does to the row."""
 
     SOFT = "soft"
     """The row is marked dead and restored, with the same id, when the user links the account again."""

@@ -72,7 +72,7 @@ class ConcealedText(str):
 
 
 class ConcealedNumber(int):
-    """The same for a whole number."""
+    """A whole number that drivers take as it is, and that a log of statement parameters shows masked."""
 
     __slots__ = ()
 
@@ -84,7 +84,7 @@ class ConcealedNumber(int):
 
 
 class ConcealedUuid(UUID):
-    """The same for a UUID, and for the text that a database without UUIDs takes for it."""
+    """A UUID, or its text for a database without UUIDs, that a log of statement parameters shows masked."""
 
     __slots__ = ()
 

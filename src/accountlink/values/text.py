@@ -1,4 +1,4 @@
-"""What text may be an identifier: the one place where hostile strings are refused."""
+"""Check identifiers: the one place where hostile strings are refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_LENGTH: Final = 255
 _MAX_BITS: Final = 850
 """More than any number of 255 digits has; beyond, Python itself refuses to write some."""
 _ARTIFACTS: Final = frozenset({"None", "null", "undefined", "NaN", "[object Object]"})
-"""What a missing value becomes when some layer turned it into text."""
+"""Texts that a missing value becomes when some layer converts it to text."""
 
 _REFUSED: Final = {
     "Cc": "contains a control character",

@@ -30,4 +30,4 @@ class Connection(LinkedAccountMixin, Base):
 
 
 outbox = link_outbox(Base.metadata, name="accountlink_demo_events")
-"""What happens to connections, for whoever has to be told."""
+"""Events of connections, for the worker that informs users."""

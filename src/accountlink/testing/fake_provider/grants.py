@@ -1,4 +1,4 @@
-"""What the fake provider has promised to whom: codes, access tokens and rotating refresh tokens."""
+"""Keep the fake provider's grants: codes, access tokens and rotating refresh tokens."""
 
 import hashlib
 import secrets
@@ -26,7 +26,7 @@ class Grant:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CodeRequest:
-    """What the authorization request bound the code to."""
+    """Hold the values to which the authorization request bound the code."""
 
     redirect_uri: str
     code_challenge: str

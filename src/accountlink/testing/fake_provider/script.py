@@ -1,4 +1,4 @@
-"""What a test has planned for the next requests: failures, lost answers, forgeries and waits."""
+"""Plan the answers to the next requests: failures, lost answers, forgeries and waits."""
 
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable
