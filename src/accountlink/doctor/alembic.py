@@ -20,11 +20,11 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from accountlink.doctor.emit.alembic import downgrade_lines, printed, upgrade_lines
-from accountlink.doctor.emit.script import commented
 from accountlink.doctor.examine import examine
 from accountlink.doctor.findings import Finding
 from accountlink.doctor.ignoring import Ignored
+from accountlink.doctor.repair.revision import downgrade_lines, printed, upgrade_lines
+from accountlink.doctor.repair.script import commented
 from accountlink.doctor.report import Report
 from accountlink.doctor.subjects import Mapping, mapping_of
 from accountlink.errors import AccountLinkError, ConfigurationError

@@ -12,7 +12,7 @@ from accountlink.doctor.case import Case, Rows
 from accountlink.doctor.findings import Finding
 from accountlink.doctor.judge.subject import Need
 from accountlink.doctor.judge.uniqueness import Judgement, Verdict
-from accountlink.doctor.repair import Repair
+from accountlink.doctor.repair.operations import Repair
 from accountlink.doctor.rules import RULES, duplicates, key_compares_differently
 from accountlink.errors import ConfigurationError
 

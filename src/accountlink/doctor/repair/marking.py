@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from accountlink.doctor.case import Case
-from accountlink.doctor.emit.idioms import IDIOMS
-from accountlink.doctor.emit.names import Names
 from accountlink.doctor.judge.uniqueness import Judgement
+from accountlink.doctor.repair.idioms import IDIOMS
+from accountlink.doctor.repair.names import Names
 from accountlink.doctor.schema import Column, Kind
 
 _CREDENTIALS: Final = ("access_token", "refresh_token", "expires_at", "scopes")

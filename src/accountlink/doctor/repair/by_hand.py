@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from accountlink.doctor.case import Case
-from accountlink.doctor.emit.columns import compares_wrongly, new_type, way_around
-from accountlink.doctor.emit.keys import Keys, dependants
-from accountlink.doctor.emit.names import Names
-from accountlink.doctor.emit.settle import can_lower, has_unsettled_addresses
 from accountlink.doctor.findings import Finding, Severity
+from accountlink.doctor.repair.columns import compares_wrongly, new_type, way_around
+from accountlink.doctor.repair.keys import Keys, dependants
+from accountlink.doctor.repair.names import Names
+from accountlink.doctor.repair.settle import can_lower, has_unsettled_addresses
 from accountlink.doctor.schema import Relation
 
 _BY_KEYS: Final = frozenset({"missing-key", "duplicates", "key-enforces-nothing"})

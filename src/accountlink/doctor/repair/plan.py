@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from accountlink.doctor.case import Case
-from accountlink.doctor.emit import by_hand, postgresql, sqlite
-from accountlink.doctor.emit.decision import Decision
-from accountlink.doctor.emit.names import is_ordinary, is_writable
 from accountlink.doctor.findings import Finding
-from accountlink.doctor.repair import Repair
+from accountlink.doctor.repair import by_hand, postgresql, sqlite
+from accountlink.doctor.repair.decision import Decision
+from accountlink.doctor.repair.names import is_ordinary, is_writable
+from accountlink.doctor.repair.operations import Repair
 
 
 def plan(case: Case, findings: Sequence[Finding]) -> Repair:

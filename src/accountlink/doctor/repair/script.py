@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from textwrap import wrap
 from typing import Final
 
-from accountlink.doctor.emit.batches import Batch, bounded, downgrade, upgrade
-from accountlink.doctor.repair import Repair
+from accountlink.doctor.repair.batches import Batch, bounded, downgrade, upgrade
+from accountlink.doctor.repair.operations import Repair
 
 _WIDTH: Final = 110
 _RUN: Final = {

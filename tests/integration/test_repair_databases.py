@@ -20,10 +20,10 @@ from alembic.config import Config
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from accountlink import AccountMapping, LinkPolicy
-from accountlink.doctor.emit.alembic import alembic_revision
-from accountlink.doctor.emit.script import sql_script
 from accountlink.doctor.examine import examine
-from accountlink.doctor.repair import Repair
+from accountlink.doctor.repair.operations import Repair
+from accountlink.doctor.repair.revision import alembic_revision
+from accountlink.doctor.repair.script import sql_script
 from tests.support.databases import Database, create, rows, run_sql
 from tests.support.effort import Effort
 from tests.support.emitted import downgrade, look, run_script, run_statements, statements

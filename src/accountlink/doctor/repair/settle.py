@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from accountlink.doctor.case import Case
-from accountlink.doctor.emit.idioms import IDIOMS, Idiom
-from accountlink.doctor.emit.marking import marks, written
-from accountlink.doctor.emit.names import Names, derived
 from accountlink.doctor.judge.subject import Need
-from accountlink.doctor.repair import Step
+from accountlink.doctor.repair.idioms import IDIOMS, Idiom
+from accountlink.doctor.repair.marking import marks, written
+from accountlink.doctor.repair.names import Names, derived
+from accountlink.doctor.repair.operations import Step
 from accountlink.doctor.schema import Column, ForeignKey, Kind
 
 _LIST: Final = "accountlink_duplicates"

@@ -12,13 +12,13 @@ from functools import cached_property
 from typing import Final
 
 from accountlink.doctor.case import Case, title
-from accountlink.doctor.emit.keys import Keys, NewKey, dependants, included
-from accountlink.doctor.emit.marking import can_collide
-from accountlink.doctor.emit.names import FreeNames, derived
-from accountlink.doctor.emit.settle import can_lower, can_settle, why_not_settled
 from accountlink.doctor.findings import Finding, Severity
 from accountlink.doctor.judge.subject import Declared, Need
 from accountlink.doctor.judge.uniqueness import Cause, Judgement, Verdict
+from accountlink.doctor.repair.keys import Keys, NewKey, dependants, included
+from accountlink.doctor.repair.marking import can_collide
+from accountlink.doctor.repair.names import FreeNames, derived
+from accountlink.doctor.repair.settle import can_lower, can_settle, why_not_settled
 from accountlink.doctor.schema import Column, Index, Owner, Relation
 
 _AGAINST: Final = frozenset(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from accountlink.doctor.repair import Step
+from accountlink.doctor.repair.operations import Step
 from accountlink.doctor.schema import Column, Kind
 
 _WITHOUT_ZONE: Final = "without time zone"

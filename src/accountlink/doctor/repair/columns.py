@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from accountlink.doctor.case import Case
-from accountlink.doctor.emit.keys import Keys
-from accountlink.doctor.emit.names import FreeNames, Names, derived
 from accountlink.doctor.findings import Finding
-from accountlink.doctor.repair import Step
+from accountlink.doctor.repair.keys import Keys
+from accountlink.doctor.repair.names import FreeNames, Names, derived
+from accountlink.doctor.repair.operations import Step
 from accountlink.doctor.schema import Column, Kind, Relation
 
 _TEXTS: Final = (Kind.TEXT, Kind.PADDED)

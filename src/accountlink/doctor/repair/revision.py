@@ -11,9 +11,9 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from accountlink.doctor.emit.batches import Batch, bounded, downgrade, upgrade
-from accountlink.doctor.emit.script import commented
-from accountlink.doctor.repair import Repair
+from accountlink.doctor.repair.batches import Batch, bounded, downgrade, upgrade
+from accountlink.doctor.repair.operations import Repair
+from accountlink.doctor.repair.script import commented
 
 _WIDTH: Final = 88
 _INDENT: Final = "    "

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from sqlalchemy.dialects.postgresql import asyncpg, psycopg
 
 from accountlink.doctor.case import Case, Duplicates, Rows
-from accountlink.doctor.emit.alembic import alembic_revision, downgrade_lines, upgrade_lines
-from accountlink.doctor.emit.names import candidates
-from accountlink.doctor.emit.plan import plan
-from accountlink.doctor.emit.script import sql_script
 from accountlink.doctor.findings import Finding, Severity
 from accountlink.doctor.judge.subject import Declared, Need, Subject
 from accountlink.doctor.judge.uniqueness import judge
-from accountlink.doctor.repair import Repair, Step
+from accountlink.doctor.repair.names import candidates
+from accountlink.doctor.repair.operations import Repair, Step
+from accountlink.doctor.repair.plan import plan
+from accountlink.doctor.repair.revision import alembic_revision, downgrade_lines, upgrade_lines
+from accountlink.doctor.repair.script import sql_script
 from accountlink.doctor.rules import judge_by_all
 from accountlink.doctor.schema import (
     Catalogue,

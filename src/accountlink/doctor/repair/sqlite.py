@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from accountlink.doctor.case import Case
 from accountlink.doctor.catalogue.sqlite_ddl import renamed, without_unique
 from accountlink.doctor.catalogue.tokens import SQLITE, scan
-from accountlink.doctor.emit.keys import IN_THE_WAY, Keys, NewKey
-from accountlink.doctor.emit.names import Names
-from accountlink.doctor.emit.settle import Settling, can_lower, live
-from accountlink.doctor.repair import Step
+from accountlink.doctor.repair.keys import IN_THE_WAY, Keys, NewKey
+from accountlink.doctor.repair.names import Names
+from accountlink.doctor.repair.operations import Step
+from accountlink.doctor.repair.settle import Settling, can_lower, live
 from accountlink.doctor.schema import Index, Owner, Table
 
 

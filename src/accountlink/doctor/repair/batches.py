@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Final
 
-from accountlink.doctor.repair import Step
+from accountlink.doctor.repair.operations import Step
 
 _LOCK_TIMEOUT: Final = "5s"
 """How long a statement waits for a lock while others may queue behind it."""

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from accountlink.doctor.case import Case
-from accountlink.doctor.emit import columns
-from accountlink.doctor.emit.keys import IN_THE_WAY, Keys, NewKey
-from accountlink.doctor.emit.names import FreeNames, Names
-from accountlink.doctor.emit.settle import Settling, can_lower, live
 from accountlink.doctor.findings import Finding
-from accountlink.doctor.repair import Step
+from accountlink.doctor.repair import columns
+from accountlink.doctor.repair.keys import IN_THE_WAY, Keys, NewKey
+from accountlink.doctor.repair.names import FreeNames, Names
+from accountlink.doctor.repair.operations import Step
+from accountlink.doctor.repair.settle import Settling, can_lower, live
 from accountlink.doctor.schema import Index, Owner, Relation
 
 _CREATE_INDEX: Final = re.compile(r"CREATE (UNIQUE )?INDEX ")
