@@ -51,9 +51,7 @@ def upgrade(steps: Iterable[Step]) -> tuple[Batch, ...]:
 
 def downgrade(steps: Iterable[Step]) -> tuple[Batch, ...]:
     """What takes it back, in order."""
-    undone = (
-        (Statement(sql=sql), step.undo_alone) for step in reversed(tuple(steps)) for sql in step.undo if sql.strip()
-    )
+    undone = ((Statement(sql=sql), step.alone) for step in reversed(tuple(steps)) for sql in step.undo if sql.strip())
     return tuple(_batches(undone))
 
 

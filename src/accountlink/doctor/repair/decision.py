@@ -9,26 +9,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final
 
 from accountlink.doctor.case import Case, title
-from accountlink.doctor.findings import Finding, Severity
+from accountlink.doctor.findings import Finding, Remedy, with_remedy
 from accountlink.doctor.judge.subject import Declared, Need
 from accountlink.doctor.judge.uniqueness import Cause, Judgement, Verdict
 from accountlink.doctor.repair.keys import Keys, NewKey, dependants, included
 from accountlink.doctor.repair.marking import can_collide
-from accountlink.doctor.repair.names import FreeNames, derived
+from accountlink.doctor.repair.names import FreeNames, Names, derived
 from accountlink.doctor.repair.settle import can_lower, can_settle, why_not_settled
 from accountlink.doctor.schema import Column, Index, Owner, Relation
 
-_AGAINST: Final = frozenset(
-    {"stale-unique", "key-counts-deleted", "wrong-predicate", "key-enforces-nothing", "key-compares-differently"}
-)
-"""Rules whose finding on an index means that it has to go."""
+
+def decide(case: Case, findings: Sequence[Finding]) -> Keys:
+    """Say which keys come, which go, and what is left to people."""
+    return _Decision(case, findings).keys()
 
 
 @dataclass(frozen=True)
-class Decision:
+class _Decision:
     """Thinks about the keys of one case."""
 
     case: Case
@@ -36,52 +35,27 @@ class Decision:
 
     # -- which indexes go ---------------------------------------------------------------------------------------------
 
-    def _rules(self, index: Index) -> set[str]:
-        """The rules that are sure of something about an index."""
-        name = index.constraint or index.name
-        return {
-            finding.rule
-            for finding in self.findings
-            if finding.object == name and (finding.severity is Severity.ERROR or finding.rule == "key-enforces-nothing")
-        }
-
     @cached_property
     def invalid(self) -> tuple[Index, ...]:
         """Indexes that failed builds left behind."""
-        return tuple(index for index in self.case.table.indexes if "invalid-index" in self._rules(index))
+        found = with_remedy(self.findings, Remedy.CLEAR)
+        return tuple(index for index in self.case.table.indexes if index in found)
 
     @cached_property
     def condemned(self) -> tuple[Judgement, ...]:
         """Indexes that have to go."""
-        return tuple(
-            judgement
-            for judgement in self.case.judgements
-            if judgement.index not in self.invalid and self._is_condemned(judgement)
-        )
-
-    def _is_condemned(self, judgement: Judgement) -> bool:
-        against = self._rules(judgement.index) & _AGAINST
-        if judgement.refuses is None and Cause.NULL in judgement.causes.values():
-            against -= {"key-enforces-nothing"}  # it is the key as soon as its columns take no NULL
-        if judgement.index.name in self._columns_found:
-            against -= {"key-compares-differently"}  # said of a column of the same name
-        return bool(against)
-
-    @cached_property
-    def _columns_found(self) -> set[str]:
-        """Columns that are said to compare differently."""
-        named = {f.object for f in self.findings if f.rule == "key-compares-differently" and f.columns == (f.object,)}
-        inexact = {c.name for c in self.case.table.columns if not c.exact or c.name == self.case.subject.normal}
-        return {name for name in named if name in inexact}
+        found = with_remedy(self.findings, Remedy.DROP)
+        return tuple(each for each in self.case.judgements if each.index in found and each.index not in self.invalid)
 
     @cached_property
     def deferrable(self) -> tuple[Judgement, ...]:
         """Constraints that stay as they are, but for being deferrable."""
+        found = with_remedy(self.findings, Remedy.AT_ONCE)
         return tuple(
             judgement
             for judgement in self.case.judgements
-            if judgement not in self.condemned
-            and "deferrable-key" in self._rules(judgement.index)
+            if judgement.index in found
+            and judgement not in self.condemned
             and judgement.index.owner in (Owner.UNIQUE, Owner.PRIMARY)
             and not self._spans  # which takes no constraint USING INDEX
         )
@@ -112,9 +86,7 @@ class Decision:
 
     def _can_span(self, need: Need) -> bool:
         split = self.case.table.partitioning
-        if split is None:
-            return True
-        return not split.inherited and not split.expressions and set(split.columns) <= set(need.columns)
+        return split is None or split.spans(need.columns)
 
     def _waits_for_partitions(self, need: Need) -> bool:
         """Whether a partitioned table has the key already, and not yet in all of its partitions."""
@@ -210,7 +182,7 @@ class Decision:
                 wanted = declared.name
         return NewKey(
             columns=columns,
-            live=self.has_condition(need),
+            where=Names(self.case).live() if need.live else None,
             reason=need.reason,
             name=name,
             wanted=wanted,
@@ -230,11 +202,11 @@ class Decision:
                     yield twin
 
     def _again(self, index: Index, free: FreeNames) -> NewKey:
-        name = index.constraint or index.name
+        name = index.true_name
         begun = self._begun(index)
         return NewKey(
             columns=index.columns,
-            live=False,
+            where=None,
             reason="the constraint stays as it is, and is checked at once",
             name=free.derive("uq", self.case.table.name, index.columns) if begun is None else begun.name,
             wanted=name,
@@ -277,7 +249,7 @@ class Decision:
                 old.append(judgement.index)
         invalid = [index for index in self.invalid if not self._spans and not dependants(self.case, index)]
         free = FreeNames(self.case, gone=(index.name for index in invalid))
-        leaving = {(index.constraint or index.name).lower() for index in old}
+        leaving = {(index.true_name).lower() for index in old}
         new = [self._new(need, free, leaving) for need in (*self.wanted, *self._twins())]
         new += [self._again(judgement.index, free) for judgement in self.deferrable]
         required, nulls = self._required()
@@ -348,4 +320,4 @@ class Decision:
 def _how_to_drop(index: Index) -> str:
     if index.owner is Owner.NOTHING:
         return f"DROP INDEX {index.name}"
-    return f"ALTER TABLE … DROP CONSTRAINT {index.constraint or index.name}"
+    return f"ALTER TABLE … DROP CONSTRAINT {index.true_name}"

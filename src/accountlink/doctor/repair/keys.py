@@ -28,7 +28,7 @@ class NewKey:
 
     Attributes:
         columns: Its columns, in order.
-        live: Whether it leaves dead rows out.
+        where: Its condition, if it leaves dead rows out.
         reason: What it protects, for people.
         name: The name under which it is made.
         wanted: The name that it gets in the end: the one that the model declares.
@@ -40,7 +40,7 @@ class NewKey:
     """
 
     columns: tuple[str, ...]
-    live: bool
+    where: str | None
     reason: str
     name: str
     wanted: str
@@ -72,6 +72,15 @@ class Keys:
     settled: tuple[Need, ...]
     required: tuple[Column, ...]
     by_hand: tuple[str, ...]
+
+    @property
+    def afterwards(self) -> tuple[Index, ...]:
+        """What goes after duplicates are settled."""
+        return tuple(index for index in self.old if index not in self.in_the_way)
+
+    def change(self, index: Index) -> bool:
+        """Whether an index goes, or gives its place to another."""
+        return index in (*self.invalid, *self.old, *(key.instead_of for key in self.new))
 
 
 def included(index: Index) -> str:

@@ -30,6 +30,7 @@ class Names:
     """
 
     def __init__(self, case: Case) -> None:
+        self._roles = case.subject.roles
         self._preparer = _DIALECTS[case.catalogue.dialect](paramstyle=_NAMED).identifier_preparer
         self._home = case.table.schema
         given = case.subject.schema is not None or self._home not in (None, "public")
@@ -53,6 +54,18 @@ class Names:
     def listed(self, columns: Iterable[str]) -> str:
         """Write several columns."""
         return ", ".join(map(self.quote, columns))
+
+    def live(self, alias: str = "") -> str | None:
+        """Write the condition of a live row, or return ``None`` where all rows are."""
+        prefix = f"{alias}." if alias else ""
+        marks = [f"{prefix}{self.quote(self._roles['deleted_at'])} IS NULL"] if "deleted_at" in self._roles else []
+        marks += [f"{prefix}{self.quote(self._roles['active'])}"] if "active" in self._roles else []
+        return " AND ".join(marks) or None
+
+
+def literal(text: str) -> str:
+    """Write a text that is no name."""
+    return "'" + text.replace("'", "''") + "'"
 
 
 class FreeNames:

@@ -14,16 +14,14 @@ class Step:
         why: What it does and what it locks, for a reviewer: one or several lines.
         undo: The statements that take it back, in order; empty where nothing has to be, or nothing can be (then
             ``why`` says so).
-        alone: Whether it must run outside of a transaction (``CONCURRENTLY``). Neighbours that need not run in one
-            transaction together.
-        undo_alone: The same for its ``undo``.
+        alone: Whether it, and its ``undo``, must run outside of a transaction (``CONCURRENTLY``). Neighbours that need
+            not run in one transaction together.
     """
 
     sql: str
     why: str
     undo: tuple[str, ...] = ()
     alone: bool = False
-    undo_alone: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

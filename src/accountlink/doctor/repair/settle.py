@@ -85,14 +85,6 @@ def has_unsettled_addresses(case: Case) -> bool:
     )
 
 
-def live(case: Case, names: Names, alias: str = "") -> str | None:
-    """The condition of a live row, or ``None`` where all rows are."""
-    roles, prefix = case.subject.roles, f"{alias}." if alias else ""
-    marks = [f"{prefix}{names.quote(roles['deleted_at'])} IS NULL"] if "deleted_at" in roles else []
-    marks += [f"{prefix}{names.quote(roles['active'])}"] if "active" in roles else []
-    return " AND ".join(marks) or None
-
-
 @dataclass(frozen=True)
 class Settling:
     """Writes the statements that settle the duplicates of one table."""
@@ -110,6 +102,8 @@ class Settling:
         Args:
             needs: Needs whose duplicates can be settled.
         """
+        if not self.due(needs):
+            return
         yield from self._idiom.hold(self._tables())
         if self.case.table.row_security.enabled:
             why = "Fails, instead of leaving rows out in silence, where row-level security hides rows from this role."
@@ -120,7 +114,17 @@ class Settling:
         for name in names:
             yield from self._idiom.clear(name)
         if can_lower(self.case):
-            yield self.lower(live(self.case, self.names), "")
+            yield self._lower(self.names.live(), "")
+
+    def due(self, needs: Sequence[Need]) -> bool:
+        """Whether there is anything to settle."""
+        return bool(needs) or can_lower(self.case)
+
+    def dead_addresses(self) -> Iterator[Step]:
+        """Bring the addresses of dead rows into normal form too, when no key counts these any more."""
+        condition = self.names.live()
+        if condition is not None and can_lower(self.case):
+            yield self._lower(f"({condition}) IS NOT TRUE", " Dead rows too, so that they can be restored.")
 
     def _tables(self) -> list[str]:
         """The table, and those whose rows would go, or keep the table's rows from going, while it is settled."""
@@ -174,7 +178,7 @@ class Settling:
         keys = ", ".join(self._compared(name, need) for name in need.columns)
         order = ", ".join([*(self._idiom.newest(q(name)) for name in subject.newest_by), f"{row_id} DESC"])
         there = [f"{q(name)} IS NOT NULL" for name in need.columns if self._column(name).nullable]
-        marks = live(self.case, self.names) if need.live else None
+        marks = self.names.live() if need.live else None
         where = " AND ".join([*([marks] if marks else []), *there])
         lines = [f"           {row_id} AS loser,", f"           first_value({row_id}) OVER newest AS keeper,"]
         if user is not None:
@@ -270,13 +274,7 @@ class Settling:
 
     # -- e-mail addresses ---------------------------------------------------------------------------------------------
 
-    def lower(self, condition: str | None, note: str) -> Step:
-        """Bring e-mail addresses into normal form.
-
-        Args:
-            condition: Which rows; ``None``: all.
-            note: What to say of it beside what is always true.
-        """
+    def _lower(self, condition: str | None, note: str) -> Step:
         column = self.names.quote(self.case.subject.normal or "")
         more = f" AND {condition}" if condition else ""
         return Step(
