@@ -1,18 +1,28 @@
-"""A migration in the pieces that run together: one transaction, or statements that each run by themselves."""
+"""A migration in the pieces that run together, which both renderers write down in their own way."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from itertools import groupby
 from typing import Final
 
-from accountlink.doctor.repair.operations import Step
+from accountlink.doctor.repair.operations import Repair, Step
 
-_LOCK_TIMEOUT: Final = "5s"
+_LOCK_TIMEOUT: Final = "'5s'"
 """How long a statement waits for a lock while others may queue behind it."""
-_CONCURRENTLY: Final = re.compile(r"(CREATE (UNIQUE )?|DROP )INDEX CONCURRENTLY |SELECT pg_catalog\.set_config")
+_PATIENT: Final = re.compile(r"(CREATE (UNIQUE )?|DROP )INDEX CONCURRENTLY |SELECT pg_catalog\.set_config")
+"""What waits without making anybody wait. A ``lock_timeout`` would only end it half-way, and leave an invalid index."""
+
+
+class Way(Enum):
+    """How the statements of a batch run."""
+
+    TOGETHER = "in one transaction"
+    ALONE = "each by itself, outside of a transaction"
+    SESSION = "wherever: they set something for the session"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,45 +44,52 @@ class Batch:
 
     Attributes:
         statements: The statements, in order.
-        together: Whether they run in one transaction; otherwise each commits by itself.
-        patient: Whether they wait for other transactions without making anybody wait. A ``lock_timeout`` would only end
-            them half-way, and leave an invalid index.
+        way: How they run.
     """
 
     statements: tuple[Statement, ...]
-    together: bool
-    patient: bool
+    way: Way
 
 
-def upgrade(steps: Iterable[Step]) -> tuple[Batch, ...]:
-    """What is run, in order."""
-    return tuple(_batches((Statement(sql=step.sql, why=step.why), step.alone) for step in steps))
+def upgrade(repair: Repair) -> tuple[Batch, ...]:
+    """Return what is run, in order."""
+    return _batches(repair.dialect, [(step, Statement(sql=step.sql, why=step.why)) for step in repair.steps])
 
 
-def downgrade(steps: Iterable[Step]) -> tuple[Batch, ...]:
-    """What takes it back, in order."""
-    undone = ((Statement(sql=sql), step.alone) for step in reversed(tuple(steps)) for sql in step.undo if sql.strip())
-    return tuple(_batches(undone))
+def downgrade(repair: Repair) -> tuple[Batch, ...]:
+    """Return what takes a migration back, in order."""
+    undone = [(step, Statement(sql=sql)) for step in reversed(repair.steps) for sql in step.undo if sql.strip()]
+    return _batches(repair.dialect, undone)
 
 
-def _batches(statements: Iterable[tuple[Statement, bool]]) -> Iterator[Batch]:
-    told = ((statement, alone, _CONCURRENTLY.match(statement.sql) is not None) for statement, alone in statements)
-    for (alone, patient), group in groupby(told, key=lambda each: each[1:]):
-        yield Batch(statements=tuple(each[0] for each in group), together=not alone, patient=patient)
+def _batches(dialect: str, statements: Sequence[tuple[Step, Statement]]) -> tuple[Batch, ...]:
+    if not statements:
+        return ()
+    if dialect == "postgresql":
+        return tuple(_bounded(statements))
+    return tuple(_grouped(statements))
 
 
-def bounded(batches: Iterable[Batch]) -> Iterator[tuple[Batch, Statement | None]]:
-    """Say before which batches of PostgreSQL the bound on waiting for locks changes, and why, the first time."""
+def _grouped(statements: Iterable[tuple[Step, Statement]]) -> Iterator[Batch]:
+    for alone, group in groupby(statements, key=lambda each: each[0].alone):
+        way = Way.ALONE if alone else Way.TOGETHER
+        yield Batch(statements=tuple(statement for _, statement in group), way=way)
+
+
+def _bounded(statements: Iterable[tuple[Step, Statement]]) -> Iterator[Batch]:
+    """Set, around the batches of PostgreSQL, how long a statement waits for a lock; say why the first time."""
     reasons = {
         True: "What waits without making anybody wait may wait: a time-out would leave an invalid index.",
         False: "Everybody queues behind a statement that waits for such a lock: it gives up early. Run the rest again.",
     }
-    before: bool | None = None
-    for batch in batches:
-        changes = batch.patient is not before
-        before = batch.patient
-        wait = "0" if batch.patient else f"'{_LOCK_TIMEOUT}'"
-        yield (
-            batch,
-            Statement(sql=f"SET lock_timeout = {wait}", why=reasons.pop(batch.patient, "")) if changes else None,
-        )
+    unbounded = "How long a statement may take is not bounded: an index takes as long as its table."
+    yield _set("SET statement_timeout = 0", unbounded)
+    for patient, group in groupby(statements, key=lambda each: _PATIENT.match(each[1].sql) is not None):
+        yield _set(f"SET lock_timeout = {0 if patient else _LOCK_TIMEOUT}", reasons.pop(patient, ""))
+        yield from _grouped(group)
+    yield _set("RESET lock_timeout")
+    yield _set("RESET statement_timeout")
+
+
+def _set(sql: str, why: str = "") -> Batch:
+    return Batch(statements=(Statement(sql=sql, why=why),), way=Way.SESSION)

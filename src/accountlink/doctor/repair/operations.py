@@ -16,12 +16,14 @@ class Step:
             ``why`` says so).
         alone: Whether it, and its ``undo``, must run outside of a transaction (``CONCURRENTLY``). Neighbours that need
             not run in one transaction together.
+        names: The indexes and constraints that it makes, drops or renames.
     """
 
     sql: str
     why: str
     undo: tuple[str, ...] = ()
     alone: bool = False
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

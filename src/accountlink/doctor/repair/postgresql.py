@@ -52,6 +52,7 @@ class KeyWriter:
                 "partition concurrently first and attach the parts to one that is made ON ONLY the parent.",
                 undo=(f"DROP INDEX {self._names.qualified(key.name)}",),
                 alone=True,
+                names=(key.name,),
             )
         return Step(
             sql=f"CREATE UNIQUE INDEX CONCURRENTLY {definition}",
@@ -59,6 +60,7 @@ class KeyWriter:
             "an invalid index behind; the doctor then begins with that.",
             undo=self._undo_create(key),
             alone=True,
+            names=(key.name,),
         )
 
     def _undo_create(self, key: NewKey) -> tuple[str, ...]:
@@ -88,6 +90,7 @@ class KeyWriter:
             "the table waits for a moment (ACCESS EXCLUSIVE).",
             undo=renamed,
             alone=True,
+            names=(key.name, key.wanted),
         )
 
     def _swap(self, key: NewKey, index: Index) -> Step:
@@ -101,6 +104,7 @@ class KeyWriter:
             "under that lock.",
             undo=() if index.definition is None else (f"{replaced} {index.definition}",),
             alone=True,
+            names=(key.name, key.wanted),
         )
 
     def _rename(self, key: NewKey) -> Step:
@@ -110,6 +114,7 @@ class KeyWriter:
             why="The name that the model declares is free now. Nobody waits (SHARE UPDATE EXCLUSIVE).",
             undo=(f"ALTER INDEX {wanted} RENAME TO {self._names.quote(key.name)}",),
             alone=True,
+            names=(key.name, key.wanted),
         )
 
     # -- what goes ----------------------------------------------------------------------------------------------------
@@ -150,6 +155,7 @@ class KeyWriter:
             why="Left behind by a failed build: it promises nothing, and may refuse rows all the same. Make sure that "
             f"nobody is building it at this moment. {locks}",
             alone=True,
+            names=(index.name,),
         )
 
     def _drop(self, index: Index) -> Step:
@@ -169,6 +175,7 @@ class KeyWriter:
             why=f"{why} {locks} The downgrade makes it again, and fails where rows use the freedom by then.",
             undo=(again,) if again else (),
             alone=True,
+            names=(index.name,),
         )
 
     def _drop_constraint(self, index: Index, why: str) -> Step:
@@ -186,6 +193,7 @@ class KeyWriter:
             "under that lock, and fails where rows use the freedom by then.",
             undo=(again,) if index.definition and index.valid else (),
             alone=True,
+            names=(index.true_name,),
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from textwrap import indent, wrap
 from typing import Final
@@ -11,7 +11,7 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from accountlink.doctor.repair.batches import Batch, bounded, downgrade, upgrade
+from accountlink.doctor.repair.batches import Batch, Way, downgrade, upgrade
 from accountlink.doctor.repair.operations import Repair
 from accountlink.doctor.repair.script import commented
 
@@ -21,8 +21,6 @@ _CALL: Final = "op.execute("
 _AUTOCOMMIT: Final = "with op.get_context().autocommit_block():"
 _END: Final = ""
 """Ends a block, in the lines that Alembic's own printer takes."""
-_TAKEN_FOR_PARAMETER: Final = re.compile(r"(?<![:\w\\]):(?=\w)")
-"""A colon before which ``sqlalchemy.text`` wants a backslash: it would begin a parameter."""
 _VERBATIM: Final = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]  # SQLAlchemy's own
 """A dialect that does not double percent signs: what doubles them undoes it."""
 _QUOTED: Final = re.compile(r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"", re.DOTALL)
@@ -60,12 +58,12 @@ def upgrade_lines(repair: Repair) -> list[str]:
         Statements and comments without indentation, a statement of several lines in one piece; an empty text ends a
         block. Empty when there is nothing to run.
     """
-    return list(_code(repair.dialect, upgrade(repair.steps)))
+    return list(_code(repair.dialect, upgrade(repair)))
 
 
 def downgrade_lines(repair: Repair) -> list[str]:
     """Write the body of ``downgrade()`` as :func:`upgrade_lines` does."""
-    return list(_code(repair.dialect, downgrade(repair.steps)))
+    return list(_code(repair.dialect, downgrade(repair)))
 
 
 # -- the module -------------------------------------------------------------------------------------------------------
@@ -113,37 +111,21 @@ def printed(lines: Iterable[str], *, depth: int = 1) -> Iterator[str]:
 # -- statements -------------------------------------------------------------------------------------------------------
 
 
-def _code(dialect: str, batches: tuple[Batch, ...]) -> Iterator[str]:
-    if not batches:
-        return
-    if dialect == "sqlite":
-        yield from (_AUTOCOMMIT, *_sqlite(batches), _END)
-    else:
-        yield from _postgresql(batches)
-
-
-def _postgresql(batches: Iterable[Batch]) -> Iterator[str]:
-    yield "# An index takes as long as its table."
-    yield _execute("SET statement_timeout = 0")
-    for batch, bound in bounded(batches):
-        if bound is not None:
-            yield from commented(bound.why, "#", _WIDTH - 4)
-            yield _execute(bound.sql)
-        if batch.together:
-            yield from _statements(batch)
-        else:
-            yield from (_AUTOCOMMIT, *_statements(batch), _END)
-    yield from map(_execute, ("RESET lock_timeout", "RESET statement_timeout"))
-
-
-def _sqlite(batches: Iterable[Batch]) -> Iterator[str]:
-    """All or nothing of each transaction: Alembic itself has none for SQLite."""
+def _code(dialect: str, batches: Sequence[Batch]) -> Iterator[str]:
+    """Write the statements, with transactions around them: of SQLite Alembic itself has none."""
+    if dialect == "sqlite" and batches:
+        yield _AUTOCOMMIT
     for batch in batches:
-        if batch.together:
+        statements = list(_statements(batch))
+        if dialect == "sqlite" and batch.way is Way.TOGETHER:
             rollback = ("except BaseException:", _execute("ROLLBACK"), "raise")
-            yield from (_execute("BEGIN IMMEDIATE"), "try:", *_statements(batch), *rollback, _END, _execute("COMMIT"))
+            yield from (_execute("BEGIN IMMEDIATE"), "try:", *statements, *rollback, _END, _execute("COMMIT"))
+        elif dialect == "postgresql" and batch.way is Way.ALONE:
+            yield from (_AUTOCOMMIT, *statements, _END)
         else:
-            yield from _statements(batch)
+            yield from statements
+    if dialect == "sqlite" and batches:
+        yield _END
 
 
 def _statements(batch: Batch) -> Iterator[str]:
@@ -154,9 +136,8 @@ def _statements(batch: Batch) -> Iterator[str]:
 
 def _execute(sql: str) -> str:
     """Run one statement as it is: neither a colon nor a quotation mark in it means anything to Python or SQLAlchemy."""
-    for text in (sql, _TAKEN_FOR_PARAMETER.sub(r"\\:", sql)):
-        if _reaches(text) == sql:
-            return _called(_CALL, text, ")")
+    if _reaches(sql) == sql:
+        return _called(_CALL, sql, ")")
     return _called(f"{_CALL}sa.DDL(", sql.replace("%", "%%"), "))")  # whose colons mean nothing
 
 

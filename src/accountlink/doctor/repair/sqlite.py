@@ -37,6 +37,7 @@ class KeyWriter:
                 "name, and without IF EXISTS a wrong one is an error. The right key is made in the same transaction.\n"
                 "The downgrade makes it again, and fails where rows use the freedom by then.",
                 undo=(index.definition or "",),
+                names=(index.name,),
             )
 
     def created(self, keys: Iterable[NewKey]) -> Iterator[Step]:
@@ -48,6 +49,7 @@ class KeyWriter:
                 f"({', '.join(self._parts(key))}){where}",
                 why=f"The right key: {key.reason}.",
                 undo=(f"DROP INDEX {self._names.qualified(key.wanted)}",),
+                names=(key.wanted,),
             )
 
     def _parts(self, key: NewKey) -> Iterator[str]:
@@ -90,7 +92,7 @@ class KeyWriter:
     def _copy(self) -> Iterator[Step]:
         indexes = {index: index.definition for index in self._table.indexes if index.owner is Owner.NOTHING}
         kept = [made for index, made in indexes.items() if made and index not in self._dropped]
-        steps = [*self._copied(self._own_sql or ""), *kept, *self._table.triggers]
+        statements = [*self._copied(self._own_sql or ""), *kept, *self._table.triggers]
         made_again = [made for made in indexes.values() if made]
         back = (*self._copied(self._table.sql or ""), *made_again, *self._table.triggers)
         gone = "; ".join(f"({', '.join(index.columns)})" for index in self._keys.old)
@@ -100,9 +102,9 @@ class KeyWriter:
         if self._keys.in_the_way:
             why += IN_THE_WAY
         why += "\nThe downgrade builds the old table again, and fails where rows use the freedom by then."
-        for place, statement in enumerate(steps):
-            first = place == 0
-            yield Step(sql=statement, why=why if first else "", undo=back if first else ())
+        first, *rest = statements
+        yield Step(sql=first, why=why, undo=back, names=tuple(index.name for index in indexes))
+        yield from (Step(sql=statement, why="") for statement in rest)
 
     def _copied(self, sql: str) -> list[str]:
         """Put a table made by another statement in the place of this one, with its rows."""
