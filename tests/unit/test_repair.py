@@ -37,6 +37,7 @@ from accountlink.doctor.schema import (
     RowSecurity,
     Table,
 )
+from accountlink.linking.statements import empty_in
 from tests.support.emitted import downgrade, statements
 
 WHEN: Final = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -56,6 +57,7 @@ SUBJECT: Final = Subject(
     exclusive=True,
     soft=True,
     newest_by=("updated_at",),
+    empty={"refresh_token": sa.literal("")},
 )
 PRIMARY: Final = Index(
     name="links_pkey",
@@ -740,11 +742,13 @@ def test_a_reason_that_the_column_may_refuse_is_not_given(column: Column, checks
 
 def test_a_credential_that_takes_no_null_is_wiped_as_unlink_does_it() -> None:
     """An empty text, or the beginning of time, stands for nothing."""
-    subject = replace(SUBJECT, roles=ROLES | {"expires_at": "expires_at"})
+    ends = sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False)
+    empty = {**SUBJECT.empty, "expires_at": empty_in("expires_at", ends)}
+    subject = replace(SUBJECT, roles=ROLES | {"expires_at": "expires_at"}, empty=empty)
     columns = (*changed("refresh_token", text("refresh_token")), moment("expires_at", nullable=False))
     told = " ".join(sql(planned(case(subject=subject, columns=columns, rows=duplicates()))))
     assert "refresh_token = ''," in told
-    assert "expires_at = '1970-01-01 00:00:00.000000'\n" in told
+    assert "expires_at = '1970-01-01 00:00:00+00:00'\n" in told
 
 
 def test_a_mark_that_every_row_has_gets_no_migration() -> None:

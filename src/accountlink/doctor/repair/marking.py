@@ -12,17 +12,9 @@ from accountlink.doctor.repair.idioms import IDIOMS
 from accountlink.doctor.repair.names import Names
 from accountlink.doctor.schema import Column, Kind
 
-_CREDENTIALS: Final = ("access_token", "refresh_token", "expires_at", "scopes")
 _REASON: Final = "duplicate"
 _PLAIN_TEXT: Final = re.compile(r"text|character varying|varchar|clob", re.IGNORECASE)
 _CHECK: Final = re.compile(r"\bCHECK\b", re.IGNORECASE)
-_NOTHING: Final = {
-    Kind.TEXT: "''",
-    Kind.PADDED: "''",
-    Kind.INTEGER: "0",
-    Kind.MOMENT: "'1970-01-01 00:00:00.000000'",
-}
-"""What stands for no credential in a column that takes no ``NULL``."""
 
 
 def marks(case: Case, names: Names, alias: str) -> Iterator[tuple[str, str]]:
@@ -44,9 +36,9 @@ def marks(case: Case, names: Names, alias: str) -> Iterator[tuple[str, str]]:
         yield reason.name, f"'{_REASON}'"
     if (column := written(case, "version")) is not None:
         yield column.name, f"coalesce({alias}.{names.quote(column.name)}, 0) + 1"
-    for role in _CREDENTIALS if "user_id" in case.subject.roles else ():  # a grant's expiry is no credential
+    for role, empty in case.subject.empty.items():
         column = written(case, role)
-        if column is not None and (nothing := _nothing_in(column)) is not None:
+        if column is not None and (nothing := "NULL" if column.nullable else names.value(empty, column)) is not None:
             yield column.name, nothing
 
 
@@ -85,8 +77,3 @@ def _takes_reason(case: Case, column: Column) -> bool:
     checked = any(column.name.lower() in check.lower() for check in case.table.checks)
     checked = checked or _CHECK.search(case.table.sql or "") is not None
     return plain and fits and not checked and _REASON not in case.subject.blocked_reasons
-
-
-def _nothing_in(column: Column) -> str | None:
-    """What wipes a credential, as unlink does it; ``None`` where the type has nothing that means it."""
-    return "NULL" if column.nullable else _NOTHING.get(column.kind)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
 from itertools import count
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from accountlink.doctor.case import Case
 from accountlink.doctor.judge.subject import Subject
-from accountlink.doctor.schema import Relation
+from accountlink.doctor.schema import Column, Kind, Relation
 
 _NAME_LENGTH: Final = 63
 """PostgreSQL cuts longer names (NAMEDATALEN - 1), and two cut names can meet."""
@@ -31,7 +31,8 @@ class Names:
 
     def __init__(self, case: Case) -> None:
         self._roles = case.subject.roles
-        self._preparer = _DIALECTS[case.catalogue.dialect](paramstyle=_NAMED).identifier_preparer
+        self._dialect = _DIALECTS[case.catalogue.dialect](paramstyle=_NAMED)
+        self._preparer = self._dialect.identifier_preparer
         self._home = case.table.schema
         given = case.subject.schema is not None or self._home not in (None, "public")
         self._schema = self._home if given else None
@@ -61,6 +62,14 @@ class Names:
         marks = [f"{prefix}{self.quote(self._roles['deleted_at'])} IS NULL"] if "deleted_at" in self._roles else []
         marks += [f"{prefix}{self.quote(self._roles['active'])}"] if "active" in self._roles else []
         return " AND ".join(marks) or None
+
+    def value(self, value: sa.ColumnElement[Any], column: Column) -> str | None:
+        """Write a value for a column, or return ``None`` where its type cannot be written in SQL."""
+        try:
+            sql = str(value.compile(dialect=self._dialect, compile_kwargs={"literal_binds": True}))
+        except sa.exc.CompileError:
+            return None
+        return f"CAST({sql} AS {column.type})" if column.kind is Kind.OTHER else sql  # an empty array has no type
 
 
 def literal(text: str) -> str:

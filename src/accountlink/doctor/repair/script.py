@@ -21,8 +21,9 @@ _BEGIN: Final = {"postgresql": "BEGIN", "sqlite": "BEGIN IMMEDIATE"}
 _HEADERS: Final = {
     "postgresql": (
         "Run it as the owner of the table, and without --single-transaction: what is built CONCURRENTLY cannot be in "
-        "one.\nEach step says what it locks. Stopped after any statement, nothing that was protected is unprotected: "
-        "run the doctor again, it writes what is left.\nConnect to the server itself, not through a transaction "
+        "one.\nEach step says what it locks. Stopped after any statement, nothing that was protected is unprotected, "
+        "with one exception: a key that would make the settling of duplicates fail goes before it, and its step says "
+        "so. Run the doctor again: it writes what is left.\nConnect to the server itself, not through a transaction "
         "pooler: settings of the session must reach all statements."
     ),
     "sqlite": (
