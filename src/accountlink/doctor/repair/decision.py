@@ -12,11 +12,12 @@ from functools import cached_property
 
 from accountlink.doctor.case import Case, title
 from accountlink.doctor.findings import Finding, Remedy, with_remedy
-from accountlink.doctor.judge.subject import Declared, Need
+from accountlink.doctor.judge.subject import Need
 from accountlink.doctor.judge.uniqueness import Cause, Judgement, Verdict
-from accountlink.doctor.repair.keys import Keys, NewKey, dependants, included
+from accountlink.doctor.repair.keys import Keys, dependants
 from accountlink.doctor.repair.marking import can_collide
-from accountlink.doctor.repair.names import FreeNames, Names, derived
+from accountlink.doctor.repair.names import FreeNames
+from accountlink.doctor.repair.new_keys import NewKeys, declared
 from accountlink.doctor.repair.settle import can_lower, can_settle, why_not_settled
 from accountlink.doctor.schema import Column, Index, Owner, Relation
 
@@ -147,7 +148,7 @@ class _Decision:
 
     def _is_covered(self, need: Need, by: Iterable[Need]) -> bool:
         """Whether the key of another need serves this one too, and the model does not declare it."""
-        return self._declared(need) is None and any(
+        return declared(self.case, need) is None and any(
             other is not need
             and set(other.columns) < set(need.columns)
             and (need.live or not other.live)
@@ -155,112 +156,38 @@ class _Decision:
             for other in by
         )
 
-    # -- names --------------------------------------------------------------------------------------------------------
-
-    def has_condition(self, need: Need) -> bool:
-        """Whether the need's index leaves dead rows out."""
-        return need.live and bool(self.case.subject.live_sql)
-
-    def _declared(self, need: Need) -> Declared | None:
-        return next(
-            (
-                each
-                for each in self.case.subject.declared
-                if set(each.columns) == set(need.columns) and each.live == self.has_condition(need)
-            ),
-            None,
-        )
-
-    def _new(self, need: Need, free: FreeNames, leaving: set[str]) -> NewKey:
-        declared = self._declared(need)
-        columns = need.columns if declared is None else declared.columns
-        if declared is not None and free.is_free(declared.name):
-            name = wanted = free.take(declared.name)
-        else:
-            name = wanted = free.derive("uq", self.case.table.name, columns)
-            if declared is not None and declared.name.lower() in leaving:
-                wanted = declared.name
-        return NewKey(
-            columns=columns,
-            where=Names(self.case).live() if need.live else None,
-            reason=need.reason,
-            name=name,
-            wanted=wanted,
-            constraint=declared is not None and declared.constraint and declared.name == wanted,
-            first=self._is_early(need),
-        )
-
     def _twins(self) -> Iterator[Need]:
-        """Full keys that go and that the model declares for live rows, beside the needs themselves."""
+        """Return full keys that go and that the model declares for live rows, beside the needs themselves."""
         others = [set(need.columns) for need in self.wanted]
         others += [set(judgement.index.columns) for judgement in self._staying]
         for judgement in self.condemned:
             columns = judgement.index.columns
             if judgement.rule == "key-counts-deleted" and set(columns) not in others:
                 twin = Need(columns=columns, live=True, reason="the same among live rows alone, as the model says")
-                if self._declared(twin) is not None:
+                if declared(self.case, twin) is not None:
                     yield twin
-
-    def _again(self, index: Index, free: FreeNames) -> NewKey:
-        name = index.true_name
-        begun = self._begun(index)
-        return NewKey(
-            columns=index.columns,
-            where=None,
-            reason="the constraint stays as it is, and is checked at once",
-            name=free.derive("uq", self.case.table.name, index.columns) if begun is None else begun.name,
-            wanted=name,
-            constraint=True,
-            instead_of=index,
-            included=included(index),
-            stands=begun is not None,
-        )
-
-    def _begun(self, index: Index) -> Index | None:
-        """What a migration that stopped half-way has made already to take the place of a constraint."""
-        names = derived("uq", self.case.table.name, index.columns)
-        going = [judgement.index for judgement in (*self.condemned, *self.deferrable)]
-        return next(
-            (
-                each
-                for each in self.case.table.indexes
-                if each.name in names
-                and each.unique
-                and each.valid
-                and each.where is None
-                and each.owner is Owner.NOTHING
-                and each not in going
-                and (each.parts, each.nulls_distinct, included(each))
-                == (index.parts, index.nulls_distinct, included(index))
-            ),
-            None,
-        )
 
     # -- together -----------------------------------------------------------------------------------------------------
 
     def keys(self) -> Keys:
         """Say what comes, what goes, and what is left to people."""
-        by_hand = [*self._reasons_against_new()]
-        old: list[Index] = []
-        for judgement in self.condemned:
-            if reason := self._reason_to_stay(judgement):
-                by_hand.append(reason)
-            else:
-                old.append(judgement.index)
+        kept = {judgement.index: self._reason_to_stay(judgement) for judgement in self.condemned}
+        old = [index for index, reason in kept.items() if reason is None]
         invalid = [index for index in self.invalid if not self._spans and not dependants(self.case, index)]
-        free = FreeNames(self.case, gone=(index.name for index in invalid))
-        leaving = {(index.true_name).lower() for index in old}
-        new = [self._new(need, free, leaving) for need in (*self.wanted, *self._twins())]
-        new += [self._again(judgement.index, free) for judgement in self.deferrable]
         required, nulls = self._required()
+        free = FreeNames(self.case, gone=(index.name for index in invalid))
+        new, going = NewKeys(self.case, free, old), [each.index for each in (*self.condemned, *self.deferrable)]
         return Keys(
-            new=tuple(new),
+            new=(
+                *(new.for_need(need, first=self._is_early(need)) for need in (*self.wanted, *self._twins())),
+                *(new.at_once(judgement.index, going) for judgement in self.deferrable),
+            ),
             old=tuple(old),
             in_the_way=tuple(judgement.index for judgement in self.in_the_way if judgement.index in old),
             invalid=tuple(invalid),
             settled=self.settled,
             required=required,
-            by_hand=(*by_hand, *nulls),
+            by_hand=(*self._reasons_against_new(), *filter(None, kept.values()), *nulls),
         )
 
     def _is_settled(self, need: Need) -> bool:

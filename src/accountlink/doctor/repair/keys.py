@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,12 +9,6 @@ from accountlink.doctor.case import Case
 from accountlink.doctor.judge.subject import Need
 from accountlink.doctor.schema import Column, Index, Owner
 
-_COLUMNS: Final = r'\((?:[^"()]|"(?:[^"]|"")*")*\)'
-_INCLUDED: Final = re.compile(
-    rf"(?:^(?:UNIQUE|PRIMARY KEY)(?: NULLS NOT DISTINCT)?|^CREATE UNIQUE INDEX .*? USING btree) {_COLUMNS}"
-    rf"( INCLUDE {_COLUMNS})"
-)
-"""The columns that an index of plain columns only includes, in the words of PostgreSQL."""
 IN_THE_WAY: Final = (
     " It goes before duplicates are settled, since rows may meet in it then. What it alone protects has its right key "
     "already; no key can be made yet of what rows break today."
@@ -81,12 +74,6 @@ class Keys:
     def change(self, index: Index) -> bool:
         """Whether an index goes, or gives its place to another."""
         return index in (*self.invalid, *self.old, *(key.instead_of for key in self.new))
-
-
-def included(index: Index) -> str:
-    """What follows the columns of an index that includes others, as it is written in ``CREATE INDEX``."""
-    found = _INCLUDED.match(index.definition or "")
-    return "" if found is None else str(found[1])
 
 
 def dependants(case: Case, index: Index) -> str | None:
