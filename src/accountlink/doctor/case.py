@@ -91,18 +91,18 @@ class Case:
         )
 
     def protected(self, need: Need) -> bool:
-        """Whether some index meets a need as it is."""
+        """Return whether some index meets a need as it is."""
         return any(judgement.protects(need) for judgement in self.judgements)
 
     def split(self, need: Need) -> bool:
-        """Whether partitions keep any index from meeting a need."""
+        """Return whether partitions keep any index from meeting a need."""
         partitioning = self.table.partitioning
         if partitioning is None or partitioning.inherited or self.protected(need):
             return False
         return not partitioning.spans(need.columns)
 
     def explained(self, need: Need) -> bool:
-        """Whether another rule says what keeps an index from meeting a need that none meets."""
+        """Return whether another rule says what keeps an index from meeting a need that none meets."""
         return any(
             need in judgement.causes
             or (set(need.columns) <= judgement.reads and judgement.enforces[need] is not Verdict.NO)
@@ -110,7 +110,7 @@ class Case:
         )
 
     def meant_for_open_need(self, judgement: Judgement) -> bool:
-        """Whether an index has the columns of a need that nothing meets."""
+        """Return whether an index has the columns of a need that nothing meets."""
         return any(set(need.columns) <= judgement.reads and not self.protected(need) for need in self.subject.needs)
 
 

@@ -14,7 +14,7 @@ from accountlink.doctor.schema import Column, Index, Relation
 
 
 def left(case: Case, findings: Sequence[Finding], keys: Keys) -> Iterator[str]:
-    """One text for each finding that the migration does not repair."""
+    """Write one text for each finding that the migration does not repair."""
     yield from keys.by_hand
     if case.catalogue.dialect == "sqlite":
         for column in keys.required:

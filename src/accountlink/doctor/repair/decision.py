@@ -38,19 +38,19 @@ class _Decision:
 
     @cached_property
     def invalid(self) -> tuple[Index, ...]:
-        """Indexes that failed builds left behind."""
+        """Find what failed builds left behind."""
         found = with_remedy(self.findings, Remedy.CLEAR)
         return tuple(index for index in self.case.table.indexes if index in found)
 
     @cached_property
     def condemned(self) -> tuple[Judgement, ...]:
-        """Indexes that have to go."""
+        """Find the indexes that have to go."""
         found = with_remedy(self.findings, Remedy.DROP)
         return tuple(each for each in self.case.judgements if each.index in found and each.index not in self.invalid)
 
     @cached_property
     def deferrable(self) -> tuple[Judgement, ...]:
-        """Constraints that stay as they are, but for being deferrable."""
+        """Find constraints that stay as they are, but for being deferrable."""
         found = with_remedy(self.findings, Remedy.AT_ONCE)
         return tuple(
             judgement
@@ -69,7 +69,7 @@ class _Decision:
     # -- which needs are met ------------------------------------------------------------------------------------------
 
     def _is_met(self, need: Need) -> bool:
-        """Whether an index that stays, or is made again, meets a need as it is."""
+        """Return whether an index that stays, or is made again, meets a need as it is."""
         return any(
             judgement.protects(need) or (judgement in self.deferrable and judgement.enforces[need] is Verdict.YES)
             for judgement in self._staying
@@ -79,7 +79,7 @@ class _Decision:
         return any(judgement.causes.get(need) is Cause.NULL for judgement in self._staying)
 
     def _is_open(self, need: Need) -> bool:
-        """Whether an index that stays may meet a need, which could not be decided."""
+        """Return whether an index that stays may meet a need, which could not be decided."""
         return any(
             judgement.enforces[need] is Verdict.UNDECIDED and set(need.columns) <= judgement.reads
             for judgement in self._staying
@@ -90,7 +90,7 @@ class _Decision:
         return split is None or split.spans(need.columns)
 
     def _waits_for_partitions(self, need: Need) -> bool:
-        """Whether a partitioned table has the key already, and not yet in all of its partitions."""
+        """Return whether a partitioned table has the key already, and not yet in all of its partitions."""
         return self._spans and any(j.enforces[need] is Verdict.YES for j in self.case.judgements if not j.index.valid)
 
     @property
@@ -107,7 +107,7 @@ class _Decision:
 
     @cached_property
     def _buildable(self) -> tuple[Need, ...]:
-        """Needs that nothing meets or may meet, and for which a key can be made."""
+        """Find needs that nothing meets or may meet, and for which a key can be made."""
         return tuple(
             need
             for need in self._unmet
@@ -120,7 +120,7 @@ class _Decision:
 
     @cached_property
     def wanted(self) -> tuple[Need, ...]:
-        """Needs that get a key of their own."""
+        """Find needs that get a key of their own."""
         early = [need for need in self._buildable if self._is_early(need)]
         return tuple(
             need for need in self._buildable if not self._is_covered(need, early if need in early else self._buildable)
@@ -130,24 +130,24 @@ class _Decision:
 
     @cached_property
     def settled(self) -> tuple[Need, ...]:
-        """Needs whose duplicates are settled."""
+        """Find needs whose duplicates are settled."""
         return tuple(need for need in self.case.subject.needs if self._is_settled(need))
 
     @cached_property
     def in_the_way(self) -> tuple[Judgement, ...]:
-        """Indexes that have to go, and on which settling may fail before that."""
+        """Find indexes that have to go, and on which settling may fail before that."""
         lowered = can_lower(self.case)
         if not self.settled and not lowered:
             return ()
         return tuple(each for each in self.condemned if can_collide(self.case, each, lowered=lowered))
 
     def _is_early(self, need: Need) -> bool:
-        """Whether what goes before duplicates are settled may protect a need, whose key is then made before that."""
+        """Return whether what goes before settling may protect a need: its key is then made before that."""
         verdicts = {each.enforces.get(need) for each in self.in_the_way if each.index.valid}
         return Verdict.YES in verdicts or (Verdict.UNDECIDED in verdicts and need not in self.settled)
 
     def _is_covered(self, need: Need, by: Iterable[Need]) -> bool:
-        """Whether the key of another need serves this one too, and the model does not declare it."""
+        """Return whether the key of another need serves this one too, and the model does not declare it."""
         return declared(self.case, need) is None and any(
             other is not need
             and set(other.columns) < set(need.columns)
@@ -197,7 +197,7 @@ class _Decision:
         return can_settle(self.case, need) and (lowered or uncounted or self._has_duplicates(need))
 
     def _required(self) -> tuple[tuple[Column, ...], tuple[str, ...]]:
-        """Columns that must not take NULL any more, and those of which rows have NULL today."""
+        """Return columns that must not take NULL any more, and what to do about those of which rows have NULL today."""
         subject = self.case.subject
         marks = {subject.roles.get(role) for role in ("deleted_at", "active")}
         names = {name for need in self._unmet for name in set(need.columns) - need.absent - marks}

@@ -72,7 +72,7 @@ class Keys:
         return tuple(index for index in self.old if index not in self.in_the_way)
 
     def change(self, index: Index) -> bool:
-        """Whether an index goes, or gives its place to another."""
+        """Return whether an index goes, or gives its place to another."""
         return index in (*self.invalid, *self.old, *(key.instead_of for key in self.new))
 
 

@@ -18,7 +18,7 @@ _CHECK: Final = re.compile(r"\bCHECK\b", re.IGNORECASE)
 
 
 def marks(case: Case, names: Names, alias: str) -> Iterator[tuple[str, str]]:
-    """What a row gets that is marked dead as ``unlink`` does it: columns, and what each is set to.
+    """Mark a row dead as ``unlink`` does it: return the columns, and what each is set to.
 
     Args:
         case: The table.
@@ -43,14 +43,14 @@ def marks(case: Case, names: Names, alias: str) -> Iterator[tuple[str, str]]:
 
 
 def written(case: Case, role: str) -> Column | None:
-    """The column of a role, if there is one and the database does not compute it."""
+    """Return the column of a role, if there is one and the database does not compute it."""
     name = case.subject.roles.get(role)
     column = None if name is None else case.table.column(name)
     return None if column is None or column.generated is not None else column
 
 
 def can_collide(case: Case, judgement: Judgement, *, lowered: bool) -> bool:
-    """Whether rows that are marked dead, or get another address, may meet in an index that did not refuse them before.
+    """Return whether rows that are marked dead, or get another address, may meet in an index.
 
     Three rows that are marked at one moment are equal in that moment, and those that are marked by a flag in that flag.
 
@@ -71,7 +71,7 @@ def can_collide(case: Case, judgement: Judgement, *, lowered: bool) -> bool:
 
 
 def _takes_reason(case: Case, column: Column) -> bool:
-    """Whether the word can stand in a column, as far as the catalogue tells: a domain's check it does not."""
+    """Return whether the word can stand in a column, as far as the catalogue tells: a domain's check it does not."""
     plain = column.nullable and column.kind is Kind.TEXT and _PLAIN_TEXT.match(column.type) is not None
     fits = column.length is None or column.length >= len(_REASON)
     checked = any(column.name.lower() in check.lower() for check in case.table.checks)

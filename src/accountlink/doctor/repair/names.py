@@ -87,7 +87,7 @@ class FreeNames:
         self._taken = {name.lower() for name in taken} - {name.lower() for name in gone}
 
     def is_free(self, name: str) -> bool:
-        """Whether a name can still be given; names that differ in case alone count as one, as SQLite has it."""
+        """Return whether a name can still be given; names that differ in case alone count as one, as SQLite has it."""
         return name.lower() not in self._taken
 
     def take(self, name: str) -> str:
@@ -102,7 +102,7 @@ class FreeNames:
 
 
 def derived(prefix: str, table: str, columns: Sequence[str]) -> tuple[str, ...]:
-    """The names that something new on these columns may get, in order, as far as the catalogue is asked about them."""
+    """Return the names that something new on these columns may get, in the order in which they are tried."""
     return tuple(_numbered(prefix, table, columns, number) for number in range(1, _ATTEMPTS + 1))
 
 
@@ -111,7 +111,7 @@ def _numbered(prefix: str, table: str, columns: Sequence[str], number: int) -> s
 
 
 def candidates(subject: Subject) -> frozenset[str]:
-    """All names that a migration for this table may want: the reader of the catalogue is asked which are taken."""
+    """Return all names that a migration for this table may want, so that the catalogue can say which are taken."""
     wanted = {declared.name for declared in subject.declared}
     for columns in {need.columns for need in subject.needs} | {declared.columns for declared in subject.declared}:
         wanted |= {*derived("uq", subject.table, columns)}
@@ -129,7 +129,7 @@ def _fitting(name: str, suffix: str) -> str:
 
 
 def is_writable(case: Case) -> bool:
-    """Whether all names can stand in a line of SQL, and in a comment beside it."""
+    """Return whether all names can stand in a line of SQL, and in a comment beside it."""
     table = case.table
     names = [table.schema or "", table.name, *(column.name for column in table.columns)]
     names += [name for index in table.indexes for name in (index.name, index.constraint or "")]
@@ -139,5 +139,5 @@ def is_writable(case: Case) -> bool:
 
 
 def is_ordinary(case: Case) -> bool:
-    """Whether it is a table that has rows and indexes of its own."""
+    """Return whether it is a table that has rows and indexes of its own."""
     return case.table.relation not in (Relation.VIEW, Relation.FOREIGN)

@@ -97,6 +97,6 @@ class NewKeys:
 
 
 def _included(index: Index) -> str:
-    """What follows the columns of an index that includes others, as it is written in ``CREATE INDEX``."""
+    """Return what follows the columns of an index that includes others, as it is written in ``CREATE INDEX``."""
     found = _INCLUDED.match(index.definition or "")
     return "" if found is None else str(found[1])

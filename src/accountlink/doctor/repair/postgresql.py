@@ -16,6 +16,7 @@ _CREATE_INDEX: Final = re.compile(r"CREATE (UNIQUE )?INDEX ")
 _CONCURRENTLY: Final = (
     "Neither readers nor writers wait (SHARE UPDATE EXCLUSIVE), but it waits itself for all older transactions."
 )
+_A_MOMENT: Final = "All access to the table waits for a moment (ACCESS EXCLUSIVE)."
 
 
 class KeyWriter:
@@ -86,8 +87,7 @@ class KeyWriter:
         renamed = () if name == wanted else (f"ALTER TABLE {table} RENAME CONSTRAINT {wanted} TO {name}",)
         return Step(
             sql=f"ALTER TABLE {table} ADD CONSTRAINT {wanted} UNIQUE USING INDEX {name}",
-            why="The model declares the key as a constraint: the index becomes one, and takes its name. All access to "
-            "the table waits for a moment (ACCESS EXCLUSIVE).",
+            why=f"The model declares the key as a constraint: the index becomes one, and takes its name. {_A_MOMENT}",
             undo=renamed,
             alone=True,
             names=(key.name, key.wanted),
@@ -100,8 +100,7 @@ class KeyWriter:
         return Step(
             sql=f"{replaced} {kind} USING INDEX {q(key.name)}",
             why="The deferrable constraint gives its name to the same one that is checked at once, which stands "
-            "already. All access to the table waits for a moment (ACCESS EXCLUSIVE). The downgrade builds the old one "
-            "under that lock.",
+            f"already. {_A_MOMENT} The downgrade builds the old one under that lock.",
             undo=() if index.definition is None else (f"{replaced} {index.definition}",),
             alone=True,
             names=(key.name, key.wanted),
@@ -148,14 +147,10 @@ class KeyWriter:
     def _drop_invalid(self, index: Index) -> Step:
         if index.owner is not Owner.NOTHING:
             return self._drop_constraint(index, "Left invalid: it promises nothing, and may refuse rows all the same.")
-        how = "" if self._spans else "CONCURRENTLY "
-        locks = "All access to the table waits for a moment (ACCESS EXCLUSIVE)." if self._spans else _CONCURRENTLY
-        return Step(
-            sql=f"DROP INDEX {how}{self._names.qualified(index.name)}",
-            why="Left behind by a failed build: it promises nothing, and may refuse rows all the same. Make sure that "
-            f"nobody is building it at this moment. {locks}",
-            alone=True,
-            names=(index.name,),
+        return self._drop_index(
+            index,
+            "Left behind by a failed build: it promises nothing, and may refuse rows all the same. Make sure that "
+            "nobody is building it at this moment.",
         )
 
     def _drop(self, index: Index) -> Step:
@@ -167,30 +162,32 @@ class KeyWriter:
             why += IN_THE_WAY
         if index.owner is not Owner.NOTHING:
             return self._drop_constraint(index, why)
-        how = "" if self._spans else "CONCURRENTLY "
-        locks = "All access to the table waits for a moment (ACCESS EXCLUSIVE)." if self._spans else _CONCURRENTLY
-        again = (index.definition or "") if self._spans else _CREATE_INDEX.sub(_concurrent, index.definition or "", 1)
+        again = index.definition or ""
+        return self._drop_index(index, why, again if self._spans else _CREATE_INDEX.sub(_concurrent, again, 1))
+
+    def _drop_index(self, index: Index, why: str, again: str = "") -> Step:
+        how, locks = ("", _A_MOMENT) if self._spans else ("CONCURRENTLY ", _CONCURRENTLY)
+        back = " The downgrade makes it again, and fails where rows use the freedom by then." if again else ""
         return Step(
             sql=f"DROP INDEX {how}{self._names.qualified(index.name)}",
-            why=f"{why} {locks} The downgrade makes it again, and fails where rows use the freedom by then.",
+            why=f"{why} {locks}{back}",
             undo=(again,) if again else (),
             alone=True,
             names=(index.name,),
         )
 
     def _drop_constraint(self, index: Index, why: str) -> Step:
-        name = self._names.quote(index.true_name)
-        table = self._names.table
+        table, name = self._names.table, self._names.quote(index.true_name)
+        again = f"ALTER TABLE {table} ADD CONSTRAINT {name} {index.definition}"
         if index.owner is Owner.PRIMARY:
             why += (
                 "\nTHE TABLE HAS NO PRIMARY KEY AFTER THIS. Logical replication, if the table is published, refuses "
                 "updates and deletes until it has a replica identity."
             )
-        again = f"ALTER TABLE {table} ADD CONSTRAINT {name} {index.definition}"
         return Step(
             sql=f"ALTER TABLE {table} DROP CONSTRAINT {name}",
-            why=f"{why} All access to the table waits for a moment (ACCESS EXCLUSIVE). The downgrade builds it again "
-            "under that lock, and fails where rows use the freedom by then.",
+            why=f"{why} {_A_MOMENT} The downgrade builds it again under that lock, and fails where rows use the "
+            "freedom by then.",
             undo=(again,) if index.definition and index.valid else (),
             alone=True,
             names=(index.true_name,),

@@ -142,7 +142,7 @@ def _execute(sql: str) -> str:
 
 
 def _reaches(text: str) -> str | None:
-    """What the database gets of a text; ``None`` where SQLAlchemy finds a parameter in it."""
+    """Return what the database gets of a text; ``None`` where SQLAlchemy finds a parameter in it."""
     clause = sa.text(text)
     return None if clause.compile().params else str(clause.compile(dialect=_VERBATIM))
 

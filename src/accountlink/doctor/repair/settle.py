@@ -21,7 +21,7 @@ _LIST: Final = "accountlink_duplicates"
 
 
 def can_settle(case: Case, need: Need) -> bool:
-    """Whether it is safe to say which of several rows stays, and to do away with the others."""
+    """Return whether it is safe to say which of several rows stays, and to do away with the others."""
     return why_not_settled(case, need) is None
 
 
@@ -54,7 +54,7 @@ def why_not_settled(case: Case, need: Need) -> str | None:
 
 
 def _kept_apart_by(case: Case, need: Need) -> list[str]:
-    """The application's own columns that stand beside the need's in a unique index; computed ones hold nothing new."""
+    """Find the application's own columns beside the need's in a unique index; computed ones hold nothing new."""
     keys = [j.reads for j in case.judgements if j.index.valid and set(need.columns) <= j.reads]
     known = {column.name for column in case.table.columns if column.generated is not None}
     known |= {*need.columns, *case.subject.roles.values()}
@@ -66,19 +66,19 @@ def _is_numbered(column: Column | None) -> bool:
 
 
 def is_lowered(case: Case, need: Need) -> bool:
-    """Whether a key compares e-mail addresses of which some are brought into normal form."""
+    """Return whether a key compares e-mail addresses of which some are brought into normal form."""
     return case.subject.normal in need.columns and can_lower(case)
 
 
 def can_lower(case: Case) -> bool:
-    """Whether there are e-mail addresses that ``lower()`` brings into normal form, and nothing is in the way of it."""
+    """Return whether ``lower()`` brings addresses into normal form, and nothing is in the way of it."""
     column = None if case.subject.normal is None else case.table.column(case.subject.normal)
     writable = bool(case.rows.plain) and column is not None and column.generated is None
     return writable and not has_unsettled_addresses(case)
 
 
 def has_unsettled_addresses(case: Case) -> bool:
-    """Whether rows would meet in one address that a migration does not settle."""
+    """Return whether rows would meet in one address that a migration does not settle."""
     found = case.rows.duplicates
     return bool(case.rows.plain) and any(
         case.subject.normal in need.columns and found[need].groups and not can_settle(case, need) for need in found
@@ -117,7 +117,7 @@ class Settling:
             yield self._lower(self.names.live(), "")
 
     def due(self, needs: Sequence[Need]) -> bool:
-        """Whether there is anything to settle."""
+        """Return whether there is anything to settle."""
         return bool(needs) or can_lower(self.case)
 
     def dead_addresses(self) -> Iterator[Step]:
@@ -127,7 +127,7 @@ class Settling:
             yield self._lower(f"({condition}) IS NOT TRUE", " Dead rows too, so that they can be restored.")
 
     def _tables(self) -> list[str]:
-        """The table, and those whose rows would go, or keep the table's rows from going, while it is settled."""
+        """Return the table, and those whose rows would go with its rows, or keep these from going."""
         deleting = not self.case.subject.soft
         pointing = {self._child(key) for key in self.case.table.referenced_by} if deleting else set()
         return [self.names.table, *sorted(pointing - {self.names.table})]
@@ -222,7 +222,7 @@ class Settling:
         )
 
     def _fits(self, need: Need) -> tuple[str, ...]:
-        """Whether a row's token belongs to the account of the row that stays; empty where it always does."""
+        """Test whether a row's token belongs to the account of the row that stays; empty where it always does."""
         account = self.case.subject.roles.get("account_id")
         if account is None or account in need.columns:
             return ()

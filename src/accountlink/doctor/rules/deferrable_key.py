@@ -18,7 +18,7 @@ RULE: Final = "deferrable-key"
 
 
 def find(case: Case) -> Iterator[Finding]:
-    """Each deferrable constraint that forbids rows."""
+    """Find each deferrable constraint that forbids rows."""
     for index in case.table.indexes:
         if index.deferrable:
             yield case.finding(

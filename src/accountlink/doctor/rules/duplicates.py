@@ -12,7 +12,7 @@ RULE: Final = "duplicates"
 
 
 def find(case: Case) -> Iterator[Finding]:
-    """Each need that rows break."""
+    """Find each need that rows break."""
     for need, found in case.rows.duplicates.items():
         if found.groups:
             rows = "live rows" if need.live else "rows"

@@ -16,7 +16,7 @@ RULE: Final = "invalid-index"
 
 
 def find(case: Case) -> Iterator[Finding]:
-    """Each unique index that is not valid."""
+    """Find each unique index that is not valid."""
     for index in case.table.indexes:
         if index.unique and not index.valid:
             yield case.finding(

@@ -17,7 +17,7 @@ RULE: Final = "key-compares-differently"
 
 
 def find(case: Case) -> Iterator[Finding]:
-    """Columns and indexes that do not compare as the policy does, and addresses out of normal form."""
+    """Find columns and indexes that do not compare as the policy does, and addresses out of normal form."""
     inexact = [column for name in sorted(case.subject.identifiers) if (column := _inexact(case, name)) is not None]
     yield from (_column(case, each) for each in inexact)
     for judgement in case.judgements:

@@ -16,7 +16,7 @@ RULE: Final = "key-counts-deleted"
 
 
 def find(case: Case) -> Iterator[Finding]:
-    """Each unconditional index on the key that refuses a row because of a dead one."""
+    """Find each unconditional index on the key that refuses a row because of a dead one."""
     for judgement in case.judgements:
         index = judgement.index
         if judgement.rule != RULE or not index.valid:

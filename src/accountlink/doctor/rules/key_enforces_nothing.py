@@ -18,7 +18,7 @@ RULE: Final = "key-enforces-nothing"
 
 
 def find(case: Case) -> Iterator[Finding]:
-    """Each index that would be the key if it had no NULL in it, unless every row is dead from its beginning."""
+    """Find each index that would be the key if it had no NULL in it, unless every row is dead from its beginning."""
     if (never := _never_live(case)) is not None:
         yield never
         return
@@ -34,7 +34,7 @@ def find(case: Case) -> Iterator[Finding]:
 
 
 def _never_live(case: Case) -> Finding | None:
-    """A mark of dead rows that every new row has: a key for live rows then keeps nothing apart."""
+    """Find a mark of dead rows that every new row has: a key for live rows then keeps nothing apart."""
     name = case.subject.roles.get("deleted_at")
     column = None if name is None else case.table.column(name)
     if column is None or column.generated is not None:

@@ -16,7 +16,7 @@ RULE: Final = "missing-key"
 
 
 def find(case: Case) -> Iterator[Finding]:
-    """Each need that no index meets, where no other rule can say what keeps an index from it."""
+    """Find each need that no index meets, where no other rule can say what keeps an index from it."""
     for need in case.subject.needs:
         if case.protected(need) or case.explained(need) or case.split(need):
             continue

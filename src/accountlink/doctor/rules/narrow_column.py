@@ -16,7 +16,7 @@ RULE: Final = "narrow-column"
 
 
 def find(case: Case) -> Iterator[Finding]:
-    """Each column that is shorter than what it has to hold."""
+    """Find each column that is shorter than what it has to hold."""
     for name, least in sorted(case.subject.lengths.items()):
         column = case.table.column(name)
         if column is not None and column.length is not None and column.length < least:

@@ -19,7 +19,7 @@ RULE: Final = "partition-key"
 
 
 def find(case: Case) -> Iterator[Finding]:
-    """Each need that no index can span."""
+    """Find each need that no index can span."""
     partitioning = case.table.partitioning
     if partitioning is None:
         return

@@ -17,7 +17,7 @@ RULE: Final = "stale-unique"
 
 
 def find(case: Case) -> Iterator[Finding]:
-    """Each index that refuses two live rows of which the policy allows both."""
+    """Find each index that refuses two live rows of which the policy allows both."""
     for judgement in case.judgements:
         if not judgement.index.valid:
             continue

@@ -17,7 +17,7 @@ RULE: Final = "wrong-predicate"
 
 
 def find(case: Case) -> Iterator[Finding]:
-    """Each partial index on the key that leaves live rows out, or dead rows in."""
+    """Find each partial index on the key that leaves live rows out, or dead rows in."""
     for judgement in case.judgements:
         if not judgement.index.valid:
             continue
