@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from accountlink.doctor.examine import examine
 from accountlink.doctor.findings import Finding
 from accountlink.doctor.ignoring import Ignored
-from accountlink.doctor.repair.revision import downgrade_lines, printed, upgrade_lines
+from accountlink.doctor.repair.revision import downgrade_lines, upgrade_lines
 from accountlink.doctor.repair.script import commented
 from accountlink.doctor.report import Report
 from accountlink.doctor.subjects import Mapping, mapping_of
@@ -174,4 +174,4 @@ def _block(context: AutogenContext, comments: list[str], lines: list[str]) -> st
     """One text: Alembic's printer would indent only the first of a statement's lines."""
     if any("sa.DDL(" in line for line in lines):
         context.imports.add("import sqlalchemy as sa")
-    return "\n".join((*comments, *printed(lines or ["pass"], depth=0)))
+    return "\n".join((*comments, *(lines or ["pass"])))

@@ -52,7 +52,7 @@ class Finding:
         columns: The columns that it is about, in the index's order; an expression as the database writes it.
         message: What is wrong, and what comes of it. Never a value of a row.
         fix: What to do.
-        about: What the doctor itself knows of the thing that it is about.
+        about: What the doctor itself knows of that object; for its own use, as the next one.
         remedy: What a migration does about it.
     """
 

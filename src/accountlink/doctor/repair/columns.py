@@ -59,37 +59,33 @@ class ColumnWriter:
         return any(column.name in key.columns for key in self.keys.new)
 
     def _longer(self, column: Column) -> Step:
-        if column.kind is Kind.PADDED:
-            return self._unpadded(column, column.collation)
-        return Step(
-            sql=self._altered(column, "text", column.collation),
-            why=f"{column.name} takes texts of any length. All access to the table waits for a moment (ACCESS "
-            f"EXCLUSIVE); neither the rows nor the indexes are written again. {_DEPENDING} "
-            "The downgrade reads all rows under that lock, and fails where one is longer.",
-            undo=(self._altered(column, column.type, column.collation),),
-            alone=True,
+        return self._text(
+            column,
+            column.collation,
+            f"{column.name} takes texts of any length. All access to the table waits for a moment (ACCESS EXCLUSIVE); "
+            f"neither the rows nor the indexes are written again. {_DEPENDING} The downgrade reads all rows under that "
+            "lock, and fails where one is longer.",
         )
 
     def _compared_bytewise(self, column: Column, indexes: str) -> Step:
-        if column.kind is Kind.PADDED:
-            return self._unpadded(column, _BYTEWISE)
-        return Step(
-            sql=self._altered(column, "text", _BYTEWISE),
-            why=f"{column.name} compares byte by byte. ALL ACCESS TO THE TABLE WAITS (ACCESS EXCLUSIVE) while its "
-            f"indexes on this column are built again; the rows are not written again. {indexes} {_DEPENDING} "
-            "The downgrade does the same, and fails where rows differ in spelling alone.",
-            undo=(self._altered(column, column.type, column.collation),),
-            alone=True,
+        return self._text(
+            column,
+            _BYTEWISE,
+            f"{column.name} compares byte by byte. ALL ACCESS TO THE TABLE WAITS (ACCESS EXCLUSIVE) while its indexes "
+            f"on this column are built again; the rows are not written again. {indexes} {_DEPENDING} The downgrade "
+            "does the same, and fails where rows differ in spelling alone.",
         )
 
-    def _unpadded(self, column: Column, collation: str | None) -> Step:
-        return Step(
-            sql=f"{self._altered(column, 'text', collation)} USING rtrim({self.names.quote(column.name)})",
-            why=f"{column.name} loses the blanks that fill it up. ALL ACCESS TO THE TABLE WAITS (ACCESS EXCLUSIVE) "
-            f"while its rows and indexes are written again: choose a quiet hour. {_DEPENDING}",
-            undo=(self._altered(column, column.type, column.collation),),
-            alone=True,
-        )
+    def _text(self, column: Column, collation: str | None, why: str) -> Step:
+        """Make text of a column. Padded text loses its blanks, so that rows are written again, whatever it is for."""
+        sql = self._altered(column, "text", collation)
+        if column.kind is Kind.PADDED:
+            sql += f" USING rtrim({self.names.quote(column.name)})"
+            why = (
+                f"{column.name} loses the blanks that fill it up. ALL ACCESS TO THE TABLE WAITS (ACCESS EXCLUSIVE) "
+                f"while its rows and indexes are written again: choose a quiet hour. {_DEPENDING}"
+            )
+        return Step(sql=sql, why=why, undo=(self._altered(column, column.type, column.collation),), alone=True)
 
     def _altered(self, column: Column, kind: str, collation: str | None) -> str:
         collated = "" if collation is None else f' COLLATE "{collation.replace(chr(34), chr(34) * 2)}"'
@@ -103,14 +99,13 @@ class ColumnWriter:
             begun = first in self.case.catalogue.taken  # by a migration that stopped half-way
             made = first if begun else free.derive("ck", self.case.table.name, (column.name, "not_null"))
             name, check = self.names.quote(column.name), self.names.quote(made)
-            add = Step(
-                sql=f"ALTER TABLE {self.names.table} ADD CONSTRAINT {check} CHECK ({name} IS NOT NULL) NOT VALID",
-                why=f"From here on {column.name} takes no NULL. All access to the table waits for a moment "
-                "(ACCESS EXCLUSIVE).",
-                alone=True,
-            )
             if not begun:
-                yield add
+                yield Step(
+                    sql=f"ALTER TABLE {self.names.table} ADD CONSTRAINT {check} CHECK ({name} IS NOT NULL) NOT VALID",
+                    why=f"From here on {column.name} takes no NULL. All access to the table waits for a moment "
+                    "(ACCESS EXCLUSIVE).",
+                    alone=True,
+                )
             yield Step(
                 sql=f"ALTER TABLE {self.names.table} VALIDATE CONSTRAINT {check}",
                 why=("The constraint is there, by its name, since a migration stopped half-way. " if begun else "")

@@ -1,4 +1,7 @@
-"""A migration as values: what to run, in which order, why, and how to take it back."""
+"""A migration as values: its operations in order, each with its reason and with what takes it back.
+
+Whatever plans an operation makes a :class:`Step` of it; both renderers know nothing else.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
-    """One statement of a migration.
+    """One operation of a migration: a statement.
 
     Attributes:
         sql: The statement, without a semicolon at its end.

@@ -1,8 +1,8 @@
 """From what was found to the migration that repairs it: read this first.
 
-A plan is made in two steps. :mod:`accountlink.doctor.repair.decision` says which keys come and which go. The functions
-below then put operations in their order; each comes from the module that it is named for, and says what it does.
-:mod:`accountlink.doctor.repair.script` and :mod:`accountlink.doctor.repair.revision` write the result down.
+First :mod:`.decision` says which keys come and which go. Then the functions below put operations in their order: what
+each operation is, and why, stands in :mod:`.postgresql`, :mod:`.sqlite`, :mod:`.columns` and :mod:`.settle`. Last,
+:mod:`.script` or :mod:`.revision` writes them down.
 """
 
 from __future__ import annotations

@@ -19,8 +19,6 @@ _WIDTH: Final = 88
 _INDENT: Final = "    "
 _CALL: Final = "op.execute("
 _AUTOCOMMIT: Final = "with op.get_context().autocommit_block():"
-_END: Final = ""
-"""Ends a block, in the lines that Alembic's own printer takes."""
 _VERBATIM: Final = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]  # SQLAlchemy's own
 """A dialect that does not double percent signs: what doubles them undoes it."""
 _QUOTED: Final = re.compile(r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"", re.DOTALL)
@@ -49,15 +47,7 @@ def alembic_revision(repair: Repair, *, revision: str, down_revision: str | None
 
 
 def upgrade_lines(repair: Repair) -> list[str]:
-    """Write the body of ``upgrade()`` as Alembic's renderers return it.
-
-    Args:
-        repair: The migration.
-
-    Returns:
-        Statements and comments without indentation, a statement of several lines in one piece; an empty text ends a
-        block. Empty when there is nothing to run.
-    """
+    """Write the body of ``upgrade()``, without the indentation of the function; empty when there is nothing to run."""
     return list(_code(repair.dialect, upgrade(repair)))
 
 
@@ -73,39 +63,19 @@ def _lines(repair: Repair, *, revision: str, down_revision: str | None, created:
     head = [f"Repair the unique keys of {repair.table}.", "", *wrap(_DOCUMENTED[repair.dialect], _WIDTH), ""]
     head += [f"Revision ID: {revision}", f"Revises: {down_revision or ''}".rstrip(), f"Create Date: {created}"]
     yield from ('"""' + _escaped("\n".join(head)).replace('"""', '\\"\\"\\"'), '"""', "")
-    body = [*printed(upgrade_lines(repair))]
-    back = [*printed(downgrade_lines(repair))]
+    body, back = upgrade_lines(repair), downgrade_lines(repair)
     yield from ("import sqlalchemy as sa",) if any("sa.DDL(" in line for line in (*body, *back)) else ()
     yield from ("from alembic import op", "") if repair.steps else ()
     yield from (f"revision = {_literal(revision)}", f"down_revision = {_literal(down_revision)}")
     yield from ("branch_labels = None", "depends_on = None", "", "", "def upgrade() -> None:")
     yield f'{_INDENT}"""Make the right keys, then drop the wrong ones."""'
-    yield from body
+    yield from _indented(body)
     for number, text in enumerate(repair.by_hand, 1):
         yield from ("", *([f"{_INDENT}# BY HAND, since no migration can decide it:"] if number == 1 else []))
-        yield from (f"{_INDENT}{line}" for line in commented(f"{number}. {text}", "#", _WIDTH - 4))
+        yield from _indented(commented(f"{number}. {text}", "#", _WIDTH - 4))
     yield from ("", "", "def downgrade() -> None:")
     yield f'{_INDENT}"""Take back what can be taken back."""'
-    yield from back
-
-
-def printed(lines: Iterable[str], *, depth: int = 1) -> Iterator[str]:
-    """Indent the body of a function, and break calls that are too long, as formatters do.
-
-    Args:
-        lines: As :func:`upgrade_lines` returns them.
-        depth: How deep the body stands.
-    """
-    for line in lines:
-        if line == _END:
-            depth -= 1
-            continue
-        here = depth - 1 if line.startswith("except ") else depth
-        space = _INDENT * here
-        if "\n" not in line and len(space + line) > _WIDTH and line.startswith(_CALL):
-            line = f"{_CALL}\n{_INDENT}{line.removeprefix(_CALL).removesuffix(')')}\n)"  # noqa: PLW2901  # the same call
-        yield indent(line, space)
-        depth = here + (line.endswith(":") and not line.startswith("#"))
+    yield from _indented(back)
 
 
 # -- statements -------------------------------------------------------------------------------------------------------
@@ -115,23 +85,36 @@ def _code(dialect: str, batches: Sequence[Batch]) -> Iterator[str]:
     """Write the statements, with transactions around them: of SQLite Alembic itself has none."""
     if dialect == "sqlite" and batches:
         yield _AUTOCOMMIT
+        yield from _indented(line for batch in batches for line in _sqlite(batch))
+        return
     for batch in batches:
-        statements = list(_statements(batch))
-        if dialect == "sqlite" and batch.way is Way.TOGETHER:
-            rollback = ("except BaseException:", _execute("ROLLBACK"), "raise")
-            yield from (_execute("BEGIN IMMEDIATE"), "try:", *statements, *rollback, _END, _execute("COMMIT"))
-        elif dialect == "postgresql" and batch.way is Way.ALONE:
-            yield from (_AUTOCOMMIT, *statements, _END)
+        if batch.way is Way.ALONE:
+            yield _AUTOCOMMIT
+            yield from _indented(_statements(batch, depth=2))
         else:
-            yield from statements
-    if dialect == "sqlite" and batches:
-        yield _END
+            yield from _statements(batch, depth=1)
 
 
-def _statements(batch: Batch) -> Iterator[str]:
+def _sqlite(batch: Batch) -> Iterator[str]:
+    if batch.way is Way.TOGETHER:
+        yield from (_execute("BEGIN IMMEDIATE"), "try:", *_indented(_statements(batch, depth=3)))
+        yield from ("except BaseException:", *_indented((_execute("ROLLBACK"), "raise")), _execute("COMMIT"))
+    else:
+        yield from _statements(batch, depth=2)
+
+
+def _statements(batch: Batch, *, depth: int) -> Iterator[str]:
+    """Write calls that are as long as their depth allows, as formatters do."""
     for statement in batch.statements:
         yield from commented(statement.why, "#", _WIDTH - 12)
-        yield _execute(statement.sql)
+        call = _execute(statement.sql)
+        if "\n" not in call and len(call) > _WIDTH - depth * len(_INDENT):
+            call = f"{_CALL}\n{_INDENT}{call.removeprefix(_CALL).removesuffix(')')}\n)"
+        yield call
+
+
+def _indented(lines: Iterable[str]) -> Iterator[str]:
+    return (indent(line, _INDENT) for line in lines)
 
 
 def _execute(sql: str) -> str:
