@@ -74,7 +74,7 @@ class Case:
         fix: str,
         severity: Severity = Severity.ERROR,
         columns: tuple[str, ...] | None = None,
-        remedy: Remedy = Remedy.PEOPLE,
+        remedy: Remedy | None = None,
     ) -> Finding:
         """Return a finding in this table; its object and its columns are those of what it is about, unless given."""
         name, own = _named(about)

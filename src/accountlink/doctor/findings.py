@@ -36,7 +36,6 @@ class Remedy(Enum):
     SETTLE = "it settles duplicates of the need"
     LONGER = "it lets the column take longer texts"
     POLICY = "it shows people the policy that they may want"
-    PEOPLE = "it tells people what to do"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +52,7 @@ class Finding:
         message: What is wrong, and what comes of it. Never a value of a row.
         fix: What to do.
         about: What the doctor itself knows of that object; for its own use, as the next one.
-        remedy: What a migration does about it.
+        remedy: What a migration does about it; ``None``: it tells people what to do.
     """
 
     rule: str
@@ -64,7 +63,7 @@ class Finding:
     message: str
     fix: str
     about: About = field(default=None, repr=False, compare=False)
-    remedy: Remedy = field(default=Remedy.PEOPLE, repr=False, compare=False)
+    remedy: Remedy | None = field(default=None, repr=False, compare=False)
 
     @property
     def text(self) -> str:

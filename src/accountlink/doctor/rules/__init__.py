@@ -19,7 +19,7 @@ _MODULES: Final = [import_module(f"{__name__}.{module.name}") for module in iter
 RULES: Final[dict[str, Callable[[Case], Iterable[Finding]]]] = {module.RULE: module.find for module in _MODULES}
 """By name. ``unsafe-pooling`` is not about a table: see :mod:`accountlink.doctor.pooling`."""
 
-_ORDER: Final = list(Remedy)
+_ORDER: Final = (*Remedy, None)
 
 
 def judge_by_all(case: Case) -> tuple[Finding, ...]:
