@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from accountlink.doctor.emit.script import sql_script
 from accountlink.doctor.examine import examine
+from accountlink.doctor.repair.script import sql_script
 from accountlink.doctor.report import Report
 
 

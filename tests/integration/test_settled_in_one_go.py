@@ -12,8 +12,8 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from accountlink import AccountMapping
-from accountlink.doctor.emit.script import sql_script
-from accountlink.doctor.repair import Repair
+from accountlink.doctor.repair.operations import Repair
+from accountlink.doctor.repair.script import sql_script
 from tests.support.databases import Database, rows, run_sql
 from tests.support.emitted import look, run_revision, run_script, run_statements, script_of
 from tests.support.models import EXCLUSIVE_SOFT

@@ -11,10 +11,10 @@ from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from accountlink.doctor.emit.alembic import alembic_revision
-from accountlink.doctor.emit.script import sql_script
 from accountlink.doctor.examine import examine
-from accountlink.doctor.repair import Repair
+from accountlink.doctor.repair.operations import Repair
+from accountlink.doctor.repair.revision import alembic_revision
+from accountlink.doctor.repair.script import sql_script
 from accountlink.doctor.report import Report
 
 

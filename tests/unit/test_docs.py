@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-import sys
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
@@ -89,12 +88,11 @@ def test_a_page_of_an_error_lists_its_fields(code: str) -> None:
 # -- the doctor -------------------------------------------------------------------------------------------------------
 
 RULE_SECTIONS: Final = ["Meaning", "How it is found", "What the emitted migration does", "What is not seen"]
-RULE_NAMES: Final = sorted({*(vars(sys.modules[rule.__module__])["RULE"] for rule in RULES), "unsafe-pooling"})
+RULE_NAMES: Final = sorted({*RULES, "unsafe-pooling"})
 
 
 def test_every_rule_has_a_page_and_no_page_is_left_over() -> None:
     """A rule's name is the name of its page, and no page describes a rule that does not exist."""
-    assert 13 == len(RULE_NAMES)
     assert sorted(page.stem for page in (DOCS / "doctor").glob("*.md")) == RULE_NAMES
 
 

@@ -17,11 +17,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from accountlink.cli.loading import CannotRun, load_engine, load_target
 from accountlink.cli.reaching import is_plain, reach_engine, reach_url
 from accountlink.cli.reports import Examined
-from accountlink.doctor.emit.alembic import alembic_revision
-from accountlink.doctor.emit.script import sql_script
 from accountlink.doctor.examine import examine
 from accountlink.doctor.ignoring import Ignored
-from accountlink.doctor.repair import Repair
+from accountlink.doctor.repair.operations import Repair
+from accountlink.doctor.repair.revision import alembic_revision
+from accountlink.doctor.repair.script import sql_script
 from accountlink.doctor.report import Report
 from accountlink.doctor.subjects import Mapping as TableMapping
 from accountlink.errors import ConfigurationError

@@ -14,17 +14,16 @@ see ``docs/doctor.md``.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
 
-from accountlink.doctor.emit.alembic import downgrade_lines, printed, upgrade_lines
-from accountlink.doctor.emit.script import commented
 from accountlink.doctor.examine import examine
 from accountlink.doctor.findings import Finding
 from accountlink.doctor.ignoring import Ignored
+from accountlink.doctor.repair.revision import downgrade_lines, upgrade_lines
+from accountlink.doctor.repair.script import commented
 from accountlink.doctor.report import Report
 from accountlink.doctor.subjects import Mapping, mapping_of
 from accountlink.errors import AccountLinkError, ConfigurationError
@@ -42,12 +41,6 @@ _WIDTH: Final = 88
 _WATCHED: Final = "accountlink.doctor"
 """Where a metadata says what to look at: it names its database, and outlives no test."""
 _KEYS: Final = (ops.CreateIndexOp, ops.DropIndexOp, ops.CreateUniqueConstraintOp, ops.DropConstraintOp)
-_IDENTIFIER: Final = r'(?:"(?:[^"]|"")+"|[\w$]+)'
-_NAMED: Final = re.compile(
-    rf"\b(?:INDEX|CONSTRAINT|RENAME\s+TO)\s+(?:CONCURRENTLY\s+)?(?:IF\s+(?:NOT\s+)?EXISTS\s+)?"
-    rf"(?:{_IDENTIFIER}\.)?({_IDENTIFIER})",
-    re.IGNORECASE,
-)
 
 
 def watch(target_metadata: sa.MetaData | Sequence[sa.MetaData], *targets: object, ignore: Collection[str] = ()) -> None:
@@ -140,9 +133,9 @@ def _watched(context: AutogenContext) -> Iterator[tuple[Mapping, frozenset[str]]
 
 def _touched(report: Report) -> set[str]:
     """The names of indexes and constraints that the repair makes, drops or renames."""
-    statements = [step.sql for step in report.repair.steps]
-    named = {found.strip('"').replace('""', '"') for sql in statements for found in _NAMED.findall(sql)}
-    return named | {finding.object for finding in report.findings if statements and finding.object is not None}
+    steps = report.repair.steps
+    found = {finding.object for finding in report.findings if steps and finding.object is not None}
+    return found.union(*(step.names for step in steps))
 
 
 def _leave_out(container: ops.OpContainer, names: set[str], table: sa.Table) -> None:
@@ -181,4 +174,4 @@ def _block(context: AutogenContext, comments: list[str], lines: list[str]) -> st
     """One text: Alembic's printer would indent only the first of a statement's lines."""
     if any("sa.DDL(" in line for line in lines):
         context.imports.add("import sqlalchemy as sa")
-    return "\n".join((*comments, *printed(lines or ["pass"], depth=0)))
+    return "\n".join((*comments, *(lines or ["pass"])))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import assert_never
 
+from accountlink.doctor.findings import About, Finding, Remedy, Severity
 from accountlink.doctor.judge.subject import Need, Subject
 from accountlink.doctor.judge.uniqueness import Judgement, Verdict
-from accountlink.doctor.schema import Catalogue, Index, Owner, Table
+from accountlink.doctor.schema import Catalogue, Column, Index, Owner, RowPolicy, Table
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,12 +65,44 @@ class Case:
         """The table's name for people."""
         return self.subject.name
 
+    def finding(
+        self,
+        rule: str,
+        *,
+        about: About,
+        message: str,
+        fix: str,
+        severity: Severity = Severity.ERROR,
+        columns: tuple[str, ...] | None = None,
+        remedy: Remedy | None = None,
+    ) -> Finding:
+        """Return a finding in this table; its object and its columns are those of what it is about, unless given."""
+        name, own = _named(about)
+        return Finding(
+            rule=rule,
+            severity=severity,
+            table=self.name,
+            object=name,
+            columns=own if columns is None else columns,
+            message=message,
+            fix=fix,
+            about=about,
+            remedy=remedy,
+        )
+
     def protected(self, need: Need) -> bool:
-        """Whether some index meets a need as it is."""
+        """Return whether some index meets a need as it is."""
         return any(judgement.protects(need) for judgement in self.judgements)
 
+    def split(self, need: Need) -> bool:
+        """Return whether partitions keep any index from meeting a need."""
+        partitioning = self.table.partitioning
+        if partitioning is None or partitioning.inherited or self.protected(need):
+            return False
+        return not partitioning.spans(need.columns)
+
     def explained(self, need: Need) -> bool:
-        """Whether another rule says what keeps an index from meeting a need that none meets."""
+        """Return whether another rule says what keeps an index from meeting a need that none meets."""
         return any(
             need in judgement.causes
             or (set(need.columns) <= judgement.reads and judgement.enforces[need] is not Verdict.NO)
@@ -76,21 +110,37 @@ class Case:
         )
 
     def meant_for_open_need(self, judgement: Judgement) -> bool:
-        """Whether an index has the columns of a need that nothing meets."""
+        """Return whether an index has the columns of a need that nothing meets."""
         return any(set(need.columns) <= judgement.reads and not self.protected(need) for need in self.subject.needs)
+
+
+def _named(about: About) -> tuple[str | None, tuple[str, ...]]:
+    match about:
+        case Index():
+            return about.true_name, about.columns
+        case Column():
+            return about.name, (about.name,)
+        case Need():
+            return None, about.columns
+        case RowPolicy():
+            return about.name, ()
+        case None:
+            return None, ()
+        case _:
+            assert_never(about)
 
 
 def title(index: Index, *, lower: bool = False) -> str:
     """Name an index for people, by what it is and its true name."""
     kind = "unique index" if index.owner is Owner.NOTHING else index.owner.value
-    return f"the {kind} {index.constraint or index.name}" if lower else f"The {kind} {index.constraint or index.name}"
+    return f"{'the' if lower else 'The'} {kind} {index.true_name}"
 
 
 def how_to_drop(case: Case, index: Index) -> str:
     """Say how an index goes, after what stands before."""
     if case.catalogue.dialect == "sqlite" and index.definition is None:
         return "build the table anew without that key, which is part of its own definition"
-    return f"drop {index.constraint or index.name} by this name, and without IF EXISTS"
+    return f"drop {index.true_name} by this name, and without IF EXISTS"
 
 
 def counted(number: int, noun: str) -> str:

@@ -11,13 +11,13 @@ import sqlalchemy as sa
 
 from accountlink.doctor.case import Case
 from accountlink.doctor.catalogue import read_catalogue
-from accountlink.doctor.emit.names import candidates
-from accountlink.doctor.emit.plan import plan
 from accountlink.doctor.findings import Finding, Severity
 from accountlink.doctor.ignoring import Ignored, rest_of
 from accountlink.doctor.judge.subject import Subject
 from accountlink.doctor.judge.uniqueness import judge
-from accountlink.doctor.repair import Repair
+from accountlink.doctor.repair.names import candidates
+from accountlink.doctor.repair.operations import Repair
+from accountlink.doctor.repair.plan import plan
 from accountlink.doctor.report import Report
 from accountlink.doctor.rows import ask_rows
 from accountlink.doctor.rules import judge_by_all, missing_key

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, assert_never
 
 from accountlink.doctor import pooling
 from accountlink.doctor.case import Case, Rows
-from accountlink.doctor.findings import Finding
+from accountlink.doctor.findings import Finding, Remedy, with_remedy
 from accountlink.doctor.judge.subject import Need
 from accountlink.doctor.judge.uniqueness import Judgement, Verdict
-from accountlink.doctor.repair import Repair
-from accountlink.doctor.rules import RULES, duplicates, key_compares_differently
+from accountlink.doctor.repair.operations import Repair
+from accountlink.doctor.rules import RULES
+from accountlink.doctor.schema import Column, Index, RowPolicy
 from accountlink.errors import ConfigurationError
 
-NAMES: Final = (*(str(vars(sys.modules[rule.__module__])["RULE"]) for rule in RULES), pooling.RULE)
+NAMES: Final = (*RULES, pooling.RULE)
 """The rules by name."""
 
 
@@ -92,8 +92,8 @@ def rest_of(case: Case, findings: Sequence[Finding], ignored: Sequence[Finding])
         return Rest(case=case, findings=tuple(findings), by_hand=())
     open_needs = [need for need in case.subject.needs if not case.protected(need)]
     accepted = [need for need in open_needs if any(_is_about(case, finding, need) for finding in ignored)]
-    kept = {_name(judgement) for need in accepted for judgement in case.judgements if _serves(judgement, need)}
-    held = [finding for finding in findings if finding.object in kept]
+    kept = [judgement.index for need in accepted for judgement in case.judgements if _serves(judgement, need)]
+    held = [finding for finding in findings if finding.about in kept]
     return Rest(
         case=replace(
             case,
@@ -106,11 +106,17 @@ def rest_of(case: Case, findings: Sequence[Finding], ignored: Sequence[Finding])
 
 
 def _is_about(case: Case, finding: Finding, need: Need) -> bool:
-    if finding.object is None:
-        return finding.columns == need.columns
-    if finding.columns == (finding.object,):
-        return finding.object in need.columns
-    return any(_name(judgement) == finding.object and _serves(judgement, need) for judgement in case.judgements)
+    match finding.about:
+        case Need():
+            return finding.about == need
+        case Column():
+            return finding.about.name in need.columns
+        case Index():
+            return any(each.index == finding.about and _serves(each, need) for each in case.judgements)
+        case RowPolicy() | None:
+            return False
+        case _:
+            assert_never(finding.about)
 
 
 def _serves(judgement: Judgement, need: Need) -> bool:
@@ -120,18 +126,16 @@ def _serves(judgement: Judgement, need: Need) -> bool:
 
 
 def _rows_left(case: Case, ignored: Sequence[Finding], accepted: Sequence[Need]) -> Rows:
-    doubled = [finding.columns for finding in ignored if finding.rule == duplicates.RULE]
+    doubled = with_remedy(ignored, Remedy.SETTLE)
     rows = replace(
         case.rows,
         duplicates={
-            need: found
-            for need, found in case.rows.duplicates.items()
-            if need not in accepted and need.columns not in doubled
+            need: found for need, found in case.rows.duplicates.items() if need not in accepted and need not in doubled
         },
     )
     normal = case.subject.normal
-    spelled = any(f.rule == key_compares_differently.RULE and f.object == normal for f in ignored)
-    kept_apart = any(normal in need.columns and need.columns in doubled for need in case.rows.duplicates)
+    spelled = bool(with_remedy(ignored, Remedy.ADDRESSES))
+    kept_apart = any(normal in need.columns and need in doubled for need in case.rows.duplicates)
     # Addresses that meet in normal form stay as they are where their rows do.
     return replace(rows, plain=0, odd=0) if spelled or kept_apart else rows
 
@@ -148,7 +152,3 @@ def _told(ignored: Sequence[Finding], held: Sequence[Finding]) -> Iterator[str]:
 
 def _about(finding: Finding) -> str:
     return finding.object or f"({', '.join(finding.columns)})"
-
-
-def _name(judgement: Judgement) -> str:
-    return judgement.index.constraint or judgement.index.name

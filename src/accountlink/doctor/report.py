@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from accountlink.doctor.findings import Finding
-from accountlink.doctor.repair import Repair
+from accountlink.doctor.repair.operations import Repair
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
 
@@ -135,6 +136,11 @@ class Index:
     replica_identity: bool = False
 
     @property
+    def true_name(self) -> str:
+        """The name by which people and migrations know it: its constraint's, or its own."""
+        return self.constraint or self.name
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """Its key for people: columns by name, expressions as they are written."""
         return tuple(part.sql for part in self.parts)
@@ -186,6 +192,10 @@ class Partitioning:
     columns: tuple[str, ...] = ()
     expressions: bool = False
     inherited: bool = False
+
+    def spans(self, columns: Collection[str]) -> bool:
+        """Whether one unique index on these columns can span all partitions."""
+        return not self.inherited and not self.expressions and set(self.columns) <= set(columns)
 
 
 class Relation(Enum):

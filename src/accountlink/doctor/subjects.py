@@ -9,9 +9,10 @@ import sqlalchemy as sa
 from accountlink.doctor.judge.subject import Declared, Need, Subject
 from accountlink.errors import ConfigurationError
 from accountlink.grants.mapping import GrantMapping
+from accountlink.linking.statements import empty_in
 from accountlink.tables.checks import EMAIL_LENGTH
 from accountlink.tables.idtype import IdType
-from accountlink.tables.mapping import AccountMapping
+from accountlink.tables.mapping import CREDENTIAL_ROLES, AccountMapping
 from accountlink.tables.type_layers import plain_type
 from accountlink.values.policy import Ownership, Removal
 from accountlink.values.text import MAX_LENGTH
@@ -78,6 +79,7 @@ def _links(mapping: AccountMapping[Any, Any], schema: str | None) -> Subject:
         blocked_reasons=frozenset(policy.blocked_reasons),
         declared=_declared(mapping.table),
         newest_by=tuple(names[role] for role in ("updated_at", "created_at") if role in names),
+        empty={role: empty_in(role, mapping.columns[role]) for role in CREDENTIAL_ROLES if role in names},
     )
 
 

@@ -517,9 +517,12 @@ def _arm(name: str) -> sa.Label[str]:
 
 
 def nothing_in(role: str, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
-    """What stands for no credential: NULL, or where the column takes none an empty value, and for an end 1970."""
-    if column.nullable:
-        return sa.null()
+    """What stands for no credential: NULL, or where the column takes none an empty value."""
+    return sa.null() if column.nullable else empty_in(role, column)
+
+
+def empty_in(role: str, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+    """Return the value that stands for no credential in a column that takes no NULL: empty, and for an end 1970."""
     empty: Any = ""
     if role == "expires_at":
         empty = (form_of(Part.MOMENT, column.type) or aware)(datetime(1970, 1, 1, tzinfo=UTC))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
 
 from accountlink.doctor.judge.expressions import UNKNOWN, Unknown, Value
 
@@ -66,6 +69,7 @@ class Subject:
         blocked_reasons: Reasons of unlinking that mean something to the policy.
         declared: Unique keys that the application's model declares.
         newest_by: Columns by which the newest of several rows is found, the first that decides.
+        empty: What stands for no credential where ``NULL`` cannot, by the role of the credential's column.
     """
 
     schema: str | None
@@ -81,6 +85,7 @@ class Subject:
     blocked_reasons: frozenset[str] = frozenset()
     declared: tuple[Declared, ...] = ()
     newest_by: tuple[str, ...] = ()
+    empty: Mapping[str, sa.ColumnElement[Any]] = field(default_factory=dict, compare=False)
 
     @property
     def name(self) -> str:

@@ -12,21 +12,19 @@ from collections.abc import Iterator
 from typing import Final
 
 from accountlink.doctor.case import Case, title
-from accountlink.doctor.findings import Finding, Severity
+from accountlink.doctor.findings import Finding, Remedy
 
 RULE: Final = "deferrable-key"
 
 
 def find(case: Case) -> Iterator[Finding]:
-    """Each deferrable constraint that forbids rows."""
+    """Find each deferrable constraint that forbids rows."""
     for index in case.table.indexes:
         if index.deferrable:
-            yield Finding(
-                rule=RULE,
-                severity=Severity.ERROR,
-                table=case.name,
-                object=index.constraint or index.name,
-                columns=index.columns,
+            yield case.finding(
+                RULE,
+                about=index,
+                remedy=Remedy.AT_ONCE,
                 message=f"{title(index)} is deferrable: PostgreSQL cannot use it in ON CONFLICT, so that linking into "
                 "this table fails with blocked_by_constraint.",
                 fix="Build a unique index on the same columns, then drop the constraint.",

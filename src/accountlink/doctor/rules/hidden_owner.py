@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from accountlink.doctor.case import Case
-from accountlink.doctor.findings import Finding, Severity
+from accountlink.doctor.findings import Finding, Remedy
 from accountlink.doctor.judge.expressions import parse
 from accountlink.doctor.schema import RowPolicy
 
@@ -28,12 +28,10 @@ def find(case: Case) -> Iterator[Finding]:
     if shows and not takes:
         return
     culprits = takes or [policy for policy in reading if policy.permissive]
-    yield Finding(
-        rule=RULE,
-        severity=Severity.ERROR,
-        table=case.name,
-        object=culprits[0].name if culprits else None,
-        columns=(),
+    yield case.finding(
+        RULE,
+        about=culprits[0] if culprits else None,
+        remedy=Remedy.POLICY,
         message=f"Row-level security can hide another user's row from the role {case.catalogue.role}: the owner of an "
         "account cannot be looked up, and a conflict is not told. For the same reason no row was counted here.",
         fix=f"Give {case.catalogue.role} a permissive policy FOR SELECT USING (true) on this table, or link as a role "

@@ -10,38 +10,34 @@ from collections.abc import Iterator
 from typing import Final
 
 from accountlink.doctor.case import Case, counted, how_to_drop, title
-from accountlink.doctor.findings import Finding, Severity
+from accountlink.doctor.findings import Finding, Remedy
 from accountlink.doctor.schema import Column, Kind
 
 RULE: Final = "key-compares-differently"
 
 
 def find(case: Case) -> Iterator[Finding]:
-    """Columns and indexes that do not compare as the policy does, and addresses out of normal form."""
+    """Find columns and indexes that do not compare as the policy does, and addresses out of normal form."""
     inexact = [column for name in sorted(case.subject.identifiers) if (column := _inexact(case, name)) is not None]
-    for column in inexact:
-        yield _column(case, column)
+    yield from (_column(case, each) for each in inexact)
     for judgement in case.judgements:
-        if judgement.rule != RULE or judgement.reads & {column.name for column in inexact}:
+        if judgement.rule != RULE or judgement.reads & {each.name for each in inexact}:
             continue
         index = judgement.index
-        yield Finding(
-            rule=RULE,
-            severity=Severity.ERROR,
-            table=case.name,
-            object=index.constraint or index.name,
-            columns=index.columns,
+        yield case.finding(
+            RULE,
+            about=index,
+            remedy=Remedy.DROP,
             message=f"{title(index)} takes identifiers that differ in case for one: the second is refused.",
             fix=f"Create the key on the columns themselves, then {how_to_drop(case, index)}.",
         )
-    if (column_name := case.subject.normal) is not None and (case.rows.plain or case.rows.odd):
-        yield Finding(
-            rule=RULE,
-            severity=Severity.ERROR,
-            table=case.name,
-            object=column_name,
-            columns=(column_name,),
-            message=f"In {counted(case.rows.plain + case.rows.odd, 'row')} {column_name} holds an address that is not "
+    column = None if case.subject.normal is None else case.table.column(case.subject.normal)
+    if column is not None and (case.rows.plain or case.rows.odd):
+        yield case.finding(
+            RULE,
+            about=column,
+            remedy=Remedy.ADDRESSES,
+            message=f"In {counted(case.rows.plain + case.rows.odd, 'row')} {column.name} holds an address that is not "
             "in normal form: no link finds it, and each makes a second row instead.",
             fix="Bring them into the form that normalize_email makes.",
         )
@@ -66,12 +62,10 @@ def _column(case: Case, column: Column) -> Finding:
         how = f"takes texts that differ for equal{collation}"
     else:
         how = "holds no text, so that 1 and 01 are one account"
-    return Finding(
-        rule=RULE,
-        severity=Severity.ERROR,
-        table=case.name,
-        object=column.name,
-        columns=(column.name,),
+    return case.finding(
+        RULE,
+        about=column,
+        remedy=Remedy.BYTEWISE,
         message=f"{column.name} ({column.type}) {how}: identifiers are compared byte by byte.",
         fix=f"Make {column.name} text with a collation that compares byte by byte.",
     )

@@ -10,23 +10,21 @@ from collections.abc import Iterator
 from typing import Final
 
 from accountlink.doctor.case import Case, how_to_drop, title
-from accountlink.doctor.findings import Finding, Severity
+from accountlink.doctor.findings import Finding, Remedy
 
 RULE: Final = "key-counts-deleted"
 
 
 def find(case: Case) -> Iterator[Finding]:
-    """Each unconditional index on the key that refuses a row because of a dead one."""
+    """Find each unconditional index on the key that refuses a row because of a dead one."""
     for judgement in case.judgements:
         index = judgement.index
         if judgement.rule != RULE or not index.valid:
             continue
-        yield Finding(
-            rule=RULE,
-            severity=Severity.ERROR,
-            table=case.name,
-            object=index.constraint or index.name,
-            columns=index.columns,
+        yield case.finding(
+            RULE,
+            about=index,
+            remedy=Remedy.DROP,
             message=f"{title(index)} counts dead rows: what was unlinked still occupies ({', '.join(index.columns)}) "
             "and refuses the rows that come after it.",
             fix=f"Create the same key WHERE {case.subject.live_sql}, then {how_to_drop(case, index)}.",

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from accountlink.doctor.case import Case, counted, title
-from accountlink.doctor.findings import Finding, Severity
+from accountlink.doctor.findings import Finding, Remedy, Severity
 from accountlink.doctor.judge.subject import Need
 from accountlink.doctor.judge.uniqueness import Cause, Judgement
 
@@ -18,7 +18,10 @@ RULE: Final = "key-enforces-nothing"
 
 
 def find(case: Case) -> Iterator[Finding]:
-    """Each index that would be the key if it had no NULL in it."""
+    """Find each index that would be the key if it had no NULL in it, unless every row is dead from its beginning."""
+    if (never := _never_live(case)) is not None:
+        yield never
+        return
     for need in case.subject.needs:
         if case.protected(need):
             continue
@@ -30,8 +33,8 @@ def find(case: Case) -> Iterator[Finding]:
                 yield _mark(case, need, judgement)
 
 
-def never_live(case: Case) -> Finding | None:
-    """A mark of dead rows that every new row has: a key for live rows then keeps nothing apart."""
+def _never_live(case: Case) -> Finding | None:
+    """Find a mark of dead rows that every new row has: a key for live rows then keeps nothing apart."""
     name = case.subject.roles.get("deleted_at")
     column = None if name is None else case.table.column(name)
     if column is None or column.generated is not None:
@@ -39,12 +42,10 @@ def never_live(case: Case) -> Finding | None:
     if (column.nullable and column.default in (None, "NULL", "null")) or (column.default or "").startswith("NULL::"):
         return None
     why = "has a default" if column.nullable else "takes no NULL"
-    return Finding(
-        rule=RULE,
-        severity=Severity.ERROR,
-        table=case.name,
-        object=column.name,
-        columns=(column.name,),
+    return case.finding(
+        RULE,
+        about=column,
+        remedy=Remedy.BLOCKED,
         message=f"{column.name} {why}, so that every new row is dead from its beginning: no key for live rows keeps "
         "anything apart. Nothing else was looked at.",
         fix=f"Make {column.name} nullable and without a default, with NULL in every live row; or map another mark.",
@@ -58,12 +59,12 @@ def _nullable(case: Case, need: Need, judgement: Judgement) -> Finding:
     )
     count = sum(case.rows.nulls.get(name, 0) for name in nullable)
     stored = f" There are {counted(count, 'row')} of that kind." if count else ""
-    return Finding(
-        rule=RULE,
+    return case.finding(
+        RULE,
         severity=Severity.WARNING,
-        table=case.name,
-        object=index.constraint or index.name,
+        about=index,
         columns=nullable,
+        remedy=Remedy.REQUIRE,
         message=f"{title(index)} refuses no row with NULL in {', '.join(nullable)}, and such rows may exist.{stored}",
         fix=f"Make {', '.join(nullable)} NOT NULL.",
     )
@@ -71,14 +72,12 @@ def _nullable(case: Case, need: Need, judgement: Judgement) -> Finding:
 
 def _mark(case: Case, need: Need, judgement: Judgement) -> Finding:
     index = judgement.index
-    return Finding(
-        rule=RULE,
-        severity=Severity.ERROR,
-        table=case.name,
-        object=index.constraint or index.name,
-        columns=index.columns,
+    return case.finding(
+        RULE,
+        about=index,
+        remedy=Remedy.DROP,
         message=f"{title(index)} has the mark of dead rows in its key, which is NULL in every live row: it refuses no "
         "live row at all.",
         fix=f"Create a unique index on ({', '.join(need.columns)}) WHERE {case.subject.live_sql}, then drop "
-        f"{index.constraint or index.name}.",
+        f"{index.true_name}.",
     )

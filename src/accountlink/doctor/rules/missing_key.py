@@ -9,25 +9,22 @@ from collections.abc import Iterator
 from typing import Final
 
 from accountlink.doctor.case import Case
-from accountlink.doctor.findings import Finding, Severity
+from accountlink.doctor.findings import Finding, Remedy
 from accountlink.doctor.judge.subject import Need
-from accountlink.doctor.rules import partition_key
 
 RULE: Final = "missing-key"
 
 
 def find(case: Case) -> Iterator[Finding]:
-    """Each need that no index meets, where no other rule can say what keeps an index from it."""
+    """Find each need that no index meets, where no other rule can say what keeps an index from it."""
     for need in case.subject.needs:
-        if case.protected(need) or case.explained(need) or partition_key.splits(case, need):
+        if case.protected(need) or case.explained(need) or case.split(need):
             continue
         condition = " among live rows" if need.live else ""
-        yield Finding(
-            rule=RULE,
-            severity=Severity.ERROR,
-            table=case.name,
-            object=None,
-            columns=need.columns,
+        yield case.finding(
+            RULE,
+            about=need,
+            remedy=Remedy.KEY,
             message=f"No unique index on ({', '.join(need.columns)}){condition} enforces that {need.reason}: parallel "
             f"callbacks can store two rows.{_nearly(case, need)}",
             fix=f"Create a unique index on ({', '.join(need.columns)})"

@@ -9,30 +9,30 @@ from collections.abc import Iterator
 from typing import Final
 
 from accountlink.doctor.case import Case
-from accountlink.doctor.findings import Finding, Severity
+from accountlink.doctor.findings import Finding, Remedy, Severity
+from accountlink.doctor.schema import Column
 
 RULE: Final = "narrow-column"
 
 
 def find(case: Case) -> Iterator[Finding]:
-    """Each column that is shorter than what it has to hold."""
+    """Find each column that is shorter than what it has to hold."""
     for name, least in sorted(case.subject.lengths.items()):
         column = case.table.column(name)
         if column is not None and column.length is not None and column.length < least:
-            yield _finding(case, name, f"{name} ({column.type}) takes fewer than {least} characters.", "text")
+            yield _finding(case, column, f"takes fewer than {least} characters.", "text")
     for name, least in sorted(case.subject.bits.items()):
         column = case.table.column(name)
         if column is not None and column.bits is not None and column.bits < least:
-            yield _finding(case, name, f"{name} ({column.type}) takes fewer than the {least} bits mapped.", "bigint")
+            yield _finding(case, column, f"takes fewer than the {least} bits mapped.", "bigint")
 
 
-def _finding(case: Case, name: str, message: str, wanted: str) -> Finding:
-    return Finding(
-        rule=RULE,
+def _finding(case: Case, column: Column, what: str, wanted: str) -> Finding:
+    return case.finding(
+        RULE,
         severity=Severity.WARNING,
-        table=case.name,
-        object=name,
-        columns=(name,),
-        message=f"{message} A longer value fails the callback of whoever has one.",
-        fix=f"Make {name} {wanted}.",
+        about=column,
+        remedy=Remedy.LONGER,
+        message=f"{column.name} ({column.type}) {what} A longer value fails the callback of whoever has one.",
+        fix=f"Make {column.name} {wanted}.",
     )

@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from typing import Final
 
 from accountlink.doctor.case import Case
-from accountlink.doctor.findings import Finding, Severity
+from accountlink.doctor.findings import Finding
 from accountlink.doctor.judge.subject import Need
 
 RULE: Final = "partition-key"
 
 
 def find(case: Case) -> Iterator[Finding]:
-    """Each need that no index can span."""
+    """Find each need that no index can span."""
     partitioning = case.table.partitioning
     if partitioning is None:
         return
@@ -27,26 +27,15 @@ def find(case: Case) -> Iterator[Finding]:
         key = case.subject.needs[0]
         yield _finding(case, key, "has children by inheritance, which no unique index of it spans", "the children")
     for need in case.subject.needs:
-        if need.key and splits(case, need):
+        if need.key and case.split(need):
             by = ", ".join(partitioning.columns) or "an expression"
             yield _finding(case, need, f"is partitioned by {by}, which ({', '.join(need.columns)}) does not hold", by)
 
 
-def splits(case: Case, need: Need) -> bool:
-    """Whether partitions keep any index from meeting a need."""
-    partitioning = case.table.partitioning
-    if partitioning is None or partitioning.inherited or case.protected(need):
-        return False
-    return partitioning.expressions or not set(partitioning.columns) <= set(need.columns)
-
-
 def _finding(case: Case, need: Need, why: str, by: str) -> Finding:
-    return Finding(
-        rule=RULE,
-        severity=Severity.ERROR,
-        table=case.name,
-        object=None,
-        columns=need.columns,
+    return case.finding(
+        RULE,
+        about=need,
         message=f"The table {why}: nothing can enforce that {need.reason}.",
         fix=f"Partition by columns of ({', '.join(need.columns)}), keep links in a table that is not split by {by}, or "
         "hold the key in a table of its own.",

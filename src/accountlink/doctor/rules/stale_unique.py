@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from typing import Final
 
 from accountlink.doctor.case import Case, how_to_drop, title
-from accountlink.doctor.findings import Finding, Severity
+from accountlink.doctor.findings import Finding, Remedy, Severity
 from accountlink.doctor.judge.uniqueness import Judgement
 
 RULE: Final = "stale-unique"
 
 
 def find(case: Case) -> Iterator[Finding]:
-    """Each index that refuses two live rows of which the policy allows both."""
+    """Find each index that refuses two live rows of which the policy allows both."""
     for judgement in case.judgements:
         if not judgement.index.valid:
             continue
@@ -29,12 +29,10 @@ def find(case: Case) -> Iterator[Finding]:
 
 def _finding(case: Case, judgement: Judgement) -> Finding:
     index = judgement.index
-    return Finding(
-        rule=RULE,
-        severity=Severity.ERROR,
-        table=case.name,
-        object=index.constraint or index.name,
-        columns=index.columns,
+    return case.finding(
+        RULE,
+        about=index,
+        remedy=Remedy.DROP,
         message=f"{title(index)} allows one row per ({', '.join(index.columns)}), and the policy allows several: "
         "the second is refused with blocked_by_constraint.",
         fix=f"Once the right key stands, {how_to_drop(case, index)}.",
@@ -43,12 +41,10 @@ def _finding(case: Case, judgement: Judgement) -> Finding:
 
 def _undecided(case: Case, judgement: Judgement) -> Finding:
     index = judgement.index
-    return Finding(
-        rule=RULE,
+    return case.finding(
+        RULE,
         severity=Severity.WARNING,
-        table=case.name,
-        object=index.constraint or index.name,
-        columns=index.columns,
+        about=index,
         message=f"{title(index)} may forbid what the policy allows. Its key or its condition has an expression whose "
         "meaning could not be decided.",
         fix="Compare it with the policy by hand; drop it if two links that should both exist collide in it.",

@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from typing import Final
 
 from accountlink.doctor.case import Case, title
-from accountlink.doctor.findings import Finding, Severity
+from accountlink.doctor.findings import Finding, Remedy, Severity
 from accountlink.doctor.judge.uniqueness import Cause, Judgement, Verdict
 
 RULE: Final = "wrong-predicate"
 
 
 def find(case: Case) -> Iterator[Finding]:
-    """Each partial index on the key that leaves live rows out, or dead rows in."""
+    """Find each partial index on the key that leaves live rows out, or dead rows in."""
     for judgement in case.judgements:
         if not judgement.index.valid:
             continue
@@ -34,12 +34,10 @@ def find(case: Case) -> Iterator[Finding]:
 
 def _finding(case: Case, judgement: Judgement, what: str) -> Finding:
     index = judgement.index
-    return Finding(
-        rule=RULE,
-        severity=Severity.ERROR,
-        table=case.name,
-        object=index.constraint or index.name,
-        columns=index.columns,
+    return case.finding(
+        RULE,
+        about=index,
+        remedy=Remedy.DROP,
         message=f"{title(index)} WHERE {index.where} {what}. {_live(case)}",
         fix=f"Create the key {_condition(case)}, then drop {index.name}.",
     )
@@ -48,12 +46,10 @@ def _finding(case: Case, judgement: Judgement, what: str) -> Finding:
 def _undecided(case: Case, judgement: Judgement) -> Finding:
     index = judgement.index
     where = "" if index.where is None else f" WHERE {index.where}"
-    return Finding(
-        rule=RULE,
+    return case.finding(
+        RULE,
         severity=Severity.WARNING,
-        table=case.name,
-        object=index.constraint or index.name,
-        columns=index.columns,
+        about=index,
         message=f"It could not be decided whether {title(index, lower=True)}{where} covers every live row. "
         f"{_live(case)}",
         fix=f"Compare it by hand, or create the key {_condition(case)}, which can be compared.",

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from sqlalchemy.dialects.postgresql import asyncpg, psycopg
 
 from accountlink.doctor.case import Case, Duplicates, Rows
-from accountlink.doctor.emit.alembic import alembic_revision, downgrade_lines, upgrade_lines
-from accountlink.doctor.emit.names import candidates
-from accountlink.doctor.emit.plan import plan
-from accountlink.doctor.emit.script import sql_script
 from accountlink.doctor.findings import Finding, Severity
 from accountlink.doctor.judge.subject import Declared, Need, Subject
 from accountlink.doctor.judge.uniqueness import judge
-from accountlink.doctor.repair import Repair, Step
+from accountlink.doctor.repair.names import candidates
+from accountlink.doctor.repair.operations import Repair, Step
+from accountlink.doctor.repair.plan import plan
+from accountlink.doctor.repair.revision import alembic_revision, downgrade_lines, upgrade_lines
+from accountlink.doctor.repair.script import sql_script
 from accountlink.doctor.rules import judge_by_all
 from accountlink.doctor.schema import (
     Catalogue,
@@ -37,6 +37,7 @@ from accountlink.doctor.schema import (
     RowSecurity,
     Table,
 )
+from accountlink.linking.statements import empty_in
 from tests.support.emitted import downgrade, statements
 
 WHEN: Final = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -56,6 +57,7 @@ SUBJECT: Final = Subject(
     exclusive=True,
     soft=True,
     newest_by=("updated_at",),
+    empty={"refresh_token": sa.literal("")},
 )
 PRIMARY: Final = Index(
     name="links_pkey",
@@ -160,7 +162,7 @@ def test_a_missing_key_is_built_concurrently_among_live_rows() -> None:
     """One statement, which runs by itself and whose downgrade does too."""
     (step,) = planned(case()).steps
     assert RIGHT.format(DERIVED) == step.sql
-    assert (True, True) == (step.alone, step.undo_alone)
+    assert step.alone
     assert (f"DROP INDEX CONCURRENTLY {DERIVED}",) == step.undo
 
 
@@ -182,7 +184,7 @@ def test_nothing_goes_in_a_session_in_which_the_new_key_could_not_be_built() -> 
     )
     assert told.format(f"app.{DERIVED}") == step.sql
     assert (told.format('app."a ""stale"" \'\'one\'\'"'),) == step.undo
-    assert (True, True) == (step.alone, step.undo_alone)
+    assert step.alone
     right = index("k", "provider", "account_id", where="deleted_at IS NULL")
     assert [] == [step.sql for step in planned(case(right, stale)).steps if step.sql.startswith(GUARD)]
 
@@ -740,11 +742,13 @@ def test_a_reason_that_the_column_may_refuse_is_not_given(column: Column, checks
 
 def test_a_credential_that_takes_no_null_is_wiped_as_unlink_does_it() -> None:
     """An empty text, or the beginning of time, stands for nothing."""
-    subject = replace(SUBJECT, roles=ROLES | {"expires_at": "expires_at"})
+    ends = sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False)
+    empty = {**SUBJECT.empty, "expires_at": empty_in("expires_at", ends)}
+    subject = replace(SUBJECT, roles=ROLES | {"expires_at": "expires_at"}, empty=empty)
     columns = (*changed("refresh_token", text("refresh_token")), moment("expires_at", nullable=False))
     told = " ".join(sql(planned(case(subject=subject, columns=columns, rows=duplicates()))))
     assert "refresh_token = ''," in told
-    assert "expires_at = '1970-01-01 00:00:00.000000'\n" in told
+    assert "expires_at = '1970-01-01 00:00:00+00:00'\n" in told
 
 
 def test_a_mark_that_every_row_has_gets_no_migration() -> None:

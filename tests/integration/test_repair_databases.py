@@ -17,13 +17,14 @@ import pytest
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from accountlink import AccountMapping, LinkPolicy
-from accountlink.doctor.emit.alembic import alembic_revision
-from accountlink.doctor.emit.script import sql_script
 from accountlink.doctor.examine import examine
-from accountlink.doctor.repair import Repair
+from accountlink.doctor.repair.operations import Repair
+from accountlink.doctor.repair.revision import alembic_revision
+from accountlink.doctor.repair.script import sql_script
 from tests.support.databases import Database, create, rows, run_sql
 from tests.support.effort import Effort
 from tests.support.emitted import downgrade, look, run_script, run_statements, statements
@@ -384,6 +385,33 @@ async def test_credentials_that_take_no_null_are_wiped_as_unlink_does_it(engine:
     assert [("", ""), ("", ""), ("at-3", "rt-3")] == [(row.access_token, row.refresh_token) for row in found]
     assert [1970, 1970, 2027] == [row.expires_at.year for row in found]
     assert [(True, None), (True, None), (False, None)] == [(row.deleted_at is not None, row.reason) for row in found]
+
+
+@POSTGRESQL
+async def test_an_array_of_scopes_that_takes_no_null_is_emptied(engine: AsyncEngine) -> None:
+    """What unlink writes into a column is what the migration writes, whatever the column's type is."""
+    scopes: sa.Column[Any] = sa.Column("scopes", ARRAY(sa.Text), nullable=False)
+    table = sa.Table(
+        "links",
+        sa.MetaData(),
+        sa.Column("id", sa.BigInteger, primary_key=True),
+        sa.Column("user_id", sa.BigInteger, nullable=False),
+        sa.Column("provider", sa.Text, nullable=False),
+        sa.Column("account_id", sa.Text, nullable=False),
+        scopes,
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("deleted_at", sa.DateTime(timezone=True)),
+    )
+    await create(engine, table.metadata)
+    moment = datetime(2027, 1, 1, tzinfo=UTC)
+    same = {"user_id": 1, "provider": "g", "account_id": "a", "scopes": ["read"], "expires_at": moment}
+    async with engine.begin() as connection:
+        await connection.execute(table.insert(), [{"id": 1} | same, {"id": 2} | same])
+    script = statements(sql_script((await look(engine, AccountMapping(table, policy=EXCLUSIVE_SOFT))).repair))
+    await run_statements(engine, ["SET TimeZone = 'Asia/Tokyo'", *script])
+    async with engine.connect() as connection:
+        found = (await connection.execute(sa.select(scopes, table.c.expires_at).order_by(table.c.id))).all()
+    assert [([], datetime(1970, 1, 1, tzinfo=UTC)), (["read"], moment)] == [tuple(row) for row in found]
 
 
 @POSTGRESQL

@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from typing import Final
 
 from accountlink.doctor.case import Case
-from accountlink.doctor.emit.idioms import IDIOMS, Idiom
-from accountlink.doctor.emit.marking import marks, written
-from accountlink.doctor.emit.names import Names, derived
 from accountlink.doctor.judge.subject import Need
-from accountlink.doctor.repair import Step
+from accountlink.doctor.repair.idioms import IDIOMS, Idiom
+from accountlink.doctor.repair.marking import marks, written
+from accountlink.doctor.repair.names import Names, derived
+from accountlink.doctor.repair.operations import Step
 from accountlink.doctor.schema import Column, ForeignKey, Kind
 
 _LIST: Final = "accountlink_duplicates"
 
 
 def can_settle(case: Case, need: Need) -> bool:
-    """Whether it is safe to say which of several rows stays, and to do away with the others."""
+    """Return whether it is safe to say which of several rows stays, and to do away with the others."""
     return why_not_settled(case, need) is None
 
 
@@ -54,7 +54,7 @@ def why_not_settled(case: Case, need: Need) -> str | None:
 
 
 def _kept_apart_by(case: Case, need: Need) -> list[str]:
-    """The application's own columns that stand beside the need's in a unique index; computed ones hold nothing new."""
+    """Find the application's own columns beside the need's in a unique index; computed ones hold nothing new."""
     keys = [j.reads for j in case.judgements if j.index.valid and set(need.columns) <= j.reads]
     known = {column.name for column in case.table.columns if column.generated is not None}
     known |= {*need.columns, *case.subject.roles.values()}
@@ -66,31 +66,23 @@ def _is_numbered(column: Column | None) -> bool:
 
 
 def is_lowered(case: Case, need: Need) -> bool:
-    """Whether a key compares e-mail addresses of which some are brought into normal form."""
+    """Return whether a key compares e-mail addresses of which some are brought into normal form."""
     return case.subject.normal in need.columns and can_lower(case)
 
 
 def can_lower(case: Case) -> bool:
-    """Whether there are e-mail addresses that ``lower()`` brings into normal form, and nothing is in the way of it."""
+    """Return whether ``lower()`` brings addresses into normal form, and nothing is in the way of it."""
     column = None if case.subject.normal is None else case.table.column(case.subject.normal)
     writable = bool(case.rows.plain) and column is not None and column.generated is None
     return writable and not has_unsettled_addresses(case)
 
 
 def has_unsettled_addresses(case: Case) -> bool:
-    """Whether rows would meet in one address that a migration does not settle."""
+    """Return whether rows would meet in one address that a migration does not settle."""
     found = case.rows.duplicates
     return bool(case.rows.plain) and any(
         case.subject.normal in need.columns and found[need].groups and not can_settle(case, need) for need in found
     )
-
-
-def live(case: Case, names: Names, alias: str = "") -> str | None:
-    """The condition of a live row, or ``None`` where all rows are."""
-    roles, prefix = case.subject.roles, f"{alias}." if alias else ""
-    marks = [f"{prefix}{names.quote(roles['deleted_at'])} IS NULL"] if "deleted_at" in roles else []
-    marks += [f"{prefix}{names.quote(roles['active'])}"] if "active" in roles else []
-    return " AND ".join(marks) or None
 
 
 @dataclass(frozen=True)
@@ -110,6 +102,8 @@ class Settling:
         Args:
             needs: Needs whose duplicates can be settled.
         """
+        if not self.due(needs):
+            return
         yield from self._idiom.hold(self._tables())
         if self.case.table.row_security.enabled:
             why = "Fails, instead of leaving rows out in silence, where row-level security hides rows from this role."
@@ -120,10 +114,20 @@ class Settling:
         for name in names:
             yield from self._idiom.clear(name)
         if can_lower(self.case):
-            yield self.lower(live(self.case, self.names), "")
+            yield self._lower(self.names.live(), "")
+
+    def due(self, needs: Sequence[Need]) -> bool:
+        """Return whether there is anything to settle."""
+        return bool(needs) or can_lower(self.case)
+
+    def dead_addresses(self) -> Iterator[Step]:
+        """Bring the addresses of dead rows into normal form too, when no key counts these any more."""
+        condition = self.names.live()
+        if condition is not None and can_lower(self.case):
+            yield self._lower(f"({condition}) IS NOT TRUE", " Dead rows too, so that they can be restored.")
 
     def _tables(self) -> list[str]:
-        """The table, and those whose rows would go, or keep the table's rows from going, while it is settled."""
+        """Return the table, and those whose rows would go with its rows, or keep these from going."""
         deleting = not self.case.subject.soft
         pointing = {self._child(key) for key in self.case.table.referenced_by} if deleting else set()
         return [self.names.table, *sorted(pointing - {self.names.table})]
@@ -174,7 +178,7 @@ class Settling:
         keys = ", ".join(self._compared(name, need) for name in need.columns)
         order = ", ".join([*(self._idiom.newest(q(name)) for name in subject.newest_by), f"{row_id} DESC"])
         there = [f"{q(name)} IS NOT NULL" for name in need.columns if self._column(name).nullable]
-        marks = live(self.case, self.names) if need.live else None
+        marks = self.names.live() if need.live else None
         where = " AND ".join([*([marks] if marks else []), *there])
         lines = [f"           {row_id} AS loser,", f"           first_value({row_id}) OVER newest AS keeper,"]
         if user is not None:
@@ -218,7 +222,7 @@ class Settling:
         )
 
     def _fits(self, need: Need) -> tuple[str, ...]:
-        """Whether a row's token belongs to the account of the row that stays; empty where it always does."""
+        """Test whether a row's token belongs to the account of the row that stays; empty where it always does."""
         account = self.case.subject.roles.get("account_id")
         if account is None or account in need.columns:
             return ()
@@ -270,13 +274,7 @@ class Settling:
 
     # -- e-mail addresses ---------------------------------------------------------------------------------------------
 
-    def lower(self, condition: str | None, note: str) -> Step:
-        """Bring e-mail addresses into normal form.
-
-        Args:
-            condition: Which rows; ``None``: all.
-            note: What to say of it beside what is always true.
-        """
+    def _lower(self, condition: str | None, note: str) -> Step:
         column = self.names.quote(self.case.subject.normal or "")
         more = f" AND {condition}" if condition else ""
         return Step(

@@ -1,4 +1,4 @@
-"""The migration of a PostgreSQL table, in the order in which no protection is ever lost."""
+"""The operations on the unique keys of a PostgreSQL table: what each says, what it locks, what takes it back."""
 
 from __future__ import annotations
 
@@ -7,55 +7,31 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from accountlink.doctor.case import Case
-from accountlink.doctor.emit import columns
-from accountlink.doctor.emit.keys import IN_THE_WAY, Keys, NewKey
-from accountlink.doctor.emit.names import FreeNames, Names
-from accountlink.doctor.emit.settle import Settling, can_lower, live
-from accountlink.doctor.findings import Finding
-from accountlink.doctor.repair import Step
+from accountlink.doctor.repair.keys import IN_THE_WAY, Keys, NewKey
+from accountlink.doctor.repair.names import Names, literal
+from accountlink.doctor.repair.operations import Step
 from accountlink.doctor.schema import Index, Owner, Relation
 
 _CREATE_INDEX: Final = re.compile(r"CREATE (UNIQUE )?INDEX ")
 _CONCURRENTLY: Final = (
     "Neither readers nor writers wait (SHARE UPDATE EXCLUSIVE), but it waits itself for all older transactions."
 )
+_A_MOMENT: Final = "All access to the table waits for a moment (ACCESS EXCLUSIVE)."
 
 
-def steps(case: Case, findings: Sequence[Finding], keys: Keys) -> tuple[Step, ...]:
-    """All steps, in order."""
-    return tuple(_Migration(case, findings, keys).steps())
+class KeyWriter:
+    """Writes the statements that make and drop the unique keys of one table."""
 
-
-class _Migration:
-    """Writes the statements for one table."""
-
-    def __init__(self, case: Case, findings: Sequence[Finding], keys: Keys) -> None:
-        self._case = case
-        self._findings = findings
+    def __init__(self, case: Case, names: Names, keys: Keys) -> None:
         self._keys = keys
-        self._names = Names(case)
-        self._settling = Settling(case, self._names)
+        self._names = names
         self._spans = case.table.relation is Relation.PARTITIONED
 
-    def steps(self) -> Iterator[Step]:
-        for index in self._keys.invalid:
-            yield self._drop_invalid(index)
-        yield from columns.before_keys(self._case, self._names, self._findings, self._keys)
-        first = [key for key in self._keys.new if key.first]
-        yield from self._exchanged(first, self._keys.in_the_way)
-        if self._keys.settled or can_lower(self._case):
-            yield from self._settling.steps(self._keys.settled)
-        yield from self._exchanged(
-            [key for key in self._keys.new if key not in first],
-            [index for index in self._keys.old if index not in self._keys.in_the_way],
-        )
-        for key in self._keys.new:
-            yield from self._finish(key)
-        yield from columns.required(self._case, self._names, FreeNames(self._case), self._keys.required)
-        yield from self._lower_dead()
-        yield from columns.after_keys(self._case, self._names, self._findings, self._keys)
+    def cleared(self) -> Iterator[Step]:
+        """Drop what failed builds left behind."""
+        yield from map(self._drop_invalid, self._keys.invalid)
 
-    def _exchanged(self, new: Sequence[NewKey], old: Sequence[Index]) -> Iterator[Step]:
+    def exchanged(self, new: Sequence[NewKey], old: Sequence[Index]) -> Iterator[Step]:
         """Make keys, then drop those in whose place they are."""
         yield from (self._create(key) for key in new if not key.stands)
         yield from self._guard([key for key in self._keys.new if key.first or key in new], old)
@@ -66,8 +42,7 @@ class _Migration:
 
     def _create(self, key: NewKey) -> Step:
         q, table = self._names.quote, self._names.table
-        condition = live(self._case, self._names) if key.live else None
-        where = f" WHERE {condition}" if condition else ""
+        where = f" WHERE {key.where}" if key.where else ""
         distinct = " NULLS NOT DISTINCT" if key.instead_of is not None and not key.instead_of.nulls_distinct else ""
         definition = f"{q(key.name)} ON {table} ({self._names.listed(key.columns)}){key.included}{distinct}{where}"
         if self._spans:
@@ -78,7 +53,7 @@ class _Migration:
                 "partition concurrently first and attach the parts to one that is made ON ONLY the parent.",
                 undo=(f"DROP INDEX {self._names.qualified(key.name)}",),
                 alone=True,
-                undo_alone=True,
+                names=(key.name,),
             )
         return Step(
             sql=f"CREATE UNIQUE INDEX CONCURRENTLY {definition}",
@@ -86,7 +61,7 @@ class _Migration:
             "an invalid index behind; the doctor then begins with that.",
             undo=self._undo_create(key),
             alone=True,
-            undo_alone=True,
+            names=(key.name,),
         )
 
     def _undo_create(self, key: NewKey) -> tuple[str, ...]:
@@ -96,13 +71,15 @@ class _Migration:
             return (f"ALTER TABLE {self._names.table} DROP CONSTRAINT {self._names.quote(key.name)}",)
         return (f"DROP INDEX CONCURRENTLY {self._names.qualified(key.name)}",)
 
-    def _finish(self, key: NewKey) -> Iterator[Step]:
-        if key.instead_of is not None:
-            yield self._swap(key, key.instead_of)
-        elif key.constraint and not self._spans:
-            yield self._constrain(key)
-        elif key.wanted != key.name:
-            yield self._rename(key)
+    def finished(self) -> Iterator[Step]:
+        """Give each new key the form and the name that it has in the end."""
+        for key in self._keys.new:
+            if key.instead_of is not None:
+                yield self._swap(key, key.instead_of)
+            elif key.constraint and not self._spans:
+                yield self._constrain(key)
+            elif key.wanted != key.name:
+                yield self._rename(key)
 
     def _constrain(self, key: NewKey) -> Step:
         name, wanted = self._names.quote(key.name), self._names.quote(key.wanted)
@@ -110,11 +87,10 @@ class _Migration:
         renamed = () if name == wanted else (f"ALTER TABLE {table} RENAME CONSTRAINT {wanted} TO {name}",)
         return Step(
             sql=f"ALTER TABLE {table} ADD CONSTRAINT {wanted} UNIQUE USING INDEX {name}",
-            why="The model declares the key as a constraint: the index becomes one, and takes its name. All access to "
-            "the table waits for a moment (ACCESS EXCLUSIVE).",
+            why=f"The model declares the key as a constraint: the index becomes one, and takes its name. {_A_MOMENT}",
             undo=renamed,
             alone=True,
-            undo_alone=True,
+            names=(key.name, key.wanted),
         )
 
     def _swap(self, key: NewKey, index: Index) -> Step:
@@ -124,11 +100,10 @@ class _Migration:
         return Step(
             sql=f"{replaced} {kind} USING INDEX {q(key.name)}",
             why="The deferrable constraint gives its name to the same one that is checked at once, which stands "
-            "already. All access to the table waits for a moment (ACCESS EXCLUSIVE). The downgrade builds the old one "
-            "under that lock.",
+            f"already. {_A_MOMENT} The downgrade builds the old one under that lock.",
             undo=() if index.definition is None else (f"{replaced} {index.definition}",),
             alone=True,
-            undo_alone=True,
+            names=(key.name, key.wanted),
         )
 
     def _rename(self, key: NewKey) -> Step:
@@ -138,7 +113,7 @@ class _Migration:
             why="The name that the model declares is free now. Nobody waits (SHARE UPDATE EXCLUSIVE).",
             undo=(f"ALTER INDEX {wanted} RENAME TO {self._names.quote(key.name)}",),
             alone=True,
-            undo_alone=True,
+            names=(key.name, key.wanted),
         )
 
     # -- what goes ----------------------------------------------------------------------------------------------------
@@ -149,7 +124,7 @@ class _Migration:
         A statement in a read-only transaction fails, in every client; dropping concurrently can be part of no other.
         """
         made = [key.name for key in new if key.instead_of is None]
-        back = [index.constraint or index.name for index in old if index.definition and index.valid]
+        back = [index.true_name for index in old if index.definition and index.valid]
         if made and old:
             yield Step(
                 sql=self._stop_without(made),
@@ -158,12 +133,11 @@ class _Migration:
                 "session: all that follows fails, and the old keys stay. Otherwise it does nothing.",
                 undo=(self._stop_without(back),) if back else (),
                 alone=True,
-                undo_alone=True,
             )
 
     def _stop_without(self, indexes: Sequence[str]) -> str:
-        told = ", ".join(f"pg_catalog.to_regclass({_text(self._names.qualified(name))})" for name in indexes)
-        table = f"pg_catalog.to_regclass({_text(self._names.table)})"
+        told = ", ".join(f"pg_catalog.to_regclass({literal(self._names.qualified(name))})" for name in indexes)
+        table = f"pg_catalog.to_regclass({literal(self._names.table)})"
         valid = f"SELECT count(*) FROM pg_catalog.pg_index\n         WHERE indisvalid AND indrelid = {table}"  # noqa: S608  # quoted
         return (
             "SELECT pg_catalog.set_config('default_transaction_read_only', 'on', false)\n"
@@ -173,13 +147,10 @@ class _Migration:
     def _drop_invalid(self, index: Index) -> Step:
         if index.owner is not Owner.NOTHING:
             return self._drop_constraint(index, "Left invalid: it promises nothing, and may refuse rows all the same.")
-        how = "" if self._spans else "CONCURRENTLY "
-        locks = "All access to the table waits for a moment (ACCESS EXCLUSIVE)." if self._spans else _CONCURRENTLY
-        return Step(
-            sql=f"DROP INDEX {how}{self._names.qualified(index.name)}",
-            why="Left behind by a failed build: it promises nothing, and may refuse rows all the same. Make sure that "
-            f"nobody is building it at this moment. {locks}",
-            alone=True,
+        return self._drop_index(
+            index,
+            "Left behind by a failed build: it promises nothing, and may refuse rows all the same. Make sure that "
+            "nobody is building it at this moment.",
         )
 
     def _drop(self, index: Index) -> Step:
@@ -191,48 +162,37 @@ class _Migration:
             why += IN_THE_WAY
         if index.owner is not Owner.NOTHING:
             return self._drop_constraint(index, why)
-        how = "" if self._spans else "CONCURRENTLY "
-        locks = "All access to the table waits for a moment (ACCESS EXCLUSIVE)." if self._spans else _CONCURRENTLY
-        again = (index.definition or "") if self._spans else _CREATE_INDEX.sub(_concurrent, index.definition or "", 1)
+        again = index.definition or ""
+        return self._drop_index(index, why, again if self._spans else _CREATE_INDEX.sub(_concurrent, again, 1))
+
+    def _drop_index(self, index: Index, why: str, again: str = "") -> Step:
+        how, locks = ("", _A_MOMENT) if self._spans else ("CONCURRENTLY ", _CONCURRENTLY)
+        back = " The downgrade makes it again, and fails where rows use the freedom by then." if again else ""
         return Step(
             sql=f"DROP INDEX {how}{self._names.qualified(index.name)}",
-            why=f"{why} {locks} The downgrade makes it again, and fails where rows use the freedom by then.",
+            why=f"{why} {locks}{back}",
             undo=(again,) if again else (),
             alone=True,
-            undo_alone=True,
+            names=(index.name,),
         )
 
     def _drop_constraint(self, index: Index, why: str) -> Step:
-        name = self._names.quote(index.constraint or index.name)
-        table = self._names.table
+        table, name = self._names.table, self._names.quote(index.true_name)
+        again = f"ALTER TABLE {table} ADD CONSTRAINT {name} {index.definition}"
         if index.owner is Owner.PRIMARY:
             why += (
                 "\nTHE TABLE HAS NO PRIMARY KEY AFTER THIS. Logical replication, if the table is published, refuses "
                 "updates and deletes until it has a replica identity."
             )
-        again = f"ALTER TABLE {table} ADD CONSTRAINT {name} {index.definition}"
         return Step(
             sql=f"ALTER TABLE {table} DROP CONSTRAINT {name}",
-            why=f"{why} All access to the table waits for a moment (ACCESS EXCLUSIVE). The downgrade builds it again "
-            "under that lock, and fails where rows use the freedom by then.",
+            why=f"{why} {_A_MOMENT} The downgrade builds it again under that lock, and fails where rows use the "
+            "freedom by then.",
             undo=(again,) if index.definition and index.valid else (),
             alone=True,
-            undo_alone=True,
+            names=(index.true_name,),
         )
-
-    # -- at the end ---------------------------------------------------------------------------------------------------
-
-    def _lower_dead(self) -> Iterator[Step]:
-        """Dead rows come last, when no key counts them any more."""
-        condition = live(self._case, self._names)
-        if condition is not None and can_lower(self._case):
-            step = self._settling.lower(f"({condition}) IS NOT TRUE", " Dead rows too, so that they can be restored.")
-            yield Step(sql=step.sql, why=step.why, alone=True)
 
 
 def _concurrent(match: re.Match[str]) -> str:
     return f"{match.group()}CONCURRENTLY "
-
-
-def _text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from textwrap import indent, wrap
 from typing import Final
@@ -11,18 +11,14 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from accountlink.doctor.emit.batches import Batch, bounded, downgrade, upgrade
-from accountlink.doctor.emit.script import commented
-from accountlink.doctor.repair import Repair
+from accountlink.doctor.repair.batches import Batch, Way, downgrade, upgrade
+from accountlink.doctor.repair.operations import Repair
+from accountlink.doctor.repair.script import commented
 
 _WIDTH: Final = 88
 _INDENT: Final = "    "
 _CALL: Final = "op.execute("
 _AUTOCOMMIT: Final = "with op.get_context().autocommit_block():"
-_END: Final = ""
-"""Ends a block, in the lines that Alembic's own printer takes."""
-_TAKEN_FOR_PARAMETER: Final = re.compile(r"(?<![:\w\\]):(?=\w)")
-"""A colon before which ``sqlalchemy.text`` wants a backslash: it would begin a parameter."""
 _VERBATIM: Final = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]  # SQLAlchemy's own
 """A dialect that does not double percent signs: what doubles them undoes it."""
 _QUOTED: Final = re.compile(r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"", re.DOTALL)
@@ -51,21 +47,13 @@ def alembic_revision(repair: Repair, *, revision: str, down_revision: str | None
 
 
 def upgrade_lines(repair: Repair) -> list[str]:
-    """Write the body of ``upgrade()`` as Alembic's renderers return it.
-
-    Args:
-        repair: The migration.
-
-    Returns:
-        Statements and comments without indentation, a statement of several lines in one piece; an empty text ends a
-        block. Empty when there is nothing to run.
-    """
-    return list(_code(repair.dialect, upgrade(repair.steps)))
+    """Write the body of ``upgrade()``, without the indentation of the function; empty when there is nothing to run."""
+    return list(_code(repair.dialect, upgrade(repair)))
 
 
 def downgrade_lines(repair: Repair) -> list[str]:
     """Write the body of ``downgrade()`` as :func:`upgrade_lines` does."""
-    return list(_code(repair.dialect, downgrade(repair.steps)))
+    return list(_code(repair.dialect, downgrade(repair)))
 
 
 # -- the module -------------------------------------------------------------------------------------------------------
@@ -75,93 +63,69 @@ def _lines(repair: Repair, *, revision: str, down_revision: str | None, created:
     head = [f"Repair the unique keys of {repair.table}.", "", *wrap(_DOCUMENTED[repair.dialect], _WIDTH), ""]
     head += [f"Revision ID: {revision}", f"Revises: {down_revision or ''}".rstrip(), f"Create Date: {created}"]
     yield from ('"""' + _escaped("\n".join(head)).replace('"""', '\\"\\"\\"'), '"""', "")
-    body = [*printed(upgrade_lines(repair))]
-    back = [*printed(downgrade_lines(repair))]
+    body, back = upgrade_lines(repair), downgrade_lines(repair)
     yield from ("import sqlalchemy as sa",) if any("sa.DDL(" in line for line in (*body, *back)) else ()
     yield from ("from alembic import op", "") if repair.steps else ()
     yield from (f"revision = {_literal(revision)}", f"down_revision = {_literal(down_revision)}")
     yield from ("branch_labels = None", "depends_on = None", "", "", "def upgrade() -> None:")
     yield f'{_INDENT}"""Make the right keys, then drop the wrong ones."""'
-    yield from body
+    yield from _indented(body)
     for number, text in enumerate(repair.by_hand, 1):
         yield from ("", *([f"{_INDENT}# BY HAND, since no migration can decide it:"] if number == 1 else []))
-        yield from (f"{_INDENT}{line}" for line in commented(f"{number}. {text}", "#", _WIDTH - 4))
+        yield from _indented(commented(f"{number}. {text}", "#", _WIDTH - 4))
     yield from ("", "", "def downgrade() -> None:")
     yield f'{_INDENT}"""Take back what can be taken back."""'
-    yield from back
-
-
-def printed(lines: Iterable[str], *, depth: int = 1) -> Iterator[str]:
-    """Indent the body of a function, and break calls that are too long, as formatters do.
-
-    Args:
-        lines: As :func:`upgrade_lines` returns them.
-        depth: How deep the body stands.
-    """
-    for line in lines:
-        if line == _END:
-            depth -= 1
-            continue
-        here = depth - 1 if line.startswith("except ") else depth
-        space = _INDENT * here
-        if "\n" not in line and len(space + line) > _WIDTH and line.startswith(_CALL):
-            line = f"{_CALL}\n{_INDENT}{line.removeprefix(_CALL).removesuffix(')')}\n)"  # noqa: PLW2901  # the same call
-        yield indent(line, space)
-        depth = here + (line.endswith(":") and not line.startswith("#"))
+    yield from _indented(back)
 
 
 # -- statements -------------------------------------------------------------------------------------------------------
 
 
-def _code(dialect: str, batches: tuple[Batch, ...]) -> Iterator[str]:
-    if not batches:
+def _code(dialect: str, batches: Sequence[Batch]) -> Iterator[str]:
+    """Write the statements, with transactions around them: of SQLite Alembic itself has none."""
+    if dialect == "sqlite" and batches:
+        yield _AUTOCOMMIT
+        yield from _indented(line for batch in batches for line in _sqlite(batch))
         return
-    if dialect == "sqlite":
-        yield from (_AUTOCOMMIT, *_sqlite(batches), _END)
-    else:
-        yield from _postgresql(batches)
-
-
-def _postgresql(batches: Iterable[Batch]) -> Iterator[str]:
-    yield "# An index takes as long as its table."
-    yield _execute("SET statement_timeout = 0")
-    for batch, bound in bounded(batches):
-        if bound is not None:
-            yield from commented(bound.why, "#", _WIDTH - 4)
-            yield _execute(bound.sql)
-        if batch.together:
-            yield from _statements(batch)
-        else:
-            yield from (_AUTOCOMMIT, *_statements(batch), _END)
-    yield from map(_execute, ("RESET lock_timeout", "RESET statement_timeout"))
-
-
-def _sqlite(batches: Iterable[Batch]) -> Iterator[str]:
-    """All or nothing of each transaction: Alembic itself has none for SQLite."""
     for batch in batches:
-        if batch.together:
-            rollback = ("except BaseException:", _execute("ROLLBACK"), "raise")
-            yield from (_execute("BEGIN IMMEDIATE"), "try:", *_statements(batch), *rollback, _END, _execute("COMMIT"))
+        if batch.way is Way.ALONE:
+            yield _AUTOCOMMIT
+            yield from _indented(_statements(batch, depth=2))
         else:
-            yield from _statements(batch)
+            yield from _statements(batch, depth=1)
 
 
-def _statements(batch: Batch) -> Iterator[str]:
+def _sqlite(batch: Batch) -> Iterator[str]:
+    if batch.way is Way.TOGETHER:
+        yield from (_execute("BEGIN IMMEDIATE"), "try:", *_indented(_statements(batch, depth=3)))
+        yield from ("except BaseException:", *_indented((_execute("ROLLBACK"), "raise")), _execute("COMMIT"))
+    else:
+        yield from _statements(batch, depth=2)
+
+
+def _statements(batch: Batch, *, depth: int) -> Iterator[str]:
+    """Write calls that are as long as their depth allows, as formatters do."""
     for statement in batch.statements:
         yield from commented(statement.why, "#", _WIDTH - 12)
-        yield _execute(statement.sql)
+        call = _execute(statement.sql)
+        if "\n" not in call and len(call) > _WIDTH - depth * len(_INDENT):
+            call = f"{_CALL}\n{_INDENT}{call.removeprefix(_CALL).removesuffix(')')}\n)"
+        yield call
+
+
+def _indented(lines: Iterable[str]) -> Iterator[str]:
+    return (indent(line, _INDENT) for line in lines)
 
 
 def _execute(sql: str) -> str:
     """Run one statement as it is: neither a colon nor a quotation mark in it means anything to Python or SQLAlchemy."""
-    for text in (sql, _TAKEN_FOR_PARAMETER.sub(r"\\:", sql)):
-        if _reaches(text) == sql:
-            return _called(_CALL, text, ")")
+    if _reaches(sql) == sql:
+        return _called(_CALL, sql, ")")
     return _called(f"{_CALL}sa.DDL(", sql.replace("%", "%%"), "))")  # whose colons mean nothing
 
 
 def _reaches(text: str) -> str | None:
-    """What the database gets of a text; ``None`` where SQLAlchemy finds a parameter in it."""
+    """Return what the database gets of a text; ``None`` where SQLAlchemy finds a parameter in it."""
     clause = sa.text(text)
     return None if clause.compile().params else str(clause.compile(dialect=_VERBATIM))
 

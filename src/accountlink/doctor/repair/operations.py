@@ -1,4 +1,7 @@
-"""A migration as values: what to run, in which order, why, and how to take it back."""
+"""A migration as values: its operations in order, each with its reason and with what takes it back.
+
+Whatever plans an operation makes a :class:`Step` of it; both renderers know nothing else.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +10,23 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
-    """One statement of a migration.
+    """One operation of a migration: a statement.
 
     Attributes:
         sql: The statement, without a semicolon at its end.
         why: What it does and what it locks, for a reviewer: one or several lines.
         undo: The statements that take it back, in order; empty where nothing has to be, or nothing can be (then
             ``why`` says so).
-        alone: Whether it must run outside of a transaction (``CONCURRENTLY``). Neighbours that need not run in one
-            transaction together.
-        undo_alone: The same for its ``undo``.
+        alone: Whether it, and its ``undo``, must run outside of a transaction (``CONCURRENTLY``). Neighbours that need
+            not run in one transaction together.
+        names: The indexes and constraints that it makes, drops or renames.
     """
 
     sql: str
     why: str
     undo: tuple[str, ...] = ()
     alone: bool = False
-    undo_alone: bool = False
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

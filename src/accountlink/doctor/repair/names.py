@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
 from itertools import count
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from accountlink.doctor.case import Case
 from accountlink.doctor.judge.subject import Subject
-from accountlink.doctor.schema import Relation
+from accountlink.doctor.schema import Column, Kind, Relation
 
 _NAME_LENGTH: Final = 63
 """PostgreSQL cuts longer names (NAMEDATALEN - 1), and two cut names can meet."""
@@ -30,7 +30,9 @@ class Names:
     """
 
     def __init__(self, case: Case) -> None:
-        self._preparer = _DIALECTS[case.catalogue.dialect](paramstyle=_NAMED).identifier_preparer
+        self._roles = case.subject.roles
+        self._dialect = _DIALECTS[case.catalogue.dialect](paramstyle=_NAMED)
+        self._preparer = self._dialect.identifier_preparer
         self._home = case.table.schema
         given = case.subject.schema is not None or self._home not in (None, "public")
         self._schema = self._home if given else None
@@ -54,6 +56,26 @@ class Names:
         """Write several columns."""
         return ", ".join(map(self.quote, columns))
 
+    def live(self, alias: str = "") -> str | None:
+        """Write the condition of a live row, or return ``None`` where all rows are."""
+        prefix = f"{alias}." if alias else ""
+        marks = [f"{prefix}{self.quote(self._roles['deleted_at'])} IS NULL"] if "deleted_at" in self._roles else []
+        marks += [f"{prefix}{self.quote(self._roles['active'])}"] if "active" in self._roles else []
+        return " AND ".join(marks) or None
+
+    def value(self, value: sa.ColumnElement[Any], column: Column) -> str | None:
+        """Write a value for a column, or return ``None`` where its type cannot be written in SQL."""
+        try:
+            sql = str(value.compile(dialect=self._dialect, compile_kwargs={"literal_binds": True}))
+        except sa.exc.CompileError:
+            return None
+        return f"CAST({sql} AS {column.type})" if column.kind is Kind.OTHER else sql  # an empty array has no type
+
+
+def literal(text: str) -> str:
+    """Write a text that is no name."""
+    return "'" + text.replace("'", "''") + "'"
+
 
 class FreeNames:
     """Gives out names that nothing in the table's schema has, as far as was asked."""
@@ -65,7 +87,7 @@ class FreeNames:
         self._taken = {name.lower() for name in taken} - {name.lower() for name in gone}
 
     def is_free(self, name: str) -> bool:
-        """Whether a name can still be given; names that differ in case alone count as one, as SQLite has it."""
+        """Return whether a name can still be given; names that differ in case alone count as one, as SQLite has it."""
         return name.lower() not in self._taken
 
     def take(self, name: str) -> str:
@@ -80,7 +102,7 @@ class FreeNames:
 
 
 def derived(prefix: str, table: str, columns: Sequence[str]) -> tuple[str, ...]:
-    """The names that something new on these columns may get, in order, as far as the catalogue is asked about them."""
+    """Return the names that something new on these columns may get, in the order in which they are tried."""
     return tuple(_numbered(prefix, table, columns, number) for number in range(1, _ATTEMPTS + 1))
 
 
@@ -89,7 +111,7 @@ def _numbered(prefix: str, table: str, columns: Sequence[str], number: int) -> s
 
 
 def candidates(subject: Subject) -> frozenset[str]:
-    """All names that a migration for this table may want: the reader of the catalogue is asked which are taken."""
+    """Return all names that a migration for this table may want, so that the catalogue can say which are taken."""
     wanted = {declared.name for declared in subject.declared}
     for columns in {need.columns for need in subject.needs} | {declared.columns for declared in subject.declared}:
         wanted |= {*derived("uq", subject.table, columns)}
@@ -107,7 +129,7 @@ def _fitting(name: str, suffix: str) -> str:
 
 
 def is_writable(case: Case) -> bool:
-    """Whether all names can stand in a line of SQL, and in a comment beside it."""
+    """Return whether all names can stand in a line of SQL, and in a comment beside it."""
     table = case.table
     names = [table.schema or "", table.name, *(column.name for column in table.columns)]
     names += [name for index in table.indexes for name in (index.name, index.constraint or "")]
@@ -117,5 +139,5 @@ def is_writable(case: Case) -> bool:
 
 
 def is_ordinary(case: Case) -> bool:
-    """Whether it is a table that has rows and indexes of its own."""
+    """Return whether it is a table that has rows and indexes of its own."""
     return case.table.relation not in (Relation.VIEW, Relation.FOREIGN)

@@ -9,26 +9,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final
 
 from accountlink.doctor.case import Case, title
-from accountlink.doctor.emit.keys import Keys, NewKey, dependants, included
-from accountlink.doctor.emit.marking import can_collide
-from accountlink.doctor.emit.names import FreeNames, derived
-from accountlink.doctor.emit.settle import can_lower, can_settle, why_not_settled
-from accountlink.doctor.findings import Finding, Severity
-from accountlink.doctor.judge.subject import Declared, Need
+from accountlink.doctor.findings import Finding, Remedy, with_remedy
+from accountlink.doctor.judge.subject import Need
 from accountlink.doctor.judge.uniqueness import Cause, Judgement, Verdict
+from accountlink.doctor.repair.keys import Keys, dependants
+from accountlink.doctor.repair.marking import can_collide
+from accountlink.doctor.repair.names import FreeNames
+from accountlink.doctor.repair.new_keys import NewKeys, declared
+from accountlink.doctor.repair.settle import can_lower, can_settle, why_not_settled
 from accountlink.doctor.schema import Column, Index, Owner, Relation
 
-_AGAINST: Final = frozenset(
-    {"stale-unique", "key-counts-deleted", "wrong-predicate", "key-enforces-nothing", "key-compares-differently"}
-)
-"""Rules whose finding on an index means that it has to go."""
+
+def decide(case: Case, findings: Sequence[Finding]) -> Keys:
+    """Say which keys come, which go, and what is left to people."""
+    return _Decision(case, findings).keys()
 
 
 @dataclass(frozen=True)
-class Decision:
+class _Decision:
     """Thinks about the keys of one case."""
 
     case: Case
@@ -36,52 +36,27 @@ class Decision:
 
     # -- which indexes go ---------------------------------------------------------------------------------------------
 
-    def _rules(self, index: Index) -> set[str]:
-        """The rules that are sure of something about an index."""
-        name = index.constraint or index.name
-        return {
-            finding.rule
-            for finding in self.findings
-            if finding.object == name and (finding.severity is Severity.ERROR or finding.rule == "key-enforces-nothing")
-        }
-
     @cached_property
     def invalid(self) -> tuple[Index, ...]:
-        """Indexes that failed builds left behind."""
-        return tuple(index for index in self.case.table.indexes if "invalid-index" in self._rules(index))
+        """Find what failed builds left behind."""
+        found = with_remedy(self.findings, Remedy.CLEAR)
+        return tuple(index for index in self.case.table.indexes if index in found)
 
     @cached_property
     def condemned(self) -> tuple[Judgement, ...]:
-        """Indexes that have to go."""
-        return tuple(
-            judgement
-            for judgement in self.case.judgements
-            if judgement.index not in self.invalid and self._is_condemned(judgement)
-        )
-
-    def _is_condemned(self, judgement: Judgement) -> bool:
-        against = self._rules(judgement.index) & _AGAINST
-        if judgement.refuses is None and Cause.NULL in judgement.causes.values():
-            against -= {"key-enforces-nothing"}  # it is the key as soon as its columns take no NULL
-        if judgement.index.name in self._columns_found:
-            against -= {"key-compares-differently"}  # said of a column of the same name
-        return bool(against)
-
-    @cached_property
-    def _columns_found(self) -> set[str]:
-        """Columns that are said to compare differently."""
-        named = {f.object for f in self.findings if f.rule == "key-compares-differently" and f.columns == (f.object,)}
-        inexact = {c.name for c in self.case.table.columns if not c.exact or c.name == self.case.subject.normal}
-        return {name for name in named if name in inexact}
+        """Find the indexes that have to go."""
+        found = with_remedy(self.findings, Remedy.DROP)
+        return tuple(each for each in self.case.judgements if each.index in found and each.index not in self.invalid)
 
     @cached_property
     def deferrable(self) -> tuple[Judgement, ...]:
-        """Constraints that stay as they are, but for being deferrable."""
+        """Find constraints that stay as they are, but for being deferrable."""
+        found = with_remedy(self.findings, Remedy.AT_ONCE)
         return tuple(
             judgement
             for judgement in self.case.judgements
-            if judgement not in self.condemned
-            and "deferrable-key" in self._rules(judgement.index)
+            if judgement.index in found
+            and judgement not in self.condemned
             and judgement.index.owner in (Owner.UNIQUE, Owner.PRIMARY)
             and not self._spans  # which takes no constraint USING INDEX
         )
@@ -94,7 +69,7 @@ class Decision:
     # -- which needs are met ------------------------------------------------------------------------------------------
 
     def _is_met(self, need: Need) -> bool:
-        """Whether an index that stays, or is made again, meets a need as it is."""
+        """Return whether an index that stays, or is made again, meets a need as it is."""
         return any(
             judgement.protects(need) or (judgement in self.deferrable and judgement.enforces[need] is Verdict.YES)
             for judgement in self._staying
@@ -104,7 +79,7 @@ class Decision:
         return any(judgement.causes.get(need) is Cause.NULL for judgement in self._staying)
 
     def _is_open(self, need: Need) -> bool:
-        """Whether an index that stays may meet a need, which could not be decided."""
+        """Return whether an index that stays may meet a need, which could not be decided."""
         return any(
             judgement.enforces[need] is Verdict.UNDECIDED and set(need.columns) <= judgement.reads
             for judgement in self._staying
@@ -112,12 +87,10 @@ class Decision:
 
     def _can_span(self, need: Need) -> bool:
         split = self.case.table.partitioning
-        if split is None:
-            return True
-        return not split.inherited and not split.expressions and set(split.columns) <= set(need.columns)
+        return split is None or split.spans(need.columns)
 
     def _waits_for_partitions(self, need: Need) -> bool:
-        """Whether a partitioned table has the key already, and not yet in all of its partitions."""
+        """Return whether a partitioned table has the key already, and not yet in all of its partitions."""
         return self._spans and any(j.enforces[need] is Verdict.YES for j in self.case.judgements if not j.index.valid)
 
     @property
@@ -134,7 +107,7 @@ class Decision:
 
     @cached_property
     def _buildable(self) -> tuple[Need, ...]:
-        """Needs that nothing meets or may meet, and for which a key can be made."""
+        """Find needs that nothing meets or may meet, and for which a key can be made."""
         return tuple(
             need
             for need in self._unmet
@@ -147,7 +120,7 @@ class Decision:
 
     @cached_property
     def wanted(self) -> tuple[Need, ...]:
-        """Needs that get a key of their own."""
+        """Find needs that get a key of their own."""
         early = [need for need in self._buildable if self._is_early(need)]
         return tuple(
             need for need in self._buildable if not self._is_covered(need, early if need in early else self._buildable)
@@ -157,25 +130,25 @@ class Decision:
 
     @cached_property
     def settled(self) -> tuple[Need, ...]:
-        """Needs whose duplicates are settled."""
+        """Find needs whose duplicates are settled."""
         return tuple(need for need in self.case.subject.needs if self._is_settled(need))
 
     @cached_property
     def in_the_way(self) -> tuple[Judgement, ...]:
-        """Indexes that have to go, and on which settling may fail before that."""
+        """Find indexes that have to go, and on which settling may fail before that."""
         lowered = can_lower(self.case)
         if not self.settled and not lowered:
             return ()
         return tuple(each for each in self.condemned if can_collide(self.case, each, lowered=lowered))
 
     def _is_early(self, need: Need) -> bool:
-        """Whether what goes before duplicates are settled may protect a need, whose key is then made before that."""
+        """Return whether what goes before settling may protect a need: its key is then made before that."""
         verdicts = {each.enforces.get(need) for each in self.in_the_way if each.index.valid}
         return Verdict.YES in verdicts or (Verdict.UNDECIDED in verdicts and need not in self.settled)
 
     def _is_covered(self, need: Need, by: Iterable[Need]) -> bool:
-        """Whether the key of another need serves this one too, and the model does not declare it."""
-        return self._declared(need) is None and any(
+        """Return whether the key of another need serves this one too, and the model does not declare it."""
+        return declared(self.case, need) is None and any(
             other is not need
             and set(other.columns) < set(need.columns)
             and (need.live or not other.live)
@@ -183,112 +156,38 @@ class Decision:
             for other in by
         )
 
-    # -- names --------------------------------------------------------------------------------------------------------
-
-    def has_condition(self, need: Need) -> bool:
-        """Whether the need's index leaves dead rows out."""
-        return need.live and bool(self.case.subject.live_sql)
-
-    def _declared(self, need: Need) -> Declared | None:
-        return next(
-            (
-                each
-                for each in self.case.subject.declared
-                if set(each.columns) == set(need.columns) and each.live == self.has_condition(need)
-            ),
-            None,
-        )
-
-    def _new(self, need: Need, free: FreeNames, leaving: set[str]) -> NewKey:
-        declared = self._declared(need)
-        columns = need.columns if declared is None else declared.columns
-        if declared is not None and free.is_free(declared.name):
-            name = wanted = free.take(declared.name)
-        else:
-            name = wanted = free.derive("uq", self.case.table.name, columns)
-            if declared is not None and declared.name.lower() in leaving:
-                wanted = declared.name
-        return NewKey(
-            columns=columns,
-            live=self.has_condition(need),
-            reason=need.reason,
-            name=name,
-            wanted=wanted,
-            constraint=declared is not None and declared.constraint and declared.name == wanted,
-            first=self._is_early(need),
-        )
-
     def _twins(self) -> Iterator[Need]:
-        """Full keys that go and that the model declares for live rows, beside the needs themselves."""
+        """Return full keys that go and that the model declares for live rows, beside the needs themselves."""
         others = [set(need.columns) for need in self.wanted]
         others += [set(judgement.index.columns) for judgement in self._staying]
         for judgement in self.condemned:
             columns = judgement.index.columns
             if judgement.rule == "key-counts-deleted" and set(columns) not in others:
                 twin = Need(columns=columns, live=True, reason="the same among live rows alone, as the model says")
-                if self._declared(twin) is not None:
+                if declared(self.case, twin) is not None:
                     yield twin
-
-    def _again(self, index: Index, free: FreeNames) -> NewKey:
-        name = index.constraint or index.name
-        begun = self._begun(index)
-        return NewKey(
-            columns=index.columns,
-            live=False,
-            reason="the constraint stays as it is, and is checked at once",
-            name=free.derive("uq", self.case.table.name, index.columns) if begun is None else begun.name,
-            wanted=name,
-            constraint=True,
-            instead_of=index,
-            included=included(index),
-            stands=begun is not None,
-        )
-
-    def _begun(self, index: Index) -> Index | None:
-        """What a migration that stopped half-way has made already to take the place of a constraint."""
-        names = derived("uq", self.case.table.name, index.columns)
-        going = [judgement.index for judgement in (*self.condemned, *self.deferrable)]
-        return next(
-            (
-                each
-                for each in self.case.table.indexes
-                if each.name in names
-                and each.unique
-                and each.valid
-                and each.where is None
-                and each.owner is Owner.NOTHING
-                and each not in going
-                and (each.parts, each.nulls_distinct, included(each))
-                == (index.parts, index.nulls_distinct, included(index))
-            ),
-            None,
-        )
 
     # -- together -----------------------------------------------------------------------------------------------------
 
     def keys(self) -> Keys:
         """Say what comes, what goes, and what is left to people."""
-        by_hand = [*self._reasons_against_new()]
-        old: list[Index] = []
-        for judgement in self.condemned:
-            if reason := self._reason_to_stay(judgement):
-                by_hand.append(reason)
-            else:
-                old.append(judgement.index)
+        kept = {judgement.index: self._reason_to_stay(judgement) for judgement in self.condemned}
+        old = [index for index, reason in kept.items() if reason is None]
         invalid = [index for index in self.invalid if not self._spans and not dependants(self.case, index)]
-        free = FreeNames(self.case, gone=(index.name for index in invalid))
-        leaving = {(index.constraint or index.name).lower() for index in old}
-        new = [self._new(need, free, leaving) for need in (*self.wanted, *self._twins())]
-        new += [self._again(judgement.index, free) for judgement in self.deferrable]
         required, nulls = self._required()
+        free = FreeNames(self.case, gone=(index.name for index in invalid))
+        new, going = NewKeys(self.case, free, old), [each.index for each in (*self.condemned, *self.deferrable)]
         return Keys(
-            new=tuple(new),
+            new=(
+                *(new.for_need(need, first=self._is_early(need)) for need in (*self.wanted, *self._twins())),
+                *(new.at_once(judgement.index, going) for judgement in self.deferrable),
+            ),
             old=tuple(old),
             in_the_way=tuple(judgement.index for judgement in self.in_the_way if judgement.index in old),
             invalid=tuple(invalid),
             settled=self.settled,
             required=required,
-            by_hand=(*by_hand, *nulls),
+            by_hand=(*self._reasons_against_new(), *filter(None, kept.values()), *nulls),
         )
 
     def _is_settled(self, need: Need) -> bool:
@@ -298,7 +197,7 @@ class Decision:
         return can_settle(self.case, need) and (lowered or uncounted or self._has_duplicates(need))
 
     def _required(self) -> tuple[tuple[Column, ...], tuple[str, ...]]:
-        """Columns that must not take NULL any more, and those of which rows have NULL today."""
+        """Return columns that must not take NULL any more, and what to do about those of which rows have NULL today."""
         subject = self.case.subject
         marks = {subject.roles.get(role) for role in ("deleted_at", "active")}
         names = {name for need in self._unmet for name in set(need.columns) - need.absent - marks}
@@ -348,4 +247,4 @@ class Decision:
 def _how_to_drop(index: Index) -> str:
     if index.owner is Owner.NOTHING:
         return f"DROP INDEX {index.name}"
-    return f"ALTER TABLE … DROP CONSTRAINT {index.constraint or index.name}"
+    return f"ALTER TABLE … DROP CONSTRAINT {index.true_name}"

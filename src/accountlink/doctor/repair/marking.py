@@ -7,26 +7,18 @@ from collections.abc import Iterator
 from typing import Final
 
 from accountlink.doctor.case import Case
-from accountlink.doctor.emit.idioms import IDIOMS
-from accountlink.doctor.emit.names import Names
 from accountlink.doctor.judge.uniqueness import Judgement
+from accountlink.doctor.repair.idioms import IDIOMS
+from accountlink.doctor.repair.names import Names
 from accountlink.doctor.schema import Column, Kind
 
-_CREDENTIALS: Final = ("access_token", "refresh_token", "expires_at", "scopes")
 _REASON: Final = "duplicate"
 _PLAIN_TEXT: Final = re.compile(r"text|character varying|varchar|clob", re.IGNORECASE)
 _CHECK: Final = re.compile(r"\bCHECK\b", re.IGNORECASE)
-_NOTHING: Final = {
-    Kind.TEXT: "''",
-    Kind.PADDED: "''",
-    Kind.INTEGER: "0",
-    Kind.MOMENT: "'1970-01-01 00:00:00.000000'",
-}
-"""What stands for no credential in a column that takes no ``NULL``."""
 
 
 def marks(case: Case, names: Names, alias: str) -> Iterator[tuple[str, str]]:
-    """What a row gets that is marked dead as ``unlink`` does it: columns, and what each is set to.
+    """Mark a row dead as ``unlink`` does it: return the columns, and what each is set to.
 
     Args:
         case: The table.
@@ -44,21 +36,21 @@ def marks(case: Case, names: Names, alias: str) -> Iterator[tuple[str, str]]:
         yield reason.name, f"'{_REASON}'"
     if (column := written(case, "version")) is not None:
         yield column.name, f"coalesce({alias}.{names.quote(column.name)}, 0) + 1"
-    for role in _CREDENTIALS if "user_id" in case.subject.roles else ():  # a grant's expiry is no credential
+    for role, empty in case.subject.empty.items():
         column = written(case, role)
-        if column is not None and (nothing := _nothing_in(column)) is not None:
+        if column is not None and (nothing := "NULL" if column.nullable else names.value(empty, column)) is not None:
             yield column.name, nothing
 
 
 def written(case: Case, role: str) -> Column | None:
-    """The column of a role, if there is one and the database does not compute it."""
+    """Return the column of a role, if there is one and the database does not compute it."""
     name = case.subject.roles.get(role)
     column = None if name is None else case.table.column(name)
     return None if column is None or column.generated is not None else column
 
 
 def can_collide(case: Case, judgement: Judgement, *, lowered: bool) -> bool:
-    """Whether rows that are marked dead, or get another address, may meet in an index that did not refuse them before.
+    """Return whether rows that are marked dead, or get another address, may meet in an index.
 
     Three rows that are marked at one moment are equal in that moment, and those that are marked by a flag in that flag.
 
@@ -79,14 +71,9 @@ def can_collide(case: Case, judgement: Judgement, *, lowered: bool) -> bool:
 
 
 def _takes_reason(case: Case, column: Column) -> bool:
-    """Whether the word can stand in a column, as far as the catalogue tells: a domain's check it does not."""
+    """Return whether the word can stand in a column, as far as the catalogue tells: a domain's check it does not."""
     plain = column.nullable and column.kind is Kind.TEXT and _PLAIN_TEXT.match(column.type) is not None
     fits = column.length is None or column.length >= len(_REASON)
     checked = any(column.name.lower() in check.lower() for check in case.table.checks)
     checked = checked or _CHECK.search(case.table.sql or "") is not None
     return plain and fits and not checked and _REASON not in case.subject.blocked_reasons
-
-
-def _nothing_in(column: Column) -> str | None:
-    """What wipes a credential, as unlink does it; ``None`` where the type has nothing that means it."""
-    return "NULL" if column.nullable else _NOTHING.get(column.kind)

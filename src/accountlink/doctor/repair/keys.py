@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,12 +9,6 @@ from accountlink.doctor.case import Case
 from accountlink.doctor.judge.subject import Need
 from accountlink.doctor.schema import Column, Index, Owner
 
-_COLUMNS: Final = r'\((?:[^"()]|"(?:[^"]|"")*")*\)'
-_INCLUDED: Final = re.compile(
-    rf"(?:^(?:UNIQUE|PRIMARY KEY)(?: NULLS NOT DISTINCT)?|^CREATE UNIQUE INDEX .*? USING btree) {_COLUMNS}"
-    rf"( INCLUDE {_COLUMNS})"
-)
-"""The columns that an index of plain columns only includes, in the words of PostgreSQL."""
 IN_THE_WAY: Final = (
     " It goes before duplicates are settled, since rows may meet in it then. What it alone protects has its right key "
     "already; no key can be made yet of what rows break today."
@@ -28,7 +21,7 @@ class NewKey:
 
     Attributes:
         columns: Its columns, in order.
-        live: Whether it leaves dead rows out.
+        where: Its condition, if it leaves dead rows out.
         reason: What it protects, for people.
         name: The name under which it is made.
         wanted: The name that it gets in the end: the one that the model declares.
@@ -40,7 +33,7 @@ class NewKey:
     """
 
     columns: tuple[str, ...]
-    live: bool
+    where: str | None
     reason: str
     name: str
     wanted: str
@@ -73,11 +66,14 @@ class Keys:
     required: tuple[Column, ...]
     by_hand: tuple[str, ...]
 
+    @property
+    def afterwards(self) -> tuple[Index, ...]:
+        """What goes after duplicates are settled."""
+        return tuple(index for index in self.old if index not in self.in_the_way)
 
-def included(index: Index) -> str:
-    """What follows the columns of an index that includes others, as it is written in ``CREATE INDEX``."""
-    found = _INCLUDED.match(index.definition or "")
-    return "" if found is None else str(found[1])
+    def change(self, index: Index) -> bool:
+        """Return whether an index goes, or gives its place to another."""
+        return index in (*self.invalid, *self.old, *(key.instead_of for key in self.new))
 
 
 def dependants(case: Case, index: Index) -> str | None:

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from textwrap import wrap
 from typing import Final
 
-from accountlink.doctor.emit.batches import Batch, bounded, downgrade, upgrade
-from accountlink.doctor.repair import Repair
+from accountlink.doctor.repair.batches import Batch, Way, downgrade, upgrade
+from accountlink.doctor.repair.operations import Repair
 
 _WIDTH: Final = 110
 _RUN: Final = {
@@ -21,8 +21,9 @@ _BEGIN: Final = {"postgresql": "BEGIN", "sqlite": "BEGIN IMMEDIATE"}
 _HEADERS: Final = {
     "postgresql": (
         "Run it as the owner of the table, and without --single-transaction: what is built CONCURRENTLY cannot be in "
-        "one.\nEach step says what it locks. Stopped after any statement, nothing that was protected is unprotected: "
-        "run the doctor again, it writes what is left.\nConnect to the server itself, not through a transaction "
+        "one.\nEach step says what it locks. Stopped after any statement, nothing that was protected is unprotected, "
+        "with one exception: a key that would make the settling of duplicates fail goes before it, and its step says "
+        "so. Run the doctor again: it writes what is left.\nConnect to the server itself, not through a transaction "
         "pooler: settings of the session must reach all statements."
     ),
     "sqlite": (
@@ -70,9 +71,9 @@ def _lines(repair: Repair) -> Iterator[str]:
     if not repair.steps:
         return
     yield ""
-    yield from _run(repair.dialect, upgrade(repair.steps))
-    taken_back = downgrade(repair.steps)
-    yield from ("", "-- Downgrade", "-- ---------")
+    yield from _run(repair.dialect, upgrade(repair))
+    taken_back = downgrade(repair)
+    yield from ("-- Downgrade", "-- ---------")
     if not taken_back:
         yield "-- Nothing of this can be taken back."
         return
@@ -91,25 +92,13 @@ def _by_hand(texts: Sequence[str]) -> Iterator[str]:
 
 
 def _run(dialect: str, batches: Iterable[Batch]) -> Iterator[str]:
-    """The statements, with transactions and time-outs around them."""
-    if dialect == "postgresql":
-        yield from commented("How long a statement may take is not bounded: an index takes as long as its table.", "--")
-        yield from ("SET statement_timeout = 0;", "")
-    for batch, bound in bounded(batches):
-        if dialect == "postgresql" and bound is not None:
-            yield from commented(bound.why, "--")
-            yield from (f"{bound.sql};", "")
-        yield from _batch(dialect, batch)
-    if dialect == "postgresql":
-        yield from ("RESET lock_timeout;", "RESET statement_timeout;")
-
-
-def _batch(dialect: str, batch: Batch) -> Iterator[str]:
-    if batch.together:
-        yield from (f"{_BEGIN[dialect]};", "")
-    for statement in batch.statements:
-        yield from commented(statement.why, "--")
-        end = "\n;" if "--" in statement.sql.rpartition("\n")[2] else ";"  # a comment would swallow it
-        yield from (f"{statement.sql}{end}", "")
-    if batch.together:
-        yield from ("COMMIT;", "")
+    """Write the statements, with transactions around them."""
+    for batch in batches:
+        if batch.way is Way.TOGETHER:
+            yield from (f"{_BEGIN[dialect]};", "")
+        for statement in batch.statements:
+            yield from commented(statement.why, "--")
+            end = "\n;" if "--" in statement.sql.rpartition("\n")[2] else ";"  # a comment would swallow it
+            yield from (f"{statement.sql}{end}", "")
+        if batch.way is Way.TOGETHER:
+            yield from ("COMMIT;", "")
