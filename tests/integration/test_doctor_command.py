@@ -31,9 +31,9 @@ from accountlink.cli.output import Stream
 from accountlink.cli.reports import Examined
 from accountlink.doctor import reading
 from accountlink.doctor.findings import Finding, Severity
-from accountlink.testing.postgres import PostgresServer
 from tests.support.databases import Database
 from tests.support.pgbouncer import run_pgbouncer
+from tests.support.postgres import PostgresServer
 
 APP: Final = """
 import os

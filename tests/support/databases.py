@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from accountlink import tune_sqlite
-from accountlink.testing.postgres import PostgresServer
+from tests.support.postgres import PostgresServer
 
 KINDS = ("sqlite", "asyncpg", "psycopg")
 _EMPTY = """

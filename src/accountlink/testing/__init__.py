@@ -1,1 +1,1 @@
-"""What tests of applications and of accountlink itself stand on."""
+"""For tests, of applications and of accountlink itself."""
