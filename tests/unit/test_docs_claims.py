@@ -138,7 +138,7 @@ def test_calls_in_prose_fit(page: Path) -> None:
 
 
 def test_names_in_prose_exist() -> None:
-    """A class that a page names is accountlink's, Python's, or one that the code of the pages or of the project uses."""
+    """A class that a page names is accountlink's, Python's, or one that the code of a page or of the project uses."""
     source = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "src").rglob("*.py"))
     known = set(re.findall(r"\w+", source + "".join(block.source for page in EVERY_PAGE for block in blocks_of(page))))
     known |= {*dir(builtins), *dir(sa.exc), *dir(sa.orm.exc)}

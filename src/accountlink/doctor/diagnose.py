@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import partial
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from accountlink.database import attempts
-from accountlink.database.transactions import place_of
+from accountlink.database.transactions import place_on
 from accountlink.doctor.examine import Look, examine
 from accountlink.doctor.findings import Finding, Severity
 from accountlink.doctor.ignoring import Ignored
@@ -62,11 +62,24 @@ async def diagnose(
     sure = pooling is not None and pooling.severity is Severity.ERROR
     if pooling is not None and engine.dialect.name != "sqlite" and (sure or not accepted):
         return [pooling]
-    place = attempts.reached(await place_of(transactional(engine), mapping, several_statements=True))
-    report = await attempts.read_catalogue(place, partial(_read, mapping=mapping, look=look, ignored=ignored))
+    (report,) = await read_tables(engine, [mapping], look=look, ignored=ignored)
     return [*([pooling] if pooling is not None and not accepted else []), *report.findings]
 
 
-def _read(connection: sa.Connection, *, mapping: Mapping, look: Look, ignored: Ignored) -> Report:
+async def read_tables(
+    engine: AsyncEngine, mappings: Sequence[Mapping], *, look: Look, ignored: Ignored
+) -> tuple[Report, ...]:
+    """Look at tables in one transaction, in which PostgreSQL refuses writes; how the engine connects is not looked at.
+
+    Raises:
+        Exception: As ``diagnose`` does.
+    """
+    place = place_on(transactional(engine), several_statements=True)
+    return await attempts.read_catalogue(place, partial(_read, mappings=mappings, look=look, ignored=ignored))
+
+
+def _read(
+    connection: sa.Connection, *, mappings: Sequence[Mapping], look: Look, ignored: Ignored
+) -> tuple[Report, ...]:
     begin_reading(connection, rows=look is Look.EVERYTHING)
-    return examine(connection, mapping, look=look, ignore=ignored.patterns)
+    return tuple(examine(connection, mapping, look=look, ignore=ignored.patterns) for mapping in mappings)
