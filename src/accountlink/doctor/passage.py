@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 from uuid import uuid4
 
 import sqlalchemy as sa
@@ -34,26 +33,12 @@ _GARBLED: Final = (LookupError, TypeError, ValueError)
 """What a driver's set-up raises that was given the rows of somebody else's statement."""
 
 
-class Sharing(Enum):
-    """Whether a server connection serves several clients at a time."""
+class Passage(Enum):
+    """What lies between an engine and its PostgreSQL server."""
 
-    NONE = "each client kept a server connection of its own"
-    TRANSACTIONS = "server connections changed hands between transactions"
-    UNSEEN = "something stands in between, and too few connections could be had to see what it does"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Passage:
-    """What lies between an engine and its PostgreSQL server.
-
-    Attributes:
-        sharing: Whether clients share server connections.
-        prepares: Whether the driver prepares statements by name, and nobody in between keeps the names apart. Looked
-            at only where connections are, or may be, shared.
-    """
-
-    sharing: Sharing
-    prepares: bool
+    SAFE = "no statement of the engine's can be mistaken for another client's"
+    MIXED = "server connections change hands between transactions, and statements keep their names there"
+    UNSEEN = "statements have names, and too few connections could be had to see whether servers change hands"
 
 
 async def observe(engine: AsyncEngine) -> Passage | Failure:
@@ -73,7 +58,7 @@ async def observe(engine: AsyncEngine) -> Passage | Failure:
         return await _within(PATIENCE, _observed(engine, lines), lines)
     except _errors(engine) as error:
         failure = _read(error)
-        return Passage(sharing=Sharing.TRANSACTIONS, prepares=True) if _is_mixed(failure) else failure
+        return Passage.MIXED if _is_mixed(failure) else failure
 
 
 def _errors(engine: AsyncEngine) -> tuple[type[Exception], ...]:
@@ -99,12 +84,8 @@ class _WrongRow(Exception):  # never leaves this module
     """An answer to somebody else's question."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Backend:
-    """A server process: two servers behind one address may have processes of the same number."""
-
-    pid: int
-    server: str
+_Backend: TypeAlias = tuple[int, str]
+"""A server process: its number, and when its server began, since two servers may stand behind one address."""
 
 
 class _Client:
@@ -125,11 +106,7 @@ class _Client:
         raise NotImplementedError
 
     async def rows(self, query: str) -> Sequence[Sequence[object]]:
-        """Ask by a statement without a name, however the engine is configured."""
-        raise NotImplementedError
-
-    async def run(self, command: str) -> None:
-        """Run a command by a statement without a name."""
+        """Run a statement without a name, however the engine is configured."""
         raise NotImplementedError
 
     async def prepares(self) -> bool:
@@ -153,14 +130,14 @@ class _Client:
         for row in await self.rows(f"SELECT '{tag}', {query}"):  # hexadecimal, made here
             match tuple(row):
                 case (answered, int(pid), str(server)) if answered == tag:
-                    return _Backend(pid=pid, server=server)
+                    return pid, server
         raise _WrongRow
 
     async def forget(self, names: Sequence[str]) -> None:
         """Remove prepared statements from the server, within the transaction that made them."""
         for name in names:
             quoted = name.replace('"', '""')
-            await self.run(f'DEALLOCATE "{quoted}"')
+            await self.rows(f'DEALLOCATE "{quoted}"')
 
 
 class _Asyncpg(_Client):
@@ -170,9 +147,6 @@ class _Asyncpg(_Client):
     async def rows(self, query: str) -> Sequence[Sequence[object]]:
         found: Sequence[Sequence[object]] = await (await self.driver.prepare(query, name="")).fetch()
         return found
-
-    async def run(self, command: str) -> None:
-        await self.driver.execute(command)
 
     async def prepares(self) -> bool:
         # SQLAlchemy and asyncpg each have a cache, and who names a statement depends on the versions of both. So two
@@ -199,11 +173,8 @@ class _Psycopg(_Client):
 
     async def rows(self, query: str) -> Sequence[Sequence[object]]:
         cursor = await self.driver.execute(query, prepare=False)
-        found: Sequence[Sequence[object]] = await cursor.fetchall()
+        found: Sequence[Sequence[object]] = await cursor.fetchall() if cursor.description else ()
         return found
-
-    async def run(self, command: str) -> None:
-        await self.driver.execute(command, prepare=False)
 
     async def prepares(self) -> bool:
         if self.driver.prepare_threshold is None:
@@ -297,14 +268,14 @@ async def _client(engine: AsyncEngine, lines: list[Any]) -> AsyncIterator[_Clien
 async def _observed(engine: AsyncEngine, lines: list[Any]) -> Passage:
     async with AsyncExitStack() as stack:
         client = await _first(engine, lines, stack)
-        made_up = client.first.pid != client.told()
         clients = [client]
         while len(clients) < _CLIENTS and (another := await _another(engine, lines, stack)) is not None:
             clients.append(another)
-        sharing = await _sharing(clients)
-        if sharing is Sharing.UNSEEN and not made_up:
-            sharing = Sharing.NONE
-        return Passage(sharing=sharing, prepares=sharing is not Sharing.NONE and await client.prepares())
+        shared = await _shared(clients)
+        unseen = len(clients) == 1 and client.first[0] != client.told()  # a pooler makes that number up
+        if not (shared or unseen) or not await client.prepares():
+            return Passage.SAFE
+        return Passage.MIXED if shared else Passage.UNSEEN
 
 
 async def _first(engine: AsyncEngine, lines: list[Any], stack: AsyncExitStack) -> _Client:
@@ -331,8 +302,8 @@ async def _another(engine: AsyncEngine, lines: list[Any], stack: AsyncExitStack)
     return client
 
 
-async def _sharing(clients: Sequence[_Client]) -> Sharing:
-    """Find out whether a server process serves several clients, or a client several server processes."""
+async def _shared(clients: Sequence[_Client]) -> bool:
+    """Whether a server process serves several clients, or a client several server processes."""
     seen = [{client.first} for client in clients]
     everyone = range(len(clients))
 
@@ -351,6 +322,4 @@ async def _sharing(clients: Sequence[_Client]) -> Sharing:
             async with clients[holder].transaction():
                 seen[holder].add(await clients[holder].current())
                 await look(number for number in everyone if number != holder)
-    if shared():
-        return Sharing.TRANSACTIONS
-    return Sharing.NONE if len(clients) > 1 else Sharing.UNSEEN
+    return shared()
