@@ -19,7 +19,7 @@ from accountlink import (
     ShareGrants,
     grants_table,
 )
-from accountlink.testing.postgres import run_server
+from tests.support.postgres import run_server
 
 
 class Base(DeclarativeBase):

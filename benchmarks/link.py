@@ -1,6 +1,6 @@
 """What linking costs, against a hand-written upsert on the same server.
 
-    python benchmarks/link.py
+    python -m benchmarks.link
 
 Ratios come from one interleaved run: in every round each contestant does one small batch of each case, and a ratio
 is taken within its round, so that a slow second of the machine falls on all alike. What interleaving cannot even out
@@ -14,17 +14,14 @@ import asyncio
 import dataclasses
 import gc
 import json
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 from operator import attrgetter
-from pathlib import Path
 
 import sqlalchemy as sa
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script's path begins at its own folder
 from benchmarks.binds import TITLES, Case, Contestant, opened
 from benchmarks.ground import database, tables
 from benchmarks.measured import Batch, Spread, compared, typical

@@ -1,6 +1,6 @@
 """What reading the outbox costs, against a reader written by hand on the same server.
 
-    python benchmarks/outbox.py
+    python -m benchmarks.outbox
 
 Four readers take events from one outbox in turn, a few in every round: in batches and one by one, by hand on asyncpg
 and by the library. A ratio is taken within its round, so that a slow second of the machine falls on all alike. The
@@ -32,7 +32,7 @@ from accountlink import (
     Removal,
     link_outbox,
 )
-from accountlink.testing.postgres import run_server
+from tests.support.postgres import run_server
 
 ROUNDS = 30
 """Rounds that are counted; the first few, in which statements are prepared, are not."""

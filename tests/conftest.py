@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from accountlink.testing.postgres import PostgresServer, run_server, source_from_environment
 from tests.support.databases import KINDS, Database, fresh_database
 from tests.support.effort import Effort, is_for_stress
 from tests.support.forked import Forks, forking
+from tests.support.postgres import PostgresServer, run_server, source_from_environment
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

@@ -18,7 +18,7 @@ from accountlink import ConfigurationError
 from examples import doctor
 from examples.cloud import main as cloud
 from examples.cloud.broken import FULL_KEYS, migrate
-from examples.cloud.callback import callback
+from examples.cloud.callback import callback, notices_to_former_owners, take_over
 from examples.cloud.faults import lookup_fails, owner_vanishes
 from examples.cloud.models import Base, make_linker
 from tests.support.databases import Database, create, rows, run_sql
@@ -32,15 +32,7 @@ KEYS = {
     "cloud_one_link_per_user": ["user_id", "provider", "provider_account_id"],
 }
 
-BEGINNING = r"""Ada connects a cloud account: https://app\.example/settings/cloud\?connection=success
-Ada connects it again: https://app\.example/settings/cloud\?connection=success, the same row with new tokens
-Ben connects Ada's account: https://app\.example/settings/cloud\?error=ownership_conflict#transfer_token=.{8}\.\.\.
-   Ada's row is untouched
-Ben takes it over with the conflict's token: https://app\.example/settings/cloud\?connection=success
-   the same row is Ben's, and nothing of Ada's tokens is left in it; with that token Ada got nowhere
-A second click: https://app\.example/settings/cloud\?connection=success, and nothing is written
-The outbox tells a worker, who writes to Ada that the account was taken over; nobody else gets a notice
-Ada has proved anew to control it, and has it back; Ben's old token: https://app\.example/settings/cloud\?error=token_superseded
+BEGINNING = r"""Ben took Ada's account over, and Ada has it back; Ben's old token: https://app\.example/settings/cloud\?error=token_superseded
 20 callbacks of Ada's at once: 1 created, 19 updated, one row
 A callback without an account id: https://app\.example/settings/cloud\?error=invalid_identity
 A callback without a token: https://app\.example/settings/cloud\?error=invalid_credentials
@@ -106,8 +98,6 @@ async def test_the_program_on_a_given_database(database: Database, tmp_path: Pat
     found = "SELECT provider_account_id, user_id, is_active FROM cloud_provider_accounts ORDER BY 1, 2"
     before = await rows(engine, found)
     assert [
-        ("account-1", 1, True),
-        ("account-2", 1, True),
         ("account-3", 1, True),
         ("account-4", 1, True),
         *vanished,
@@ -146,27 +136,9 @@ async def test_a_key_that_does_not_fit_ends_the_program(
 
 
 @pytest.mark.usefixtures("tables")
-async def test_first_link_and_reconnect(engine: AsyncEngine) -> None:
-    """Twice the same callback is one live row of Ada's, at its first version."""
-    await cloud.first_link_and_reconnect(engine)
-    found = "SELECT user_id, provider, provider_account_id, account_email, scopes, version, is_active"
-    [(*row, live)] = await rows(engine, f"{found} FROM cloud_provider_accounts")
-    assert [1, "google", "account-1", "account-1@example.org", "email files.read openid", 1] == row
-    assert live
-
-
-@pytest.mark.usefixtures("tables")
-async def test_conflict(engine: AsyncEngine) -> None:
-    """Ben's conflict with Ada leaves Ada's row alone in the table."""
-    await cloud.conflict(engine)
-    found = "SELECT user_id, provider_account_id, version FROM cloud_provider_accounts"
-    assert [(1, "account-2", 1)] == await rows(engine, found)
-
-
-@pytest.mark.usefixtures("tables")
-async def test_transfer(engine: AsyncEngine) -> None:
+async def test_back_again(engine: AsyncEngine) -> None:
     """The row moves to Ben and back to Ada, each time a version on; the first token is void after that (A18)."""
-    await cloud.transfer(engine)
+    await cloud.back_again(engine)
     found = "SELECT user_id, provider_account_id, version FROM cloud_provider_accounts"
     assert [(1, "account-9", 3)] == await rows(engine, found)
 
@@ -255,6 +227,55 @@ async def test_ones_own_dead_row_is_restored_under_either_keys(engine: AsyncEngi
 
 
 # -- the callback -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("tables")
+async def test_first_link_and_reconnect(engine: AsyncEngine) -> None:
+    """Twice the same callback is one live row of Ada's, at its first version, with the new tokens."""
+    assert SUCCESS == await cloud.connect(engine, cloud.ADA, "account-1")
+    [before] = await cloud.stored(engine, "account-1")
+    assert SUCCESS == await cloud.connect(engine, cloud.ADA, "account-1")
+    [after] = await cloud.stored(engine, "account-1")
+    assert (before["id"], 1) == (after["id"], after["user_id"])
+    assert before["access_token"] != after["access_token"]
+    found = "SELECT user_id, provider, provider_account_id, account_email, scopes, version, is_active"
+    [(*row, live)] = await rows(engine, f"{found} FROM cloud_provider_accounts")
+    assert [1, "google", "account-1", "account-1@example.org", "email files.read openid", 1] == row
+    assert live
+
+
+@pytest.mark.usefixtures("tables")
+async def test_conflict(engine: AsyncEngine) -> None:
+    """Ben's conflict with Ada leaves Ada's row alone in the table, and every column of it as it was."""
+    await cloud.connect(engine, cloud.ADA, "account-2")
+    before = await cloud.stored(engine, "account-2")
+    url = await cloud.connect(engine, cloud.BEN, "account-2")
+    assert f"{PAGE}?error=ownership_conflict#transfer_token=" == url.removesuffix(cloud.token_in(url))
+    assert cloud.token_in(url)
+    assert before == await cloud.stored(engine, "account-2")
+    found = "SELECT user_id, provider_account_id, version FROM cloud_provider_accounts"
+    assert [(1, "account-2", 1)] == await rows(engine, found)
+
+
+@pytest.mark.usefixtures("tables")
+async def test_taking_over(engine: AsyncEngine) -> None:
+    """The token moves the row to Ben, once and to nobody else, without Ada's tokens; Ada gets the one notice."""
+    await cloud.connect(engine, cloud.ADA, "account-9")
+    token = cloud.token_in(await cloud.connect(engine, cloud.BEN, "account-9"))
+    [before] = await cloud.stored(engine, "account-9")
+    refused = await take_over(cloud.linker, engine, user_id=cloud.ADA, token=token, page=PAGE)
+    assert f"{PAGE}?error=token_for_another_user" == refused
+    assert [before] == await cloud.stored(engine, "account-9")
+
+    assert SUCCESS == await take_over(cloud.linker, engine, user_id=cloud.BEN, token=token, page=PAGE)
+    [after] = await cloud.stored(engine, "account-9")
+    assert (before["id"], cloud.BEN) == (after["id"], after["user_id"])
+    assert (None, None) == (after["access_token"], after["refresh_token"])
+
+    assert SUCCESS == await take_over(cloud.linker, engine, user_id=cloud.BEN, token=token, page=PAGE)
+    assert [after] == await cloud.stored(engine, "account-9")
+    notices = [notice async for notice in notices_to_former_owners(cloud.linker, engine)]
+    assert [(cloud.ADA, before["id"])] == notices
 
 
 @postgresql_only

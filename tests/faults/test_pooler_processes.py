@@ -11,11 +11,11 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from accountlink.testing.postgres import PostgresServer
 from tests.support.databases import Database, create, fresh_database
 from tests.support.models import EXCLUSIVE_SOFT, make_tables
 from tests.support.pgbouncer import Pooler, run_pgbouncer
 from tests.support.pooled import PROCESSES, USERS, behind
+from tests.support.postgres import PostgresServer
 
 
 @pytest.fixture(params=["asyncpg", pytest.param("psycopg", marks=pytest.mark.stress)])

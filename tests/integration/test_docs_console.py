@@ -19,11 +19,11 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from accountlink.cli.commands import accountlink
-from accountlink.testing.postgres import PostgresServer, source_from_environment
-from accountlink.testing.postgres.binaries import find_binaries
 from tests.support.application import Base
 from tests.support.databases import Database, create, run_sql
 from tests.support.pages import DOCS, README, ROOT, Block, blocks_in
+from tests.support.postgres import PostgresServer, source_from_environment
+from tests.support.postgres.binaries import find_binaries
 
 _PAGES: Final = [README, *DOCS.rglob("*.md")]
 _URL: Final = "postgresql+asyncpg://me@host/name"

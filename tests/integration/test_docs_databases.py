@@ -26,11 +26,11 @@ from accountlink import (
     transfer_ledger,
 )
 from accountlink.doctor.pooling import check_pooling
-from accountlink.testing.postgres import PostgresServer
 from tests.support.application import Base, Connection
 from tests.support.databases import Database, create
 from tests.support.pages import EVERY_PAGE, Block, blocks_in, name_of, prose_of
 from tests.support.pgbouncer import Pooler, run_pgbouncer
+from tests.support.postgres import PostgresServer
 
 _POOLER: Final = re.compile(r"postgresql\+asyncpg://app@pooler\.example:6432/app")
 _RECIPES: Final = [block for block in blocks_in("python") if "pooler.example" in block.source]

@@ -23,17 +23,17 @@ import sqlalchemy as sa
 from click.testing import CliRunner, Result
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from accountlink.cli import doctor as command
 from accountlink.cli import reaching, reports
 from accountlink.cli.commands import accountlink
 from accountlink.cli.loading import CannotRun
 from accountlink.cli.output import Stream
 from accountlink.cli.reports import Examined
+from accountlink.doctor import diagnose as looking
 from accountlink.doctor import reading
 from accountlink.doctor.findings import Finding, Severity
-from accountlink.testing.postgres import PostgresServer
 from tests.support.databases import Database
 from tests.support.pgbouncer import run_pgbouncer
+from tests.support.postgres import PostgresServer
 
 APP: Final = """
 import os
@@ -504,7 +504,7 @@ class TestOnlyReads:
         def writing(connection: sa.Connection, _: object, **__: object) -> None:
             connection.exec_driver_sql("CREATE TABLE written (id integer)")
 
-        monkeypatch.setattr(command, "examine", writing)
+        monkeypatch.setattr(looking, "examine", writing)
         result = doctor("--app", f"{shop}:linker", "--database-url", url)
 
         assert 2 == result.exit_code
@@ -674,11 +674,15 @@ class TestPooler:
 
     async def _names(self, url: str, **options: Any) -> list[str]:
         """The names of the statements that the server has for the doctor's connection."""
-        async with reaching.reach_engine(create_async_engine(url, **options)) as way:
-            await way.connection.execute(sa.text("SELECT 1"))
-            rows = await way.connection.execute(sa.text("SELECT name FROM pg_prepared_statements"))
-            path = await way.connection.execute(sa.text("SHOW search_path"))
-            return [*(str(row.name) for row in rows), str(path.scalar_one())]
+        way = reaching.way_by_engine(create_async_engine(url, **options))
+        await way.pooling()
+        async with way.reader.connect() as connection:
+            await connection.execute(sa.text("SELECT 1"))
+            rows = await connection.execute(sa.text("SELECT name FROM pg_prepared_statements"))
+            path = await connection.execute(sa.text("SHOW search_path"))
+            found = [*(str(row.name) for row in rows), str(path.scalar_one())]
+        await way.close()
+        return found
 
     async def test_no_statement_has_a_name(self, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
         """The doctor's own statements have no name, and the engine's other arguments for its driver are kept."""
@@ -697,8 +701,8 @@ class TestPooler:
 
         sa.event.listen(elsewhere.sync_engine, "do_connect", on_do_connect)
         with unsafe(monkeypatch), pytest.raises(CannotRun, match="Give --database-url instead of --engine"):
-            async with reaching.reach_engine(elsewhere):
-                pass
+            await reaching.way_by_engine(elsewhere).pooling()
+        await elsewhere.dispose()
 
 
 class TestCannotRun:
@@ -818,7 +822,7 @@ class TestCannotRun:
         def failing(connection: sa.Connection, _: object, **__: object) -> None:
             connection.execute(sa.text("SELECT * FROM nowhere WHERE a = :a"), {"a": "hidden"})
 
-        monkeypatch.setattr(command, "examine", failing)
+        monkeypatch.setattr(looking, "examine", failing)
         result = doctor("--app", f"{shop}:linker", "--database-url", sqlite_url)
 
         assert 2 == result.exit_code
@@ -838,7 +842,7 @@ class TestUnexpected:
         def failing(*_: object, **__: object) -> None:
             raise error
 
-        monkeypatch.setattr(command, "examine", failing)
+        monkeypatch.setattr(looking, "examine", failing)
         result = doctor("--app", f"{shop}:linker", "--database-url", sqlite_url)
 
         assert 2 == result.exit_code
@@ -882,7 +886,7 @@ def on_do_connect(*_):
         def failing(*_: object, **__: object) -> None:
             raise RuntimeError("shown")
 
-        monkeypatch.setattr(command, "examine", failing)
+        monkeypatch.setattr(looking, "examine", failing)
         monkeypatch.setenv("ACCOUNTLINK_TRACEBACK", "1")
         result = CliRunner().invoke(accountlink, ["doctor", "--app", f"{shop}:linker", "--database-url", sqlite_url])
         assert (2, True) == (result.exit_code, "RuntimeError: shown\n" in result.stderr)

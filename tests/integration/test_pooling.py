@@ -25,10 +25,10 @@ from accountlink.database.pooler import pooler_options
 from accountlink.doctor import passage
 from accountlink.doctor.findings import Finding, Severity
 from accountlink.doctor.pooling import check_pooling
-from accountlink.testing.postgres import PostgresServer
 from tests.faults.watch import soon
 from tests.support.databases import EMPTIES
 from tests.support.pgbouncer import Pooler, run_pgbouncer
+from tests.support.postgres import PostgresServer
 
 DRIVERS = pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
 OFF = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import asyncpg
 import pytest
 
-from accountlink.testing import postgres
-from accountlink.testing.postgres import (
+from tests.support import postgres
+from tests.support.postgres import (
     PostgresServer,
     PostgresUnavailable,
     WantedPostgres,
@@ -26,16 +26,17 @@ from accountlink.testing.postgres import (
     run_server,
     source_from_environment,
 )
-from accountlink.testing.postgres import server as running
+from tests.support.postgres import server as running
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 Place: TypeAlias = tuple[Literal["system", "wheel"], str | None]
 
+ROOT = Path(__file__).parents[2]
 HOLDER = """
 import sys, time
-from accountlink.testing.postgres import run_server
+from tests.support.postgres import run_server
 with run_server(source="wheel") as server:
     print(server.pid, server.data_directory, flush=True)
     time.sleep(600)
@@ -166,7 +167,7 @@ def test_programs_and_directories_that_only_we_may_enter(tmp_path: Path, monkeyp
 @pytest.mark.parametrize("with_keeper", [False, True] if sys.platform == "linux" else [False])
 def test_a_killed_test_run_leaves_nothing_running(with_keeper: bool) -> None:
     """SIGKILL to the test run ends its server; so does, on Linux, SIGKILL to the server's keeper as well."""
-    with subprocess.Popen([sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen([sys.executable, "-c", HOLDER], cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         pid, _, directory = holder.stdout.readline().strip().partition(" ")
         victims = [holder.pid]

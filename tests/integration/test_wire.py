@@ -11,7 +11,7 @@ from sqlalchemy import URL, make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from accountlink.testing.postgres import run_server, source_from_environment
+from tests.support.postgres import run_server, source_from_environment
 from tests.support.wire import Lose, WireProxy, executes
 
 SELECT = text("SELECT 1 WHERE CAST(:wanted AS boolean)")

@@ -19,7 +19,7 @@ from sqlalchemy.engine.mock import MockConnection
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from accountlink import tune_sqlite
-from accountlink.testing.postgres import PostgresServer
+from tests.support.postgres import PostgresServer
 
 KINDS = ("sqlite", "asyncpg", "psycopg")
 _EMPTY = """

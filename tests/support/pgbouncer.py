@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from accountlink.testing.postgres import PostgresServer
-from accountlink.testing.postgres import keeper as keeper_script
-from accountlink.testing.postgres.keeper import environment
-from accountlink.testing.postgres.place import private_directory, server_account
-from accountlink.testing.postgres.readiness import answers
+from tests.support.postgres import PostgresServer
+from tests.support.postgres import keeper as keeper_script
+from tests.support.postgres.keeper import environment
+from tests.support.postgres.place import private_directory, server_account
+from tests.support.postgres.readiness import answers
 
 VARIABLE = "ACCOUNTLINK_TEST_PGBOUNCER"
 REMEDY = "Install PgBouncer (Debian: apt-get install pgbouncer)."

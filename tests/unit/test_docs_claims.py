@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import inspect
 import itertools
 import re
@@ -21,7 +22,6 @@ from accountlink import AccountLinker, Delivery, ShareGrants, TokenSet
 from accountlink.doctor.alembic import watch
 from accountlink.doctor.reading import LOCK_TIMEOUT
 from accountlink.testing.fake_provider import FakeProvider
-from accountlink.testing.postgres import run_server, source_from_environment
 from accountlink.transfers.signing import LEEWAY, MIN_SECRET
 from tests.support.pages import DOCS, EVERY_PAGE, README, ROOT, SPAN, blocks_of, name_of, prose_of, text_of
 
@@ -107,7 +107,7 @@ def signatures() -> dict[str, list[inspect.Signature]]:
     """The signatures of what has a name: several, where a linker and its grants share one."""
     found: dict[str, list[inspect.Signature]] = {}
     others = {
-        **{one.__name__: one for one in (watch, FakeProvider, run_server, source_from_environment)},
+        **{one.__name__: one for one in (watch, FakeProvider)},
         **dict(inspect.getmembers(FakeProvider, inspect.isfunction)),
     }
     for name, called in [*PUBLIC.items(), *others.items()]:
@@ -137,10 +137,10 @@ def test_calls_in_prose_fit(page: Path) -> None:
 
 
 def test_names_in_prose_exist() -> None:
-    """A class that a page names is accountlink's, or one that the code of the pages or of the project uses."""
+    """A class that a page names is accountlink's, Python's, or one that the code of a page or of the project uses."""
     source = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "src").rglob("*.py"))
     known = set(re.findall(r"\w+", source + "".join(block.source for page in EVERY_PAGE for block in blocks_of(page))))
-    known |= {*dir(sa.exc), *dir(sa.orm.exc)}
+    known |= {*dir(builtins), *dir(sa.exc), *dir(sa.orm.exc)}
     told = {(name_of(page), name) for page in EVERY_PAGE for name in re.findall(_CLASS, prose_of(page))}
     assert set() == {(page, name) for page, name in told if name not in known}
 

@@ -18,6 +18,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from accountlink import Finding, diagnose
+from tests.support.databases import Database
 from tests.support.pages import DOCS, EVERY_PAGE, HOW, Block, blocks_in, blocks_of, name_of, text_of
 
 _PRINTED: Final = re.compile(r"^\s*print\(.*\)  # (.+)$", re.MULTILINE)
@@ -91,7 +92,8 @@ async def run(tree: ast.Module, module: ModuleType) -> None:
 
 @pytest.mark.parametrize("mode", ["strict", "auto"])
 @pytest.mark.parametrize("page", _PROJECTS, ids=name_of)
-def test_projects_pass(page: Path, mode: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["asyncpg"])
+def test_projects_pass(page: Path, mode: str, tmp_path: Path, database: Database) -> None:
     """The files of a page are a project whose tests pass, with pytest-asyncio's default and with its other mode."""
     expected = 0
     for block in blocks_of(page):
@@ -105,7 +107,8 @@ def test_projects_pass(page: Path, mode: str, tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "pytest", *options],
         cwd=tmp_path,
-        env={name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "ACCOUNTLINK_"))},
+        env={name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "ACCOUNTLINK_"))}
+        | {"TEST_DATABASE_URL": database.url},
         capture_output=True,
         text=True,
         check=False,

@@ -1,7 +1,7 @@
 """``accountlink doctor``: reads the database through a connection that cannot write, and says what it found.
 
-``loading.py`` finds what the options name in the application, ``reaching.py`` reaches the database, ``reports.py``
-prints.
+``loading.py`` finds what the options name in the application, ``engines.py`` makes engines, ``reaching.py`` reads
+through them, ``reports.py`` prints.
 """
 
 import secrets
@@ -9,22 +9,16 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from typing import Final
 
-from sqlalchemy.ext.asyncio import AsyncConnection
-
+from accountlink.cli.engines import is_plain
 from accountlink.cli.loading import CannotRun, load_engine, load_target
-from accountlink.cli.reaching import is_plain, reach_engine, reach_url
+from accountlink.cli.reaching import way_by_engine, way_by_url
 from accountlink.cli.reports import Examined
-from accountlink.doctor.examine import examine
 from accountlink.doctor.ignoring import Ignored
 from accountlink.doctor.repair.operations import Repair
 from accountlink.doctor.repair.revision import alembic_revision
 from accountlink.doctor.repair.script import sql_script
-from accountlink.doctor.report import Report
-from accountlink.doctor.subjects import Mapping as TableMapping
-from accountlink.errors import ConfigurationError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,31 +64,27 @@ async def run(order: Order) -> tuple[Examined, tuple[Repair, ...]]:
     """
     mappings = [load_target(name) for name in dict.fromkeys(order.apps)]
     if order.engine is not None:
-        reached = reach_engine(load_engine(order.engine))
+        way = way_by_engine(load_engine(order.engine))
     elif order.database_url is not None:
-        reached = reach_url(order.database_url)
+        way = way_by_url(order.database_url)
     else:
         raise CannotRun("no database was named. Give --database-url or --engine, or set ACCOUNTLINK_DATABASE_URL.")
-    async with reached as way:
-        reports = [await _examined(way.connection, mapping, order.ignored) for mapping in mappings]
-    pooling, accepted = order.ignored.split(() if way.pooling is None else (way.pooling,))
+    try:
+        found = await way.pooling()
+        reports = await way.reports(mappings, order.ignored)
+    finally:
+        await way.close()
+    pooling, accepted = order.ignored.split(() if found is None else (found,))
     return (
         Examined(
             tables=tuple(report.repair.table for report in reports),
-            dialect=way.connection.dialect.name,
+            dialect=way.dialect,
             findings=(*pooling, *(finding for report in reports for finding in report.findings)),
             ignored=len(accepted) + sum(len(report.ignored) for report in reports),
             emitting=order.emitting() if any(report.repair.steps for report in reports) else None,
         ),
         tuple(report.repair for report in reports),
     )
-
-
-async def _examined(connection: AsyncConnection, mapping: TableMapping, ignored: Ignored) -> Report:
-    try:
-        return await connection.run_sync(partial(examine, ignore=ignored.patterns), mapping)
-    except ConfigurationError as error:
-        raise CannotRun(str(error)) from None
 
 
 def _sql(repairs: Sequence[Repair], _: str | None) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import partial
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from accountlink.database.patience import Patience
-from accountlink.database.transactions import Needs, place_of, run
+from accountlink.database.transactions import Needs, place_on, run
 from accountlink.doctor.examine import Look, examine
 from accountlink.doctor.findings import Finding, Severity
 from accountlink.doctor.ignoring import Ignored
@@ -62,12 +62,25 @@ async def diagnose(
     sure = pooling is not None and pooling.severity is Severity.ERROR
     if pooling is not None and engine.dialect.name != "sqlite" and (sure or not accepted):
         return [pooling]
-    place = await place_of(transactional(engine), mapping, needs=Needs.TRANSACTION)
-    reading = partial(_read, mapping=mapping, look=look, ignored=ignored)
-    report = await run(place, reading, Patience(writes=False, reads_catalogue=True))
+    (report,) = await read_tables(engine, [mapping], look=look, ignored=ignored)
     return [*([pooling] if pooling is not None and not accepted else []), *report.findings]
 
 
-def _read(connection: sa.Connection, *, mapping: Mapping, look: Look, ignored: Ignored) -> Report:
+async def read_tables(
+    engine: AsyncEngine, mappings: Sequence[Mapping], *, look: Look, ignored: Ignored
+) -> tuple[Report, ...]:
+    """Look at tables in one transaction, in which PostgreSQL refuses writes; how the engine connects is not looked at.
+
+    Raises:
+        Exception: As ``diagnose`` does.
+    """
+    place = place_on(transactional(engine), needs=Needs.TRANSACTION)
+    reading = partial(_read, mappings=mappings, look=look, ignored=ignored)
+    return await run(place, reading, Patience(writes=False, reads_catalogue=True))
+
+
+def _read(
+    connection: sa.Connection, *, mappings: Sequence[Mapping], look: Look, ignored: Ignored
+) -> tuple[Report, ...]:
     begin_reading(connection, rows=look is Look.EVERYTHING)
-    return examine(connection, mapping, look=look, ignore=ignored.patterns)
+    return tuple(examine(connection, mapping, look=look, ignore=ignored.patterns) for mapping in mappings)

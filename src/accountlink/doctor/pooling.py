@@ -14,7 +14,7 @@ from accountlink.database.patience import final_error
 from accountlink.database.transactions import sheltered
 from accountlink.doctor import passage
 from accountlink.doctor.findings import Finding, Severity
-from accountlink.doctor.passage import Passage, Sharing
+from accountlink.doctor.passage import Passage
 from accountlink.errors import ConfigurationError
 from accountlink.values.facts import Failure
 
@@ -67,9 +67,9 @@ def _finding(severity: Severity, message: str, fix: str) -> Finding:
 
 
 def _of_passage(seen: Passage) -> Finding | None:
-    if seen.sharing is Sharing.NONE or not seen.prepares:
+    if seen is Passage.SAFE:
         return None
-    if seen.sharing is Sharing.UNSEEN:
+    if seen is Passage.UNSEEN:
         return _finding(
             Severity.WARNING,
             "Something stands between the engine and the PostgreSQL server, and the driver prepares statements by "

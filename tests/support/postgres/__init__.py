@@ -1,6 +1,6 @@
 """A real PostgreSQL for tests: from the system or a wheel, run in a private directory, gone afterwards."""
 
-from accountlink.testing.postgres.binaries import (
+from tests.support.postgres.binaries import (
     Binaries,
     PostgresUnavailable,
     Source,
@@ -8,7 +8,7 @@ from accountlink.testing.postgres.binaries import (
     find_binaries,
     source_from_environment,
 )
-from accountlink.testing.postgres.server import PostgresServer, run_server
+from tests.support.postgres.server import PostgresServer, run_server
 
 __all__ = [
     "Binaries",

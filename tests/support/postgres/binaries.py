@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, cast
 
-from accountlink.testing.postgres.keeper import run_program
+from tests.support.postgres.keeper import run_program
 
 Source: TypeAlias = Literal["any", "system", "wheel"]
 

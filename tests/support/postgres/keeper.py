@@ -42,7 +42,7 @@ def run_program(
     """Run a program to its end; one that cannot run answers 126, with the reason as its output."""
     command = [str(program), *map(str, options)]
     try:
-        return subprocess.run(  # noqa: S603  (PostgreSQL's own programs, found by binaries.py)
+        return subprocess.run(
             command,
             cwd="/",  # the server's user may not be able to enter ours
             env=environment(),
@@ -88,7 +88,7 @@ def _keep(task: str) -> None:
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         # Whoever ends "all Python processes" ends the test run too; the keeper then still has to tidy up.
         signal.signal(number, lambda *_: None)
-    server = subprocess.Popen(  # noqa: S603  (the command is server.py's)
+    server = subprocess.Popen(
         wanted["server"],
         cwd="/",
         stdin=subprocess.DEVNULL,

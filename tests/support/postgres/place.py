@@ -11,8 +11,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from accountlink.testing.postgres.binaries import Binaries, PostgresUnavailable, Source, nothing_found, search
-from accountlink.testing.postgres.keeper import Account, remove_directory, run_program
+from tests.support.postgres.binaries import Binaries, PostgresUnavailable, Source, nothing_found, search
+from tests.support.postgres.keeper import Account, remove_directory, run_program
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ def server_account() -> Account | None:
     """Give the user to run the server as; None means the one who runs the tests."""
     if os.geteuid() != 0:
         return None
-    import pwd  # noqa: PLC0415  (absent on Windows, where this module must still import)
+    import pwd
 
     for name in ("nobody", "postgres"):
         with suppress(KeyError):

@@ -6,7 +6,7 @@ import socket
 import struct
 from pathlib import Path
 
-from accountlink.testing.postgres.settings import HOST
+from tests.support.postgres.settings import HOST
 
 
 def says_ready(data: Path, pid: bytes) -> bool:

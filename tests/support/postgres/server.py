@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from accountlink.testing.postgres import keeper as keeper_script
-from accountlink.testing.postgres.binaries import REMEDY, PostgresUnavailable, Source
-from accountlink.testing.postgres.keeper import environment, run_program
-from accountlink.testing.postgres.place import Place, choose_binaries, private_directory, server_account
-from accountlink.testing.postgres.readiness import answers, says_ready
-from accountlink.testing.postgres.settings import HOST, configuration
+from tests.support.postgres import keeper as keeper_script
+from tests.support.postgres.binaries import REMEDY, PostgresUnavailable, Source
+from tests.support.postgres.keeper import environment, run_program
+from tests.support.postgres.place import Place, choose_binaries, private_directory, server_account
+from tests.support.postgres.readiness import answers, says_ready
+from tests.support.postgres.settings import HOST, configuration
 
 _USER = "postgres"
 _PORT_ATTEMPTS = 5
@@ -143,7 +143,7 @@ def _hire(place: Place, port: int) -> subprocess.Popen[bytes]:
         "patience": _PATIENCE,
     }
     with place.log.open("wb") as log:
-        return subprocess.Popen(  # noqa: S603  (this interpreter, the keeper's file, and arguments made here)
+        return subprocess.Popen(
             [sys.executable, "-I", "-S", keeper_script.__file__, json.dumps(task)],
             bufsize=0,
             stdin=subprocess.PIPE,
