@@ -25,6 +25,7 @@ from accountlink.errors import (
     TokenForged,
 )
 from accountlink.linking.call import Call
+from accountlink.linking.decide import Answer, Arm
 from accountlink.linking.events import link_events
 from accountlink.linking.refusals import explain
 from accountlink.linking.store import AccountStore
@@ -43,7 +44,7 @@ from accountlink.transfers.redeeming import Guard, Transfers, ledger_of
 from accountlink.transfers.signing import Secrets
 from accountlink.values.credentials import TokenSet
 from accountlink.values.events import LinkEvent
-from accountlink.values.facts import Answer, Arm, Failure
+from accountlink.values.facts import Failure
 from accountlink.values.identity import ProviderIdentity
 from accountlink.values.outcomes import (
     AlreadyOwner,

@@ -26,8 +26,7 @@ from accountlink import (
     ProviderIdentity,
     Removal,
 )
-from accountlink.linking.decide import DECISIONS, Others, Own, Wanted
-from accountlink.values.facts import Arm
+from accountlink.linking.decide import DECISIONS, Arm, Others, Own, Wanted
 from tests.support.databases import create
 from tests.support.models import make_tables
 

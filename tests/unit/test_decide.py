@@ -28,9 +28,9 @@ from accountlink import (
 from accountlink.database.patience import CAUSES, RETRIES, Patience, after_failure
 from accountlink.database.transactions import Place, run
 from accountlink.linking.call import Call
-from accountlink.linking.decide import after_lookup_failure, after_violation
+from accountlink.linking.decide import Answer, Arm, after_lookup_failure, after_violation
 from accountlink.transfers.redeeming import after_lost_claim, of_claim
-from accountlink.values.facts import Answer, Arm, Claimed, Failure, Obstacle, Step, Trouble, UniqueIndex
+from accountlink.values.facts import Claimed, Failure, Obstacle, Step, Trouble, UniqueIndex
 
 ERROR: Final = RuntimeError("as the driver raised it")
 OWNER: Final[LinkedAccount[int, int]] = LinkedAccount(id=9, user_id=7, provider="google", account_id="1")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Final
+from typing import Any, Final, Generic
 
 from accountlink.errors import (
     AccountLinkError,
@@ -13,13 +14,44 @@ from accountlink.errors import (
     OwnerNotFound,
     RetryTransaction,
 )
-from accountlink.values.facts import Arm, Failure, Kept, Obstacle, Step, Trouble
+from accountlink.values.facts import Failure, Kept, Obstacle, Step, Trouble
 from accountlink.values.outcomes import LinkedAccount, LinkId, UserId
 
 BY_SPELLING: Final = "key-compares-differently"
 """The rule by which a row of another key is in the way that only compares equal."""
 _BY_DEAD_ROWS: Final = ("key-counts-deleted", "wrong-predicate")
 """Rules by which an index blocks only where a dead row is in the way."""
+
+
+class Arm(Enum):
+    """Which part of a link answered."""
+
+    CREATED = "created"
+    UPDATED = "updated"
+    RESTORED = "restored"
+    CONFLICT = "conflict"
+    BLOCKED = "blocked"
+    MISMATCH = "mismatch"
+    MISSING = "missing"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer(Generic[UserId, LinkId]):
+    """Hold the database's answer to a link.
+
+    Attributes:
+        arm: The part that answered.
+        account: The row that it answered with: for a conflict, the owner's.
+        version: That row's version, where one is mapped.
+        table: The name of the table, with the schema in which it was read.
+        why: The reason that blocks a restore.
+    """
+
+    arm: Arm
+    account: LinkedAccount[UserId, LinkId] | None = field(default=None, repr=False)
+    version: int | None = None
+    table: str = ""
+    why: str | None = None
 
 
 class Own(Enum):

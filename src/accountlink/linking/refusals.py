@@ -7,8 +7,8 @@ from functools import partial
 
 from accountlink.database.patience import Patience
 from accountlink.database.transactions import Place, recover
-from accountlink.linking.decide import after_lookup_failure, after_violation
-from accountlink.values.facts import Answer, Arm, Failure, Obstacle, Step, Trouble
+from accountlink.linking.decide import Answer, Arm, after_lookup_failure, after_violation
+from accountlink.values.facts import Failure, Obstacle, Step, Trouble
 from accountlink.values.outcomes import LinkId, UserId
 
 

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from accountlink.database.catalogue import keeps_snapshot, unique_index
 from accountlink.errors import ConfigurationError
 from accountlink.linking.call import Call, Calls
-from accountlink.linking.decide import DECISIONS, Others, Own, Wanted, restorable
+from accountlink.linking.decide import DECISIONS, Answer, Arm, Others, Own, Wanted, restorable
 from accountlink.linking.statements import Statements
 from accountlink.tables.column_types import LINK_PARTS, Part, form_of
 from accountlink.tables.mapping import AccountMapping
@@ -19,7 +19,7 @@ from accountlink.tables.rows import MappedTable, aware, present, text_of
 from accountlink.tables.slugs import slugs_of
 from accountlink.values.blocking import rule_of_links
 from accountlink.values.events import EventType
-from accountlink.values.facts import Answer, Arm, Failure, Kept, Obstacle, UniqueIndex
+from accountlink.values.facts import Failure, Kept, Obstacle, UniqueIndex
 from accountlink.values.outcomes import LinkedAccount, LinkId, UserId
 from accountlink.values.policy import Ownership, Removal
 from accountlink.values.secrecy import Parameters, concealed_id

@@ -21,37 +21,6 @@ class Step(Enum):
     MOVE = "let the link change hands"
 
 
-class Arm(Enum):
-    """Which part of a link answered."""
-
-    CREATED = "created"
-    UPDATED = "updated"
-    RESTORED = "restored"
-    CONFLICT = "conflict"
-    BLOCKED = "blocked"
-    MISMATCH = "mismatch"
-    MISSING = "missing"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer(Generic[UserId, LinkId]):
-    """Hold the database's answer to a link.
-
-    Attributes:
-        arm: The part that answered.
-        account: The row that it answered with: for a conflict, the owner's.
-        version: That row's version, where one is mapped.
-        table: The name of the table, with the schema in which it was read.
-        why: The reason that blocks a restore.
-    """
-
-    arm: Arm
-    account: LinkedAccount[UserId, LinkId] | None = field(default=None, repr=False)
-    version: int | None = None
-    table: str = ""
-    why: str | None = None
-
-
 @dataclass(frozen=True, kw_only=True)
 class Claimed(Generic[UserId, LinkId]):
     """Hold the database's state of the link that a transfer token names.
