@@ -36,7 +36,8 @@ from accountlink import (
     transfer_ledger,
 )
 from accountlink.doctor.catalogue import read_catalogue
-from accountlink.doctor.judge.uniqueness import Verdict, judge
+from accountlink.doctor.judge.asking import judge
+from accountlink.doctor.judge.uniqueness import Verdict
 from accountlink.doctor.subjects import subject_of
 from tests.contract.test_canaries import locals_of
 from tests.support.binds import BINDS, bound
@@ -940,13 +941,12 @@ async def test_objects_that_a_session_holds_follow(engine: AsyncEngine) -> None:
 async def test_the_doctors_need_is_met(case: Sharing, request: pytest.FixtureRequest) -> None:
     """Each unique index of the table forbids nothing that the mapping allows, and what it needs is enforced."""
     mapping = case.shares.mapping
-    dialect = case.engine.dialect.name
 
     def judged(connection: sa.Connection) -> tuple[list[str | None], dict[str, bool]]:
         table = read_catalogue(connection, mapping.table.name, schema=None).table
         assert table is not None
         subject = subject_of(mapping, schema=None)
-        judgements = [judge(subject, table, index, dialect=dialect) for index in table.indexes if index.unique]
+        judgements = judge(connection, subject, table)
         met = {
             need.reason: any(judgement.enforces[need] is Verdict.YES for judgement in judgements)
             for need in subject.needs

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from accountlink.database.catalogue import unique_index
 from accountlink.doctor.catalogue import read_catalogue
-from accountlink.doctor.judge.uniqueness import judge
+from accountlink.doctor.judge.asking import judge
 from accountlink.doctor.schema import Index
 from accountlink.doctor.subjects import Mapping, subject_of
 from accountlink.grants.store import GrantStore
@@ -66,12 +66,13 @@ def _each(connection: sa.Connection, mapping: Mapping) -> Iterator[Rules]:
     subject = subject_of(mapping, schema=None)
     if table is None or any(table.column(name) is None for name in subject.roles.values()):
         return
-    for index in (index for index in table.indexes if index.unique):
+    for judgement in judge(connection, subject, table):
+        index = judgement.index
         found = unique_index(connection, _refused_by(index, dialect))
         assert found is not None
         if found.name != index.name:
             continue  # SQLite names columns, and another index on the same ones refuses more
-        judged = judge(subject, table, index, dialect=dialect).rule
+        judged = judgement.rule
         if isinstance(mapping, AccountMapping):
             store: AccountStore[Any, Any] = AccountStore(mapping)
             otherwise = None if store.is_key(found.columns) else "stale-unique"

@@ -15,8 +15,11 @@ from sqlalchemy.dialects.postgresql import asyncpg, psycopg
 
 from accountlink.doctor.case import Case, Duplicates, Rows
 from accountlink.doctor.findings import Finding, Severity
+from accountlink.doctor.judge.asking import judge_by
+from accountlink.doctor.judge.sqlite import ask_privately
 from accountlink.doctor.judge.subject import Declared, Need, Subject
-from accountlink.doctor.judge.uniqueness import judge
+from accountlink.doctor.judge.trial import quoted
+from accountlink.doctor.judge.uniqueness import Judgement
 from accountlink.doctor.repair.names import candidates
 from accountlink.doctor.repair.operations import Repair, Step
 from accountlink.doctor.repair.plan import plan
@@ -129,9 +132,15 @@ def case(
         subject=subject,
         catalogue=Catalogue(dialect=dialect, version=150018, role="web", table=made, taken=taken),
         table=made,
-        judgements=tuple(judge(subject, made, each, dialect=dialect) for each in made.indexes if each.unique),
+        judgements=judged(subject, made),
         rows=rows,
     )
+
+
+def judged(subject: Subject, table: Table) -> tuple[Judgement, ...]:
+    """Judge the table by one of its columns in a private SQLite: the conditions here mean the same there."""
+    made = f"CREATE TABLE {quoted(table.name)} ({', '.join(column.name for column in table.columns)})"
+    return judge_by(ask_privately, subject, replace(table, sql=table.sql or made), dialect="sqlite")
 
 
 def planned(looked: Case) -> Repair:
@@ -611,7 +620,7 @@ def test_nothing_is_settled_by_an_id_that_may_repeat(subject: Subject, ids: tupl
         replace(
             looked,
             table=table,
-            judgements=tuple(judge(subject, table, each, dialect="postgresql") for each in table.indexes),
+            judgements=judged(subject, table),
         )
     )
     assert [] == [each for each in sql(repair) if each.startswith(("LOCK", "UPDATE", "DELETE"))]

@@ -51,6 +51,7 @@ class Case:
         catalogue: What the database says; it has the table.
         table: The table.
         judgements: What each of its unique indexes does.
+        always: Conditions of its row policies that every row meets.
         rows: What its rows say.
     """
 
@@ -58,6 +59,7 @@ class Case:
     catalogue: Catalogue
     table: Table
     judgements: tuple[Judgement, ...]
+    always: frozenset[str] = frozenset()
     rows: Rows = Rows()
 
     @property

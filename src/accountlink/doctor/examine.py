@@ -13,15 +13,15 @@ from accountlink.doctor.case import Case
 from accountlink.doctor.catalogue import read_catalogue
 from accountlink.doctor.findings import Finding, Severity
 from accountlink.doctor.ignoring import Ignored, rest_of
+from accountlink.doctor.judge.asking import always_met, judge
 from accountlink.doctor.judge.subject import Subject
-from accountlink.doctor.judge.uniqueness import judge
 from accountlink.doctor.repair.names import candidates
 from accountlink.doctor.repair.operations import Repair
 from accountlink.doctor.repair.plan import plan
 from accountlink.doctor.report import Report
 from accountlink.doctor.rows import ask_rows
 from accountlink.doctor.rules import judge_by_all, missing_key
-from accountlink.doctor.schema import Catalogue, Relation
+from accountlink.doctor.schema import Catalogue, Relation, Table
 from accountlink.doctor.subjects import mapping_of, subject_of
 from accountlink.errors import ConfigurationError
 
@@ -69,10 +69,9 @@ def examine(
         found, ignored = (accepted if elsewhere else Ignored()).split(() if missing is None else (missing,))
         return Report(findings=found, repair=Repair(dialect=catalogue.dialect, table=subject.name), ignored=ignored)
     table = catalogue.table
-    judgements = tuple(
-        judge(subject, table, index, dialect=catalogue.dialect) for index in table.indexes if index.unique
-    )
-    case = Case(subject=subject, catalogue=catalogue, table=table, judgements=judgements)
+    judgements = judge(connection, subject, table)
+    always = always_met(connection, subject, table, _conditions(table))
+    case = Case(subject=subject, catalogue=catalogue, table=table, judgements=judgements, always=always)
     if look is Look.EVERYTHING:
         if "SELECT" not in catalogue.may:
             raise ConfigurationError(
@@ -83,6 +82,12 @@ def examine(
     findings, ignored = accepted.split(judge_by_all(case))
     rest = rest_of(case, findings, ignored)
     return Report(findings=findings, repair=rest.completed(plan(rest.case, rest.findings)), ignored=ignored)
+
+
+def _conditions(table: Table) -> set[str]:
+    """The conditions on the rows that row-level security shows to the role that looks."""
+    security = table.row_security
+    return {policy.using for policy in security.policies if policy.using is not None} if security.active else set()
 
 
 def _missing(subject: Subject, catalogue: Catalogue) -> Finding | None:

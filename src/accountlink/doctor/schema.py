@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 
@@ -40,6 +40,8 @@ class Column:
         generated: The expression of a generated column.
         identity: Whether the database numbers it (identity, ``serial``, SQLite's rowid).
         labels: What an enumeration consists of.
+        any_length: The type below any domain, without a length, and its collation if that is not the type's own, as
+            PostgreSQL writes them: every model value fits.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Column:
     generated: str | None = None
     identity: bool = False
     labels: tuple[str, ...] = ()
+    any_length: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,11 +67,15 @@ class IndexPart:
         sql: The expression as the database writes it; for a column, its name, unquoted.
         column: The column's name, or ``None`` for an expression.
         exact: Whether two different texts always compare as different in this part.
+        type: The type as which the index compares it, where that can be said (PostgreSQL).
+        order: What follows ``ORDER BY`` and the value to put it in the index's own order: collation and operator.
     """
 
     sql: str
     column: str | None
     exact: bool = True
+    type: str | None = field(default=None, compare=False)
+    order: str = field(default="", compare=False)
 
 
 class Owner(Enum):

@@ -121,6 +121,7 @@ def _column(row: dict[str, Any], checked: frozenset[str]) -> Column:
         nullable=not required,
         exact=row["exact"],
         collation=row["collation"],
+        any_length=row["any_length"],
         default=None if row["generated"] else filled,
         generated=filled if row["generated"] else None,
         labels=tuple(row["labels"] or ()),
@@ -138,7 +139,13 @@ def _index(row: dict[str, Any]) -> Index:
     return Index(
         name=row["name"],
         parts=tuple(
-            IndexPart(sql=part["sql"] or part["column"], column=part["column"], exact=part["exact"])
+            IndexPart(
+                sql=part["sql"] or part["column"],
+                column=part["column"],
+                exact=part["exact"],
+                type=part["type"],
+                order=part["order"],
+            )
             for part in row["parts"]
         ),
         unique=row["unique"],

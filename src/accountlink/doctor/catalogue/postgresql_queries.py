@@ -84,6 +84,10 @@ _COLUMNS: Final = """
               FROM layer l
               JOIN pg_catalog.pg_constraint k ON k.contypid = l.type AND k.contype = 'c' AND k.convalidated
              WHERE l.attnum = a.attnum) AS domain_checks,
+           pg_catalog.concat(pg_catalog.format_type(b.oid, -1),  -- -1: of any length
+                             CASE WHEN a.attcollation <> b.typcollation
+                                  THEN ' COLLATE ' || CAST(CAST(c.oid AS pg_catalog.regcollation)
+                                                           AS pg_catalog.text) END) AS any_length,
            CASE WHEN a.attcollation <> b.typcollation THEN c.collname END AS collation,
            COALESCE(c.collisdeterministic, true) AND b.typname <> 'citext' AS exact,
            (SELECT pg_catalog.json_agg(e.enumlabel ORDER BY e.enumsortorder)
@@ -109,13 +113,31 @@ _INDEXES: Final = """
                        'column', a.attname,
                        'sql', CASE WHEN a.attname IS NULL THEN pg_catalog.pg_get_indexdef(x.oid, part.place, true) END,
                        -- citext by what compares: its column can be indexed as text too
-                       'exact', COALESCE(c.collisdeterministic, true) AND t.typname <> 'citext') ORDER BY part.place)
+                       'exact', COALESCE(c.collisdeterministic, true) AND t.typname <> 'citext',
+                       'type', CASE WHEN below.typtype <> 'p' THEN pg_catalog.format_type(below.type, -1) END,
+                       'order', pg_catalog.concat(
+                           ' COLLATE ' || CAST(CAST(c.oid AS pg_catalog.regcollation) AS pg_catalog.text),
+                           ' USING OPERATOR(' || pg_catalog.quote_ident(below.nspname) || '.' || below.oprname || ')'))
+                     ORDER BY part.place)
               FROM pg_catalog.generate_series(1, i.indnkeyatts) AS part (place)
               LEFT JOIN pg_catalog.pg_attribute a
                      ON a.attrelid = i.indrelid AND a.attnum = i.indkey[part.place - 1] AND a.attnum > 0
               LEFT JOIN pg_catalog.pg_collation c ON c.oid = i.indcollation[part.place - 1]
               JOIN pg_catalog.pg_opclass o ON o.oid = i.indclass[part.place - 1]
-              JOIN pg_catalog.pg_type t ON t.oid = o.opcintype) AS parts,
+              JOIN pg_catalog.pg_type t ON t.oid = o.opcintype
+              LEFT JOIN LATERAL (  -- what puts values in the index's order; an exclusion constraint tells what is equal
+                       SELECT b.oprname, n.nspname, m.amoplefttype AS type, l.typtype
+                         FROM pg_catalog.pg_amop m
+                         JOIN pg_catalog.pg_operator b ON b.oid = m.amopopr
+                         JOIN pg_catalog.pg_namespace n ON n.oid = b.oprnamespace
+                         JOIN pg_catalog.pg_type l ON l.oid = m.amoplefttype
+                         LEFT JOIN pg_catalog.pg_amop e
+                                ON e.amopfamily = m.amopfamily AND e.amopstrategy = 3
+                               AND e.amoplefttype = m.amoplefttype AND e.amoprighttype = m.amoprighttype
+                        WHERE m.amopmethod = 403 AND m.amopstrategy = 1 AND m.amoplefttype = m.amoprighttype
+                          AND CASE WHEN k.contype = 'x' THEN e.amopopr = k.conexclop[part.place]
+                                   ELSE m.amopfamily = o.opcfamily AND m.amoplefttype = o.opcintype END
+                        LIMIT 1) AS below ON true) AS parts,
            CASE WHEN k.contype = 'x'
                 THEN NOT EXISTS (SELECT FROM pg_catalog.unnest(k.conexclop) AS by (operator)
                                    JOIN pg_catalog.pg_operator o ON o.oid = by.operator

@@ -196,8 +196,13 @@ def _indexes(parts: Sequence[Any], created: dict[str, str], ddl: TableDDL) -> li
 
 def _part(row: Any, place: int, told: IndexDDL) -> IndexPart:  # a row
     if row.cid == _IS_EXPRESSION:
-        return IndexPart(sql=told.parts[place], column=None, exact=_exact(row.coll))
-    return IndexPart(sql=row.column, column=row.column, exact=_exact(row.coll))
+        return IndexPart(sql=told.parts[place], column=None, exact=_exact(row.coll), order=_order(row.coll))
+    return IndexPart(sql=row.column, column=row.column, exact=_exact(row.coll), order=_order(row.coll))
+
+
+def _order(collation: str) -> str:
+    quoted = collation.replace('"', '""')
+    return f' COLLATE "{quoted}"'
 
 
 def _constraint(parts: Sequence[IndexPart], owner: Owner, ddl: TableDDL) -> str | None:

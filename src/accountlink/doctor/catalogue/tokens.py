@@ -101,17 +101,23 @@ def split(tokens: Sequence[Token], code: str) -> list[Sequence[Token]]:
     return [tokens[a + 1 : b] for a, b in zip([-1, *places], [*places, len(tokens)], strict=True)]
 
 
-def never_null(condition: Sequence[Token]) -> frozenset[str]:
-    """Return the names that a condition says ``IS NOT NULL`` of, for sure: as all of it, or joined by ``AND``."""
+def conjuncts(condition: Sequence[Token]) -> list[Sequence[Token]]:
+    """Split a condition into those that must all hold: what ``AND`` joins, without the parentheses around it."""
     while condition and condition[0].code == "(" and closing(condition, 0) == len(condition) - 1:
         condition = condition[1:-1]
-    if any(token.code in _LOOSE for _, token in top(condition)):
-        return frozenset()
-    joined = split(condition, "AND")
-    if len(joined) > 1:
-        return frozenset().union(*map(never_null, joined))
+    joined = [] if any(token.code in _LOOSE for _, token in top(condition)) else split(condition, "AND")
+    if len(joined) < 2:
+        return [condition]
+    return [inner for each in joined for inner in conjuncts(each)]
+
+
+def never_null(condition: Sequence[Token]) -> frozenset[str]:
+    """Return the names that a condition says ``IS NOT NULL`` of, for sure: as all of it, or joined by ``AND``."""
+    return frozenset(each[0].name for each in conjuncts(condition) if _says_not_null(each))
+
+
+def _says_not_null(condition: Sequence[Token]) -> bool:
     if tuple(token.code for token in condition[1:]) not in _NOT_NULL:
-        return frozenset()
+        return False
     subject = condition[0]
-    names_column = subject.kind is Kind.NAME or (subject.kind is Kind.WORD and subject.code not in _VALUES)
-    return frozenset({subject.name}) if names_column else frozenset()
+    return subject.kind is Kind.NAME or (subject.kind is Kind.WORD and subject.code not in _VALUES)

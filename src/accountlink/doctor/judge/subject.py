@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import sqlalchemy as sa
 
-from accountlink.doctor.judge.expressions import UNKNOWN, Unknown, Value
-
-Row = Mapping[str, Value]
+Value: TypeAlias = bool | int | str | None
+"""A value of a column; ``None`` is ``NULL``."""
+Row: TypeAlias = Mapping[str, Value]
 """A model row: values by column."""
 
 
@@ -98,13 +98,9 @@ class Subject:
         marks = [f"{self.roles['deleted_at']} IS NULL"] if "deleted_at" in self.roles else []
         return " AND ".join([*marks, *([self.roles["active"]] if "active" in self.roles else [])])
 
-    def is_live(self, row: Row) -> bool | Unknown:
+    def is_live(self, row: Row) -> bool:
         """Whether a row counts as a link."""
-        marks: list[Value] = []
-        if (deleted_at := self.roles.get("deleted_at")) is not None:
-            marks.append(row[deleted_at] if isinstance(row[deleted_at], Unknown) else row[deleted_at] is None)
-        if (active := self.roles.get("active")) is not None:
-            marks.append(row[active])
-        if any(not mark for mark in marks):
+        deleted_at, active = self.roles.get("deleted_at"), self.roles.get("active")
+        if deleted_at is not None and row[deleted_at] is not None:
             return False
-        return UNKNOWN if any(isinstance(mark, Unknown) for mark in marks) else True
+        return active is None or bool(row[active])

@@ -1,21 +1,24 @@
 """What a unique index makes of what a table's rows must and may be.
 
-An index is judged by what it does, never by its name or its text: pairs of model rows are put through its condition and
-its key. Two rows that the policy forbids together must collide in some index; two rows that it allows together must
-collide in none.
+An index is judged by what it does, never by its name or its text: the database puts pairs of model rows through its
+condition and its key. Two rows that the policy forbids together must collide in some index; two rows that it allows
+together must collide in none.
+
+A pair that shows something is certain. That none shows it is proof only where model rows exhaust the index's
+expressions; elsewhere it stays undecided.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 
-from accountlink.doctor.judge.expressions import UNKNOWN, Expression, Opaque, Unknown, Value, equal, parse
-from accountlink.doctor.judge.pairs import Pairs, folded, same
+from accountlink.doctor.judge.pairs import Given, folded, same
 from accountlink.doctor.judge.subject import Need, Row, Subject
-from accountlink.doctor.schema import Index, Kind, Table
+from accountlink.doctor.judge.trial import Answers, Bit, Seen, Trial
+from accountlink.doctor.schema import Index
 
 
 class Verdict(Enum):
@@ -89,104 +92,120 @@ class Judgement:
 
 
 @dataclass(frozen=True)
-class _Judge:
-    """Puts pairs of rows through one index."""
+class Judge:
+    """Judges one index by what the database made of its rows."""
 
-    subject: Subject
-    table: Table
-    index: Index
-    dialect: str
+    trial: Trial
+    answers: Answers
 
-    def _parse(self, sql: str) -> Expression:
-        columns = self.table.columns
-        return parse(
-            sql,
-            columns=[column.name for column in columns],
-            dialect=self.dialect,
-            inexact=[column.name for column in columns if not column.exact],
-            enums=[column.type for column in columns if column.kind is Kind.ENUM],
+    @property
+    def _subject(self) -> Subject:
+        return self.trial.subject
+
+    @property
+    def _bits(self) -> Sequence[Bit]:
+        return self.trial.bits
+
+    @cached_property
+    def _open(self) -> frozenset[int]:
+        """The bits that may do with other rows what they do with none of these."""
+        plain = {number for number, bit in enumerate(self._bits) if bit.plain}
+        return frozenset(range(len(self._bits))) - (plain & self.answers.known)
+
+    @cached_property
+    def _shifting(self) -> frozenset[int]:
+        """The bits that read what a trigger may make of a row as it is written."""
+        written = frozenset(self._subject.roles.values())
+        return frozenset(
+            number
+            for number, bit in enumerate(self._bits)
+            if self.trial.table.rewritten
+            and (bit.part is None or bit.part.column is None)
+            and not bit.words.columns <= written
         )
 
-    @cached_property
-    def where(self) -> Expression | None:
-        """The condition of the index."""
-        return None if self.index.where is None else self._parse(self.index.where)
+    # -- pairs --------------------------------------------------------------------------------------------------------
+
+    def _seen(self, pairs: Iterable[tuple[Given, Given]]) -> Sequence[tuple[Seen, Seen]]:
+        """Pairs as the database has them, those of rows that the table's checks let in."""
+        seen = self.answers.seen
+        each = ((seen.get(first), seen.get(second)) for first, second in pairs)
+        both = [(first, second) for first, second in each if first is not None and second is not None]
+        allowed = [pair for pair in both if pair[0].allowed and pair[1].allowed]
+        return allowed or both  # checks that no model row meets are not understood
 
     @cached_property
-    def parts(self) -> tuple[Expression | str, ...]:
-        """The key: a column's name, or an expression."""
-        return tuple(part.column or self._parse(part.sql) for part in self.index.parts)
+    def _rows(self) -> Sequence[Seen]:
+        """All rows that there may be."""
+        rows = self.answers.seen.values()
+        return [row for row in rows if row.allowed] or [*rows]
 
-    @cached_property
-    def reads(self) -> frozenset[str]:
-        """The columns that the key reads, those behind generated columns included."""
-        read = frozenset().union(*({part} if isinstance(part, str) else part.columns for part in self.parts))
-        made = [
-            column.generated for column in self.table.columns if column.name in read and column.generated is not None
-        ]
-        return read.union(*(self._parse(sql).columns for sql in made))
+    def _agree(self, number: int, first: Seen, second: Seen) -> bool | None:
+        """Whether a bit does not keep two rows apart; ``None``: it cannot be told."""
+        if number not in self.answers.known:
+            return None
+        one, other = first.bits[number], second.bits[number]
+        if self._bits[number].part is None:
+            return one is not None and other is not None and bool(one and other)
+        if one is None or other is None:
+            return one is other and not self.trial.index.nulls_distinct
+        return True if one == other else None if number in self.answers.lumped else False
 
-    @cached_property
-    def _pairs(self) -> Pairs:
-        expressions = [part for part in self.parts if isinstance(part, Expression)]
-        expressions += [self.where] if self.where is not None else []
-        return Pairs(self.subject, self.table, read=self.reads, expressions=expressions, dialect=self.dialect)
+    def _collide(
+        self,
+        first: Seen,
+        second: Seen,
+        *,
+        left_out: frozenset[int] = frozenset(),
+        doubted: frozenset[int] = frozenset(),
+    ) -> bool | None:
+        """Whether the index refuses two rows together; ``None``: it cannot be told.
 
-    # -- the index ----------------------------------------------------------------------------------------------------
-
-    def collide(self, first: Row, second: Row) -> bool | Unknown:
-        """Whether the index refuses the two rows together."""
-        held = [True] if self.where is None else [self.where.holds(row) for row in (first, second)]
-        if False in held:
-            return False
-        met: list[bool | Unknown] = list(held)
-        for part, expression in zip(self.index.parts, self.parts, strict=True):
-            values = [
-                row[expression] if isinstance(expression, str) else expression.evaluate(row) for row in (first, second)
-            ]
-            exact = part.exact and (isinstance(expression, str) or expression.exact)
-            if (equals := self._equals(*values, exact=exact)) is False:
+        Args:
+            first: A row.
+            second: Another.
+            left_out: Bits that do not count.
+            doubted: Bits of which it is only certain that they do not keep rows apart.
+        """
+        unsure = False
+        for number in range(len(self._bits)):
+            if number in left_out:
+                continue
+            agreed = self._agree(number, first, second)
+            if agreed is False and number not in doubted:
                 return False
-            met.append(equals)
-        return UNKNOWN if UNKNOWN in met else True
-
-    def _equals(self, a: Value, b: Value, *, exact: bool) -> bool | Unknown:
-        if a is None or b is None:
-            if self.index.nulls_distinct:
-                return False
-            return UNKNOWN if isinstance(a, Unknown) or isinstance(b, Unknown) else a is b
-        if isinstance(a, str) and isinstance(b, str) and not exact:
-            return a.casefold() == b.casefold()
-        if {type(a), type(b)} == {str, Opaque}:
-            return False  # a row's moment is chosen so that no text in an index means it
-        return equal(a, b, exact=exact) or False  # neither is NULL
+            unsure = unsure or agreed is not True
+        return None if unsure else True
 
     # -- verdicts -----------------------------------------------------------------------------------------------------
 
-    def _forbidden(self, need: Need, first: Row, second: Row) -> bool | Unknown:
+    def _forbidden(self, need: Need, first: Row, second: Row) -> bool:
         """Whether the need forbids the two rows together."""
         if any(first[name] is None or second[name] is None for name in need.absent):
             return False
         if not all(same(first[name], second[name]) for name in need.columns):
             return False
-        live = [self.subject.is_live(row) for row in (first, second)] if need.live else [True]
-        return False if False in live else UNKNOWN if UNKNOWN in live else True
+        return not need.live or (self._subject.is_live(first) and self._subject.is_live(second))
 
-    def enforces(self, need: Need) -> tuple[Verdict, bool]:
+    def enforces(self, need: Need, left_out: frozenset[int] = frozenset()) -> tuple[Verdict, bool]:
         """Whether the index enforces a need, and whether it would if no column of the need were ``NULL``."""
-        undecided = only_null = False
-        for first, second in self._pairs.equal_in(need.columns):
-            forbidden = self._forbidden(need, first, second)
-            refused = self.collide(first, second) if forbidden is not False else True
+        only_null = False
+        unproven = {n for n in self._open if (part := self._bits[n].part) is None or part.column not in need.columns}
+        pairs = self._seen(self.trial.pairs.equal_in(need.columns))
+        undecided = bool(unproven - left_out) or not pairs
+        for first, second in pairs:
+            if not self._forbidden(need, first.row, second.row):
+                continue
+            refused = self._collide(first, second, left_out=left_out, doubted=self._shifting)
             if refused is True:
                 continue
-            if isinstance(refused, Unknown) or isinstance(forbidden, Unknown):
+            if refused is None:
                 undecided = True
-            elif all(first[name] is not None for name in need.columns):
+            elif all(first.row[name] is not None for name in need.columns):
                 return Verdict.NO, False
             else:
                 only_null = True
-        undecided = undecided or self._pairs.cut_short
+        undecided = undecided or self.trial.pairs.cut_short
         if only_null:
             return Verdict.NO, not undecided
         return Verdict.UNDECIDED if undecided else Verdict.YES, False
@@ -195,18 +214,13 @@ class _Judge:
         """The one thing that keeps the index from enforcing a need."""
         if self.enforces(need)[1]:
             return Cause.NULL
-        marks = {self.subject.roles[role] for role in ("deleted_at", "active") if role in self.subject.roles}
-        unmarked = tuple(
-            part
-            for part, expression in zip(self.index.parts, self.parts, strict=True)
-            if not ({expression} if isinstance(expression, str) else expression.columns) <= marks
-        )
-        for cause, changed in (
-            (Cause.CONDITION, replace(self.index, where=None)),
-            (Cause.MARK, replace(self.index, parts=unmarked)),
-        ):
-            verdict, only_null = replace(self, index=changed).enforces(need)
-            if changed != self.index and (verdict is Verdict.YES or only_null):
+        marks = {self._subject.roles[role] for role in ("deleted_at", "active") if role in self._subject.roles}
+        conditions = frozenset(number for number, bit in enumerate(self._bits) if bit.part is None)
+        parts = {number: bit for number, bit in enumerate(self._bits) if bit.part is not None}
+        of_marks = frozenset(number for number, bit in parts.items() if bit.words.columns <= marks)
+        for cause, left_out in ((Cause.CONDITION, conditions), (Cause.MARK, of_marks)):
+            verdict, only_null = self.enforces(need, left_out)
+            if left_out and (verdict is Verdict.YES or only_null):
                 return cause
         return None
 
@@ -214,57 +228,58 @@ class _Judge:
         """The worst kind of allowed pair that the index refuses, and whether one was undecided."""
         refused_kinds: set[Allowed] = set()
         undecided = False
-        alike = {part.column for part in self.index.parts if part.column is not None}
-        for first, second in self._pairs.as_written(alike=alike):
-            if any(self._forbidden(need, first, second) is not False for need in self.subject.needs):
+        for first, second in self._seen(self.trial.pairs.as_written(alike=self.trial.alike)):
+            if any(self._forbidden(need, first.row, second.row) for need in self._subject.needs):
                 continue
-            refused = self.collide(first, second)
-            if isinstance(refused, Unknown):
-                undecided = True
-            elif refused:
-                refused_kinds.add(self._sort(first, second))
+            refused = self._collide(first, second)
+            if refused is True:
+                refused_kinds.add(self._sort(first.row, second.row))
                 if Allowed.LIVE in refused_kinds:
                     break
+            elif self._collide(first, second, left_out=self._open) is not False:
+                undecided = True
         worst = next((kind for kind in Allowed if kind in refused_kinds), None)
-        exact = {part.column for part in self.index.parts if part.exact}
-        has_key = any(need.key and set(need.columns) <= exact for need in self.subject.needs)
+        exact = {part.column for part in self.trial.index.parts if part.exact}
+        has_key = any(need.key and set(need.columns) <= exact for need in self._subject.needs)
         # With the whole key in it, what is left out of the pairs could only be another spelling of the same.
-        return worst, undecided or (self._pairs.cut_short and not has_key)
+        return worst, undecided or (self.trial.pairs.cut_short and not has_key)
 
     def _sort(self, first: Row, second: Row) -> Allowed:
-        if not (self.subject.is_live(first) is True and self.subject.is_live(second) is True):
+        if not (self._subject.is_live(first) and self._subject.is_live(second)):
             return Allowed.DEAD
         without_case = [{name: folded(value) for name, value in row.items()} for row in (first, second)]
-        spelt_apart = any(self._forbidden(need, *without_case) is True for need in self.subject.needs)
+        spelt_apart = any(self._forbidden(need, *without_case) for need in self._subject.needs)
         return Allowed.SPELLING if spelt_apart else Allowed.LIVE
 
     def is_conditional(self) -> bool:
         """Whether the index leaves out any row, as far as can be told."""
-        where = self.where
-        return where is not None and any(where.holds(row) is not True for pair in self._pairs.any() for row in pair)
+        conditions = [number for number, bit in enumerate(self._bits) if bit.part is None]
+        doubted = (self._open | self._shifting).intersection(conditions)
+        return bool(doubted) or any(row.bits[number] != 1 for row in self._rows for number in conditions)
 
     def counts_dead(self) -> bool:
         """Whether the index may hold a dead row."""
-        rows = (row for pair in self._pairs.any() for row in pair if self.subject.is_live(row) is not True)
-        return self.where is None or any(self.where.holds(row) is not False for row in rows)
+        conditions = [number for number, bit in enumerate(self._bits) if bit.part is None]
+        sure = [number for number in conditions if number not in self._open | self._shifting]
+        dead = (row for row in self._rows if not self._subject.is_live(row.row))
+        return not conditions or any(all(row.bits[number] == 1 for number in sure) for row in dead)
 
-
-def judge(subject: Subject, table: Table, index: Index, *, dialect: str) -> Judgement:
-    """Judge one unique index of a table that has all of the subject's columns."""
-    by = _Judge(subject=subject, table=table, index=index, dialect=dialect)
-    enforces = {need: by.enforces(need)[0] for need in subject.needs}
-    refuses, undecided = by.refuses()
-    return Judgement(
-        index=index,
-        enforces=enforces,
-        causes={
-            need: cause
-            for need, verdict in enforces.items()
-            if verdict is Verdict.NO and set(need.columns) <= by.reads and (cause := by.cause(need)) is not None
-        },
-        refuses=refuses,
-        undecided=undecided,
-        conditional=by.is_conditional(),
-        counts_dead=by.counts_dead(),
-        reads=by.reads,
-    )
+    def judgement(self) -> Judgement:
+        """Judge the index."""
+        needs, reads = self._subject.needs, self.trial.reads
+        enforces = {need: self.enforces(need)[0] for need in needs}
+        refuses, undecided = self.refuses()
+        return Judgement(
+            index=self.trial.index,
+            enforces=enforces,
+            causes={
+                need: cause
+                for need, verdict in enforces.items()
+                if verdict is Verdict.NO and set(need.columns) <= reads and (cause := self.cause(need)) is not None
+            },
+            refuses=refuses,
+            undecided=undecided,
+            conditional=self.is_conditional(),
+            counts_dead=self.counts_dead(),
+            reads=reads,
+        )

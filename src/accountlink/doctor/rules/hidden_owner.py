@@ -11,7 +11,6 @@ from typing import Final
 
 from accountlink.doctor.case import Case
 from accountlink.doctor.findings import Finding, Remedy
-from accountlink.doctor.judge.expressions import parse
 from accountlink.doctor.schema import RowPolicy
 
 RULE: Final = "hidden-owner"
@@ -40,7 +39,4 @@ def find(case: Case) -> Iterator[Finding]:
 
 
 def _always(case: Case, policy: RowPolicy) -> bool:
-    if policy.using is None:
-        return True
-    names = [column.name for column in case.table.columns]
-    return parse(policy.using, columns=names, dialect=case.catalogue.dialect).evaluate({}) is True
+    return policy.using is None or policy.using in case.always

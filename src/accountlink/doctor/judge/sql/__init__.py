@@ -1,1 +1,0 @@
-"""Reading SQL expressions: their tokens, their grammar, and the logic of their values."""

@@ -1,0 +1,181 @@
+"""A trial of an index: its condition and its key in bits, the rows that it is tried with, and what came of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from typing import Final, TypeAlias
+
+from accountlink.doctor.judge.pairs import Given, Pairs
+from accountlink.doctor.judge.subject import Row, Subject, Value
+from accountlink.doctor.judge.wording import Wording, parts_of
+from accountlink.doctor.schema import Column, Index, IndexPart, Table
+
+_MOST_CONDITIONS: Final = 50
+"""Into how many bits a condition is taken apart; a longer one is one bit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bit:
+    """A part of an index's key, or a condition that all its rows meet.
+
+    Attributes:
+        words: Its words.
+        part: The part of the key that it is; ``None`` for a condition.
+    """
+
+    words: Wording
+    part: IndexPart | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether model rows exhaust what it does."""
+        column = _bare(self.part, self.words.table)
+        return self.words.plain if column is None else column.generated is None or self.words.plain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What the database made of one row.
+
+    Attributes:
+        row: The row, its generated columns included.
+        allowed: Whether the checks that were asked let it in.
+        bits: For each bit whether it is met, or where its value stands among those of the other rows; ``None`` for
+            ``NULL``.
+    """
+
+    row: Row
+    allowed: bool
+    bits: Sequence[bool | int | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What the database made of a trial's rows.
+
+    Attributes:
+        seen: What it made of each row.
+        known: The bits that it could be asked about, by number.
+        lumped: Those of them whose values may be equal although they stand in different places.
+    """
+
+    seen: Mapping[Given, Seen]
+    known: frozenset[int]
+    lumped: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What is to be asked about one index.
+
+    Attributes:
+        subject: What the table's rows must and may be.
+        table: The table.
+        index: The index.
+        dialect: ``postgresql`` or ``sqlite``.
+    """
+
+    subject: Subject
+    table: Table
+    index: Index
+    dialect: str
+
+    @cached_property
+    def bits(self) -> tuple[Bit, ...]:
+        """Its conditions, then the parts of its key."""
+        where = self.index.where
+        conditions = [] if where is None else parts_of(where, self.dialect)
+        if where is not None and len(conditions) > _MOST_CONDITIONS:
+            conditions = [where]
+        return (
+            *(Bit(words=self._words(sql)) for sql in conditions),
+            *(Bit(words=self._part_words(part), part=part) for part in self.index.parts),
+        )
+
+    @cached_property
+    def checks(self) -> tuple[Wording, ...]:
+        """The table's checks about columns that its expressions read, as far as rows exhaust them."""
+        read = frozenset().union(*(expression.columns for expression in self._expressions))
+        checks = (self._words(check) for check in self.table.checks)
+        return tuple(check for check in checks if check.columns & read and check.plain)
+
+    @cached_property
+    def pairs(self) -> Pairs:
+        """The pairs of rows that it is tried with."""
+        return Pairs(
+            self.subject,
+            self.table,
+            read=self.reads,
+            expressions=self._expressions,
+            checks=self.checks,
+            dialect=self.dialect,
+        )
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The columns that its rows give values for."""
+        return self.pairs.columns
+
+    @cached_property
+    def generated(self) -> tuple[Column, ...]:
+        """The columns that the database computes from those."""
+        given = {column.name for column in self.columns}
+        return tuple(
+            column
+            for column in self.table.columns
+            if column.generated is not None and self._words(column.generated).columns <= given
+        )
+
+    @cached_property
+    def reads(self) -> frozenset[str]:
+        """The columns that its key reads, those behind generated columns included."""
+        return frozenset().union(*(bit.words.columns for bit in self.bits if bit.part is not None))
+
+    @cached_property
+    def alike(self) -> frozenset[str]:
+        """The columns that stand in its key as they are."""
+        return frozenset(part.column for part in self.index.parts if part.column is not None)
+
+    @cached_property
+    def rows(self) -> tuple[Given, ...]:
+        """All rows that it is tried with, each once."""
+        pairs = (self.pairs.equal_in(need.columns) for need in self.subject.needs)
+        each = chain(*pairs, self.pairs.as_written(alike=self.alike))
+        return tuple(dict.fromkeys(row for pair in each for row in pair))
+
+    @cached_property
+    def _expressions(self) -> Sequence[Wording]:
+        """Its conditions, and what its key computes or a generated column in its key does."""
+        columns = [(bit, _bare(bit.part, self.table)) for bit in self.bits]
+        made = [self._words(column.generated) for _, column in columns if column is not None and column.generated]
+        return [*(bit.words for bit, column in columns if column is None), *made]
+
+    def _words(self, sql: str) -> Wording:
+        return Wording(sql, self.table, self.dialect)
+
+    def _part_words(self, part: IndexPart) -> Wording:
+        return self._words(part.sql if part.column is None else quoted(part.column))
+
+
+def _bare(part: IndexPart | None, table: Table) -> Column | None:
+    """The column that a part of a key is, if it is one."""
+    return None if part is None or part.column is None else table.column(part.column)
+
+
+Ask: TypeAlias = Callable[[Sequence[Trial]], Sequence[Answers | None]]
+"""Asks the database about some trials at once; ``None`` for one that it could not answer."""
+
+
+def quoted(name: str) -> str:
+    """A name as both databases take it, whatever it is."""
+    doubled = name.replace('"', '""')
+    return f'"{doubled}"'
+
+
+def completed(trial: Trial, given: Given, generated: Sequence[Value]) -> Row:
+    """A row by the names of its columns, with what the database computed."""
+    names: Iterator[str] = (column.name for column in (*trial.columns, *trial.generated))
+    return dict(zip(names, (*given, *generated), strict=True))
