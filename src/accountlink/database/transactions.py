@@ -38,9 +38,9 @@ Work = Callable[[sa.Connection], T]
 
 _REFUSED: Final = (Trouble.UNIQUE, Trouble.DEFERRABLE)
 _SUPPORTED: Final = ("postgresql", "sqlite")
-_GREENLETS: Final = AsyncSession()
-"""Holds nothing: only its ``run_sync`` is used, which runs a whole piece of work on one greenlet. Through
-``AsyncEngine.connect`` that takes three greenlets and a task."""
+on_greenlet: Final = AsyncSession().run_sync
+"""Runs a whole piece of work on one greenlet; the session holds nothing. Through ``AsyncEngine.connect`` that takes
+three greenlets and a task."""
 
 
 # -- one piece of work ------------------------------------------------------------------------------------------------
@@ -68,7 +68,7 @@ class Place:
     async def attempt(self, work: Work[T]) -> T | Failure:
         """Run a piece of work; a database error comes back as a value, and leaves nothing behind."""
         try:
-            return await sheltered(_GREENLETS.run_sync(self._run, work))
+            return await sheltered(on_greenlet(self._run, work))
         except violations.FAILURES as error:
             return violations.read(error)
         except Foreign as raised:

@@ -6,13 +6,14 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from accountlink.database.patience import Patience, final_error
-from accountlink.database.transactions import Place, recover
+from accountlink.database.patience import final_error
+from accountlink.database.transactions import read
 from accountlink.errors import ConfigurationError, DeliveryExpired
 from accountlink.outbox.deliveries import Hold, holder
 from accountlink.outbox.reading import Reading, Taken
@@ -161,8 +162,8 @@ class Feed(Generic[Event]):
             raise ConfigurationError(f"{method}() needs {self.owner}(outbox=link_outbox(Base.metadata)).")
         check_kind("engine", engine, AsyncEngine)
         reading = self.reading(self.outbox, engine.dialect)
-        place, hold = holder(engine, reading, self.clock, lease, size, tables=self.tables)
-        return _rounds(place, hold, hand_over, poll)
+        hold = holder(engine, reading, self.clock, lease, size, tables=self.tables)
+        return _rounds(hold, hand_over, poll)
 
 
 def _check_size(size: object) -> None:
@@ -171,7 +172,6 @@ def _check_size(size: object) -> None:
 
 
 async def _rounds(
-    place: Place,
     hold: Callable[[], Hold[Event]],
     hand_over: Callable[[Taken[Event], Hold[Event]], Held],
     poll: timedelta | None,
@@ -181,7 +181,7 @@ async def _rounds(
     while True:
         held = hold()
         try:
-            taken = await _taken(place, held, passed_over)
+            taken = await read(held.place, partial(held.take, after=passed_over))
             if taken is not None:
                 delivery = hand_over(taken, held)
                 yield delivery
@@ -195,11 +195,3 @@ async def _rounds(
             return
         passed_over = 0
         await asyncio.sleep(poll.total_seconds())
-
-
-async def _taken(place: Place, held: Hold[Event], after: int) -> Taken[Event] | None:
-    patience = Patience(writes=False)
-    while isinstance(result := await held.take(after), Failure):
-        await held.release()
-        await recover(place, result, patience)
-    return result

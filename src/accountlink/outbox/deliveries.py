@@ -14,35 +14,34 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Final, Generic, TypeVar
+from typing import Generic, TypeVar
 from uuid import uuid4
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from accountlink.database import violations
 from accountlink.database.cancellation import seen_through
-from accountlink.database.transactions import Place, place_on, sheltered
+from accountlink.database.transactions import OwnTransactions, Place, Work, on_greenlet, place_on, sheltered
 from accountlink.outbox.reading import Reading, Taken
 from accountlink.values.facts import Failure
 from accountlink.values.secrecy import Parameters
 
 Event = TypeVar("Event")
-_GREENLETS: Final = AsyncSession()
-"""Holds nothing: only its ``run_sync`` is used, which runs a whole step on one greenlet."""
+T = TypeVar("T")
 
 
 class Hold(Generic[Event]):
-    """Events in one consumer's hands, from :meth:`take` until the consumer acknowledges them or lets them go.
+    """Events in one consumer's hands, from the moment they are taken until the consumer acknowledges or releases them.
 
     Attributes:
-        ambiguous: Whether a failure to acknowledge may hide a commit.
+        place: Where the work runs that takes them.
     """
 
-    ambiguous: bool = False
+    place: Place
 
-    async def take(self, after: int) -> Taken[Event] | Failure | None:
-        """Take the oldest events that nobody holds, if there are any with a greater number than this."""
+    def take(self, connection: sa.Connection, after: int) -> Taken[Event] | None:
+        """Take the oldest events that nobody holds, if there are any with a greater number: work for the place."""
         raise NotImplementedError
 
     async def acknowledge(self) -> bool | Failure:
@@ -53,39 +52,83 @@ class Hold(Generic[Event]):
         """Let go of events that are still held, and of whatever holds them."""
         raise NotImplementedError
 
+    @property
+    def ambiguous(self) -> bool:
+        """Whether a failure to acknowledge may hide a commit."""
+        return self.place.committed
+
+
+@dataclass(kw_only=True, eq=False)
+class OpenTransaction(OwnTransactions):
+    """A transaction that stays open when the work has been done, until it is committed or released (PostgreSQL)."""
+
+    connection: sa.Connection | None = field(default=None, init=False)
+
+    def _run(self, _: object, work: Work[T]) -> T:
+        self.connection = self.engine.sync_engine.connect()
+        # A snapshot that outlives the statement would fail on rows that others have acknowledged since.
+        return work(self.connection.execution_options(isolation_level="READ COMMITTED"))
+
+    async def attempt(self, work: Work[T]) -> T | Failure:
+        """Run a piece of work; a failure ends the transaction."""
+        result = await super().attempt(work)
+        if isinstance(result, Failure):
+            await self.release()
+        return result
+
+    async def commit(self, last: Work[None]) -> bool | Failure:
+        """Do the last piece of work and commit; ``False``: the transaction has ended before."""
+        connection, self.connection = self.connection, None
+        if connection is None:
+            return False
+        try:
+            await sheltered(on_greenlet(self._committed, connection, last))
+        except violations.FAILURES as error:
+            return violations.read(error)
+        finally:
+            if not connection.closed:
+                await seen_through(on_greenlet(_hand_back, connection))
+        return True
+
+    def _committed(self, _: object, connection: sa.Connection, last: Work[None]) -> None:
+        last(connection)
+        self.committed = True
+        connection.commit()
+        _hand_back(None, connection)
+
+    async def release(self) -> None:
+        """Roll back, and give the connection back."""
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            await seen_through(on_greenlet(_hand_back, connection))
+
+
+def _hand_back(_: object, connection: sa.Connection) -> None:
+    with suppress(*violations.FAILURES):  # the line is dead, and the lock with it
+        connection.close()
+
 
 @dataclass(kw_only=True, eq=False)
 class Lock(Hold[Event]):
     """A transaction that keeps the events' rows locked (PostgreSQL).
 
     Attributes:
+        place: The transaction.
         size: How many events at the most.
     """
 
-    engine: AsyncEngine
+    place: OpenTransaction
     reading: Reading[Event]
     size: int
-    _connection: sa.Connection | None = field(default=None, init=False)
     _numbers: Sequence[int] = field(default=(), init=False)
 
-    async def take(self, after: int) -> Taken[Event] | Failure | None:
-        """Begin, and lock."""
-        try:
-            taken = await sheltered(_GREENLETS.run_sync(self._locked, after))
-        except violations.FAILURES as error:
-            return violations.read(error)
-        if taken is not None:
-            self._numbers = taken.numbers
-        return taken
-
-    def _locked(self, _: object, after: int) -> Taken[Event] | None:
-        self._connection = self.engine.sync_engine.connect()
-        # A snapshot that outlives the statement would fail on rows that others have acknowledged since.
-        connection = self._connection.execution_options(isolation_level="READ COMMITTED")
+    def take(self, connection: sa.Connection, after: int) -> Taken[Event] | None:
+        """Lock the oldest events."""
         bound = self.reading.named(connection, al_after=after, al_size=self.size)
         while rows := connection.execute(self.reading.locked, bound).all():
             taken, unreadable = self.reading.taken(connection, rows)
             if not unreadable:
+                self._numbers = taken.numbers
                 return taken
             # They are set aside at once and for good, whatever becomes of the others, which are taken anew.
             connection.execute(self.reading.set_aside, Parameters(al_numbers=unreadable))
@@ -93,35 +136,15 @@ class Lock(Hold[Event]):
         return None
 
     async def acknowledge(self) -> bool | Failure:
-        """Delete, and commit."""
-        connection, self._connection = self._connection, None
-        if connection is None:
-            return False
-        try:
-            await sheltered(_GREENLETS.run_sync(self._deleted, connection))
-        except violations.FAILURES as error:
-            return violations.read(error)
-        finally:
-            if not connection.closed:
-                await seen_through(_GREENLETS.run_sync(_hand_back, connection))
-        return True
+        """Delete the events, and commit."""
+        return await self.place.commit(self._delete)
 
-    def _deleted(self, _: object, connection: sa.Connection) -> None:
+    def _delete(self, connection: sa.Connection) -> None:
         connection.execute(self.reading.delete_locked, Parameters(al_numbers=self._numbers))
-        self.ambiguous = True
-        connection.commit()
-        _hand_back(None, connection)
 
     async def release(self) -> None:
-        """Roll back, and give the connection back."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await seen_through(_GREENLETS.run_sync(_hand_back, connection))
-
-
-def _hand_back(_: object, connection: sa.Connection) -> None:
-    with suppress(*violations.FAILURES):  # the line is dead, and the lock with it
-        connection.close()
+        """End the transaction, and with it the locks."""
+        await self.place.release()
 
 
 @dataclass(kw_only=True, eq=False)
@@ -142,33 +165,34 @@ class Lease(Hold[Event]):
     size: int
     _claim: Parameters | None = field(default=None, init=False)
 
-    async def take(self, after: int) -> Taken[Event] | Failure | None:
-        """Claim."""
+    def take(self, connection: sa.Connection, after: int) -> Taken[Event] | None:
+        """Claim the oldest events."""
+        if self._claim is not None:  # an attempt whose answer was lost may have claimed some
+            connection.execute(self.reading.give_up, self._claim)
         now = self.clock().astimezone(UTC)
-        bound = Parameters(al_claim=uuid4(), al_now=now, al_until=now + self.length, al_after=after, al_size=self.size)
         # Known before it is asked for: a step that is broken off may have been committed.
-        self._claim = Parameters(al_claim=bound["al_claim"], al_first=after, al_last=2**63 - 1)
-        taken = await self.place.attempt(partial(self._claimed, bound=bound))
-        if isinstance(taken, Failure):
-            return taken
-        if taken is None:
-            self._claim = None
-            return None
-        self._claim |= {"al_first": taken.numbers[0], "al_last": taken.numbers[-1], "al_size": len(taken.numbers)}
-        return taken
-
-    def _claimed(self, connection: sa.Connection, bound: Parameters) -> Taken[Event] | None:
-        bound = self.reading.named(connection, **bound)
-        while rows := connection.execute(self.reading.claimed, bound).all():
+        self._claim = Parameters(al_claim=uuid4(), al_first=after, al_last=2**63 - 1)
+        claim = self.reading.named(
+            connection,
+            al_claim=self._claim["al_claim"],
+            al_now=now,
+            al_until=now + self.length,
+            al_after=after,
+            al_size=self.size,
+        )
+        while rows := connection.execute(self.reading.claimed, claim).all():
             taken, unreadable = self.reading.taken(connection, rows)
             if unreadable:
                 connection.execute(self.reading.set_aside, Parameters(al_numbers=unreadable))
             if taken.events:
+                found = {"al_first": taken.numbers[0], "al_last": taken.numbers[-1], "al_size": len(taken.numbers)}
+                self._claim = Parameters(self._claim | found)
                 return taken
+        self._claim = None
         return None
 
     async def acknowledge(self) -> bool | Failure:
-        """Delete, if the claim is still there."""
+        """Delete the events, if the claim is still there."""
         claim = self._claim
         if claim is None:
             return False
@@ -194,8 +218,8 @@ def holder(
     size: int,
     *,
     tables: Sequence[sa.Table],
-) -> tuple[Place, Callable[[], Hold[Event]]]:
-    """Say where events are held, and what makes holds.
+) -> Callable[[], Hold[Event]]:
+    """Return what makes holds on an engine.
 
     Args:
         engine: Where transactions are opened.
@@ -210,5 +234,11 @@ def holder(
     """
     place = place_on(engine, tables=tables)
     if place.dialect == "sqlite":
-        return place, partial(Lease, place=place, reading=reading, clock=clock, length=lease, size=size)
-    return place, partial(Lock, engine=engine, reading=reading, size=size)
+        return partial(Lease, place=place, reading=reading, clock=clock, length=lease, size=size)
+
+    def lock() -> Hold[Event]:
+        transaction = OpenTransaction(engine=engine, dialect=place.dialect)
+        transaction.tables = tables
+        return Lock(place=transaction, reading=reading, size=size)
+
+    return lock
