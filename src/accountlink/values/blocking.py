@@ -1,7 +1,8 @@
-"""Names the doctor's rule behind a unique index that refused a write, by facts that the look-up of an obstacle has.
+"""Find the doctor's rule that reports a unique index which refused a write.
 
-The doctor judges an index by every pair of rows that there could be. Here one row was refused, and the rows that could
-be in its way have been looked at: which columns the index compares, and whether it counts a dead row, is enough.
+The doctor judges an index by every pair of rows that is possible. A call judges it by one row that was refused, and by
+the rows that may have caused the refusal. Two facts decide: the columns that the index compares, and whether it counts
+a dead row.
 """
 
 from __future__ import annotations
@@ -12,13 +13,12 @@ from accountlink.values.facts import EXPRESSION, UniqueIndex
 
 
 def rule_of_links(index: UniqueIndex, *, key: Collection[str], identifier: str | None, dead: bool) -> str | None:
-    """Name the rule by which an index on a table of links blocks what the policy allows; ``None``: it blocks nothing.
+    """Return the doctor's rule for an index that forbids links which the policy allows, or ``None`` if it forbids none.
 
     Args:
         index: The index that refused a row.
         key: The columns that the policy wants to be unique together.
-        identifier: The column of the key of which every difference counts, if there is one: the account id's. How the
-            application tells its own users apart is its own affair.
+        identifier: The column of the account id, if it is in the key: two ids that differ in one byte are two accounts.
         dead: Whether the index counts a dead row that was seen.
     """
     if not set(key) <= _compared(index):
@@ -33,7 +33,7 @@ def rule_of_links(index: UniqueIndex, *, key: Collection[str], identifier: str |
 def rule_of_grants(
     index: UniqueIndex, *, row_id: str, token: str, pair: Collection[str] | None, mark: str
 ) -> str | None:
-    """Name the rule by which an index on a table of grants blocks what is allowed; ``None``: it blocks nothing.
+    """Return the doctor's rule for an index that forbids grants which are allowed, or ``None`` if it forbids none.
 
     Args:
         index: The index that refused a row.
@@ -52,5 +52,5 @@ def rule_of_grants(
 
 
 def _compared(index: UniqueIndex) -> set[str]:
-    """The columns that its key compares, as they are or within an expression."""
+    """Return the columns that the index compares, as plain columns or within an expression."""
     return {*index.columns, *(index.reads if EXPRESSION in index.columns else ())}

@@ -1,4 +1,4 @@
-"""The OAuth tokens of a linked account."""
+"""Hold the OAuth tokens of a linked account, and check them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class TokenSet:
         token_type: str = "Bearer",  # noqa: S107  # the name of a scheme, not a secret
         id_token: str | None = None,
     ) -> None:
-        """Take the tokens as text and conceal them."""
+        """Store the tokens so that no ``repr`` shows them."""
         given: Any = scopes
         scopes = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else given
         texts = {"access_token": access_token, "refresh_token": refresh_token, "id_token": id_token}
@@ -125,17 +125,17 @@ def _ends(at: Any, within: Any, received_at: datetime) -> datetime | InvalidCred
 
 
 def split_scopes(text: str) -> frozenset[str]:
-    """Read scopes from one text, separated by spaces or commas."""
+    """Return the scopes in a text that separates them by spaces or commas."""
     return frozenset(text.replace(",", " ").split())
 
 
 def join_scopes(scopes: Collection[str]) -> str:
-    """Write scopes as one text, sorted, separated by single spaces (RFC 6749, section 3.3)."""
+    """Return scopes as one text, sorted and separated by single spaces (RFC 6749, section 3.3)."""
     return " ".join(sorted(scopes))
 
 
 def _wrong(texts: Mapping[str, Any], expires_at: Any, scopes: Any, token_type: Any) -> InvalidCredentials | None:
-    """Say what is wrong with a token set, if anything is."""
+    """Return the error for a token set with a wrong field, or ``None`` if all fields are right."""
     for name, text in texts.items():
         if (problem := _flaw(text)) and not (text is None and name != "access_token"):
             return InvalidCredentials(field=name, problem=problem)

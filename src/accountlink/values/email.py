@@ -1,4 +1,4 @@
-"""One normal form for e-mail addresses: the only thing that an e-mail key ever compares."""
+"""Bring e-mail addresses into the one normal form that a key on the e-mail address compares."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def check_email(value: object) -> str | None:
 
 
 def normalize_email(email: str) -> str:
-    """Bring an e-mail address into the one form that keys compare and store.
+    """Return an e-mail address in the normal form that keys compare and store.
 
     Compatibility forms, case and composition meet (``Straße`` and ``STRASSE``, NFC and NFD, full-width letters,
     final sigma); letters that only look alike stay apart (dotless i is not i). The form is computed on the whole
@@ -67,5 +67,5 @@ def normalize_email(email: str) -> str:
 
 
 def _structure(address: str) -> list[str]:
-    """Return the characters by which a reader splits an address, in order; letters are left out."""
+    """Return the characters that separate the parts of an address, in order, without its letters."""
     return [c for c in address if c in "@.\"'()<>[]\\,;:%/" or c.isspace()]

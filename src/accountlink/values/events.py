@@ -1,4 +1,4 @@
-"""Events of a link or a grant, as values: read from the outbox, for one consumer at a time."""
+"""Define the events of links and grants, as a consumer reads them from the outbox."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from accountlink.values.outcomes import LinkId, UserId
 
 
 class EventType(Enum):
-    """Name an event by a word that is the same in every version: the outbox stores its value."""
+    """Name an event by a word that is the same in every version, because the outbox stores it."""
 
     LINKED = "linked"
     """A new link."""
@@ -49,7 +49,7 @@ GRANT_EVENTS: Final = (EventType.GRANT_ISSUED, EventType.GRANT_REDEEMED, EventTy
 
 @dataclass(frozen=True, kw_only=True)
 class LinkEvent(Generic[UserId, LinkId]):
-    """One thing that happened to one link, with no e-mail address and no token.
+    """Describe one event of one link, without any e-mail address or token.
 
     It is for the server: in a conflict it names the owner, whom the claimant must not learn of.
 
@@ -78,7 +78,7 @@ class LinkEvent(Generic[UserId, LinkId]):
 
 @dataclass(frozen=True, kw_only=True)
 class GrantEvent:
-    """One thing that happened to one sharing grant, with no token and no hash of one.
+    """Describe one event of one sharing grant, without any token or hash of a token.
 
     Attributes:
         id: The event's own number. One event keeps it however often it is delivered, and no other gets it.

@@ -1,4 +1,4 @@
-"""What the database answered, as plain values: stores make them, and pure functions decide by them."""
+"""Hold what the database answered as plain values, by which pure functions decide."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EXPRESSION: Final = "(expression)"
 
 
 class Step(Enum):
-    """What to do next."""
+    """Name the next step of a call after a decision."""
 
     AGAIN = "run the statement again"
     CONFLICT = "answer that another user is the owner"
@@ -44,7 +44,7 @@ class Claimed(Generic[UserId, LinkId]):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kept(Generic[UserId, LinkId]):
-    """One of a user's rows, live or dead.
+    """Hold one row of a user, live or dead, with the facts that decide whether a link restores it.
 
     Attributes:
         account: The row.
@@ -76,7 +76,7 @@ class Trouble(Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Failure:
-    """A database error, read.
+    """Hold the facts of a database error: its meaning, and the objects that it names.
 
     Attributes:
         trouble: What it means.
@@ -99,7 +99,7 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UniqueIndex:
-    """A unique index, as the catalogue has it.
+    """Describe a unique index by the facts that the catalogue has about it.
 
     Attributes:
         name: Its name, or ``None`` where the database gave it none.
@@ -124,7 +124,7 @@ class UniqueIndex:
 
 @dataclass(frozen=True, kw_only=True)
 class Obstacle(Generic[UserId, LinkId]):
-    """Hold the findings behind a unique violation.
+    """Hold the facts that explain a unique violation.
 
     Attributes:
         index: The violated index, if the catalogue still has it.

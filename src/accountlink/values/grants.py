@@ -1,4 +1,4 @@
-"""What a call of :class:`~accountlink.ShareGrants` came to."""
+"""Define the outcomes of the calls of :class:`~accountlink.ShareGrants`."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ class Grant:
 
 
 class _WithToken(NoTruth):
-    """Keeps the token out of the dataclass fields, and so out of ``repr``, ``asdict``, pickles and encoders."""
+    """Keep the token outside the dataclass fields, and so out of ``repr``, ``asdict``, pickles and encoders."""
 
     __slots__ = ("_token",)
     _token: Concealed[str]
 
     @property
     def token(self) -> str:
-        """The token itself, which is stored nowhere: hand it on now, or never.
+        """The token itself. It is stored nowhere and no later call returns it, so hand it on now.
 
         Raises:
             AttributeError: On a copy that came out of a pickle: the token does not travel.
@@ -57,7 +57,7 @@ class _WithToken(NoTruth):
 @sealed
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IssuedGrant(_WithToken):
-    """A grant that waits to be redeemed, with its ``token``, which no later call returns.
+    """Report a grant that nobody has redeemed yet, with its ``token``, which no later call returns.
 
     Attributes:
         id: The grant's own id, by which its grantor can revoke it.
@@ -76,7 +76,7 @@ class IssuedGrant(_WithToken):
 
 
 def issued_with(token: Concealed[str], issued: IssuedGrant) -> IssuedGrant:
-    """Give an issued grant its token, for whoever issued it."""
+    """Return an issued grant with its token set."""
     object.__setattr__(issued, "_token", token)
     return issued
 
@@ -84,7 +84,7 @@ def issued_with(token: Concealed[str], issued: IssuedGrant) -> IssuedGrant:
 @sealed
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Granted(NoTruth):
-    """The token was redeemed by this call: the user has the access.
+    """Report that this call redeemed the token, and that the user has the access.
 
     Attributes:
         grant: The grant, as it is now.
@@ -97,7 +97,7 @@ class Granted(NoTruth):
 @sealed
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AlreadyGranted(NoTruth):
-    """The user redeemed this token before, and has the access. Nothing was written.
+    """Report that the user redeemed this token before and still has the access. Nothing was written.
 
     Attributes:
         grant: The grant, as it is.
@@ -110,7 +110,7 @@ class AlreadyGranted(NoTruth):
 @sealed
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Revoked(NoTruth):
-    """The grant has ended, by this call or by an earlier one.
+    """Report that the grant has ended, by this call or by an earlier one.
 
     Attributes:
         grant: The grant, as it is now.

@@ -13,7 +13,7 @@ from accountlink.values.text import check_identifier, check_provider
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProviderIdentity:
-    """The identity that a provider vouched for, checked when it is made: a value that exists is a valid one.
+    """Hold the identity that a provider vouched for. Its fields are checked when it is made.
 
     Its ``repr`` shows neither e-mail address nor name nor claims.
 
@@ -42,7 +42,7 @@ class ProviderIdentity:
     claims: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Check each field, before any SQL can be made of it."""
+        """Check each field, so that no invalid value reaches any SQL."""
         object.__setattr__(self, "provider", check_provider(self.provider))
         object.__setattr__(self, "account_id", check_identifier(self.account_id, field="account_id"))
         object.__setattr__(self, "email", check_email(self.email))

@@ -1,4 +1,4 @@
-"""Outcomes of calls: frozen values without a truth value, to be matched."""
+"""Define the outcomes of a linker's calls: frozen values that the caller matches by class."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ C = TypeVar("C")
 
 
 def sealed(cls: type[C]) -> type[C]:
-    """Let an attempt to change a frozen value say so.
+    """Make an attempt to change a frozen value raise ``FrozenInstanceError``.
 
     With slots, Python's own ``__setattr__`` of a frozen class raises a bare ``TypeError`` for a name that is no field
     (``typing`` sets one when a generic class is called by its alias).
@@ -31,7 +31,7 @@ def sealed(cls: type[C]) -> type[C]:
 
 
 class NoTruth:
-    """An outcome is matched; asking whether it is true is a mistake that would read a conflict as success."""
+    """Refuse ``bool(outcome)``: asking whether an outcome is true would take a conflict for a success."""
 
     __slots__ = ()
 
@@ -40,7 +40,7 @@ class NoTruth:
 
 
 class Change(Enum):
-    """How a link came to hold what it holds."""
+    """Say whether a link created, updated or restored its row."""
 
     CREATED = "created"
     """A new row."""
@@ -81,7 +81,7 @@ class LinkedAccount(Generic[UserId, LinkId]):
 @sealed
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Linked(NoTruth, Generic[UserId, LinkId]):
-    """The row holds this identity and these credentials.
+    """Report that the row now holds this identity and these credentials.
 
     Attributes:
         account: The row, as it is now.
@@ -102,7 +102,7 @@ class Linked(NoTruth, Generic[UserId, LinkId]):
 
 
 class _OwnedByAnother(NoTruth):
-    """Keeps the owner out of the dataclass fields, and so out of ``repr``, ``asdict``, pickles and encoders."""
+    """Keep the owner outside the dataclass fields, and so out of ``repr``, ``asdict``, pickles and encoders."""
 
     __slots__ = ("_owner",)
     _owner: Concealed[Any]
@@ -120,7 +120,7 @@ class _OwnedByAnother(NoTruth):
 @sealed
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OwnershipConflict(_OwnedByAnother):
-    """Another user is the live owner of this provider account. Nothing was written.
+    """Report that another user is the live owner of this provider account. Nothing was written.
 
     Attributes:
         provider: The provider of the account.
@@ -149,7 +149,7 @@ class OwnershipConflict(_OwnedByAnother):
         return url if self.transfer_token is None else f"{url}#transfer_token={self.transfer_token}"
 
     def as_problem(self) -> dict[str, Any]:
-        """Return a problem document: the same for every owner, without owner or e-mail.
+        """Return a problem document that says neither who the owner is nor which e-mail address the account has.
 
         Source: RFC 9457, section 3.
         """
@@ -167,7 +167,7 @@ class OwnershipConflict(_OwnedByAnother):
 
 
 def conflict_with(owner_id: object, conflict: OwnershipConflict) -> OwnershipConflict:
-    """Tell a conflict who the owner is, for the server's own log."""
+    """Return a conflict with its owner set, for the server's own log."""
     object.__setattr__(conflict, "_owner", Concealed(owner_id))
     return conflict
 
@@ -175,7 +175,7 @@ def conflict_with(owner_id: object, conflict: OwnershipConflict) -> OwnershipCon
 @sealed
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Unlinked(NoTruth, Generic[UserId, LinkId]):
-    """The link is dead or gone, by this call or by an earlier one.
+    """Report that the link is removed, by this call or by an earlier one.
 
     Attributes:
         account: The row as it is now, or as it was when it was deleted.
@@ -196,7 +196,7 @@ class Unlinked(NoTruth, Generic[UserId, LinkId]):
 @sealed
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Transferred(NoTruth, Generic[UserId, LinkId]):
-    """The link is this user's now, under its old id, and nothing of the former owner's credentials is left in it.
+    """Report that the link now belongs to this user, under its old id, without the former owner's credentials.
 
     Attributes:
         account: The row, as it is now.
@@ -220,7 +220,7 @@ class Transferred(NoTruth, Generic[UserId, LinkId]):
 @sealed
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AlreadyOwner(NoTruth, Generic[UserId, LinkId]):
-    """A live link to this account is the user's already: by an earlier transfer or by a link. Nothing was written.
+    """Report that the user already has a live link to this account, by a transfer or by a link. Nothing was written.
 
     Attributes:
         account: The user's row, as it is.

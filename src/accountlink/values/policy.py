@@ -21,7 +21,7 @@ class Key(Enum):
 
 
 class Ownership(Enum):
-    """How many users may have one provider account."""
+    """Choose how many users may have one provider account."""
 
     EXCLUSIVE = "exclusive"
     """At most one live owner anywhere; a second user is told of the conflict."""
@@ -40,7 +40,7 @@ class Removal(Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LinkPolicy:
-    """The rules of one table of links.
+    """Hold the rules of one table of links.
 
     Attributes:
         key: What a link is unique on; ``Key.ACCOUNT_ID`` unless given.
@@ -61,7 +61,7 @@ class LinkPolicy:
     blocked_reasons: Collection[str] = frozenset()
 
     def __post_init__(self) -> None:
-        """Refuse the combinations that cannot be kept."""
+        """Refuse combinations of rules that contradict each other."""
         for name, kind in (("key", Key), ("ownership", Ownership), ("removal", Removal)):
             if not isinstance(getattr(self, name), kind):
                 raise ConfigurationError(f"LinkPolicy({name}=...) takes a member of {kind.__name__}.")

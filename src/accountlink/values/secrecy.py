@@ -1,4 +1,4 @@
-"""Values that do not show themselves: for tokens, other people's ids, and statement parameters."""
+"""Hide values that must not be shown: tokens, other users' ids, and statement parameters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Secret:
-    """A text that only :meth:`reveal` shows.
+    """Hold a text that only :meth:`reveal` shows.
 
     It has no ``__dict__``, and is neither iterable nor picklable, so that no encoder finds the text in it.
     """
@@ -49,7 +49,7 @@ class Secret:
 
 
 class Concealed(Generic[T]):
-    """A value that travels beside others without being shown with them."""
+    """Carry a value beside others without showing it in a ``repr``."""
 
     __slots__ = ("reveal",)
     reveal: Callable[[], T]
@@ -63,7 +63,7 @@ class Concealed(Generic[T]):
 
 
 class ConcealedText(str):
-    """A text that drivers and databases take as it is, and that a log of statement parameters shows masked."""
+    """Hold a text that drivers and databases take as it is, and that a log of statement parameters shows masked."""
 
     __slots__ = ()
 
@@ -72,7 +72,7 @@ class ConcealedText(str):
 
 
 class ConcealedNumber(int):
-    """A whole number that drivers take as it is, and that a log of statement parameters shows masked."""
+    """Hold a whole number that drivers take as it is, and that a log of statement parameters shows masked."""
 
     __slots__ = ()
 
@@ -84,7 +84,7 @@ class ConcealedNumber(int):
 
 
 class ConcealedUuid(UUID):
-    """A UUID, or its text for a database without UUIDs, that a log of statement parameters shows masked."""
+    """Hold a UUID, or its text for a database without UUIDs, that a log of statement parameters shows masked."""
 
     __slots__ = ()
 
@@ -93,16 +93,16 @@ class ConcealedUuid(UUID):
 
     @property
     def hex(self) -> str:
-        """Its 32 digits."""
+        """The UUID's 32 hexadecimal digits."""
         return ConcealedText(super().hex)
 
     def replace(self, old: str, new: str) -> str:
-        """Its text with something replaced: how SQLAlchemy takes one where a column's UUIDs are texts in Python."""
+        """Return the UUID's text with a part replaced, for SQLAlchemy where a column's UUIDs are texts in Python."""
         return ConcealedText(str(self).replace(old, new))
 
 
 def concealed_id(value: Any) -> Any:  # an id of whatever type its column has
-    """Another user's id, for a statement's parameters: what a log shows of them does not tell who they are."""
+    """Return another user's id as a statement parameter that a log shows masked."""
     match value:
         case bool():
             return value
@@ -117,7 +117,7 @@ def concealed_id(value: Any) -> Any:  # an id of whatever type its column has
 
 
 class Parameters(dict[str, Any]):
-    """Statement parameters whose ``repr`` shows their names only."""
+    """Hold statement parameters, and show only their names in a ``repr``."""
 
     def __repr__(self) -> str:
         return f"<parameters {', '.join(self)}>"

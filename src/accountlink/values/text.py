@@ -1,4 +1,4 @@
-"""Check identifiers: the one place where hostile strings are refused."""
+"""Check identifiers, and refuse texts that cannot be stored or compared safely."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _REFUSED: Final = {
 
 
 def storable(text: str) -> bool:
-    """Whether a text column can hold a text: no database holds a NUL or a lone surrogate."""
+    """Say whether a text column can hold a text: no database holds a NUL or a lone surrogate."""
     return "\0" not in text and (text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text))
 
 
 def flaw(text: str) -> str | None:
-    """Say why a text cannot be stored and compared safely, or ``None`` if it can."""
+    """Return why a text cannot be stored and compared safely, or ``None`` if it can."""
     if text.isascii():
         return None if text.isprintable() else _REFUSED["Cc"]
     for character in text:
@@ -40,7 +40,7 @@ def flaw(text: str) -> str | None:
 
 
 def missing(text: str) -> str | None:
-    """Say so when a text is what some layer made of a missing value."""
+    """Return a message if a text is what some layer made of a missing value."""
     return f"is {text!r}, a missing value turned into text" if text in _ARTIFACTS else None
 
 
