@@ -1,1 +1,1 @@
-"""The application's tables: which column plays which part, and what each can hold."""
+"""Map the application's tables: the role of each column, and the values that it can hold."""

@@ -1,4 +1,4 @@
-"""Check a call's arguments: ids of their columns' own types, and arguments of the right kinds."""
+"""Check the arguments of a call, so that a wrong one is refused before any SQL."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ C = TypeVar("C")
 
 
 def check_kind(name: str, value: object, *kinds: type) -> None:
-    """Refuse an argument of another kind.
+    """Refuse an argument that is not of the required class.
 
     Raises:
         ConfigurationError: It is of none of the kinds.
@@ -30,7 +30,7 @@ def check_kind(name: str, value: object, *kinds: type) -> None:
 
 
 def check_callable(name: str, value: C) -> C:
-    """Return what can be called.
+    """Return an argument that can be called, or refuse it.
 
     Raises:
         ConfigurationError: It cannot.
@@ -41,7 +41,7 @@ def check_callable(name: str, value: C) -> C:
 
 
 def check_span(name: str, value: object, *, least: timedelta = SHORTEST, optional: bool = False) -> None:
-    """Refuse what is no length of time, or one that cannot be meant.
+    """Refuse an argument that is not a length of time, or is out of the allowed range.
 
     Args:
         name: The argument's name.
@@ -62,7 +62,7 @@ def check_span(name: str, value: object, *, least: timedelta = SHORTEST, optiona
 
 
 def milliseconds(name: str, value: object) -> str | None:
-    """A length of time as PostgreSQL's settings take it; ``None`` for none.
+    """Return a length of time in the form of PostgreSQL's settings, or ``None`` for none.
 
     Raises:
         ConfigurationError: No ``timedelta``, a negative one, or more milliseconds than a setting takes (24 days).
@@ -77,7 +77,7 @@ def milliseconds(name: str, value: object) -> str | None:
 
 
 def mapping_of(accounts: Any) -> AccountMapping[Any, Any]:  # checked here
-    """Return the mapping of a model with the mixin, or a mapping as it is.
+    """Return the mapping of a model that has the mixin, or return a given mapping unchanged.
 
     Raises:
         ConfigurationError: It is neither.

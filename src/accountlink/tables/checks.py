@@ -1,4 +1,4 @@
-"""Check that a mapping can serve its policy; each refusal says what to add."""
+"""Check that a mapping can serve its policy, and say in each refusal what to add."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EMAIL_LENGTH: Final = 254
 
 
 def check(mapping: AccountMapping[Any, Any]) -> None:
-    """Refuse what the mapping cannot serve, and say what to add."""
+    """Refuse a mapping that cannot serve its policy, and say what to add."""
     policy, columns, name = mapping.policy, mapping.columns, mapping.name
 
     def need(role: str, why: str) -> None:
@@ -70,7 +70,7 @@ def _check_removal(mapping: AccountMapping[Any, Any]) -> None:
 
 
 def is_unique(table: sa.Table, column: sa.Column[Any]) -> bool:
-    """Whether a column identifies a row by itself, as far as the declared table says."""
+    """Say whether the declared table makes a column unique by itself."""
     uniques = [table.primary_key, *(c for c in table.constraints if isinstance(c, sa.UniqueConstraint))]
     if column.unique or any(tuple(unique.columns) == (column,) for unique in uniques):
         return True
@@ -84,7 +84,7 @@ def is_unique(table: sa.Table, column: sa.Column[Any]) -> bool:
 
 
 def check_parts(mapping: TableMapping) -> None:
-    """One column plays one part: two would overwrite each other in every statement; and none is a parameter of ours."""
+    """Refuse a column that plays two parts, or has the name of a parameter of accountlink."""
     check_keys(mapping.table)
     played: dict[sa.Column[Any], str] = {}
     for role, column in mapping.columns.items():
@@ -97,7 +97,7 @@ def check_parts(mapping: TableMapping) -> None:
 
 
 def _check_types(mapping: AccountMapping[Any, Any]) -> None:
-    """Ask the table of types, and hold the columns of addresses to the length that an address may have."""
+    """Check the type of each column, and the length of the columns for e-mail addresses."""
     parts = dict(LINK_PARTS)
     if mapping.policy.key is Key.EMAIL:
         parts[mapping.email_key_role] = Part.COMPARED

@@ -1,4 +1,4 @@
-"""Decides which type of column can play which part, and in what form a value travels to it.
+"""Decide which type of column can play which part, and in which form it takes a value.
 
 One table, ``_FORMS``, answers for links and grants alike. What counts is what a column takes from Python. A
 ``TypeDecorator`` that only names the type behind it counts as that type. One that works on values itself is tried: it
@@ -32,7 +32,7 @@ from accountlink.values.credentials import join_scopes
 
 
 class Part(Enum):
-    """What a column is for, as far as its type is concerned, in the words of an error."""
+    """Name the kind of value that a column holds, in the words of an error."""
 
     ID = "holds a row's own id"
     USER = "holds ids of users: whole numbers, texts or UUIDs"
@@ -74,7 +74,7 @@ GRANT_PARTS: Final[Mapping[str, Part]] = {
 
 
 def as_member(slug: str) -> str:
-    """Leave a slug for :func:`accountlink.tables.slugs.slugs_of`, which knows the member of the enumeration."""
+    """Leave a slug unchanged, because :func:`accountlink.tables.slugs.slugs_of` finds the member of the enumeration."""
     return slug
 
 
@@ -150,7 +150,7 @@ _READERS: Final[Mapping[Part, Form]] = {
 
 
 def form_of(part: Part, kind: Type) -> Form | None:
-    """Return how a column of this type takes the values of a part, on every database; ``None`` where it cannot."""
+    """Return the function that writes a part's values in this type on every database, or ``None`` if there is none."""
     if part in (Part.ID, Part.USER) and not works_on_values(kind) and len({*map(python_type, plain_types(kind))}) > 1:
         return None  # an id is one value in Python, whatever database it is for
     taken = [_taken(part, layers, dialect) for dialect, layers in resolved(kind)]
@@ -158,7 +158,7 @@ def form_of(part: Part, kind: Type) -> Form | None:
 
 
 def _taken(part: Part, layers: list[Type], dialect: sa.Dialect) -> tuple[Form, ...]:
-    """The forms that one database takes, the best first."""
+    """Return the forms that one database takes, the best first."""
     plain = layers[-1]
     if any(isinstance(layer, sa.PickleType) for layer in layers):
         return ()  # one text can be pickled in several ways, and what reads it is no text
@@ -181,7 +181,7 @@ def _taken(part: Part, layers: list[Type], dialect: sa.Dialect) -> tuple[Form, .
 
 
 def _returned(part: Part, layers: list[Type], dialect: sa.Dialect) -> tuple[Form, ...]:
-    """The forms in which a type of the application's own takes the examples, and gives them back as they were."""
+    """Return the forms in which a type of the application's own takes the examples and gives them back unchanged."""
     if part not in _EXAMPLES:
         return (as_it_is,)
     forms = dict.fromkeys(form for _, forms in _FORMS[part] for form in forms if form is not as_member)
@@ -203,7 +203,7 @@ def _returns(part: Part, form: Form, example: Any, layers: list[Type], dialect: 
 
 
 def _fits(part: Part, example: Any, kept: Any, plain: Type, dialect: sa.Dialect) -> bool:
-    """Whether what the application's type made of an example is what the type behind it takes."""
+    """Say whether the type behind the application's type accepts what that made of an example."""
     if part in (Part.NUMBER, Part.FLAG, Part.CLOCKED):  # SQL writes and compares these beside Python
         return any(kept == form(example) for form in _taken(part, [plain], dialect))
     if isinstance(plain, sa.DateTime) and isinstance(kept, datetime):

@@ -1,4 +1,4 @@
-"""Fixed values that an application's columns get by themselves, written out.
+"""Write out the fixed values that the application's columns have as ``default`` or ``onupdate``.
 
 Inside a statement of several parts SQLAlchemy leaves out those of an inner update, and two parts that both have one for
 a column meet under one name.
@@ -12,12 +12,12 @@ import sqlalchemy as sa
 
 
 def fixed_defaults(table: sa.Table) -> dict[sa.Column[Any], sa.ColumnElement[Any]]:
-    """Return a new row's values in columns whose ``default`` is a value."""
+    """Return the values of a new row in columns whose ``default`` is a fixed value."""
     return {column: literal for column in table.columns if (literal := _fixed(column, column.default)) is not None}
 
 
 def fixed_updates(table: sa.Table) -> dict[sa.Column[Any], sa.ColumnElement[Any]]:
-    """Return an updated row's values in columns whose ``onupdate`` is a value."""
+    """Return the values of an updated row in columns whose ``onupdate`` is a fixed value."""
     return {column: literal for column in table.columns if (literal := _fixed(column, column.onupdate)) is not None}
 
 

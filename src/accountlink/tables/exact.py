@@ -1,4 +1,4 @@
-"""Compares identifiers byte by byte, where a column, its collation or its type would take two of them for one."""
+"""Compare identifiers byte by byte, where a column, its collation or its type treats different texts as equal."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ REFUSED: Final = (TypeError, ValueError, AttributeError, LookupError)
 
 
 class Exactly(FunctionElement[bool]):
-    """Whether a column holds this very text, byte by byte, whatever its type and its collation take for the same.
+    """Compare a column with a text byte by byte, whatever the column's type and collation treat as equal.
 
-    It stands beside the column's own comparison, which finds the rows by their index; this one only narrows them down.
-    ``citext`` becomes text by the cast, and the cast takes the padding from ``CHAR(n)``.
+    A statement uses it beside the column's own comparison, which finds the rows by an index. This comparison only
+    narrows them down. Its cast to text makes ``citext`` compare bytes, and removes the padding of ``CHAR(n)``.
     """
 
     inherit_cache = True
@@ -47,14 +47,14 @@ def _written(element: Exactly, compiler: Any, collation: str, options: dict[str,
 
 
 class Spelling:
-    """What the Python code of a column's type makes of a text that is written, and is read again.
+    """Run the Python code of a column's type over a text, as a write and a later read would.
 
     Args:
         mapping: The table.
-        role: The column's part.
+        role: The column's role.
 
     Raises:
-        ConfigurationError: The type changes by SQL what is written, so that nobody can say beforehand what comes of it.
+        ConfigurationError: The type changes a written text by SQL, so that Python cannot know the stored text.
     """
 
     def __init__(self, mapping: TableMapping, role: str) -> None:
@@ -75,18 +75,22 @@ class Spelling:
 
     @property
     def has_code(self) -> bool:
-        """Whether there is any such code."""
+        """Say whether the column's type has Python code that may change a text."""
         return bool(self._code)
 
     def keeps(self, value: Any) -> bool:  # a text, or a member of an enumeration
-        """Whether a value comes back as it went in; one that the type refuses does not."""
+        """Say whether a value is read back as it was written; a value that the type refuses is not."""
         try:
             return self.comes_back(value)
         except REFUSED:
             return False
 
     def comes_back(self, value: Any) -> bool:  # a text, or a member of an enumeration
-        """Whether a value comes back as it went in. Raises what the type does at a value that it refuses."""
+        """Say whether a value is read back as it was written.
+
+        Raises:
+            Exception: The type refuses the value; this is the type's own error.
+        """
         return all(text_of(value) == text_of(_through(read, _through(write, value))) for write, read in self._code)
 
 

@@ -1,7 +1,8 @@
-"""Whether a column can hold a value that a call brings: asked before any SQL, and answered by the column's name.
+"""Check, before any SQL, that a column can hold a value that a call brings.
 
-Databases and drivers differ in what they refuse, and some store another value than the one they were given. What is
-refused here is refused everywhere. A type that an application made itself is left to itself.
+Databases and drivers differ in the values that they refuse, and some store another value than the one that they were
+given. These checks refuse the same values on every database and driver. A type that the application defined itself is
+not checked.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _PLAIN: Final[dict[type, tuple[type, ...]]] = {
 
 
 def limit_of(column: sa.Column[Any]) -> int | None:
-    """How many characters a column of text takes; ``None``: any number, or its type is the application's affair."""
+    """Return how many characters a text column takes; ``None`` for any number, or a type of the application's own."""
     kind = _own_types(column.type)[0]
     return kind.length if isinstance(kind, sa.String) and not isinstance(kind, sa.Enum) else None
 
@@ -45,7 +46,7 @@ def check_length(text: str, column: sa.Column[Any]) -> None:
     """Refuse a text that is longer than its column.
 
     Raises:
-        ConfigurationError: It is.
+        ConfigurationError: The text is longer than its column.
     """
     limit = limit_of(column)
     if limit is not None and len(text) > limit:
@@ -158,7 +159,7 @@ def _moment(value: Any, column: sa.Column[Any], kind: Any) -> datetime:
 
 
 def _near(value: Any) -> float | None:
-    """A number as a float; ``None`` for one that is greater than any, and for a NaN that signals."""
+    """Return a number as a float, or ``None`` for one that is out of range or a signalling NaN."""
     try:
         return float(value)
     except (OverflowError, ValueError):
@@ -184,7 +185,7 @@ _FITS: Final[dict[type, Callable[[Any, sa.Column[Any], Any], Any]]] = {
 
 
 def _check_inside(value: object, column: sa.Column[Any], depth: int) -> None:
-    """Refuse texts that no database can hold, and in JSON numbers that it has no sign for, wherever they stand."""
+    """Refuse texts that no database can hold, and numbers that JSON cannot write, at any depth."""
     if isinstance(value, str):
         if not storable(value):
             raise ConfigurationError(
@@ -203,7 +204,7 @@ def _check_inside(value: object, column: sa.Column[Any], depth: int) -> None:
 
 @lru_cache(maxsize=256)
 def _own_types(kind: Type) -> tuple[Any, ...]:  # of types, and None
-    """Return SQLAlchemy's own type for it, PostgreSQL's first; ``None`` if the application's code makes the value."""
+    """Return SQLAlchemy's own types, PostgreSQL's first, or ``None`` where the application's code makes the value."""
     found = [None if any(_makes(layer) for layer in layers) else _plain(layers) for _, layers in resolved(kind)]
     return tuple({repr(each): each for each in found}.values()) or (None,)
 

@@ -1,4 +1,4 @@
-"""Ids as text, for the library's own tables: one form of an id in each of them, whatever its own column stores.
+"""Write ids as text for the library's own tables, in one form for each id.
 
 The text is what ``str(id)`` gives. A column of characters that holds UUIDs, as SQLite's does, has their 32 digits; the
 text has the hyphens as well.
@@ -25,7 +25,7 @@ _NUMERIC_OID: Final = 1700
 
 
 class id_text(sa.sql.functions.FunctionElement[str]):  # noqa: N801  # SQLAlchemy names the elements of SQL like this
-    """An id as text, in SQL. The form follows from the type of the one argument.
+    """Write an id as text in SQL, in a form that depends on the type of its column.
 
     Args:
         clauses: The id: a column, or a parameter with its column's type.
@@ -38,7 +38,7 @@ class id_text(sa.sql.functions.FunctionElement[str]):  # noqa: N801  # SQLAlchem
 
 @compiles(id_text)
 def _any(element: id_text, compiler: SQLCompiler, **options: Any) -> str:
-    """PostgreSQL's form; a text of 32 digits gets its hyphens, and any other stays as it is."""
+    """Write an id in PostgreSQL's form: a text of 32 digits gets its hyphens, and any other text stays as it is."""
     given, plain = _plainly(element, compiler, options)
     if not _uuids_in_text(given.type, compiler.dialect):
         return f"rtrim({plain})" if _pads(given.type) else plain
@@ -64,7 +64,7 @@ def _plainly(element: id_text, compiler: SQLCompiler, options: dict[str, Any]) -
 
 
 def _uuids_in_text(kind: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> bool:
-    """Whether a column holds UUIDs as characters on a database."""
+    """Say whether a column holds UUIDs as characters on a database."""
     stored = _plain(kind, dialect)
     if isinstance(stored, sa.Uuid):
         return not _is_native(stored, dialect)
@@ -96,7 +96,7 @@ def _coltype(kind: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> object:
 
 
 def reader(kind: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> Callable[[str], Any]:
-    """Make what reads an id from text: into the driver's form first, and then through the column's own type.
+    """Return a function that reads an id from text, through the driver's form and the column's own type.
 
     Args:
         kind: The column's type.
@@ -126,7 +126,7 @@ def _drivers(kind: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> Callable[[s
 
 
 def _pads(kind: sa.types.TypeEngine[Any]) -> bool:
-    """Whether PostgreSQL fills a shorter text up with blanks, which it leaves out of the column's value as text."""
+    """Say whether PostgreSQL pads a shorter text in this column with blanks, which its value as text does not have."""
     return isinstance(plain_type(kind), PADDED)
 
 

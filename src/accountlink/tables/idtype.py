@@ -1,4 +1,4 @@
-"""The Python type of an id column, and what it can hold."""
+"""Find the Python type of an id column, and the range of its values."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ def _bits(kind: sa.types.TypeEngine[Any]) -> int:
 
 
 def smallest_bits(kind: sa.types.TypeEngine[Any]) -> int:
-    """How many bits a whole number has in a column on each of the databases, its sign aside; of an unknown type few."""
+    """Return the least number of bits, without the sign, that a column of whole numbers has on any of the databases."""
     return min(_bits(plain) if isinstance(plain, sa.Integer) else 15 for plain in (*_itself(kind), *plain_types(kind)))
 
 
 def _itself(kind: sa.types.TypeEngine[Any]) -> list[sa.types.TypeEngine[Any]]:
-    """A number as it is declared, beside what its variants make of it."""
+    """Return a type of whole numbers itself, without its variants for single databases, or nothing for another type."""
     return [kind] if isinstance(kind, sa.Integer) else []
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IdType:
-    """The Python type that an id column takes, and the range it can hold."""
+    """Hold the Python type that an id column takes, and the range of its values."""
 
     python: type[Any] | None
     processors: tuple[Callable[[Any], Any], ...] = field(default=(), repr=False)
@@ -39,7 +39,7 @@ class IdType:
 
     @classmethod
     def of(cls, column: sa.Column[Any]) -> IdType:
-        """Read it from the column's own type."""
+        """Read the type of ids from a column."""
         kind = column.type
         works = works_on_values(kind)
         python = python_type(kind) or (None if works else python_type(plain_type(kind)))
@@ -53,7 +53,7 @@ class IdType:
         return cls(python=python if python in (str, UUID) else None, is_uuid_text=is_uuid_text)
 
     def accepts(self, value: object) -> bool:
-        """Whether a value is of the column's own type."""
+        """Say whether a value is of the column's own type."""
         if self.python is not None:
             return isinstance(value, self.python) and not isinstance(value, bool)
         try:
@@ -62,11 +62,11 @@ class IdType:
             return False
 
     def stored(self, value: Any) -> Any:  # what the driver is given
-        """A value as the column's own processor makes it, where that is an application's."""
+        """Return a value as the column's own processor makes it, where the type is an application's."""
         return self.processors[0](value) if self.processors else value
 
     def holds(self, value: object) -> bool:
-        """Whether the column can hold a value of its type."""
+        """Say whether a value of the column's type is in the range of the column."""
         if isinstance(value, str):
             if self.is_uuid_text and not _is_uuid(value):
                 return False

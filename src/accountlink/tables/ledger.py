@@ -1,4 +1,4 @@
-"""The ledger of transfers: one epoch per link, for tables of links that have no version column of their own.
+"""Keep one number per link that rises at each transfer, for tables of links without a version column.
 
 A link without a row here is in its epoch 0. Whatever accountlink does to a link that ends what a transfer token was
 issued for (a transfer, a removal, a restore) raises the epoch, in the statement or the transaction that does it.
@@ -56,7 +56,7 @@ def transfer_ledger(metadata: sa.MetaData, *, name: str = LEDGER_NAME, schema: s
 
 
 def checked_ledger(table: object) -> sa.Table:
-    """Return a table that is a ledger.
+    """Return a table that is a ledger, or refuse it.
 
     Raises:
         ConfigurationError: It is none.
@@ -70,10 +70,10 @@ def checked_ledger(table: object) -> sa.Table:
 
 
 class Ledger:
-    """The parts of statements that read and raise the epochs of one table's links.
+    """Build the parts of statements that read and raise the epochs of one table's links.
 
-    Under which name the ledger knows that table comes in a parameter, ``al_links``: it may be in another schema on
-    another connection.
+    The parameter ``al_links`` brings the name under which the ledger stores that table, because the table may be in
+    another schema on another connection.
     """
 
     def __init__(self, table: sa.Table, names: Names) -> None:
@@ -82,7 +82,7 @@ class Ledger:
         self._name = sa.bindparam("al_links", type_=sa.Text)
 
     def epoch(self, link_id: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
-        """The epoch of a link, as the statement's snapshot has it."""
+        """Build the expression that reads the epoch of a link in the statement's snapshot."""
         c = self._table.c
         found = sa.select(c.epoch).where(c.table_name == self._name, c.link_id == id_text(link_id))
         return sa.func.coalesce(found.correlate_except(self._table).scalar_subquery(), _ZERO)
@@ -95,7 +95,7 @@ class Ledger:
         Args:
             source: That part, with a column ``id``.
             conditions: Which of its rows count.
-            read: Only where the epoch is still this one: what another transaction committed since is seen, too.
+            read: Raise only where the epoch is still this one, also by what another transaction has committed since.
 
         Returns:
             A part that has a row for each epoch that was raised.

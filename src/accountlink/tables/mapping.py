@@ -1,4 +1,4 @@
-"""Where links live: which column of the user's table plays which part."""
+"""Map a table of links: say which column of the application's table plays which role."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _Moment = QueryableAttribute[datetime | None] | sa.Column[Any]
 
 
 class HasId(Protocol[LinkIdT_co]):
-    """A model whose ``id`` has this Python type.
+    """Require a model whose ``id`` has this Python type.
 
     Type checkers read a model's attribute as its value (mypy) or as its descriptor (pyright); both give the type.
     """
@@ -55,20 +55,20 @@ class HasId(Protocol[LinkIdT_co]):
 
 
 class HasUserId(Protocol[UserIdT_co]):
-    """A model whose ``user_id`` has this Python type."""
+    """Require a model whose ``user_id`` has this Python type."""
 
     @property
     def user_id(self) -> UserIdT_co | Mapped[UserIdT_co]:
-        """The local owner."""
+        """The local owner's id."""
         ...
 
 
 class HasIds(HasUserId[UserIdT_co], HasId[LinkIdT_co], Protocol[UserIdT_co, LinkIdT_co]):
-    """A model whose ids have these Python types: what a type checker reads the types of a linker from."""
+    """Require a model with both ids, from which a type checker reads the types of a linker."""
 
 
 class OtherColumns(TypedDict, total=False):
-    """The columns of a mapping beside its ids; see :class:`AccountMapping`."""
+    """Hold the columns of a mapping beside its ids; see :class:`AccountMapping`."""
 
     provider: Attribute | None
     account_id: _Text | None
@@ -206,13 +206,13 @@ class AccountMapping(Generic[UserId, LinkId]):
         return column_of(attribute, mapper=self.mapper, table=self.table)
 
     def written(self, role: str) -> bool:
-        """Whether accountlink writes the role's column: there is one, and the database does not compute it."""
+        """Say whether accountlink writes the role's column: it exists, and the database does not compute it."""
         column = self.columns.get(role)
         return column is not None and column.computed is None
 
     @property
     def reuses_ids(self) -> bool:
-        """Whether a transfer token could meet a new row under the id of a deleted one.
+        """Say whether the table may give the id of a deleted link to a new one, for which an old token would still fit.
 
         SQLite gives the id of a deleted row again. A version that begins at random tells the two apart.
         """
@@ -220,7 +220,7 @@ class AccountMapping(Generic[UserId, LinkId]):
         return exclusive and self.policy.removal is Removal.DELETE and self.written("version")
 
     def _adopt_version_id(self) -> bool:
-        """Take the ORM's ``version_id_col`` for the version: it must rise whenever a row is written beside the ORM."""
+        """Use the ORM's ``version_id_col`` as the version, because it must rise at every write beside the ORM too."""
         counter = None if self.mapper is None else self.mapper.version_id_col
         if self.mapper is None or not isinstance(counter, sa.Column) or self.mapper.version_id_generator is False:
             return False

@@ -1,4 +1,4 @@
-"""A table of links for applications that have none yet: columns and keys that are right for its policy."""
+"""Bring the columns and keys of a table of links, for an application that has no such table yet."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _NAME_LENGTH: Final = 63
 
 
 def _bytewise() -> sa.types.TypeEngine[str]:
-    """Text that the database compares byte by byte, whatever its own collation is (SQLite does so anyway)."""
+    """Return a text type that the database compares byte by byte, whatever its own collation."""
     return sa.String(MAX_LENGTH).with_variant(sa.String(MAX_LENGTH, collation="C"), "postgresql")
 
 
 class LinkedAccountMixin:
-    """Brings the columns and the unique keys of a table of links; ``id`` and ``user_id`` are the application's own.
+    """Bring the columns and the unique keys of a table of links; ``id`` and ``user_id`` are the application's own.
 
     ``__link_policy__`` is required. The keys are attached after mapping, and so survive ``__table_args__``:
 
@@ -79,13 +79,13 @@ class LinkedAccountMixin:
 
         @declared_attr
         def deleted_at(cls):
-            """When the link was removed; only under ``Removal.SOFT``."""
+            """The moment when the link was removed; only under ``Removal.SOFT``."""
             wanted = policy_of(cls).removal is Removal.SOFT
             return mapped_column(sa.DateTime(timezone=True), nullable=True) if wanted else _absent()
 
         @declared_attr
         def reason(cls):
-            """Why the link was removed; only under ``Removal.SOFT``."""
+            """The reason why the link was removed; only under ``Removal.SOFT``."""
             wanted = policy_of(cls).removal is Removal.SOFT
             return mapped_column(sa.Text, nullable=True) if wanted else _absent()
 
@@ -131,7 +131,7 @@ def _attach_keys(mapper: Mapper[Any], cls: type[Any]) -> None:
 
 
 def _name(prefix: str, table: str, suffix: str) -> str:
-    """A name that fits, counted in bytes as PostgreSQL counts them."""
+    """Return a name of an index that fits PostgreSQL's limit, which counts bytes."""
     name = f"{prefix}_{table}_{suffix}"
     if len(name.encode()) <= _NAME_LENGTH:
         return name

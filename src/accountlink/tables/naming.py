@@ -1,4 +1,4 @@
-"""Names that statements need for their own parts, and for their parameters."""
+"""Name the parts and the parameters of statements."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PREFIX = "al_"
 
 
 class Names:
-    """Names for the parts of statements and for aliases, none of which is a table's.
+    """Name parts of statements and aliases, so that no name is that of a table.
 
     Inside a statement the name of a part, or of an alias, hides a table of that name, and which names an application
     gives its tables nobody knows beforehand. So a name avoids every table of the same metadata, whether the statement
@@ -25,7 +25,7 @@ class Names:
         self._tables = [table for table in tables if table is not None]
 
     def __call__(self, word: str) -> str:
-        """Return a name for a part; it begins with the word for it."""
+        """Return a name for a part, which begins with the given word."""
         declared = (table for each in self._tables for table in (each, *each.metadata.tables.values()))
         taken = {table.name.lower() for table in declared}  # SQLite knows no upper and lower case in names
         name = PREFIX + word

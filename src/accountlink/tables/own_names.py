@@ -15,7 +15,7 @@ LONGEST: Final = 63
 
 
 def check_own_name(function: str, metadata: object, name: object, schema: object) -> None:
-    """Refuse what cannot be the name of a table.
+    """Refuse a text that cannot be the name of a table.
 
     Args:
         function: The public function that makes the table.
@@ -43,7 +43,7 @@ def check_own_name(function: str, metadata: object, name: object, schema: object
 
 
 def checked_names(function: str, table: sa.Table) -> sa.Table:
-    """Return a table whose indexes keep their names; SQLAlchemy counts characters where PostgreSQL counts bytes.
+    """Return a table whose index names fit PostgreSQL's limit in bytes, where SQLAlchemy counts characters.
 
     Raises:
         ConfigurationError: An index would lose a part of its name.
@@ -58,5 +58,5 @@ def checked_names(function: str, table: sa.Table) -> sa.Table:
 
 
 def shortened(name: str) -> conv:
-    """A name of an index that SQLAlchemy shortens where it is too long, as it does with those of a convention."""
+    """Return a name of an index that SQLAlchemy shortens where it is too long, as it does by a naming convention."""
     return conv(name)

@@ -1,4 +1,4 @@
-"""The rows of a mapped table: what goes into their columns, what comes out, and the statements that carry it."""
+"""Read and write the rows of a mapped table, and run the statements on it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _LAST_YEAR: Final = 9000
 
 
 class MappedTable:
-    """A table of the application's, as the statements of links and of grants use it.
+    """Convert values and run statements for one table of the application: of links or of grants.
 
     Args:
         mapping: Which column plays which role.
@@ -104,7 +104,7 @@ class MappedTable:
             )
 
     def may_be_id(self, role: str, value: object) -> bool:
-        """Whether a row of this table can have the id."""
+        """Say whether a row of this table can have the id."""
         kind = self._ids[role]
         return _is_plain_number(value, kind) or (kind.accepts(value) and kind.holds(value))
 
@@ -113,7 +113,7 @@ class MappedTable:
         return self._ids[role]
 
     def now(self) -> datetime:
-        """Ask the clock.
+        """Return the clock's present moment, or refuse one without a time zone.
 
         Raises:
             ConfigurationError: Its answer is no datetime, has no zone, or cannot be a present moment.
@@ -128,16 +128,16 @@ class MappedTable:
         return now
 
     def stamped(self, roles: Sequence[str], now: datetime) -> dict[str, Any]:
-        """Return a moment as the roles' columns take it, by role; roles without a column are left out."""
+        """Return a moment as each role's column takes it, by role, without the roles that have no column."""
         moments = self._moments
         return {role: moments[role](now) for role in roles if role in moments}
 
     def defaults(self) -> dict[str, Any]:
-        """Ask the functions that give the application's columns their defaults, and return parameters."""
+        """Call the application's ``default`` functions, and return their values as parameters."""
         return {name: call() for name, call in self._defaults.items()}
 
     def onupdate(self) -> dict[str, Any]:
-        """Ask the functions that give the application's columns their values at an update, and return parameters."""
+        """Call the application's ``onupdate`` functions, and return their values as parameters."""
         return {name: call() for name, call in self._onupdate.items()}
 
     # -- statements ---------------------------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ class MappedTable:
         key: Hashable,
         build: Callable[[], sa.Executable],
     ) -> sa.CursorResult[*tuple[Any, ...]]:
-        """Run a statement, which is built the first time that it is needed.
+        """Run a statement, which is built when it is first needed.
 
         Args:
             connection: Where.
@@ -181,11 +181,11 @@ class MappedTable:
         return [Parameters(each, **names) for each in parameters]
 
     def name_on(self, connection: sa.Connection) -> str:
-        """Return the table's name, with the schema in which a connection has it."""
+        """Return the table's name, with the schema in which a connection finds it."""
         return stored_name(connection, self._table)
 
     def is_this_table(self, connection: sa.Connection, table: str | None, schema: str | None) -> bool:
-        """Whether what the catalogue names is this table, where the connection has it."""
+        """Say whether a name from the catalogue is that of this table, in the schema where the connection finds it."""
         mine = connection.schema_for_object(self._table)
         return table == self._table.name and (mine is None or schema is None or schema == mine)
 
@@ -205,7 +205,7 @@ class MappedTable:
 
 
 def stored_name(connection: sa.Connection, table: sa.Table) -> str:
-    """Return the name under which a ledger and an outbox know a table.
+    """Return the name under which the ledger and the outbox store a table.
 
     It has the schema in which this connection has the table, which a ``schema_translate_map`` may say.
     """
@@ -214,7 +214,7 @@ def stored_name(connection: sa.Connection, table: sa.Table) -> str:
 
 
 def present() -> datetime:
-    """Ask this machine's clock."""
+    """Return the present moment by this machine's clock."""
     return datetime.now(UTC)
 
 
@@ -222,32 +222,32 @@ def present() -> datetime:
 
 
 def as_it_is(value: Any) -> Any:  # whatever the library holds
-    """Leave a value as it is."""
+    """Return a value unchanged."""
     return value
 
 
 def aware(moment: datetime) -> datetime:
-    """Write a moment with its zone: always UTC, since SQLite's own type drops the zone."""
+    """Return a moment in UTC with its time zone, because SQLite's own type drops any other zone."""
     return moment.astimezone(UTC)
 
 
 def naive(moment: datetime) -> datetime:
-    """Write a moment without a zone, in UTC."""
+    """Return a moment in UTC without its time zone."""
     return moment.astimezone(UTC).replace(tzinfo=None)
 
 
 def seconds(moment: datetime) -> int:
-    """Write a moment as whole seconds since 1970."""
+    """Return a moment as whole seconds since 1970."""
     return int(moment.timestamp())
 
 
 def listed(scopes: Collection[str]) -> list[str]:
-    """Write scopes as a sorted list."""
+    """Return scopes as a sorted list."""
     return sorted(scopes)
 
 
 def read_moment(value: Any) -> datetime | None:  # whatever the column's type returns
-    """Read a moment back, aware: a naive one is UTC, a number counts seconds since 1970."""
+    """Return a moment from a column as an aware one: a naive one is UTC, and a number counts seconds since 1970."""
     if value is None:
         return None
     if isinstance(value, datetime):
@@ -256,27 +256,27 @@ def read_moment(value: Any) -> datetime | None:  # whatever the column's type re
 
 
 def read_scopes(value: Any) -> frozenset[str]:
-    """Read scopes back from one text or from a list."""
+    """Return scopes from a column that holds them as one text or as a list."""
     return split_scopes(value) if isinstance(value, str) else frozenset(scope for scope in value or () if scope)
 
 
 def text_of(value: object) -> str:
-    """The text of an identifier, of whatever Python type its column makes it."""
+    """Return an identifier as text, whatever Python type its column gives it."""
     return str(value.value) if isinstance(value, Enum) else str(value)
 
 
 def _unpadded(value: Any) -> Any:  # a text, or NULL
-    """Read a text back without the blanks with which ``CHAR(n)`` fills it up."""
+    """Return a text without the blanks that ``CHAR(n)`` adds at its end."""
     return value and value.rstrip(" ")
 
 
 def _is_plain_number(value: object, kind: IdType) -> bool:
-    """Whether an id is a whole number that its column can hold, as most ids are."""
+    """Say whether an id is a whole number that its column can hold, as most ids are."""
     return type(value) is int and kind.python is int and (kind.low or 0) <= value <= (kind.high or 0)
 
 
 class _NoContext:
-    """Stands for the statement's context where there is none."""
+    """Take the place of the statement's context in a function that expects one."""
 
     def __init__(self, complaint: str) -> None:
         self._complaint = complaint
@@ -286,9 +286,10 @@ class _NoContext:
 
 
 def _caller(mapping: TableMapping, column: sa.Column[Any], function: Any) -> Callable[[], Any]:
-    """How to ask a column's own ``default`` or ``onupdate`` function for its value, once per call.
+    """Return a function that calls a column's ``default`` or ``onupdate`` function, once per call.
 
-    SQLAlchemy asks them for the outermost statement only: inside one with several arms it would write NULL.
+    SQLAlchemy calls such a function for the outermost statement only. Inside a statement with several parts it would
+    write NULL.
     """
     context = _NoContext(
         f"The default or onupdate function of {mapping.name}.{column.name} reads the statement's context, and a link "

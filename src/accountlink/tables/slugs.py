@@ -1,4 +1,4 @@
-"""Providers' slugs, and what a column of an enumeration takes for them."""
+"""Convert between providers' slugs and the values of an enumerated column."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from accountlink.tables.type_layers import plain_types, works_on_values
 
 
 def slugs_of(kind: sa.types.TypeEngine[Any]) -> dict[str, Any]:
-    """Slugs and what an enumerated column takes for them: a member of a Python enumeration, or one of its texts."""
+    """Return the values that an enumerated column takes, by slug: members of a Python enumeration, or texts."""
     enums = [] if works_on_values(kind) else [plain for plain in plain_types(kind) if isinstance(plain, sa.Enum)]
     if not enums:
         return {}
@@ -25,7 +25,7 @@ def slugs_of(kind: sa.types.TypeEngine[Any]) -> dict[str, Any]:
 
 
 def slug_in(column: sa.ColumnElement[Any]) -> sa.ColumnElement[str]:
-    """The slug of a provider, by SQL: what the column holds, or what stands for a member of its enumeration."""
+    """Build the expression for a provider's slug from what its column holds."""
     slugs = slugs_of(column.type)
     if not slugs:
         return sa.cast(column, sa.Text)

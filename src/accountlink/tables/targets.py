@@ -1,4 +1,4 @@
-"""The table behind a model, and the columns behind its attributes."""
+"""Find the table behind a model, and the columns behind its attributes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TableMapping(Protocol):
 
     @property
     def columns(self) -> dict[str, sa.Column[Any]]:
-        """Its columns by role."""
+        """The columns of the table, by role."""
         ...
 
     @property
@@ -41,10 +41,11 @@ class TableMapping(Protocol):
 
 
 def as_a_write(mapping: TableMapping) -> dict[str, Any]:
-    """What tells a session's ``get_bind`` that it is a write, and of which table: nothing of ours may go to a follower.
+    """Return the arguments that make a session's ``get_bind`` choose the engine for writes to this table.
 
-    Not the reads either: they are to see what the same transaction wrote, and to let nobody sign in by a link that is
-    gone. Who wants a follower's answer passes the follower's engine.
+    Reads go to that engine too, not to a follower. They must see what their own transaction wrote, and a follower may
+    still have a link that is gone, by which a user could sign in. A caller who wants a follower's answer passes the
+    follower's engine.
 
     Source: SQLAlchemy documentation, "Custom Vertical Partitioning": sessions that route by the kind of statement.
     """
@@ -58,7 +59,7 @@ def _update_of(table: sa.Table) -> sa.Update:
 
 
 def mapper_of(target: type[Any] | sa.Table) -> Mapper[Any] | None:
-    """Return a model's mapper; ``None`` for a table.
+    """Return the mapper of a model, or ``None`` for a table.
 
     Raises:
         ConfigurationError: The target is neither.
@@ -91,7 +92,7 @@ def table_of(target: type[Any] | sa.Table, mapper: Mapper[Any] | None) -> sa.Tab
 
 
 def known_table(metadata: sa.MetaData, name: str, schema: str | None) -> sa.Table | None:
-    """Return the table of this name that the metadata has already; without a schema, in the metadata's own."""
+    """Return the table that the metadata already has by this name; without a schema, in the metadata's own."""
     wanted = (name, schema or metadata.schema)
     return next((table for table in metadata.tables.values() if (table.name, table.schema) == wanted), None)
 
@@ -122,14 +123,14 @@ def column_of(attribute: object, *, mapper: Mapper[Any] | None, table: sa.Table)
 
 
 def _said(attribute: object) -> str:
-    """Show the value that was passed if it is a name; any other value may be secret, and is not shown."""
+    """Return text for an error about a value: a name is shown, and any other value is not, since it may be secret."""
     if isinstance(attribute, (QueryableAttribute, sa.Column)):
         return str(attribute)
     return f"What is given, {type(attribute).__name__},"
 
 
 def _meant(attribute: object, mapper: Mapper[Any] | None) -> str:
-    """Suggest the value to pass instead of a column's name, or of an attribute over a column."""
+    """Return a hint for an error: the value to pass instead of a column's name, or of an attribute over a column."""
     if mapper is None:
         return ""
     if isinstance(attribute, str) and attribute in mapper.columns:

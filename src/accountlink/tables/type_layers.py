@@ -1,4 +1,4 @@
-"""Looks behind a column's type: what the database knows of it, and what the application's own types make of values."""
+"""Look behind a column's type: at the database's own type, and at the application's types above it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ PADDED: Final = (sa.CHAR, sa.NCHAR)
 
 
 def resolved(kind: Type) -> list[tuple[sa.Dialect, list[Type]]]:
-    """A type as each database has it, in layers: from what takes Python's value to what the database knows.
+    """Return a type's layers for each database, from the one that takes Python's value to the database's own.
 
-    A type that refuses a database altogether is not asked about it.
+    The list has no entry for a database that the type refuses altogether.
     """
     found: list[tuple[sa.Dialect, list[Type]]] = []
     for dialect in (POSTGRESQL, SQLITE):
@@ -32,7 +32,7 @@ def resolved(kind: Type) -> list[tuple[sa.Dialect, list[Type]]]:
 
 
 def layers_of(kind: Type, dialect: sa.Dialect) -> list[Type]:
-    """Return the layers of a type on one database; the last is what the database knows."""
+    """Return the layers of a type on one database; the last is the database's own type."""
     layers: list[Type] = [kind.dialect_impl(dialect)]
     while isinstance(layer := layers[-1], (sa.types.TypeDecorator, postgresql.DOMAIN)):
         inner = layer.data_type if isinstance(layer, postgresql.DOMAIN) else layer.load_dialect_impl(dialect)
@@ -48,32 +48,35 @@ def _overrides(layer: Type, *methods: str) -> bool:
 
 
 def layer_works(layer: Type) -> bool:
-    """Whether a layer makes something else of a value, and does not only name the type behind it."""
+    """Say whether a layer converts values, and does not only name the type behind it."""
     return _overrides(layer, "process_bind_param", "process_result_value", "bind_processor", "result_processor")
 
 
 def writes_values(layer: Type) -> bool:
-    """Whether a layer makes something else of a value that is written, whatever it does to one that is read."""
+    """Say whether a layer converts values that are written, whatever it does to values that are read."""
     return _overrides(layer, "process_bind_param", "bind_processor")
 
 
 def works_on_values(kind: Type) -> bool:
-    """Whether a type of the application's own makes something else of a value on its way."""
+    """Say whether a type of the application's own converts values on their way."""
     return any(layer_works(layer) for _, layers in resolved(kind) for layer in layers)
 
 
 def plain_types(kind: Type) -> list[Type]:
-    """Return what each database knows of a column's type, PostgreSQL first, without what Python makes of it."""
+    """Return each database's own type behind a column's type, PostgreSQL's first."""
     return [layers[-1] for _, layers in resolved(kind)] or [kind]
 
 
 def plain_type(kind: Type) -> Type:
-    """Return what PostgreSQL knows of a column's type, without what Python makes of it."""
+    """Return PostgreSQL's own type behind a column's type."""
     return plain_types(kind)[0]
 
 
 def python_type(kind: Type) -> type[Any] | None:
-    """Return what a type says that it is in Python: SQLAlchemy 2.1 says any object where 2.0 does not know."""
+    """Return the Python type that a type declares, or ``None`` if it declares none.
+
+    SQLAlchemy 2.1 declares ``object`` where 2.0 declares nothing.
+    """
     try:
         python: type[Any] = kind.python_type
     except NotImplementedError:
@@ -82,12 +85,12 @@ def python_type(kind: Type) -> type[Any] | None:
 
 
 def is_padded(kind: Type) -> bool:
-    """Whether a column of this type may fill up a text with blanks."""
+    """Say whether a column of this type may pad a text with blanks."""
     return any(isinstance(plain, PADDED) for plain in plain_types(kind))
 
 
 def stored(value: Any, layers: list[Type], dialect: sa.Dialect) -> Any:
-    """What the type that the database knows is given."""
+    """Return the value that the database's own type is given for a value of the application."""
     for layer in layers:
         if _overrides(layer, "bind_processor"):
             process = layer.bind_processor(dialect)
@@ -98,7 +101,7 @@ def stored(value: Any, layers: list[Type], dialect: sa.Dialect) -> Any:
 
 
 def loaded(value: Any, layers: list[Type], dialect: sa.Dialect) -> Any:
-    """What Python is given of it."""
+    """Return the value that Python gets for a value that the database returned."""
     if dialect is SQLITE and isinstance(value, datetime):
         value = value.replace(tzinfo=None)  # SQLite's own type drops the zone
     for layer in reversed(layers):

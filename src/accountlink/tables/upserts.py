@@ -1,4 +1,4 @@
-"""``INSERT … ON CONFLICT`` that is compiled once, on every SQLAlchemy that is supported.
+"""Build ``INSERT … ON CONFLICT`` so that it is compiled once on every supported SQLAlchemy.
 
 SQLAlchemy 2.1 keeps it in its cache of compiled statements. SQLAlchemy 2.0 gives the clause no cache key, and whatever
 statement contains it is compiled anew at every call, which costs several times what the database needs. On 2.0 the
@@ -29,7 +29,7 @@ _UPDATE: Final = [
 
 
 def insert_or_nothing(table: sa.Table) -> postgresql.Insert:
-    """Insert, and skip the rows that a unique index refuses, whichever it is."""
+    """Build an INSERT that skips the rows which any unique index refuses."""
     if _HAS_KEY:
         return postgresql.insert(table).on_conflict_do_nothing()
     return _Insert(table, _DoNothing())
@@ -42,7 +42,7 @@ def insert_or_update(
     values: Mapping[str, sa.ColumnElement[Any]],
     where: sa.ColumnElement[bool] | None = None,
 ) -> postgresql.Insert:
-    """Insert, and update the row that is there already; SQLite's compiler writes it as PostgreSQL's does.
+    """Build an INSERT that updates a row which is there already; SQLite's compiler writes it as PostgreSQL's does.
 
     Args:
         table: The table.
