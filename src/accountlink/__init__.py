@@ -1,4 +1,4 @@
-"""accountlink links a user to an OAuth provider account: idempotently, race-free, and truthfully about conflicts.
+"""Link users to OAuth provider accounts idempotently, and report each conflict of ownership.
 
 .. code-block:: python
 
@@ -137,7 +137,7 @@ _DOCTOR = {"Finding": "findings", "Look": "examine", "Severity": "findings", "di
 
 
 def __getattr__(name: str) -> object:
-    """Load the doctor the first time that one of its names is asked for."""
+    """Load the doctor when one of its names is first used."""
     if name not in _DOCTOR:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module  # noqa: PLC0415  # as late as what it imports
@@ -147,5 +147,5 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    """List the doctor's names too."""
+    """List the public names, with those of the doctor."""
     return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""``python -m accountlink`` is the command line too."""
+"""Start the command line by ``python -m accountlink``."""
 
 from accountlink.cli.app import main
 

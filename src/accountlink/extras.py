@@ -1,4 +1,4 @@
-"""Says which extra brings a library that is not installed, and how to install it."""
+"""Name the extra that brings a library which is not installed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _EXTRAS: Final = {
 
 
 def how_to_install(library: str | None) -> str | None:
-    """Return the command that installs a library with accountlink, or ``None`` for one that no extra brings.
+    """Return the command that installs a library with accountlink, or ``None`` if no extra brings the library.
 
     Args:
         library: The name that ``import`` did not find.
@@ -29,7 +29,7 @@ def how_to_install(library: str | None) -> str | None:
 
 
 def explained(what: str, error: ModuleNotFoundError) -> ModuleNotFoundError:
-    """Return an import error that names the command which installs what is missing.
+    """Return an import error that says how to install the missing library.
 
     Args:
         what: What needs the library, for people.

@@ -1,1 +1,1 @@
-"""Running work on a database: whose transaction it is, what failed, and when to try again."""
+"""Run work on a database, read its errors, and decide when to try again."""

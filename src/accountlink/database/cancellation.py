@@ -1,4 +1,4 @@
-"""A cancelled call ends, and its clean-up is waited for."""
+"""End a cancelled call only after its clean-up has ended."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ GRACE: Final = 2.0
 
 
 async def seen_through(work: Coroutine[Any, Any, object], *, grace: float = GRACE) -> None:
-    """Run clean-up that has to begin, and to end, though its caller is cancelled, who hears of that afterwards.
+    """Run clean-up to its end, though its caller is cancelled, and raise the cancellation afterwards.
 
     Args:
         work: The clean-up.
@@ -37,10 +37,10 @@ async def seen_through(work: Coroutine[Any, Any, object], *, grace: float = GRAC
 
 
 def let_go(task: asyncio.Task[Any]) -> None:
-    """Let go, once a task has ended by cancellation, of what its frames hold.
+    """Clear the frames of a task that has ended by cancellation, so that they keep no cursor.
 
     SQLAlchemy's frames refer to themselves through the error, and so keep their cursor until the garbage collector
-    comes by; SQLite keeps the write lock of a closed connection for as long as one of its cursors lives.
+    runs. SQLite keeps the write lock of a closed connection for as long as one of its cursors lives.
     """
     if not task.cancelled():
         task.exception()  # heard here, too late for the caller to be told

@@ -1,4 +1,4 @@
-"""Read the columns that a constraint is unique on: names mean nothing, columns do."""
+"""Read from the database's catalogue which columns a unique index or constraint is on."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _ISOLATION: Final = sa.text("SELECT current_setting('transaction_isolation')")
 
 
 def absent_tables(connection: sa.Connection, tables: Sequence[sa.Table]) -> list[str]:
-    """Return the names of those tables that the database does not have, where the connection would look for them."""
+    """Return the names of the tables that the connection does not find in the database."""
     inspector = sa.inspect(connection)
     wanted = ((connection.schema_for_object(table), table.name) for table in tables)
     missing = [(schema, name) for schema, name in wanted if not inspector.has_table(name, schema=schema)]
@@ -58,7 +58,7 @@ def absent_tables(connection: sa.Connection, tables: Sequence[sa.Table]) -> list
 
 
 def unique_index(connection: sa.Connection, failure: Failure) -> UniqueIndex | None:
-    """Return the index that a unique violation names, or ``None`` when the catalogue has it no more."""
+    """Return the index that a unique violation names, or ``None`` if it is no longer in the catalogue."""
     if connection.dialect.name == "sqlite":
         return _sqlite_index(connection, failure)
     found = connection.execute(_POSTGRESQL, {"schema": failure.schema, "name": failure.constraint}).first()
@@ -77,7 +77,7 @@ def unique_index(connection: sa.Connection, failure: Failure) -> UniqueIndex | N
 
 
 def _sqlite_index(connection: sa.Connection, failure: Failure) -> UniqueIndex | None:
-    """SQLite names the columns, or an index on expressions; the rest is looked up by the one or the other."""
+    """Find an index by the columns that SQLite's error names, or by the name of an index on expressions."""
     table = failure.table
     if table is None:
         query = "SELECT tbl_name FROM sqlite_master WHERE type = 'index' AND name = :name"
@@ -103,7 +103,7 @@ def _sqlite_index(connection: sa.Connection, failure: Failure) -> UniqueIndex | 
 
 
 def _sqlite_reads(connection: sa.Connection, table: str, sql: str | None) -> frozenset[str]:
-    """The table's columns that the SQL of an index has a word of; SQLite's catalogue has no more of its expressions."""
+    """Return the columns that an index's SQL names, because SQLite's catalogue lists none for an expression."""
     words = {word.lower() for word in re.findall(r"\w+", sql or "")}
     return frozenset(name for (name,) in connection.execute(_SQLITE_COLUMNS, {"t": table}) if name.lower() in words)
 
@@ -114,7 +114,7 @@ def _sqlite_condition(sql: str | None) -> str | None:
 
 
 def keeps_snapshot(connection: sa.Connection) -> bool:
-    """Whether the transaction reads one snapshot from its start to its end, and so may not see what refused a write."""
+    """Say whether the transaction reads one snapshot throughout, and so may not see the row that refused a write."""
     if connection.dialect.name == "sqlite":
         return False  # its one writer sees everything
     level = connection.execute(_ISOLATION).scalar_one()

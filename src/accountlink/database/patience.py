@@ -1,4 +1,4 @@
-"""Decides, after a database error, whether work is run again: how often, after which pause, or with which error."""
+"""Decide after a database error whether work runs again, or which error ends it."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from accountlink.errors import ConfigurationError, OutcomeUnknown, RetryTransact
 from accountlink.values.facts import Failure, Step, Trouble
 
 RUNS: Final = 3
-"""How often work is run to which a race left no answer, before its cause is looked for."""
+"""How often work runs without an answer, because of races, before the cause is looked for."""
 CAUSES: Final = 3
-"""How often a cause is looked for before the answer is that none can be found."""
+"""How often a cause is looked for before an error says that none can be found."""
 RETRIES: Final = 5
 """How often accountlink's own transaction is tried again after a serialization failure or a deadlock. With three, one
 in 2,560 links of 64 racing for one row at REPEATABLE READ ran out of them."""
 RECONNECTS: Final = 1
 """How often a lost connection is replaced before the caller is told."""
 _CATALOGUE_MOVED: Final = "XX000"
-"""What PostgreSQL answers to a question about its catalogue when another session is just changing what it is about."""
+"""The SQLSTATE of PostgreSQL for a query of its catalogue about an object that another session is changing."""
 _BACKOFF: Final = 0.01
 """Seconds: the first pause before a transaction of our own is tried again; doubled each time, and jittered."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Patience:
-    """What is left of trying again, within one call.
+    """Count the attempts that are left within one call.
 
     Attributes:
-        writes: Whether the work changes anything, so that an answer that is lost may hide a commit.
-        reads_catalogue: Whether the work reads the catalogue, and is run again where another session changed that.
+        writes: Whether the work changes anything, so that a lost answer may hide a commit.
+        reads_catalogue: Whether the work reads the catalogue, and runs again if another session changes the catalogue.
         ambiguous: Whether an attempt whose answer did not come may have been committed.
     """
 
@@ -44,19 +44,19 @@ class Patience:
     ambiguous: bool = False
 
     def catalogue_moved(self, failure: Failure) -> bool:
-        """Whether a look at the catalogue failed since another session is just changing it, and may be run again."""
+        """Say whether a read of the catalogue failed because another session changes it, and may run again."""
         return failure.sqlstate == _CATALOGUE_MOVED and self.causes > 0
 
     async def recover(
         self, failure: Failure, *, owned: bool, reconnects: bool, committed: bool
     ) -> BaseException | None:
-        """Make ready for another attempt, or return the error to raise.
+        """Prepare another attempt, or return the error to raise.
 
         Args:
             failure: The database error.
             owned: Whether the transaction is accountlink's own.
             reconnects: Whether another attempt gets another connection.
-            committed: Whether the attempt had come so far that it may have been committed.
+            committed: Whether the attempt may have been committed.
         """
         if self.reads_catalogue and self.catalogue_moved(failure):
             self.causes -= 1
@@ -84,7 +84,7 @@ class Patience:
 def after_failure(
     failure: Failure, *, owned: bool, ambiguous: bool, retries: int, reconnects: int
 ) -> Step | BaseException:
-    """Decide what a database error comes to, a unique violation aside.
+    """Decide which error, or which further attempt, follows a database error that is not a unique violation.
 
     Args:
         failure: The error, read.
@@ -125,7 +125,7 @@ def after_failure(
 
 
 def final_error(failure: Failure, *, ambiguous: bool = False) -> BaseException:
-    """Return the error that a failure comes to where nothing is tried again.
+    """Return the error to raise for a failure after which nothing is tried again.
 
     Args:
         failure: The failure.

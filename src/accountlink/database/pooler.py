@@ -1,4 +1,4 @@
-"""Make options for an engine behind a pooler that gives each transaction another server connection.
+"""Build the options of an engine behind a pooler that gives each transaction another server connection.
 
 A transaction pooler (PgBouncer's ``pool_mode = transaction``) gives each transaction whichever server connection is
 free. A statement that a driver prepared by name stays with the server connection, and its name then means another
@@ -21,7 +21,7 @@ def _unnamed() -> str:
 
 
 def pooler_options(url: str | sa.URL, *, connect_args: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return what an engine needs behind a pooler that pools per transaction: ``create_async_engine(url, **options)``.
+    """Return the options for an engine behind a pooler per transaction: ``create_async_engine(url, **options)``.
 
     No statement gets a name, so that none outlives its transaction on a server connection that another client uses
     next. It costs a parse on the server at each execution. It is right without a pooler, too.

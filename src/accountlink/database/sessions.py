@@ -1,4 +1,4 @@
-"""Keeps the objects that the caller's session already holds in step with the rows that were written beside it."""
+"""Update the objects of the caller's session after accountlink has written their rows without the ORM."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from accountlink.values.facts import Failure
 
 _Written = WeakKeyDictionary[SessionTransaction, set[tuple[TableMapping, object]]]
 _WRITTEN: Final = WeakKeyDictionary[Session, _Written]()
-"""Which rows were written in which savepoint of a session: what the session holds of them ends with it."""
+"""The rows that were written in each savepoint of a session, whose objects expire if it is rolled back."""
 
 
 async def refresh_held(session: AsyncSession, mapping: TableMapping, row_id: object) -> Failure | None:
-    """Load the new values of a row into the object that the session holds of it, if it holds one."""
+    """Load the new values of a row into its object, if the session has one."""
     return await _in_step(session, mapping, row_id, owners=frozenset())
 
 
 async def hand_over_held(session: AsyncSession, mapping: TableMapping, row_id: object) -> Failure | None:
-    """Load the new values of a row with a new user, and its relationships to the former user again."""
+    """Load the new values of a row that has another user now, and its relationships to the former user again."""
     owners = frozenset(mapping.columns[role] for role in ("user_id", "grantee_id") if role in mapping.columns)
     return await _in_step(session, mapping, row_id, owners=owners)
 
 
 async def forget_held(session: AsyncSession, mapping: TableMapping, row_id: object) -> Failure | None:
-    """Let the session know that a row it holds is deleted; a rollback brings the object back with the row."""
+    """Mark the object of a deleted row as deleted in the session; a rollback restores the object with the row."""
     if not _held(session.sync_session, mapping, row_id):
         return None
     try:
@@ -57,7 +57,7 @@ async def _in_step(
 
 
 def _refresh(session: Session, mapping: TableMapping, row_id: object, owners: frozenset[sa.Column[Any]]) -> None:
-    """Read on the connection that the row was written on; ``Session.refresh`` may be routed to a follower."""
+    """Read the row on the connection that wrote it, because ``Session.refresh`` may be routed to a follower."""
     connection = session.connection(bind_arguments=as_a_write(mapping))
     for held in _held(session, mapping, row_id):
         state: InstanceState[Any] = sa.inspect(held)
@@ -89,10 +89,10 @@ async def _forget(session: AsyncSession, mapping: TableMapping, row_id: object) 
 
 
 def _end_with_savepoint(session: Session, mapping: TableMapping, row_id: object) -> None:
-    """Have a row's objects expired if a savepoint is rolled back in which the row was written.
+    """Expire a row's objects when a savepoint is rolled back in which the row was written.
 
-    The rollback of a whole transaction expires all that a session holds. That of a savepoint expires what the session
-    has written itself, as it does after its own bulk updates; of a row that was written beside it, it knows nothing.
+    The rollback of a whole transaction expires every object of the session. The rollback of a savepoint expires only
+    the objects that the session has written itself. It misses a row that accountlink wrote without the session.
 
     Source: SQLAlchemy documentation, ``Session.begin_nested`` and ``SessionEvents.after_soft_rollback``.
     """

@@ -1,4 +1,4 @@
-"""Tune SQLite so that several writers can share it, by one function."""
+"""Tune SQLite engines, so that several writers can share a database."""
 
 from __future__ import annotations
 
@@ -70,19 +70,19 @@ def tune_sqlite(engine: AsyncEngine, *, busy_timeout: int = BUSY_TIMEOUT) -> Asy
 
 
 def _original(engine: sa.Engine) -> sa.Engine:
-    """The engine that a twin by ``execution_options()`` was made of, whose listeners the twin calls, too."""
+    """Return the engine from which ``execution_options()`` made another; the listeners of the first serve both."""
     while isinstance(engine, OptionEngine):
         engine = engine._proxied  # noqa: SLF001  # SQLAlchemy has no other way to it
     return engine
 
 
 def _begin(connection: sa.Connection) -> None:
-    """Tune a connection before its first transaction, then begin that for real."""
+    """Tune a connection before its first transaction, then begin the transaction in SQLite."""
     try:
         _begin_immediate(connection)
     except BaseException:
-        # SQLAlchemy would believe for ever that this connection is just beginning, and never begin again on it: what
-        # comes after a busy database would commit statement by statement, or be lost.
+        # Without this SQLAlchemy would treat the connection as still beginning, and never begin on it again. Later
+        # statements would then commit one by one, or be lost.
         vars(connection)["_Connection__in_begin"] = False
         raise
 
@@ -111,9 +111,9 @@ _turns: Final[WeakKeyDictionary[sa.Pool, asyncio.Lock]] = WeakKeyDictionary()
 
 
 def turn(engine: AsyncEngine) -> AbstractAsyncContextManager[object]:
-    """Wait for one's turn on an engine that has one connection for all, as SQLAlchemy gives a database in memory.
+    """Wait for a turn on an engine that has one connection for all, as a database in memory has.
 
-    Two transactions at once on one connection would be one, and each would commit the other's half.
+    Two concurrent calls on one connection would share one transaction, and each would commit the other's work.
     """
     if not isinstance(engine.pool, sa.StaticPool):
         return nullcontext()
@@ -121,18 +121,18 @@ def turn(engine: AsyncEngine) -> AbstractAsyncContextManager[object]:
 
 
 def begin_for_real(connection: sa.Connection) -> None:
-    """Begin where an untuned driver has not begun yet: a savepoint that comes first would commit by itself."""
+    """Begin a transaction in SQLite if there is none yet: a savepoint outside a transaction would commit by itself."""
     if not in_transaction(connection):
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def in_transaction(connection: sa.Connection) -> bool:
-    """Whether SQLite itself has an open transaction, whatever SQLAlchemy believes."""
+    """Say whether SQLite itself has an open transaction, whatever SQLAlchemy's state says."""
     return bool(_driver(connection).in_transaction)
 
 
 def in_autocommit(connection: sa.Connection) -> bool:
-    """Whether the connection commits each statement by itself: nobody began, and the driver will not."""
+    """Say whether each statement on the connection commits by itself: no transaction is open, and none is begun."""
     driver = _driver(connection)
     return driver.isolation_level is None and not driver.in_transaction
 

@@ -1,9 +1,9 @@
-"""Runs work on a database: in a savepoint of the caller's transaction, or in a transaction of accountlink's own.
+"""Run work in a savepoint of the caller's transaction, or in a transaction of accountlink's own.
 
-A :class:`Place` runs one piece of work and answers with its result or with a failure; :func:`run` runs it again where
-that is safe. The work is a synchronous function of a connection. It runs on SQLAlchemy's greenlet, from taking the
-connection to giving it back, so that one code serves every bind; what has to be awaited in the middle of it (the
-application's guard) is awaited by :meth:`Place.ask`.
+A :class:`Place` runs one piece of work, and returns its result or a failure. :func:`run` runs the work again where that
+is safe. The work is a synchronous function of a connection. It runs on one greenlet of SQLAlchemy, from taking the
+connection to giving it back, so that the same code serves every bind. :meth:`Place.ask` awaits the application's guard
+in the middle of the work.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ three greenlets and a task."""
 
 
 class Place:
-    """Where work runs.
+    """Run work, in a way that depends on the bind that the caller gave.
 
     Attributes:
         owned: Whether the transaction is accountlink's own, to be committed and tried again.
         dialect: The database's name: ``"postgresql"`` or ``"sqlite"``.
         session: The caller's session, if the caller gave one.
-        committed: Whether the last attempt had come so far that it may have been committed.
+        committed: Whether the last attempt may have been committed.
         reconnects: Whether another attempt gets another connection.
-        tables: The tables that the work needs, to be looked for if the database says that something is not there.
+        tables: The tables that the work needs. They are looked for if the database says that a table is missing.
     """
 
     owned: bool
@@ -66,7 +66,7 @@ class Place:
     tables: Sequence[sa.Table] = ()
 
     async def attempt(self, work: Work[T]) -> T | Failure:
-        """Run a piece of work; a database error comes back as a value, and leaves nothing behind."""
+        """Run a piece of work, and return a database error as a value; a failed piece leaves no change behind."""
         try:
             return await sheltered(on_greenlet(self._run, work))
         except violations.FAILURES as error:
@@ -81,7 +81,7 @@ class Place:
         connection: sa.Connection,
         subject: Concealed[U],
     ) -> T:
-        """Ask the application, in the middle of a piece of work; what its code raises is its own, as it raised it."""
+        """Call the application's function during a piece of work, and raise its errors unchanged."""
         try:
             return await_only(self._asked(question, connection, subject))
         except violations.FAILURES as error:
@@ -102,13 +102,13 @@ class Place:
         raise NotImplementedError
 
     async def _opened(self, connection: sa.Connection) -> AsyncConnection:
-        """Return the connection of the work, for code that awaits."""
+        """Return the asynchronous connection of the work, for code that awaits."""
         raise NotImplementedError
 
 
 @dataclass(kw_only=True, eq=False)
 class CallersTransaction(Place):
-    """The caller's transaction: the work runs in a savepoint, and nothing else of the transaction is touched."""
+    """Run work in a savepoint of the caller's transaction, and change nothing else in that transaction."""
 
     opened: Callable[[], Awaitable[AsyncConnection]]
     connection: sa.Connection
@@ -138,7 +138,7 @@ class CallersTransaction(Place):
 
 @dataclass(kw_only=True, eq=False)
 class OwnTransactions(Place):
-    """An engine: each piece of work has a connection, and a transaction, to itself."""
+    """Run each piece of work on an engine, with a connection and a transaction for that piece alone."""
 
     engine: AsyncEngine
     dialect: str
@@ -168,7 +168,7 @@ class OwnTransactions(Place):
 
 
 class OwnStatements(OwnTransactions):
-    """An engine whose database answers in one statement: each piece of work commits by itself."""
+    """Run each piece of work as one statement on an engine, which commits by itself."""
 
     def _run(self, _: object, work: Work[T]) -> T:
         with self.engine.sync_engine.connect() as connection:
@@ -182,7 +182,7 @@ class OwnStatements(OwnTransactions):
 
 
 class FreshTransactions(OwnTransactions):
-    """An engine whose statements must each see what was committed before them, however isolated the engine is."""
+    """Run work on an engine in READ COMMITTED, so that each statement sees what was committed before it."""
 
     def _run(self, _: object, work: Work[T]) -> T:
         with self.engine.sync_engine.connect() as connected:
@@ -195,7 +195,7 @@ class FreshTransactions(OwnTransactions):
 
 @dataclass(kw_only=True, eq=False)
 class AutocommitConnection(Place):
-    """A connection of the caller's that commits each statement by itself."""
+    """Run work on a connection of the caller that commits each statement by itself."""
 
     connection: sa.Connection
     session: AsyncSession | None
@@ -218,7 +218,7 @@ class AutocommitConnection(Place):
 
 
 class Foreign(Exception):
-    """Carries what the application's own code raised past the handling of database errors, which is not for it."""
+    """Carry an error of the application's own code past the handling of database errors."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__()
@@ -226,10 +226,10 @@ class Foreign(Exception):
 
 
 async def sheltered(work: Coroutine[Any, Any, T]) -> T:
-    """Run work that is cancelled once at the most, and waited for until it has cleaned up.
+    """Run work so that a cancellation reaches it once at most, and wait until it has cleaned up.
 
-    Cancel scopes with levels (anyio's, and so Starlette's) cancel again at every wait, and a second cancellation would
-    break off what the first one set going: giving the connection back, and calling the server's statement off.
+    The cancel scopes of anyio, and so of Starlette, cancel a task again at every wait. A second cancellation would stop
+    the clean-up that the first one began: giving the connection back, and cancelling the statement on the server.
     """
     task = asyncio.ensure_future(work)
     try:
@@ -255,16 +255,17 @@ async def run(
     silent: Callable[[], Awaitable[T | Failure | None]] | None = None,
     refused: Callable[[Failure], Awaitable[T | None]] | None = None,
 ) -> T:
-    """Run work until the database has answered it, or until an error says why it cannot.
+    """Run work until the database has answered it, or until an error ends it.
 
     Args:
-        place: Where.
-        work: The work; ``None`` is an answer like any other, unless ``silent`` is given.
-        patience: What is left of trying again.
-        again: Runs instead of the work after an attempt whose answer was lost, where that makes a difference.
-        silent: Finds out more when the work returned ``None``, since a concurrent transaction came between; ``None``
-            runs the work again.
-        refused: Finds out what a unique violation means; ``None`` runs the work again. Without it, it is an error.
+        place: Runs the work.
+        work: The work. Its ``None`` is a result like any other, unless ``silent`` is given.
+        patience: The attempts that are left.
+        again: Replaces the work after an attempt whose answer was lost.
+        silent: Is called when the work returned ``None`` because a concurrent transaction came between. It returns a
+            result, or ``None`` to run the work again.
+        refused: Is called with a unique violation. It returns a result, or ``None`` to run the work again. Without it
+            the violation is raised.
     """
     while True:
         result = await place.attempt(again if again is not None and patience.ambiguous else work)
@@ -287,16 +288,16 @@ async def run(
 
 
 async def read(place: Place, work: Work[T]) -> T:
-    """Run work that changes nothing, again where that helps."""
+    """Run work that changes nothing, again where that may help."""
     return await run(place, work, Patience(writes=False))
 
 
 async def nothing_more() -> None:
-    """Find out nothing: the work is run again."""
+    """Return ``None``, so that :func:`run` runs its work again without looking for a cause."""
 
 
 async def recover(place: Place, failure: Failure, patience: Patience) -> None:
-    """Make ready for another attempt after a database error, or raise what it comes to."""
+    """Prepare another attempt after a database error, or raise the error that ends the call."""
     error = await patience.recover(failure, owned=place.owned, reconnects=place.reconnects, committed=place.committed)
     if failure.trouble is Trouble.NO_TABLE:
         await _explain_absence(place, failure)
@@ -305,7 +306,7 @@ async def recover(place: Place, failure: Failure, patience: Patience) -> None:
 
 
 async def _explain_absence(place: Place, failure: Failure) -> None:
-    """Say so if a table of ours is missing; an application's own, which a trigger writes, is the application's."""
+    """Raise an error that names the tables of accountlink which the database lacks, if it lacks any."""
     absent = await place.attempt(partial(absent_tables, tables=place.tables))
     if isinstance(absent, Failure) or not absent:
         return
@@ -320,7 +321,7 @@ async def _explain_absence(place: Place, failure: Failure) -> None:
 
 
 def done(place: Place, failure: Failure | None) -> None:
-    """Raise what a failure comes to that follows the work; where the place commits by itself, that is done already."""
+    """Raise the error for a failure after the work. A place of accountlink's own has committed the work already."""
     if failure is not None:
         raise final_error(failure, ambiguous=place.owned)
 
@@ -329,7 +330,7 @@ def done(place: Place, failure: Failure | None) -> None:
 
 
 class Needs(Enum):
-    """What work needs of the database around it."""
+    """Name the guarantee of the database that work needs."""
 
     STATEMENT = "one statement"
     TRANSACTION = "a transaction around several statements"
@@ -344,20 +345,20 @@ async def place_of(
     needs: Needs = Needs.STATEMENT,
     wanted_by: str = "",
 ) -> Place:
-    """Say whose transaction a bind is. A session is flushed.
+    """Return the place that runs work on a bind, after flushing a session.
 
     Args:
-        bind: What the caller gave.
-        mapping: Says which of a session's engines is meant.
+        bind: The bind that the caller gave.
+        mapping: The table, by which a session chooses one of its engines.
         tables: The tables that the work needs.
-        needs: What the work needs.
-        wanted_by: The argument that makes it need more than a statement, for messages.
+        needs: The guarantee that the work needs.
+        wanted_by: The argument for which the work needs a transaction, for messages.
 
     Raises:
         ConfigurationError: Not an async engine, connection or session; one that can run nothing; a database that is not
             supported; or a connection in AUTOCOMMIT for work that needs a transaction.
         StoreBusy, StoreUnavailable, RetryTransaction: There is no connection to be had.
-        Exception: What a flush raises is the caller's own.
+        Exception: The flush failed; this is the application's own error, unchanged.
     """
     if isinstance(bind, AsyncEngine):
         return place_on(bind, tables=tables, needs=needs)
@@ -387,12 +388,12 @@ async def place_of(
 
 
 def place_on(engine: AsyncEngine, *, tables: Sequence[sa.Table] = (), needs: Needs = Needs.STATEMENT) -> Place:
-    """Say how work runs on an engine.
+    """Return the place that runs work on an engine.
 
     Args:
         engine: The engine.
         tables: The tables that the work needs.
-        needs: What the work needs.
+        needs: The guarantee that the work needs.
 
     Raises:
         ConfigurationError: A database that is not supported.
@@ -414,7 +415,7 @@ async def _reached(bind: AsyncSession | AsyncConnection, mapping: TableMapping) 
 
 
 def _unreached(failure: Failure) -> BaseException:
-    """Return the error that a failure to get a connection comes to: nothing was sent yet."""
+    """Return the error for a failure to get a connection, when nothing has been sent yet."""
     error = final_error(failure)
     if violations.is_unusable(failure.error):
         error = ConfigurationError(
@@ -426,14 +427,14 @@ def _unreached(failure: Failure) -> BaseException:
 
 
 def _connection_of(bind: Session | sa.Connection, mapping: TableMapping) -> tuple[sa.Connection, bool]:
-    """The connection that a bind writes on, and whether that commits each statement by itself."""
+    """Return the connection that a bind writes on, and whether it commits each statement by itself."""
     connection = bind.connection(bind_arguments=as_a_write(mapping)) if isinstance(bind, Session) else bind
     _dialect(connection.dialect)
     return connection, _commits_by_itself(connection)
 
 
 async def _opened(bind: AsyncSession | AsyncConnection, mapping: TableMapping) -> AsyncConnection:
-    """The connection that a bind writes on, for code that awaits."""
+    """Return the asynchronous connection that a bind writes on."""
     return bind if isinstance(bind, AsyncConnection) else await bind.connection(bind_arguments=as_a_write(mapping))
 
 
@@ -461,7 +462,7 @@ def _wrong_bind(bind: object) -> str:
 
 
 def _commits_by_itself(connection: sa.Connection) -> bool:
-    """Whether a connection is in AUTOCOMMIT, asked of the driver, since an engine can be made that way too."""
+    """Say whether a connection is in AUTOCOMMIT, by the driver's state, since an engine can be made that way too."""
     if connection.dialect.name != "sqlite":
         return bool(getattr(connection.connection.dbapi_connection, "autocommit", False))
     if not connection.in_transaction():

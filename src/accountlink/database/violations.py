@@ -1,7 +1,7 @@
-"""Evidence: what a database error says, by SQLSTATE and result codes, never by its text.
+"""Read the meaning of a database error from SQLSTATE and result codes, not from its text.
 
-The only place that knows where each driver keeps its evidence: asyncpg on the cause of ``orig``, psycopg in
-``orig.diag``, SQLite in ``orig.sqlite_errorname``.
+No other module knows where each driver keeps these codes: asyncpg on the cause of ``orig``, psycopg in ``orig.diag``,
+SQLite in ``orig.sqlite_errorname``.
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ _QUOTING: Final = ("detail", "where", "context", "internal_query", "query")
 
 
 def refusal(error: Exception) -> StatementError:
-    """A driver's refusal of a value as SQLAlchemy tells of one that was refused before."""
+    """Return a driver's refusal of a value as the error that SQLAlchemy raises when it refuses one itself."""
     return StatementError("", None, None, error, hide_parameters=True)
 
 
 def read(error: BaseException) -> Failure:
-    """Read an error, and clean it: from then on it carries no value of the statement."""
+    """Read the facts of an error, and remove every value of the statement from it."""
     native = _native(error)
     state = _text(getattr(native, "sqlstate", None))
     evidence = getattr(native, "diag", native)
@@ -96,18 +96,18 @@ def read(error: BaseException) -> Failure:
 
 
 def is_unusable(error: BaseException) -> bool:
-    """Whether a session or a connection can run nothing at all: one that has to be rolled back first says so itself."""
+    """Say whether a session or connection can run nothing at all, except one that only has to be rolled back."""
     return isinstance(error, InvalidRequestError) and not isinstance(error, PendingRollbackError)
 
 
 def is_stale_plan(error: BaseException) -> bool:
-    """Whether the schema changed under a prepared statement."""
+    """Say whether the schema changed under a prepared statement."""
     native = _native(error)
     return _trouble(error, native, _text(getattr(native, "sqlstate", None))) is Trouble.STALE_PLAN
 
 
 def _native(error: BaseException) -> BaseException:
-    """The driver's own error, below SQLAlchemy's and below the asyncpg adapter's."""
+    """Return the driver's own error, below SQLAlchemy's and below the asyncpg adapter's."""
     below = getattr(error, "orig", None) if isinstance(error, DBAPIError) else None
     if below is None:
         return error
@@ -138,7 +138,7 @@ def _trouble(error: BaseException, native: BaseException, state: str | None) -> 
 
 
 def _is_refused_value(error: BaseException, native: BaseException, state: str | None) -> bool:
-    """Whether a value came no further than to SQLAlchemy or to the driver; the database did not see it."""
+    """Say whether SQLAlchemy or the driver refused a value, so that the database did not see it."""
     if isinstance(error, StatementError) and not isinstance(error, DBAPIError):
         return not isinstance(error.orig, SQLAlchemyError)
     if isinstance(native, asyncpg.DataError):
@@ -156,7 +156,7 @@ def _says_closed(native: BaseException) -> bool:
 
 
 def _sqlite_evidence(message: str) -> tuple[str | None, str | None, tuple[str, ...]]:
-    """Table, index and columns from SQLite, which puts its evidence in the message and nowhere else.
+    """Read table, index and columns from SQLite's message, because SQLite gives them nowhere else.
 
     Source: sqlite3UniqueConstraint() writes ``UNIQUE constraint failed: t.a, t.b``, or ``index 'name'`` for an index
     on expressions.
@@ -175,7 +175,7 @@ _KIND: Final = re.compile(r"\([A-Za-z_.]+\) (?:<class '[A-Za-z_.]+'>: )?|<class 
 
 
 def scrub(error: BaseException) -> BaseException:
-    """Take every value of the statement out of an error, in place: parameters, DETAIL, and frames with their locals.
+    """Remove every value of the statement from an error, in place: parameters, DETAIL, and frames with their locals.
 
     The error keeps its class and its evidence: SQLSTATE, the names of table, column and constraint, the statement, and
     the server's own sentence where that quotes no value.
@@ -198,7 +198,7 @@ def scrub(error: BaseException) -> BaseException:
 
 
 def _quotes_values(error: BaseException) -> bool:
-    """Whether the message itself quotes a value: a data exception (class 22), or a refusal to encode a parameter."""
+    """Say whether the message quotes a value: of a data exception (class 22) or of a refused parameter."""
     native = _native(error)
     state = _text(getattr(native, "sqlstate", None))
     if state is not None:
@@ -225,12 +225,12 @@ def _strip(error: Any, clean: _Clean) -> None:  # one of three libraries' errors
 
 
 def _first_line(text: str) -> str:
-    """The message without the parts that quote the row, or a statement inside a function."""
+    """Return the message without the parts that quote the row, or a statement inside a function."""
     return _QUOTED.split(text, maxsplit=1)[0]
 
 
 def _refused_value(text: str) -> str:
-    """Which class of error it was, and nothing of the value that it quotes."""
+    """Return a message with the class of the error, and without the value that the error quotes."""
     kind = _KIND.match(text)
     return f"{kind[0] if kind else ''}a value was refused, or could not be made; it is not shown here"
 
@@ -246,7 +246,7 @@ def _replace_orig(error: Any, orig: BaseException, clean: BaseException) -> None
 
 
 def _without_quotes(orig: BaseException, clean: _Clean) -> BaseException:
-    """A psycopg error without the fields that quote values; its result object cannot be changed, so it is made anew."""
+    """Build a psycopg error without the fields that quote values, because its result object cannot be changed."""
     diag = getattr(orig, "diag", None)
     if diag is None or getattr(diag, "sqlstate", None) is None:
         return orig
