@@ -1,1 +1,1 @@
-"""Linking a user to a provider account."""
+"""Link a user to a provider account, and remove the link again."""

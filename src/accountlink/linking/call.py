@@ -1,4 +1,4 @@
-"""What one call brings: made here of the application's arguments, and checked before any SQL."""
+"""Check the arguments of a linker's call before any SQL, and convert them to what the columns take."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from accountlink.values.secrecy import ConcealedText, Parameters
 from accountlink.values.text import check_identifier, check_provider
 
 _VERSION_BITS: Final = 47
-"""A random version stays a number that every reader of JSON keeps whole, for as long as it is counted up."""
+"""The bits of a random version, so that it stays a number that JSON readers keep exact, however often it rises."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Occasion:
-    """What the event of a call has beside the row.
+    """Hold the facts of a call's event that are not in the row.
 
     Attributes:
-        at: When, aware.
-        call_id: One for the call and its retries, by which an event is not written twice.
-        data: More about it, as JSON has it.
+        at: The moment of the event, aware.
+        call_id: The id of the call and its retries, by which an event is not written twice.
+        data: Further facts of the event, as a JSON object.
     """
 
     at: datetime
@@ -50,21 +50,21 @@ class Occasion:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Call:
-    """What one call brings to the table of links, each value as its column takes it.
+    """Hold the values that one call brings to the table of links, each as its column takes it.
 
     Attributes:
         user_id: The user who calls.
-        link_id: The one link that is meant, if one is.
+        link_id: The id of the one link that the call names, if it names one.
         identity: The provider and the account, by role.
         credentials: The credentials that the call brings, by role.
         stamps: The moments, and the version of a new row, by role.
         reason: Why a link is removed.
         insert: The application's columns to fill in a new row.
         update: The application's columns to fill in a new row, on update and on restore.
-        functions: What the functions of the application's columns gave, by the names of their parameters.
-        occasion: What the event needs, where there is an outbox.
-        owner: Who had the link when it was read before: it is written only if they still do.
-        version: Which version the link had when it was read before.
+        functions: The results of the application's default and onupdate functions, by the names of their parameters.
+        occasion: The facts of the call's event, where there is an outbox.
+        owner: The user who had the link when it was read: it is written only if they still have it.
+        version: The version that the link had when it was read.
         lock_timeout: How long a statement waits for a lock, as PostgreSQL's setting has it; ``None`` leaves that alone.
         is_repeated: Whether an attempt whose answer was lost may have written the call's event.
     """
@@ -89,7 +89,7 @@ class Call:
 
     @cached_property
     def parameters(self) -> Parameters:
-        """The parameters of the statements: the only place that makes them of a call."""
+        """The parameters of every statement of the call."""
         bound = Parameters((f"al_{role}", value) for role, value in self.identity.items())
         bound.update((f"al_{role}", value) for role, value in self.credentials.items())
         bound.update((f"al_{role}", value) for role, value in self.stamps.items())
@@ -113,7 +113,7 @@ class Call:
 
     @cached_property
     def shape(self) -> Shape:
-        """What the call brings apart from the values: one statement per shape."""
+        """The shape of the call, by which its statements are built and cached."""
         return Shape(
             email="email" in self.identity or "email_key" in self.identity,
             credentials=tuple(self.credentials),
@@ -125,19 +125,19 @@ class Call:
         )
 
     def within(self, lock_timeout: str | None) -> Call:
-        """Return the call with a bound for its waiting, ready to be run any number of times."""
+        """Return the call with a limit for its waiting, ready to run any number of times."""
         ready = self if lock_timeout is None else replace(self, lock_timeout=lock_timeout)
         _ = ready.shape, ready.parameters
         return ready
 
 
 class Calls:
-    """Makes the calls to one table of links.
+    """Build the calls to one table of links, from checked arguments.
 
     Args:
-        mapping: Which column plays which role.
+        mapping: The columns of the table, by role.
         table: The table.
-        tells: Whether there is an outbox, so that calls need what an event has beside the row.
+        tells: Whether there is an outbox, so that calls carry the facts of an event.
     """
 
     def __init__(self, mapping: AccountMapping[Any, Any], table: MappedTable, *, tells: bool) -> None:
@@ -168,7 +168,7 @@ class Calls:
         values: Mapping[Any, object] | None,
         update_values: Mapping[Any, object] | None,
     ) -> Call:
-        """Make the call that links.
+        """Build the call that links.
 
         Raises:
             InvalidIdentity: No e-mail address under ``Key.EMAIL``, or one without a normal form.
@@ -204,7 +204,7 @@ class Calls:
         )
 
     def transfer(self, *, now: datetime, user_id: object, credentials: object) -> Call:
-        """Make the call that gives a link to the user.
+        """Build the call that gives a link to the claimant.
 
         Args:
             now: The present moment, aware.
@@ -223,7 +223,7 @@ class Calls:
         )
 
     def unlink(self, *, user_id: object, link_id: object, reason: object) -> Call:
-        """Make the call that removes a link.
+        """Build the call that removes a link.
 
         Raises:
             AccountNotFound: No link can have the id.
@@ -244,7 +244,7 @@ class Calls:
         )
 
     def reading(self, *, user_id: object, provider: str | None = None, link_id: object = None) -> Call:
-        """Make the call that reads a user's links: all, of one provider, or the one with an id.
+        """Build the call that reads a user's links: all, those of one provider, or the one with an id.
 
         Raises:
             AccountNotFound: No link can have the id.
@@ -258,7 +258,7 @@ class Calls:
         return Call(user_id=user_id, link_id=link_id, identity=named)
 
     def finding(self, *, provider: str, account_id: str) -> Call | None:
-        """Make the call that finds who owns an account; ``None``: a column's type lets nobody own it.
+        """Build the call that finds an account's owner, or return ``None`` if no row can hold the account.
 
         Raises:
             ConfigurationError: The provider's column cannot hold the provider.
@@ -294,7 +294,7 @@ class Calls:
         return named
 
     def provider(self, slug: str) -> Any:
-        """Return a provider's slug as its column takes it: itself, or the member of an enumeration.
+        """Return a provider's slug as its column takes it: unchanged, or as the member of an enumeration.
 
         Raises:
             ConfigurationError: The enumeration has no such provider.
@@ -309,7 +309,7 @@ class Calls:
         return self._slugs[slug]
 
     def _respelt(self, named: Mapping[str, Any]) -> tuple[str, ...]:
-        """Return the columns whose types make another text of an identifier."""
+        """Return the names of the columns whose types change the text of an identifier."""
         respelt: list[str] = []
         for role, spelling in self._recoded.items():
             try:
@@ -320,9 +320,9 @@ class Calls:
         return tuple(respelt)
 
     def _credentials(self, tokens: object) -> dict[str, Any]:
-        """Return the credentials by role: those that the provider sent, and what it left out stays as it is.
+        """Return the credentials by role, without those that the provider left out and the row keeps.
 
-        Source: RFC 6749, section 5.1: a provider may leave out the scopes where they are as asked.
+        Source: RFC 6749, section 5.1: a provider may leave out the scopes if they are those that were asked for.
         """
         if tokens is None:
             return {}
@@ -373,7 +373,7 @@ class Calls:
         return text
 
     def _application(self, values: object, *, new: bool) -> dict[sa.Column[Any], Any]:
-        """Return the application's own columns and their values, in whatever order they came: it is one statement."""
+        """Return the application's columns and their values, sorted, so that their order makes no second statement."""
         if not isinstance(values, Mapping):
             raise ConfigurationError(
                 "values= and update_values= take a mapping such as {Model.column: value}, not "
@@ -395,5 +395,5 @@ class Calls:
 
 
 def first_version(kind: sa.types.TypeEngine[Any]) -> int:
-    """Return where the version of a new row begins that may stand under the id of a deleted one: at random."""
+    """Return a random first version, for a row that may get the id of a deleted one."""
     return 1 + randomness.randbelow(2 ** min(smallest_bits(kind) - 1, _VERSION_BITS))

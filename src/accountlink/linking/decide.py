@@ -1,4 +1,4 @@
-"""Decides what a link comes to, and what a unique violation means. Every function here is pure."""
+"""Decide the outcome of a link and the meaning of a unique violation, by facts alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BY_DEAD_ROWS: Final = ("key-counts-deleted", "wrong-predicate")
 
 
 class Arm(Enum):
-    """Which part of a link answered."""
+    """Name the part of a link's statement that answered."""
 
     CREATED = "created"
     UPDATED = "updated"
@@ -55,7 +55,7 @@ class Answer(Generic[UserId, LinkId]):
 
 
 class Own(Enum):
-    """The user's own row, as a link finds it."""
+    """Name the state of the user's own row, as a link finds it."""
 
     NONE = "there is none"
     LIVE = "it is live"
@@ -65,14 +65,14 @@ class Own(Enum):
 
 
 class Others(Enum):
-    """What a link finds of other users."""
+    """Name the claim of another user on the account, as a link finds it."""
 
     NONE = "nobody else has the account, or several users may have it"
     OWNER = "another user has the account, which has one owner at most"
 
 
 class Wanted(Enum):
-    """Which row a link may write."""
+    """Name the row that a link may write."""
 
     ANY = "the user's row of this account, or a new one"
     ONE = "the link that the caller named, and no other"
@@ -100,13 +100,13 @@ DECISIONS: Final[Mapping[tuple[Own, Others, Wanted], Arm]] = {
     (Own.OTHER, Others.NONE, Wanted.ONE): Arm.MISMATCH,
     (Own.OTHER, Others.OWNER, Wanted.ONE): Arm.MISMATCH,
 }
-"""The decision: what a link comes to, by what it finds. SQLite's steps look it up here; PostgreSQL's one statement
-decides the same in SQL, and is tested against this table. Another user who has the account is told first, except where
-the caller named a link that is to another account, or is not the user's."""
+"""The arm that answers a link, by the rows that the link finds. SQLite's steps read it from this table. PostgreSQL's
+statement makes the same decision in SQL, and is tested against this table. A conflict with another user comes first,
+except where the caller named a link to another account, or a link that is not the user's."""
 
 
 def after_lookup_failure(failure: Failure, *, provider: str, owned: bool) -> AccountLinkError:
-    """Decide what a failed look-up of the owner comes to."""
+    """Decide which error to raise after a failed look-up of the owner."""
     if failure.trouble is Trouble.SERIALIZATION and not owned:
         return RetryTransaction(sqlstate=failure.sqlstate)
     return OwnerLookupFailed(provider=provider, sqlstate=failure.sqlstate)
@@ -115,9 +115,9 @@ def after_lookup_failure(failure: Failure, *, provider: str, owned: bool) -> Acc
 def after_violation(
     failure: Failure, obstacle: Obstacle[Any, Any], *, provider: str, causes: int, owned: bool
 ) -> Step | BaseException:
-    """Decide what a unique violation comes to, once it is known what is behind it.
+    """Decide what follows a unique violation, by the facts behind it.
 
-    Nothing here turns a violation into success: the row is written again, or the truth is told.
+    No decision turns a violation into a success: the statement runs again, or the call reports a conflict or an error.
 
     Args:
         failure: The violation.
@@ -158,7 +158,7 @@ def restorable(rows: Iterable[Kept[UserId, LinkId]]) -> list[LinkedAccount[UserI
     """Return the dead rows that a link would restore, in the order of the rows.
 
     Args:
-        rows: All rows of one user, live and dead; of the dead ones those first that a link prefers.
+        rows: All rows of one user, live and dead, in the order in which a link prefers them.
     """
     kept = list(rows)
     taken = {row.key for row in kept if row.live}

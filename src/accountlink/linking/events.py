@@ -1,4 +1,4 @@
-"""The events of links: which part of a statement writes which, and how they are read."""
+"""Write and read the events of links."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ _ARMS: Final = {
     "restored": EventType.RESTORED,
     "conflict": EventType.CONFLICT,
 }
-"""What the arms of a link mean; the others are refusals, which are no events."""
+"""The events of the arms of a link; the other arms are refusals, which are no events."""
 
 
 class LinkEvents(Outbox):
-    """The outbox of one table of links. The parts that it is given have the columns of a row, by their roles."""
+    """Build the parts of statements that write the events of one table of links.
+
+    Each source of events has the columns of a row, by their roles.
+    """
 
     def of_answer(self, answer: sa.CTE, *, user_id: sa.ColumnElement[Any], again: bool) -> sa.CTE:
-        """What a link came to, by the arm that answered.
+        """Write the event of a link, by the arm that answered.
 
         Args:
             answer: The arms' answer; in a conflict the owner's row.
@@ -54,13 +57,13 @@ class LinkEvents(Outbox):
         other_user_id: sa.ColumnElement[Any] | None = None,
         told: bool = False,
     ) -> sa.CTE:
-        """What was done to a row.
+        """Write the event of a change to a row.
 
         Args:
             written: The row, as it is now.
-            kind: What was done.
-            other_user_id: Who had it.
-            told: Whether there is more to tell, in ``al_event_data``.
+            kind: The type of the event.
+            other_user_id: The former owner, after a transfer.
+            told: Whether ``al_event_data`` brings further facts.
         """
         return self.written(
             written,
@@ -76,7 +79,7 @@ class LinkEvents(Outbox):
 def link_events(
     mapping: AccountMapping[Any, Any], outbox: sa.Table, dialect: sa.Dialect
 ) -> Reading[LinkEvent[Any, Any]]:
-    """How the events of a table of links are read."""
+    """Return the object that reads the events of a table of links."""
     user, link = (reader(mapping.columns[role].type, dialect) for role in ("user_id", "id"))
 
     def read(found: Found) -> LinkEvent[Any, Any]:

@@ -1,4 +1,4 @@
-"""The linked accounts that grants are about, as the statements of grants see them."""
+"""Build the conditions by which statements of grants check the linked accounts that the grants are about."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SHARED: Final = {"id": "al_shared_link", "user_id": "al_shared_owner"}
 
 
 class LiveLinks:
-    """The linked accounts that grants are about: which of them still are what they were at the time of issue."""
+    """Build the conditions under which a linked account is still as it was when its grant was issued."""
 
     def __init__(self, accounts: AccountMapping[Any, Any], ledger: sa.Table | None, *, grants: sa.Table) -> None:
         self._statements: Final = Statements(accounts, ledger)
@@ -33,9 +33,9 @@ class LiveLinks:
         self._c: Final = {role: twin.c[column.key] for role, column in accounts.columns.items()}
 
     def state(self) -> sa.ColumnElement[Any] | None:
-        """What rises when the link is removed, restored or transferred; ``None`` where nothing tells that.
+        """Return the number that rises when a link is removed, restored or transferred, or ``None`` if there is none.
 
-        The ORM's own counter does not: it rises at every write, and a grant would end when its account is relinked.
+        The ORM's own counter is not used. It rises at every write, so a grant would end when its account is relinked.
         """
         ledger: Ledger | None = self._statements.ledger
         if ledger is not None:
@@ -46,18 +46,18 @@ class LiveLinks:
 
     @property
     def named(self) -> dict[str, sa.Table]:
-        """The parameter under which the ledger finds the links, where there is one, and the table that it names."""
+        """The parameter that brings the ledger's name for the table of links, by the table; empty without a ledger."""
         return {} if self._statements.ledger is None else {"al_links": self._mapping.table}
 
     def of_grantor(self) -> sa.Select[Any]:
-        """The state of a link that is about to be shared, if it is live and the grantor's own."""
+        """Build the query for the state of a link to be shared, if the link is live and belongs to the grantor."""
         c, state = self._c, self.state()
         named = [c[role] == sa.bindparam(name, type_=c[role].type) for role, name in _SHARED.items()]
         told = sa.null() if state is None else state
         return _select(told.label("state")).where(*named, self._statements.live(c))
 
     def still(self, grant: Columns) -> Condition:
-        """Whether a grant is about no link, or about one that is live, still the grantor's, and as it was."""
+        """Build the condition that a grant has no link, or one that is live, still the grantor's, and unchanged."""
         c, state = self._c, self.state()
         same = [c["id"] == grant["link_id"], c["user_id"] == grant["grantor_id"], self._statements.live(c)]
         if state is not None and "link_version" in grant:

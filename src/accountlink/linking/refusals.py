@@ -1,4 +1,4 @@
-"""Finds out what a unique violation means: a conflict, another run, or an error."""
+"""Find the cause of a unique violation: a conflict, a race, or an error."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ async def explain(
     provider: str,
     patience: Patience,
 ) -> Answer[UserId, LinkId] | None:
-    """Find out what a unique violation means.
+    """Find the cause of a unique violation, and decide what follows it.
 
     Args:
-        place: Where.
+        place: Runs the look-up.
         violation: The violation.
-        look: Looks at what is behind a ``failure``, on a connection.
+        look: Collects the facts behind a ``failure``, on a connection.
         provider: The provider of the account, for messages.
-        patience: What is left of trying again.
+        patience: The attempts that are left.
 
     Returns:
         The conflict with the owner, or ``None``: the work is to be run again.

@@ -1,10 +1,10 @@
-"""The statements, built once per shape of a call and never again.
+"""Build the statements of links, once per shape of a call.
 
-On PostgreSQL linking is one statement with three arms that share one snapshot. *other* reads a live row of another
-user; *own* reads the user's row, live or else their newest dead one; the update arm writes *own*, the insert arm a new
-row, each only when *other* found nobody. The arm that answers names the change. No answer means that a concurrent
-transaction came between, and the statement is run again. No arm can write another user's row, and no arm needs to
-know an index.
+On PostgreSQL linking is one statement whose parts share one snapshot. *other* reads a live row of another user. *own*
+reads the user's row: the live one, or else their newest dead one. The update arm writes *own*, and the insert arm
+writes a new row. Each does so only when *other* found no row. The arm that answers names the change. No answer means
+that a concurrent transaction came between, and the statement is run again. No arm can write another user's row, and no
+arm depends on an index.
 
 Source: measured designs of upserts with data-modifying CTEs; PostgreSQL 15 documentation, sections 7.8.4 and 13.2.1.
 """
@@ -37,14 +37,14 @@ _select: Final[Callable[..., sa.Select[Any]]] = cast("Any", sa.select)
 
 
 class Columns(Protocol):
-    """Columns by role, of a table or of what a part of a statement returns."""
+    """Map roles to the columns of a table, or of a part of a statement."""
 
     def __getitem__(self, role: str, /) -> sa.ColumnElement[Any]:
-        """The column that plays a role."""
+        """Return the column that plays a role."""
         ...
 
     def __contains__(self, role: str, /) -> bool:
-        """Whether a column plays the role."""
+        """Say whether a column plays the role."""
         ...
 
 
@@ -60,7 +60,7 @@ ROW_ROLES: Final = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shape:
-    """What a call brings, apart from the values themselves: one statement per shape.
+    """Hold the properties of a call that decide which statement it needs, without its values.
 
     Attributes:
         email: Whether the provider told an e-mail address; without one, the stored address stays.
@@ -82,7 +82,7 @@ class Shape:
 
 
 class Statements:
-    """Builds the statements of one mapping."""
+    """Build the statements of one table of links."""
 
     def __init__(
         self, mapping: AccountMapping[Any, Any], ledger: sa.Table | None = None, outbox: sa.Table | None = None
@@ -104,7 +104,7 @@ class Statements:
     # -- conditions ---------------------------------------------------------------------------------------------------
 
     def live(self, c: Columns | None = None) -> Condition:
-        """Linked and not disconnected."""
+        """Build the condition that a row is live."""
         c = c or self._c
         if self._policy.removal is Removal.DELETE:
             return sa.true()
@@ -116,27 +116,31 @@ class Statements:
         return sa.and_(*marks)
 
     def is_mine(self, c: Columns | None = None) -> Condition:
-        """Of the user who is calling."""
+        """Build the condition that a row belongs to the calling user."""
         return (c or self._c)["user_id"] == self.bind("user_id")
 
     def same(self, role: str, c: Columns | None = None) -> Condition:
-        """Of what the call names in this role, byte by byte: some columns take two spellings for one.
+        """Build the condition that a row has the call's value in this role, byte by byte.
 
-        The column's own comparison is there for its index.
+        The column's own comparison lets the database use an index. Some columns treat two spellings as equal, so the
+        exact comparison follows.
         """
         column = (c or self._c)[role]
         return sa.and_(column == self.bind(role), Exactly(column, self.bind(role)))
 
     def same_account(self, c: Columns | None = None) -> Condition:
-        """Of the provider account that the identity names."""
+        """Build the condition that a row is of the identity's provider account."""
         return sa.and_(self.same("provider", c), self.same("account_id", c))
 
     def same_key(self, c: Columns | None = None) -> Condition:
-        """Of the identity that the provider vouched for, as the policy's key compares it (the user aside)."""
+        """Build the condition that a row has the key of the identity, under the policy, of whatever user."""
         return sa.and_(*(self.same(role, c) for role in self._mapping.key_roles[1:]))
 
     def _fits(self) -> Condition:
-        """Whether a row with the right e-mail key may hold this account id (always so for a key on the account id)."""
+        """Build the condition that a row with the right e-mail key may hold this account id.
+
+        With a key on the account id it is always true.
+        """
         if self._policy.key is Key.ACCOUNT_ID or "account_id" not in self._c:
             return sa.true()
         return sa.or_(self._c["account_id"].is_(None), self.same("account_id"))
@@ -151,20 +155,20 @@ class Statements:
     # -- parts --------------------------------------------------------------------------------------------------------
 
     def bind(self, role: str) -> sa.BindParameter[Any]:
-        """The parameter that carries a role's value, typed as its column."""
+        """Return the parameter for a role's value, with the type of the role's column."""
         return sa.bindparam(f"al_{role}", type_=self._c[role].type)
 
     def row(self, source: Columns | None = None) -> list[sa.ColumnElement[Any]]:
-        """The columns of a row that are read back."""
+        """Return the columns that are read back of a row."""
         c: Columns = self._c if source is None else source
         return [c[role].label(role) for role in self.row_roles]
 
     def epoch(self, c: Columns | None = None) -> list[sa.ColumnElement[Any]]:
-        """The epoch of a row, where a ledger keeps it."""
+        """Return the column for the epoch of a row, if a ledger keeps epochs."""
         return [] if self.ledger is None else [self.ledger.epoch((c or self._c)["id"]).label("epoch")]
 
     def no_epoch(self) -> list[sa.ColumnElement[Any]]:
-        """What stands for it where it is not asked for."""
+        """Return a NULL in the place of the epoch, if a ledger keeps epochs."""
         return [] if self.ledger is None else [sa.cast(sa.null(), sa.BigInteger).label("epoch")]
 
     def _nothing(self) -> list[sa.ColumnElement[Any]]:
@@ -179,7 +183,7 @@ class Statements:
         yield self._c["id"].desc()
 
     def other(self) -> sa.Select[Any]:
-        """The live row of another user, if an account has one owner only; at its end, where there is one, the epoch."""
+        """Build the query for another user's live row of an exclusive account, with the row's epoch at the end."""
         return (
             _select(*self.row(), *self.epoch())
             .where(self.same_account(), self._c["user_id"] != self.bind("user_id"), self.live())
@@ -187,7 +191,7 @@ class Statements:
         )
 
     def own(self, shape: Shape) -> sa.Select[Any]:
-        """The user's own row: live, or else their newest dead one; and whether it may be written."""
+        """Build the query for the user's own row, live or else the newest dead one, and whether it may be written."""
         fits = self._fits()
         if shape.expect:
             scope = self._c["id"] == self.bind("id")
@@ -206,13 +210,13 @@ class Statements:
         )
 
     def _live_twin(self) -> Condition:
-        """Another live row of the same user and key than the expected one."""
+        """Build the condition that the user has another live row of the key than the expected one."""
         twin = self._t.alias(self._names("twin"))
         c = {role: twin.c[column.key] for role, column in self._c.items()}
         return sa.exists(_select(_ONE).select_from(twin).where(self.is_mine(c), self.same_key(c), self.live(c)))
 
     def _written(self, shape: Shape, was_live: Condition) -> dict[sa.Column[Any], Any]:
-        """What the update arm sets. Nothing of the old credentials comes back with a restored row."""
+        """Return the values that the update arm writes. A restored row gets none of its old credentials back."""
         c, writes = self._c, self._mapping.written
         values: dict[sa.Column[Any], Any] = {column: _value("update", column) for column in shape.update}
         roles = [role for role in ("updated_at",) if writes(role)]
@@ -237,11 +241,11 @@ class Statements:
         return values or {c["provider"]: c["provider"]}  # a row of bare keys still has to be written to be answered
 
     def _risen(self) -> sa.ColumnElement[Any]:
-        """The next version; a row from before the column was there counts as having none."""
+        """Return the next version; a row from before the version column was added counts as version 0."""
         return sa.func.coalesce(self._c["version"], _ZERO) + _ONE
 
     def _with_onupdate(self, values: dict[sa.Column[Any], Any]) -> dict[sa.Column[Any], Any]:
-        """Fill the application's columns that have a Python ``onupdate``: in a CTE SQLAlchemy would set them NULL."""
+        """Add the values of Python ``onupdate`` functions, because SQLAlchemy would write NULL for them in a CTE."""
         for column in self.onupdate:
             if column not in values:
                 values[column] = _value("onupdate", column)
@@ -266,14 +270,14 @@ class Statements:
         return self._without_credentials() | fixed_defaults(self._t) | values
 
     def _without_credentials(self) -> dict[sa.Column[Any], sa.ColumnElement[Any]]:
-        """What a new row has for the credentials that the call does not bring, in columns that need a value."""
+        """Return empty values for the credentials that a call does not bring, in columns that need a value."""
         columns = {role: self._c[role] for role in CREDENTIAL_ROLES if role in self._c}
         return {c: nothing_in(role, c) for role, c in columns.items() if not c.nullable and c.server_default is None}
 
     # -- whole statements ---------------------------------------------------------------------------------------------
 
     def update(self, shape: Shape, *, was_live: bool) -> sa.Update:
-        """Write the user's own row, if it still is as it was read."""
+        """Build the UPDATE of the user's own row, if that is still as it was read."""
         before = self.live() if was_live else sa.not_(self.live())
         return (
             sa.update(self._t)
@@ -283,11 +287,11 @@ class Statements:
         )
 
     def insert(self, shape: Shape) -> sa.Insert:
-        """Write a new row, and let the database refuse it."""
+        """Build the INSERT of a new row, which the database may refuse."""
         return sa.insert(self._t).values(self._inserted(shape)).returning(*self.row())
 
     def probe(self, shape: Shape) -> sa.sql.dml.ReturningInsert[Any]:
-        """The insert arm by itself, which a unique index may refuse."""
+        """Build the insert arm as a statement by itself, which a unique index may refuse."""
         nobody = [~sa.exists(self.own(shape))]
         if self._policy.ownership is Ownership.EXCLUSIVE:
             nobody.append(~sa.exists(self.other()))
@@ -296,7 +300,7 @@ class Statements:
         return sa.insert(self._t).from_select([c.key for c in values], source).returning(*self.row())
 
     def probe_and_tell(self, shape: Shape) -> sa.Executable:
-        """Run the insert arm in one statement with its event, where there is an outbox (PostgreSQL)."""
+        """Build the insert arm and its event as one statement, where there is an outbox (PostgreSQL)."""
         probe = self.probe(shape)
         if self.outbox is None:
             return probe
@@ -330,7 +334,7 @@ class Statements:
     #             CAST(NULL AS TEXT) AS why FROM al_updated UNION ALL
     #      SELECT 'created' AS arm, al_inserted.*, CAST(NULL AS TEXT) AS why FROM al_inserted
     def arms(self, shape: Shape) -> sa.Select[Any] | sa.CompoundSelect[Any]:
-        """Link in one statement (PostgreSQL)."""
+        """Build the one statement that links (PostgreSQL)."""
         own = self.own(shape).cte(self._names("own")).prefix_with("MATERIALIZED", dialect="postgresql")
         has_own = sa.exists(_select(_ONE).select_from(own))
         answers: list[sa.Select[Any]] = []
@@ -392,13 +396,13 @@ class Statements:
     # -- reading and removing -----------------------------------------------------------------------------------------
 
     def seen(self, where: str | None = None) -> sa.Select[Any]:
-        """Whatever can be seen of a key, and of what the columns take for the same.
+        """Build the query for the rows of a key, and for rows that their columns treat as equal to it.
 
-        Each row says whether it is of this very key, whether it is live, whether it is the user's own, and whether it
-        counts.
+        Each row says whether it has exactly this key, whether it is live, whether it belongs to the user, and whether
+        it counts, which means that the index covers it.
 
         Args:
-            where: The condition of an index, as the catalogue has it: which rows count in it. Without one all do.
+            where: The condition of a partial index, as the catalogue has it; without one the index covers every row.
         """
         # On a line of its own: SQLite keeps a comment at the end of an index, which would hide the parenthesis.
         counts: sa.ColumnElement[Any] = sa.true() if where is None else sa.literal_column(f"({where}\n)", sa.Boolean)
@@ -408,14 +412,14 @@ class Statements:
         return _select(*(fact.label(name) for name, fact in facts.items())).where(alike, *whose)
 
     def holder(self) -> sa.Select[Any]:
-        """The live row of an account, whoever owns it."""
+        """Build the query for the live row of an account, whoever owns it."""
         return _select(*self.row()).where(self.same_account(), self.live()).limit(_ONE)
 
     def listing(self, roles: tuple[str, ...]) -> sa.Select[Any]:
-        """The user's live rows, oldest first; further roles narrow them down.
+        """Build the query for the user's live rows, oldest first, narrowed down by further roles.
 
-        The provider stands in a CASE, which no index can serve: a user has few links, and a provider has many. Where
-        PostgreSQL knows nothing of a table yet, it would rather read all of the provider's.
+        A user has few links, and a provider has many. Before PostgreSQL has analysed the table, it would use an index
+        on the provider. The CASE around the provider prevents that, because no index can serve it.
         """
         order = [self._c[role] for role in ("created_at", "id") if role in self._c]
         narrowed: list[Condition] = [self._c[role] == self.bind(role) for role in roles if role != "provider"]
@@ -424,9 +428,9 @@ class Statements:
         return _select(*self.row()).where(self.is_mine(), self.live(), *narrowed).order_by(*order)
 
     def kept(self, roles: tuple[str, ...]) -> sa.Select[Any]:
-        """The user's rows, live and dead, in the order in which a link prefers them; further roles narrow them down.
+        """Build the query for the user's live and dead rows, in the order in which a link prefers them.
 
-        A row without a key, as tables have from before the key was there, is none that a link can find.
+        A row without a key, from before the table had the key's column, is left out, because no link can find it.
         """
         narrowed = [self.same(role) for role in roles]
         facts = [self.live().label("live"), self._blocked().label("blocked")]
@@ -435,25 +439,25 @@ class Statements:
         return kept.order_by(*self._newest_first())
 
     def named(self) -> sa.Select[Any]:
-        """The user's row of this id, live or dead."""
+        """Build the query for the user's row with this id, live or dead."""
         return _select(*self.row()).where(self._is_named())
 
     def _is_named(self) -> Condition:
         return sa.and_(self._c["id"] == self.bind("id"), self.is_mine())
 
     def lock_live(self, *, bounded: bool) -> sa.Select[Any]:
-        """The user's live rows, locked in one order for all: of each, whether it is the named one."""
+        """Build the query that locks the user's live rows by id, and says for each whether the call names it."""
         bound = [self._bounded()] if bounded else []
         query = _select(self._c["id"] == self.bind("id")).where(*bound, self.is_mine(), self.live())
         return query.order_by(self._c["id"]).with_for_update()
 
     def delete(self, *, bounded: bool) -> sa.sql.dml.ReturningDelete[Any]:
-        """Delete the user's row."""
+        """Build the DELETE of the user's row."""
         bound = [self._bounded()] if bounded else []
         return sa.delete(self._t).where(*bound, self._is_named()).returning(*self.row())
 
     def delete_and_raise(self, *, bounded: bool) -> sa.Executable:
-        """Delete the user's row in one statement that also raises its epoch and writes its event (PostgreSQL)."""
+        """Build one statement that deletes the user's row, raises its epoch and writes its event (PostgreSQL)."""
         deletion = self.delete(bounded=bounded)
         if self.ledger is None and self.outbox is None:
             return deletion
@@ -461,18 +465,18 @@ class Statements:
         return _select(*self.row(removed.c)).add_cte(*self._follows(removed))
 
     def _follows(self, removed: sa.CTE, *, told: bool = False) -> list[sa.CTE]:
-        """What a removal brings with it."""
+        """Return the parts that raise the epoch of a removed link and write its event."""
         raised = [] if self.ledger is None else [self.ledger.raised_by(removed)]
         if self.outbox is None:
             return raised
         return [*raised, self.outbox.of_row(removed, EventType.UNLINKED, told=told)]
 
     def raise_epoch(self, ledger: Ledger) -> sa.Insert:
-        """Raise the epoch of the named link (SQLite)."""
+        """Build the statement that raises the epoch of the named link (SQLite)."""
         return ledger.raise_one(self.bind("id"))
 
     def remove(self, *, reason: bool, bounded: bool = False) -> sa.sql.dml.ReturningUpdate[Any]:
-        """Mark the user's live row as dead and wipe its credentials."""
+        """Build the UPDATE that marks the user's live row as dead and wipes its credentials."""
         c = self._c
         values: dict[sa.Column[Any], Any] = {
             c[role]: nothing_in(role, c[role]) for role in CREDENTIAL_ROLES if role in c
@@ -489,7 +493,7 @@ class Statements:
         return removal.values(self._with_onupdate(values)).returning(*self.row())
 
     def remove_or_read(self, *, reason: bool, bounded: bool) -> sa.CompoundSelect[Any]:
-        """Remove the user's row, or read it if it is dead already, in one statement (PostgreSQL)."""
+        """Build one statement that removes the user's row, or reads it if it is dead already (PostgreSQL)."""
         removed = self.remove(reason=reason, bounded=bounded).cte(self._names("removed"))
         dead = _select(*self.row()).where(self._is_named(), sa.not_(self.live()))
         either = sa.union_all(_select(*self.row(removed.c)), dead)
@@ -498,7 +502,9 @@ class Statements:
 
 
 def bounded() -> Condition:
-    """Always true, and evaluated before anything waits: sets the transaction's ``lock_timeout`` where none is set.
+    """Build a condition that sets the transaction's ``lock_timeout`` where none is set, before anything waits.
+
+    The condition is always true.
 
     Source: PostgreSQL documentation, sections 9.27.1 (``set_config``, local to the transaction) and 20.11.1.
     """
@@ -517,12 +523,12 @@ def _arm(name: str) -> sa.Label[str]:
 
 
 def nothing_in(role: str, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
-    """What stands for no credential: NULL, or where the column takes none an empty value."""
+    """Return the SQL value for a missing credential: NULL, or an empty value if the column takes no NULL."""
     return sa.null() if column.nullable else empty_in(role, column)
 
 
 def empty_in(role: str, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
-    """Return the value that stands for no credential in a column that takes no NULL: empty, and for an end 1970."""
+    """Return the empty value for a missing credential in a column that takes no NULL; for an expiry it is 1970."""
     empty: Any = ""
     if role == "expires_at":
         empty = (form_of(Part.MOMENT, column.type) or aware)(datetime(1970, 1, 1, tzinfo=UTC))

@@ -1,4 +1,4 @@
-"""Runs the statements of links and reports what the database answered, as facts."""
+"""Run the statements of links, and report the database's answers as facts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SEEN: Final = 100
 
 
 class AccountStore(MappedTable, Generic[UserId, LinkId]):
-    """The table of links of one mapping. Its methods are synchronous work for a :class:`~.transactions.Place`."""
+    """Run the statements of one table of links. Each method is synchronous work for a :class:`~.transactions.Place`."""
 
     def __init__(
         self,
@@ -88,10 +88,10 @@ class AccountStore(MappedTable, Generic[UserId, LinkId]):
         )
 
     def asked_for(self, row: Sequence[Any], call: Call, offset: int = 0) -> LinkedAccount[UserId, LinkId]:
-        """Return a snapshot of a row that has to be of what the call names.
+        """Return a snapshot of a row, after checking that the row holds the identity which the call names.
 
         Raises:
-            ConfigurationError: It is not: what the database holds is not what it was given.
+            ConfigurationError: The row holds another identity than the one that was written.
         """
         account, as_given = self.account(row, offset), True
         for role in self._compared:
@@ -104,7 +104,7 @@ class AccountStore(MappedTable, Generic[UserId, LinkId]):
         return account
 
     def is_about(self, account: LinkedAccount[UserId, LinkId], call: Call) -> bool:
-        """Whether a row that was read is of what the call names, byte by byte.
+        """Say whether a row holds the identity that the call names, byte by byte.
 
         No identifier ends in a blank, so blanks at the end are the padding of a ``CHAR(n)`` that is mapped as text.
         """
@@ -117,12 +117,12 @@ class AccountStore(MappedTable, Generic[UserId, LinkId]):
         return True
 
     def version_of(self, row: sa.Row[Any], offset: int = 0, *, epoch: int) -> int | None:
-        """Return the version of a row, or its epoch in the ledger; ``None`` where nothing tells its states apart.
+        """Return the version of a row, or its epoch in the ledger, or ``None`` if the table has neither.
 
         Args:
-            row: What was read.
-            offset: Where the row begins in it.
-            epoch: Where the epoch is, if there is one.
+            row: The row that a statement returned.
+            offset: The index of the link's first column in it.
+            epoch: The index of the epoch in it, if a ledger keeps epochs.
         """
         found: int | None = None
         if self.keeps_epochs:
@@ -134,7 +134,7 @@ class AccountStore(MappedTable, Generic[UserId, LinkId]):
     # -- linking ------------------------------------------------------------------------------------------------------
 
     def link(self, connection: sa.Connection, call: Call) -> Answer[UserId, LinkId] | None:
-        """Link, or report who or what stands in the way; ``None`` when a concurrent transaction came between."""
+        """Link, or report the row that forbids it; return ``None`` if a concurrent transaction came between."""
         if connection.dialect.name == "sqlite":
             return self._link_in_steps(connection, call)
         shape = call.shape
@@ -152,7 +152,7 @@ class AccountStore(MappedTable, Generic[UserId, LinkId]):
         )
 
     def _link_in_steps(self, connection: sa.Connection, call: Call) -> Answer[UserId, LinkId]:
-        """Link where a statement cannot have several arms: in one transaction that holds the write lock (SQLite)."""
+        """Link by several statements in one transaction that holds the write lock (SQLite)."""
         shape, bound, statements = call.shape, call.parameters, self.statements
         own = self.run(connection, bound, ("own", shape), lambda: statements.own(shape)).first()
         owner = self.run(connection, bound, "other", statements.other).first() if self._exclusive else None
@@ -192,7 +192,7 @@ class AccountStore(MappedTable, Generic[UserId, LinkId]):
         return self.run(connection, call.parameters, "other", self.statements.other).first()
 
     def insert(self, connection: sa.Connection, call: Call) -> Answer[UserId, LinkId]:
-        """Insert a row, and let a unique index say what forbids it."""
+        """Insert a row, and let a unique index refuse it."""
         shape = call.shape
         row = self.run(connection, call.parameters, ("insert", shape), lambda: self.statements.insert(shape)).one()
         account = self.asked_for(row, call)
@@ -201,9 +201,9 @@ class AccountStore(MappedTable, Generic[UserId, LinkId]):
         return Answer(arm=Arm.CREATED, account=account)
 
     def probe(self, connection: sa.Connection, call: Call) -> Answer[UserId, LinkId] | None:
-        """Insert only if nobody has the account, as a link does, but let the database say what forbids it (PostgreSQL).
+        """Insert if no other user has the account, and let a unique index refuse the row (PostgreSQL).
 
-        In steps, under SQLite's write lock, nobody comes between, and a link is never without an answer.
+        SQLite needs no such statement: no transaction can come between under its write lock, so a link always answers.
         """
         shape, build = call.shape, self.statements.probe_and_tell
         row = self.run(connection, call.parameters, ("probe", shape), lambda: build(shape)).first()
@@ -212,7 +212,7 @@ class AccountStore(MappedTable, Generic[UserId, LinkId]):
     # -- behind a unique violation ------------------------------------------------------------------------------------
 
     def obstacle(self, connection: sa.Connection, call: Call, failure: Failure) -> Obstacle[UserId, LinkId]:
-        """Look behind a unique violation: which index it was, and whose row."""
+        """Collect the facts behind a unique violation: the index that refused, and the rows in its way."""
         index = unique_index(connection, failure)
         owner = self._owner(connection, call)
         table = failure.table if index is None else index.table
@@ -237,17 +237,17 @@ class AccountStore(MappedTable, Generic[UserId, LinkId]):
         )
 
     def is_key(self, columns: Sequence[str]) -> bool:
-        """Whether a unique index on these columns enforces the policy's key or its ownership."""
+        """Say whether a unique index on these columns enforces the policy's key or its ownership."""
         key = self.mapping.key_roles
         wanted = [key, key[1:]] if self._exclusive else [key]
         return set(columns) in ({self.mapping.columns[role].name for role in roles} for roles in wanted)
 
     def rule_of(self, index: UniqueIndex, *, dead: bool) -> str | None:
-        """Name the doctor's rule by which an index blocks what the policy allows; ``None``: it blocks nothing.
+        """Return the doctor's rule for an index that forbids what the policy allows, or ``None`` if it forbids nothing.
 
         Args:
             index: The index.
-            dead: Whether it counts a dead row that was seen.
+            dead: Whether the index covers a dead row that was found.
         """
         roles = self.mapping.key_roles[1:] if self._exclusive else self.mapping.key_roles
         names = {role: self.mapping.columns[role].name for role in roles}
@@ -264,7 +264,7 @@ class AccountStore(MappedTable, Generic[UserId, LinkId]):
         *,
         other: Any = None,
     ) -> None:
-        """Write the event of a step, where there is an outbox.
+        """Write the event of a change, where there is an outbox.
 
         Args:
             connection: The connection that took the step.
@@ -330,7 +330,7 @@ class AccountStore(MappedTable, Generic[UserId, LinkId]):
     # -- unlinking ----------------------------------------------------------------------------------------------------
 
     def unlink(self, connection: sa.Connection, call: Call) -> LinkedAccount[UserId, LinkId] | None:
-        """Remove the user's link, or read it when it is dead already; ``None``: neither, or a race came between."""
+        """Remove the user's link, or read it if it is dead already; return ``None`` for no link, or after a race."""
         statements, reason = self.statements, call.reason is not None
         deletes = self.mapping.policy.removal is Removal.DELETE
         if connection.dialect.name == "sqlite":
@@ -366,16 +366,16 @@ class AccountStore(MappedTable, Generic[UserId, LinkId]):
         return None if row is None else self.account(row)
 
     def exists(self, connection: sa.Connection, call: Call) -> bool:
-        """Whether the user has this link, live or dead."""
+        """Say whether the user has this link, live or dead."""
         return self._named_row(connection, call) is not None
 
     def _named_row(self, connection: sa.Connection, call: Call) -> sa.Row[Any] | None:
         return self.run(connection, call.parameters, "named", self.statements.named).first()
 
     def locks_last(self, connection: sa.Connection, call: Call) -> bool:
-        """Lock the user's live links, in one order for all, and say whether the named one is the only one.
+        """Lock the user's live links in order of id, and say whether the named one is the only one.
 
-        The database compares the ids: it may hold one in another form than the call brings it in.
+        The database compares the ids, because it may store an id in another form than the call's.
         """
         bounded = call.lock_timeout is not None
         rows = self.run(
@@ -385,7 +385,7 @@ class AccountStore(MappedTable, Generic[UserId, LinkId]):
 
 
 def _of_own(row: sa.Row[Any] | None) -> Own:
-    """Say what the user's own row is, by the facts that were read of it."""
+    """Name the state of the user's own row, by the facts that were read of it."""
     if row is None:
         return Own.NONE
     if not row.fits:
