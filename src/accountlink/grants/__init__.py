@@ -1,1 +1,1 @@
-"""Sharing: grants that a token opens."""
+"""Share access by grants, which a token gives."""

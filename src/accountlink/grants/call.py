@@ -1,4 +1,4 @@
-"""What one call of sharing brings: made here of the application's arguments, and checked before any SQL."""
+"""Check the arguments of a sharing call before any SQL, and convert them to what the columns take."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ from accountlink.values.secrecy import Concealed, ConcealedText, Parameters
 from accountlink.values.text import storable
 
 TOKEN_BYTES: Final = 32
-"""Of randomness in a token: 256 bits."""
+"""The random bytes of a token: 256 bits."""
 TOKEN_LENGTH: Final = 43
-"""Characters: of a token in URL-safe base64 without padding, and of its SHA-256 too."""
+"""The characters of a token in URL-safe base64 without padding, and of its SHA-256 in that form."""
 MAX_TOKEN: Final = 4096
-"""Characters: a longer text is no token, here or in a table that held tokens before."""
+"""The most characters of a token, also in a table that held tokens before accountlink."""
 MAX_USES: Final = 2**31 - 1
 _NO_TEXT: Final = b"\xff"
-"""No text has this byte in UTF-8, so that what is hashed with it in front is the hash of no token."""
+"""A byte that no text has in UTF-8. Hashed bytes that begin with it have the hash of no token."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GrantCall:
-    """What one call brings to the table of grants, each value as its column takes it.
+    """Hold the values that one call brings to the table of grants, each as its column takes it.
 
     Attributes:
         grantor_id: The user who gives access.
         grantee_id: The user who redeems.
-        grant_id: The one grant that is meant, if one is.
+        grant_id: The id of the one grant that the call names, if it names one.
         link_id: The linked account that the grant is about.
         token: The token, or its hash, by role.
-        use_hash: What the row of this user's use of the token is found by, in the library's own table.
+        use_hash: The hash by which this user's use of the token is found, in the library's own table.
         max_uses: How many users can redeem the token.
         expires_in: How long a new grant lasts, where calls do not bring the present moment.
         now: The present moment by role, where calls bring it.
         ends: When a new grant ends by role, where calls bring the present moment.
-        functions: What the functions of the application's columns gave, by the names of their parameters.
-        at: When, aware, for the event; ``None``: there is no outbox.
-        call_id: One for the call and its retries, by which an event is not written twice.
+        functions: The results of the application's default and onupdate functions, by the names of their parameters.
+        at: The moment of the event, aware; ``None`` without an outbox.
+        call_id: The id of the call and its retries, by which an event is not written twice.
         lock_timeout: How long a statement waits for a lock, as PostgreSQL's setting has it; ``None`` leaves that alone.
     """
 
@@ -73,7 +73,7 @@ class GrantCall:
 
     @cached_property
     def parameters(self) -> Parameters:
-        """The parameters of the statements: the only place that makes them of a call."""
+        """The parameters of every statement of the call."""
         single = {
             "al_grantor_id": self.grantor_id,
             "al_grantee_id": self.grantee_id,
@@ -99,10 +99,10 @@ class GrantCall:
 
 
 class GrantCalls:
-    """Makes the calls to one table of grants.
+    """Build the calls to one table of grants, from checked arguments.
 
     Args:
-        mapping: Which column plays which role.
+        mapping: The columns of the table, by role.
         table: The table.
         owner: The type of the ids of users who own links, if grants are about links.
     """
@@ -119,7 +119,7 @@ class GrantCalls:
     def issue(
         self, token: Concealed[str], *, grantor_id: object, link_id: object, expires_in: object, max_uses: object
     ) -> GrantCall:
-        """Make the call that issues a grant.
+        """Build the call that issues a grant.
 
         Raises:
             AccountNotFound: The grantor can have no link of this id.
@@ -143,7 +143,7 @@ class GrantCalls:
         )
 
     def redeem(self, token: Concealed[object], *, grantee_id: object) -> GrantCall:
-        """Make the call that redeems a token: what cannot be one is looked up, too, and not found.
+        """Build the call that redeems a token. A text that cannot be a token is looked up too, and is not found.
 
         Raises:
             ConfigurationError: A user id of the wrong type.
@@ -152,7 +152,7 @@ class GrantCalls:
         return replace(self._presented(token, user=grantee_id), grantee_id=grantee_id)
 
     def revoke(self, *, grantor_id: object, grant_id: object, token: Concealed[object] | None) -> GrantCall:
-        """Make the call that ends a grant, named by its id or by its token.
+        """Build the call that ends a grant, named by its id or by its token.
 
         Raises:
             ConfigurationError: Neither or both were given, or an id of the wrong type.
@@ -167,7 +167,7 @@ class GrantCalls:
         return GrantCall(grantor_id=grantor_id, grant_id=grant_id)
 
     def active(self, *, grantor_id: object, grantee_id: object, link_id: object) -> GrantCall:
-        """Make the call that lists the grants that give access.
+        """Build the call that lists the grants that give access.
 
         Raises:
             ConfigurationError: None of the three was given, or an id of the wrong type.
@@ -198,7 +198,7 @@ class GrantCalls:
         self._check("link_id", link_id, outside=AccountNotFound)
 
     def _presented(self, token: Concealed[object], *, user: object = None) -> GrantCall:
-        """What a token is looked up by; for what cannot be one that is a token that nobody has."""
+        """Return a call that looks a token up; a value that cannot be a token is replaced by a random one."""
         text = token.reveal()
         if not isinstance(text, str) or not text.strip() or len(text) > MAX_TOKEN or not storable(text):
             text = randomness.token_urlsafe(TOKEN_BYTES)
@@ -208,7 +208,7 @@ class GrantCalls:
         return found
 
     def _of_token(self, text: str, *, user: object = None, made: bool = False) -> GrantCall:
-        """What a token is stored as, or looked up by."""
+        """Return a call with a token in the form in which it is stored and looked up."""
         role = self._mapping.token_role
         digest = sha256(text.encode()).digest()
         stored = ConcealedText(text if role == "token" else _base64(digest))

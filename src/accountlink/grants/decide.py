@@ -1,4 +1,4 @@
-"""Decides what a unique violation of a grant means. Pure."""
+"""Decide which error follows a unique violation of a grant, by facts alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from accountlink.values.facts import Failure, Obstacle, Trouble
 def after_violation(
     failure: Failure, obstacle: Obstacle[Any, Any], *, again: bool, owned: bool
 ) -> BaseException | None:
-    """Decide what a unique violation of a grant comes to, once it is known what is behind it.
+    """Return the error for a unique violation of a grant, or ``None`` to run the statement again.
 
     Args:
         failure: The violation.

@@ -1,4 +1,4 @@
-"""The events of grants: which part of a statement tells what, and how it is read."""
+"""Write and read the events of grants."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ from accountlink.values.grants import Grant
 from accountlink.values.secrecy import Parameters, concealed_id
 
 _GRANT_ID: Final = "grant_id"
-"""Under this word an event's data name the grant, by its id as text."""
+"""The key of the grant's id, as text, in the data of an event."""
 
 
 class GrantEvents(Outbox):
-    """The outbox of one table of grants. The parts that it is given have the columns of a row, by their roles."""
+    """Build the parts of statements that write the events of one table of grants.
+
+    Each source of events has the columns of a row, by their roles.
+    """
 
     def __init__(
         self,
@@ -35,12 +38,12 @@ class GrantEvents(Outbox):
         self._mapping = mapping
 
     def of_rows(self, rows: sa.CTE, kind: EventType, *only: sa.ColumnElement[bool]) -> sa.CTE:
-        """What was done to grants (PostgreSQL).
+        """Write the events of a change to grants (PostgreSQL).
 
         Args:
             rows: The grants, as they are now.
-            kind: What was done.
-            only: Which of the rows count.
+            kind: The type of the events.
+            only: Conditions on the rows that get an event.
         """
         role, other_role = _who(kind)
         grant_id = id_text(rows.c.id)
@@ -69,7 +72,7 @@ class GrantEvents(Outbox):
 
 
 def told(kind: EventType, grant: Grant, call: GrantCall) -> Parameters:
-    """Return the parameters of an event's own statement.
+    """Return the parameters of the statement that writes one event.
 
     Args:
         kind: What was done.
@@ -89,7 +92,7 @@ def told(kind: EventType, grant: Grant, call: GrantCall) -> Parameters:
 
 
 def grant_events(mapping: GrantMapping, outbox: sa.Table, dialect: sa.Dialect) -> Reading[GrantEvent]:
-    """How the events of a table of grants are read."""
+    """Return the object that reads the events of a table of grants."""
     users = {role: reader(mapping.columns[role].type, dialect) for role in ("grantor_id", "grantee_id")}
     grant, link = reader(mapping.columns["id"].type, dialect), reader(_link_type(mapping), dialect)
 
@@ -111,7 +114,7 @@ def grant_events(mapping: GrantMapping, outbox: sa.Table, dialect: sa.Dialect) -
 
 
 def _who(kind: EventType) -> tuple[str, str]:
-    """Which of a grant's two users did it, and which is the other one."""
+    """Return the role of the user who caused an event, and the role of the other user."""
     return ("grantee_id", "grantor_id") if kind is EventType.GRANT_REDEEMED else ("grantor_id", "grantee_id")
 
 

@@ -1,4 +1,4 @@
-"""Where grants live: which column of the user's table plays which part."""
+"""Map a table of grants: say which column of the application's table plays which role."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OWN_ROLES: Final = ("issued_id", "max_uses", "uses")
 
 
 class GrantColumns(TypedDict, total=False):
-    """The columns of a table of grants; see :class:`GrantMapping`."""
+    """Hold the columns of a table of grants; see :class:`GrantMapping`."""
 
     id: Attribute | None
     grantor_id: Attribute | None
@@ -53,7 +53,7 @@ class GrantColumns(TypedDict, total=False):
 
 
 class GrantMapping:
-    """A table of grants of your own, one row per token, and the columns in it that accountlink reads and writes.
+    """Map a table of your own with one row per token, and the columns in it that accountlink reads and writes.
 
     Attributes that carry the default names need not be given; give ``None`` for one that must be left alone.
 
@@ -113,13 +113,13 @@ class GrantMapping:
 
     @property
     def declares_pair_key(self) -> bool:
-        """Whether the model declares a unique index that lets a pair have one active grant."""
+        """Say whether the model declares a unique index by which a pair has one active grant at most."""
         pair = {self.columns["grantor_id"], self.columns["grantee_id"]}
         return any(index.unique and set(index.expressions) == pair for index in self.table.indexes)
 
     @property
     def token_role(self) -> str:
-        """The role that tells one token from another."""
+        """The role of the column that holds the token or its hash."""
         return "token_hash" if "token_hash" in self.columns else "token"
 
     def _column(self, role: str, given: Mapping[str, Any]) -> sa.Column[Any] | None:

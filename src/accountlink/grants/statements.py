@@ -1,13 +1,13 @@
-"""The statements of grants, built once each.
+"""Build the statements of grants, each of them once.
 
-On PostgreSQL a redemption is one statement. *seen* reads the token's row as the statement's snapshot has it, if it is
-open to this user; *held* locks it, and looks again at what others have committed since; *taken* writes it. The answer
-says which of these it came to: granted, already granted (the user's own row, as it is), or *again*: it was open and is
-no more, so that somebody came between. Nothing at all is a refusal, whatever the reason is: the statement neither
-knows nor tells it.
+On PostgreSQL a redemption is one statement. *seen* reads the token's row in the statement's snapshot, if the token is
+open to this user. *held* locks the row, and reads what concurrent transactions have committed since. *taken* writes it.
+The arm that answers is one of three. *granted*: this statement redeemed the token. *already*: the user had redeemed it
+before, and their row is unchanged. *again*: the token was open in the snapshot, but a concurrent transaction came
+between. No answer is a refusal. The statement does not say why it refuses.
 
-*open* and *counts* are the two conditions that everything hangs on. Expiry, the state of the linked account and whose
-it is are part of both, and so are compared at every use, whether anything has marked the row as ended or not.
+Two conditions decide. *open* says that a token can be redeemed, and *counts* that a grant gives access. Both check the
+expiry, the state of the linked account and its owner at every use, even if no call has marked the row as ended.
 
 Source: PostgreSQL 15 documentation, sections 7.8.4 (data-modifying CTEs share one snapshot), 13.2.1 (a locked row is
 looked at again) and 13.3.5 (advisory locks).
@@ -37,15 +37,15 @@ _ZERO: Final = sa.literal_column("0", sa.Integer)
 GRANT_ROW: Final = (
     "id", "grantor_id", "grantee_id", "link_id", "expires_at", "created_at", "redeemed_at", "ended_at",
 )  # fmt: skip
-"""What is read back of a row, in this order; roles without a column are left out."""
+"""The roles that are read back of a row, in this order, if they have a column."""
 _COPIED: Final = ("grantor_id", "link_id", "link_version", "expires_at")
-"""What the row of one use takes from the row of its token."""
+"""The roles that the row of one use copies from the row of its token."""
 _ISSUED: Final = ("grantor_id", "token_hash", "token", "expires_at", "active", "created_at", "updated_at")
-"""What every issue fills, where there is such a column: no default of the application's is asked for."""
+"""The roles that every issue writes, so that no default of the application fills their columns."""
 
 
 class GrantStatements:
-    """Builds the statements of one mapping.
+    """Build the statements of one table of grants.
 
     Args:
         mapping: The table of grants.
@@ -87,7 +87,7 @@ class GrantStatements:
     # -- time ---------------------------------------------------------------------------------------------------------
 
     def _now(self, role: str, *, later: bool = False) -> sa.ColumnElement[Any]:
-        """The present moment, or the end of a new grant, as the role's column takes it."""
+        """Return the present moment, or the end of a new grant, as the role's column takes it."""
         column = self._c[role]
         if not self._database_clock:
             return _bind(f"{'ends' if later else 'now'}_{role}", column)
@@ -104,12 +104,15 @@ class GrantStatements:
     # -- conditions ---------------------------------------------------------------------------------------------------
 
     def _alive(self, c: Columns) -> list[Condition]:
-        """Neither ended nor expired, and about a link that still is what it was."""
+        """Build the conditions that a grant has not ended or expired, and that its link is unchanged."""
         alive = [c["active"].is_(sa.true()), c["expires_at"] > self._now("expires_at")]
         return alive if self._links is None else [*alive, self._links.still(c)]
 
     def _open(self) -> list[Condition]:
-        """A token that this user can redeem: from another user, not used up, and not redeemed by this user before."""
+        """Build the conditions under which this user can redeem a token.
+
+        It is alive, from another user, not used up, and not redeemed by this user before.
+        """
         c = self._c
         conditions = [self._is_token(), c["grantor_id"] != self._user("grantee_id", "grantor_id")]
         conditions += [*self._alive(c), c["grantee_id"].is_(None)]
@@ -120,7 +123,7 @@ class GrantStatements:
         return [*conditions, c["uses"] < c["max_uses"], sa.not_(sa.exists(used))]
 
     def _counts(self) -> list[Condition]:
-        """A grant that gives access now: redeemed and alive, as is the token that it is a use of."""
+        """Build the conditions that a grant gives access now: it is redeemed and alive, and so is its token."""
         c = self._c
         conditions = [c["grantee_id"].is_not(None), *self._alive(c)]
         if not self._mapping.is_own:
@@ -130,7 +133,7 @@ class GrantStatements:
         return [*conditions, sa.or_(c["issued_id"].is_(None), sa.exists(alive))]
 
     def _already(self) -> list[Condition]:
-        """The user's own grant by this token."""
+        """Build the conditions for the grant that the user already has by this token."""
         c = self._c
         token = (
             sa.or_(self._is_token(), _is(c["token_hash"], self._use())) if self._mapping.is_own else self._is_token()
@@ -145,18 +148,18 @@ class GrantStatements:
         return sa.bindparam("al_use_hash", type_=self._c["token_hash"].type)
 
     def _user(self, role: str, compared: str | None = None) -> sa.BindParameter[Any]:
-        """The calling user's id, as the compared column takes it."""
+        """Return the parameter for the calling user's id, with the type of the compared column."""
         name = role if compared is None else f"{role}_as_{compared}"
         return _bind(name, self._c[compared or role])
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
     def row(self, source: Any = None) -> list[sa.ColumnElement[Any]]:
-        """The columns of a row that are read back; of the table, or of a part of a statement."""
+        """Return the columns that are read back of a row, from the table or from a part of a statement."""
         return [(self._c if source is None else source)[role].label(role) for role in self.row_roles]
 
     def _with_onupdate(self, values: dict[Any, Any]) -> dict[Any, Any]:
-        """With what the application's columns get at an update, also where one statement has two of them."""
+        """Add the ``onupdate`` values of the application's columns, also where a statement has two updates."""
         fixed = {c: value for c, value in self._fixed.items() if c not in values}
         return values | fixed | {c: sa.bindparam(f"al_onupdate_{c.key}", type_=c.type) for c in self.onupdate}
 
@@ -164,21 +167,21 @@ class GrantStatements:
         return {self._c[role]: self._now(role) for role in roles if role in self._c}
 
     def _ended(self) -> dict[Any, Any]:
-        """What ending a grant sets."""
+        """Return the values that mark a grant as ended."""
         return self._with_onupdate({self._c["active"]: sa.false()} | self._stamps("ended_at", "updated_at"))
 
     def _taken(self) -> dict[Any, Any]:
-        """What a redemption sets in the token's row."""
+        """Return the values that a redemption writes into the token's row."""
         c = self._c
         values = {c["grantee_id"]: self._user("grantee_id")} | self._stamps("redeemed_at", "updated_at")
-        if self._mapping.is_own:  # a token for several users is nobody's: each use of it has a row
+        if self._mapping.is_own:  # a token for several users has no grantee: each use of it has its own row
             single = c["max_uses"] == _ONE
             values = {column: sa.case((single, value), else_=column) for column, value in values.items()}
             values[c["uses"]] = c["uses"] + _ONE
         return self._with_onupdate(values)
 
     def _used(self, taken: Any) -> dict[str, Any]:
-        """The row of one use, by what its token's row has."""
+        """Return the values of a new row for one use, from the row of its token."""
         copied = {role: taken[role] for role in _COPIED if role in self._c}
         own = {
             "id": sa.bindparam("al_use_id", type_=self._c["id"].type),
@@ -192,11 +195,11 @@ class GrantStatements:
         return copied | own | {role: self._now(role) for role in ("created_at", "redeemed_at")}
 
     def _widened(self) -> list[sa.ColumnElement[Any]]:
-        """What of a token's row the row of its use needs beside what is read back anyway."""
+        """Return the token row's columns that the row of a use needs and that are not read back anyway."""
         return [self._c[role].label(role) for role in ("link_version", "max_uses") if role in self._c]
 
     def _earlier(self, grantor: Any, but: Any) -> list[Condition]:
-        """The active grants of the pair, the one that is just redeemed aside."""
+        """Build the conditions for the pair's other active grants, without the one that is being redeemed."""
         c = self._c
         pair = [c["grantor_id"] == grantor, c["grantee_id"] == self._user("grantee_id")]
         return [*pair, c["active"].is_(sa.true()), c["id"] != but]
@@ -204,14 +207,14 @@ class GrantStatements:
     # -- issuing ------------------------------------------------------------------------------------------------------
 
     def issue_and_tell(self, *, linked: bool, limited: bool) -> sa.Executable:
-        """Make a row in one statement with its event, where there is an outbox (PostgreSQL)."""
+        """Build one statement that makes a row and writes its event, where there is an outbox (PostgreSQL)."""
         if self.events is None:
             return self.issue(linked=linked, limited=limited)
         issued = self.issue(linked=linked, limited=limited, within=True).cte(self._names("issued"))
         return _select(*self.row(issued.c)).add_cte(self.events.of_rows(issued, EventType.GRANT_ISSUED))
 
     def issue(self, *, linked: bool, limited: bool, within: bool = False) -> sa.sql.dml.ReturningInsert[Any]:
-        """Make a row; about a link only if that is live and the grantor's own.
+        """Build the INSERT of a grant; if the grant is about a link, only if that is live and the grantor's own.
 
         Args:
             linked: Whether it is about a link.
@@ -242,16 +245,17 @@ class GrantStatements:
         return made.returning(*self.row())
 
     def issued(self) -> sa.Select[Any]:
-        """The row that an issue has made whose answer was lost."""
+        """Build the query for a row that an earlier attempt may have made, whose answer was lost."""
         c = self._c
         return _select(*self.row()).where(self._is_token(), c["grantor_id"] == _bind("grantor_id", c["grantor_id"]))
 
     # -- redeeming ----------------------------------------------------------------------------------------------------
 
     def turn(self, *, limited: bool) -> sa.Select[Any]:
-        """Let redemptions of one grantee take turns, to the end of their transactions; and say how isolated they are.
+        """Build the statement that makes one grantee's redemptions wait for each other, and reads the isolation level.
 
-        A statement of its own, so that the next one's snapshot has what the one before committed. (PostgreSQL)
+        It is a separate statement (PostgreSQL), so that the next one's snapshot contains the redemptions that were
+        committed before.
         """
         name = sa.literal_column("'accountlink:'", sa.Text) + sa.bindparam("al_source", type_=sa.Text)
         key = sa.func.hashtextextended(
@@ -280,7 +284,7 @@ class GrantStatements:
     #        AND grants.active IS true AND grants.expires_at > statement_timestamp() UNION ALL
     #      SELECT 'again' AS arm, al_seen.* FROM al_seen WHERE NOT (EXISTS (SELECT 1 FROM al_held))
     def redeem(self, *, limited: bool) -> sa.Executable:
-        """Redeem in one statement, with its event, where there is an outbox (PostgreSQL)."""
+        """Build the one statement that redeems a token, with its event where there is an outbox (PostgreSQL)."""
         bound = [bounded()] if limited else []
         seen = _select(*self.row()).where(*bound, *self._open()).limit(_ONE).cte(self._names("seen"))
         held = (
@@ -297,7 +301,7 @@ class GrantStatements:
             earlier = sa.update(self._t).where(*self._earlier(held.c.grantor_id, held.c.id))
             ended = earlier.values(self._ended()).returning(*self.row()).cte(self._names("ended"))
             told.append(_select(_arm("ended"), *self.row(ended.c)))
-            # Counted, so that these have ended before a unique index on the pair is asked about the new one.
+            # Counting them makes PostgreSQL end them before a unique index on the pair checks the new grant.
             ready = [_select(sa.func.count()).select_from(ended).scalar_subquery() >= _ZERO]
         taken = (
             sa.update(self._t)
@@ -320,7 +324,7 @@ class GrantStatements:
         return self._told(sa.union_all(*answers, *told), EventType.GRANT_REDEEMED, ["granted"])
 
     def _told(self, answers: sa.CompoundSelect[Any], kind: EventType, arms: Iterable[str]) -> sa.Executable:
-        """Give the answers in one statement with an event for each of these arms, where there is an outbox."""
+        """Add an event for each answer of these arms to a statement, where there is an outbox."""
         if self.events is None:
             return answers
         answer = answers.cte(self._names("answer"))
@@ -328,24 +332,24 @@ class GrantStatements:
         return _select(*answer.c).add_cte(event)
 
     def found(self) -> sa.Select[Any]:
-        """The rows of a token, and what they are to this user (SQLite)."""
+        """Build the query for the rows of a token, and for whether this user can redeem or has redeemed it (SQLite)."""
         token = self._c[self._token]
         either = token.in_([_bind(self._token, token), self._use()]) if self._mapping.is_own else self._is_token()
         facts = [sa.and_(*self._open()).label("open"), sa.and_(*self._already()).label("already")]
         return _select(*self.row(), *self._widened(), *facts).where(either)
 
     def take(self) -> sa.sql.dml.ReturningUpdate[Any]:
-        """Write the token's row (SQLite)."""
+        """Build the UPDATE of the token's row by a redemption (SQLite)."""
         update = sa.update(self._t).where(self._c["id"] == _bind("id", self._c["id"]), *self._open())
         return update.values(self._taken()).returning(*self.row(), *self._widened())
 
     def use(self) -> sa.sql.dml.ReturningInsert[Any]:
-        """Make the row of one use (SQLite)."""
+        """Build the INSERT of the row for one use (SQLite)."""
         held = {role: _bind(f"held_{role}", self._c[role]) for role in (*_COPIED, "id") if role in self._c}
         return sa.insert(self._t).values(self._used(held)).returning(*self.row())
 
     def end_earlier(self) -> sa.sql.dml.ReturningUpdate[Any]:
-        """End the other active grants of the pair (SQLite)."""
+        """Build the UPDATE that ends the other active grants of the pair (SQLite)."""
         c = self._c
         earlier = self._earlier(_bind("held_grantor_id", c["grantor_id"]), _bind("id", c["id"]))
         return sa.update(self._t).where(*earlier).values(self._ended()).returning(*self.row())
@@ -353,13 +357,13 @@ class GrantStatements:
     # -- revoking, expiring, reading ----------------------------------------------------------------------------------
 
     def _named(self, role: str) -> list[Condition]:
-        """The grantor's own grant, by its id or by its token; a token is never that of one use."""
+        """Build the conditions for the grantor's own grant, by its id or its token; a token never names a use's row."""
         c = self._c
         named = self._is_token() if role == self._token else c[role] == _bind(role, c[role])
         return [named, c["grantor_id"] == _bind("grantor_id", c["grantor_id"])]
 
     def revoke(self, role: str, *, limited: bool) -> sa.Executable:
-        """End a grant, or read one that has ended already, in one statement, with its events (PostgreSQL)."""
+        """Build one statement that ends a grant, or reads one that has ended already, with its events (PostgreSQL)."""
         bound = [bounded()] if limited else []
         active = self._c["active"].is_(sa.true()).label("active")
         held = _select(*self.row(), active).where(*bound, *self._named(role)).with_for_update().cte(self._names("held"))
@@ -373,18 +377,21 @@ class GrantStatements:
         return self._told(either, EventType.GRANT_REVOKED, ["revoked", "ended"])
 
     def named(self, role: str) -> sa.Select[Any]:
-        """The grantor's own grant, and whether it is active (SQLite)."""
+        """Build the query for the grantor's own grant, and for whether it is active (SQLite)."""
         return _select(*self.row(), self._c["active"].is_(sa.true()).label("active")).where(*self._named(role))
 
     def end(self) -> sa.sql.dml.ReturningUpdate[Any]:
-        """End a grant, and every use of it (SQLite)."""
+        """Build the UPDATE that ends a grant and every use of it (SQLite)."""
         c, named = self._c, self._c["id"] == _bind("id", self._c["id"])
         mine = sa.or_(named, c["issued_id"] == _bind("id", c["id"])) if self._mapping.is_own else named
         ending = sa.update(self._t).where(mine, c["active"].is_(sa.true())).values(self._ended())
         return ending.returning(*self.row())
 
     def expire(self, *, waits: bool) -> sa.sql.dml.ReturningUpdate[Any]:
-        """End what has expired. Without waiting, what somebody is just writing is left for the next time."""
+        """Build the UPDATE that ends the expired grants.
+
+        Without waiting, it leaves a row that a concurrent transaction has locked for the next call.
+        """
         due = [self._c["active"].is_(sa.true()), self._c["expires_at"] <= self._now("expires_at")]
         if not waits:
             free = (
@@ -394,7 +401,7 @@ class GrantStatements:
         return sa.update(self._t).where(*due).values(self._ended()).returning(self._c["id"])
 
     def active(self, roles: Sequence[str]) -> sa.Select[Any]:
-        """The grants that give access now, the earliest first."""
+        """Build the query for the grants that give access now, the earliest first."""
         narrowed: Iterable[Condition] = (self._c[role] == _bind(role, self._c[role]) for role in roles)
         order = [self._c[role] for role in ("created_at", "id") if role in self._c]
         return _select(*self.row()).where(*narrowed, *self._counts()).order_by(*order)
@@ -405,12 +412,15 @@ def _statement_began() -> sa.ColumnElement[Any]:
 
 
 def _bind(name: str, column: Any) -> sa.BindParameter[Any]:
-    """A parameter that a column is compared with or takes, typed as it is."""
+    """Return a parameter with the type of a column."""
     return sa.bindparam(f"al_{name}", type_=column.type)
 
 
 def _is(column: sa.ColumnElement[Any], token: sa.BindParameter[Any]) -> Condition:
-    """Whether a column holds this token, or hash, byte by byte; the column's own comparison is there for its index."""
+    """Build the condition that a column holds this token or hash, byte by byte.
+
+    The column's own comparison lets the database use an index.
+    """
     return sa.and_(column == token, Exactly(column, token))
 
 

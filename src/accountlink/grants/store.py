@@ -1,4 +1,4 @@
-"""Runs the statements of grants and reports what the database answered; it decides nothing."""
+"""Run the statements of grants, and report the database's answers."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _KEPT: Final = ("grantor_id", "link_id", "link_version", "expires_at")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ended:
-    """What a call that ends grants did.
+    """Hold the grants that a call has ended.
 
     Attributes:
-        grant: The grant that it was about, as it is now.
-        others: The ids of what ended with it.
+        grant: The grant that the call named, as it is now.
+        others: The ids of the other grants that ended with it.
     """
 
     grant: Grant
@@ -44,11 +44,11 @@ class Ended:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Redeemed:
-    """What a redemption came to.
+    """Hold the outcome of a redemption, and the grants that it ended.
 
     Attributes:
-        outcome: The outcome; ``None``: refused.
-        ended: The ids of the earlier grants of the pair that it ended.
+        outcome: The outcome, or ``None`` if the redemption was refused.
+        ended: The ids of the pair's earlier grants, which the redemption ended.
     """
 
     outcome: Granted | AlreadyGranted | None = None
@@ -56,13 +56,13 @@ class Redeemed:
 
 
 class GrantStore(MappedTable):
-    """The table of grants of one mapping. Its methods are synchronous work for a :class:`~.transactions.Place`.
+    """Run the statements of one table of grants. Each method is synchronous work for a :class:`~.transactions.Place`.
 
     Args:
         mapping: The table.
         links: The linked accounts that grants are about, if any.
         outbox: The outbox, if there is one.
-        clock: Returns the present moment, aware; without it the moment is PostgreSQL's own where there is one.
+        clock: Returns the present moment, aware; without it PostgreSQL's clock decides, or on SQLite this machine's.
     """
 
     def __init__(
@@ -98,12 +98,12 @@ class GrantStore(MappedTable):
         )
 
     def timed(self, call: GrantCall, dialect: str, expires_in: timedelta | None = None) -> GrantCall:
-        """Return a call with what the clock, and the functions of the application's own columns, fill.
+        """Return a call with its moment, and with the values of the application's default and onupdate functions.
 
         Args:
             call: The call.
             dialect: The database's name.
-            expires_in: How long the grant lasts that the call makes; ``None``: it makes none.
+            expires_in: How long the new grant lasts; ``None`` for a call that makes no grant.
         """
         now, functions = self.now(), self.onupdate()
         if expires_in is not None and self.outbox is not None and dialect == "postgresql":
@@ -135,7 +135,7 @@ class GrantStore(MappedTable):
         key: tuple[Hashable, ...],
         build: Callable[[GrantStatements], sa.Executable],
     ) -> sa.CursorResult[*tuple[Any, ...]]:
-        """Run one of the statements."""
+        """Run one of the statements, in its form for the clock that decides."""
         statements = self._by_database if self._asks_database(connection.dialect.name) else self._by_call
         parameters = call.parameters if isinstance(call, GrantCall) else call
         return self.run(connection, parameters, (statements is self._by_database, *key), lambda: build(statements))
@@ -143,7 +143,7 @@ class GrantStore(MappedTable):
     # -- issuing ------------------------------------------------------------------------------------------------------
 
     def issue(self, connection: sa.Connection, call: GrantCall) -> Grant | None:
-        """Make a grant; ``None``: its grantor has no such live link."""
+        """Make a grant, or return ``None`` if the grantor has no such live link."""
         linked, limited = call.link_id is not None, call.lock_timeout is not None
         in_steps = connection.dialect.name == "sqlite"
         row = self._ask(
@@ -160,14 +160,14 @@ class GrantStore(MappedTable):
         return grant
 
     def issued(self, connection: sa.Connection, call: GrantCall) -> Grant | None:
-        """Read the grant of a token that an issue whose answer was lost may have made."""
+        """Read the grant that an earlier attempt may have made, whose answer was lost."""
         row = self._ask(connection, call, ("issued",), lambda s: s.issued()).first()
         return None if row is None else self._grant(row)
 
     # -- redeeming ----------------------------------------------------------------------------------------------------
 
     def redeem(self, connection: sa.Connection, call: GrantCall) -> Redeemed | None:
-        """Redeem a token; ``None`` when a concurrent transaction came between."""
+        """Redeem a token, or return ``None`` if a concurrent transaction came between."""
         parameters = Parameters(call.parameters, al_use_id=uuid4()) if self.mapping.is_own else call.parameters
         if connection.dialect.name == "sqlite":
             return self._redeem_in_steps(connection, parameters, call)
@@ -191,7 +191,7 @@ class GrantStore(MappedTable):
         return None if rows else Redeemed()
 
     def _redeem_in_steps(self, connection: sa.Connection, parameters: Parameters, call: GrantCall) -> Redeemed:
-        """Redeem where a statement cannot have several parts: in one transaction that holds the write lock (SQLite)."""
+        """Redeem by several statements in one transaction that holds the write lock (SQLite)."""
         found = self._ask(connection, parameters, ("found",), lambda s: s.found()).all()
         for row in found:
             if row.already:
@@ -215,7 +215,7 @@ class GrantStore(MappedTable):
     # -- revoking and expiring ----------------------------------------------------------------------------------------
 
     def revoke(self, connection: sa.Connection, call: GrantCall) -> Ended | None:
-        """End a grant of the grantor's; ``None``: the grantor has no such grant."""
+        """End a grant of the grantor, or return ``None`` if the grantor has no such grant."""
         role = self.mapping.token_role if call.token else "id"
         if connection.dialect.name == "sqlite":
             return self._revoke_in_steps(connection, call, role)
@@ -236,7 +236,7 @@ class GrantStore(MappedTable):
         return Ended(grant=grant, others=[other.id for other in ended if other.id != named.id])
 
     def expire(self, connection: sa.Connection, call: GrantCall) -> list[Any]:
-        """End what has expired, and return the ids."""
+        """End the expired grants, and return their ids."""
         waits = connection.dialect.name == "sqlite"
         return [row[0] for row in self._ask(connection, call, ("expire",), lambda s: s.expire(waits=waits))]
 
@@ -249,7 +249,7 @@ class GrantStore(MappedTable):
         return [self._grant(row) for row in self._ask(connection, call, ("active", roles), lambda s: s.active(roles))]
 
     def obstacle(self, connection: sa.Connection, failure: Failure) -> Obstacle[Any, Any]:
-        """Look behind a unique violation: which index it was."""
+        """Collect the facts behind a unique violation: the index that refused the write."""
         index = unique_index(connection, failure)
         table = failure.table if index is None else index.table
         rule = None if index is None else self._rule(index)

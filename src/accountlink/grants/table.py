@@ -1,4 +1,4 @@
-"""The library's own table of grants, made on the application's metadata."""
+"""Make the library's own table of grants on the application's metadata."""
 
 from __future__ import annotations
 
@@ -95,17 +95,17 @@ def grants_table(
 
 
 def is_own(table: sa.Table) -> bool:
-    """Whether a table is one that :func:`grants_table` made."""
+    """Say whether :func:`grants_table` made a table."""
     return _MARK in table.info
 
 
 def wants_one_per_pair(table: sa.Table) -> bool:
-    """Whether it was made so that a pair has one active grant."""
+    """Say whether a table was made so that a pair has one active grant at most."""
     return bool(table.info.get(_MARK, {}).get("one_active_per_pair"))
 
 
 def _referring(name: str, to: Any, *, nullable: bool = True, index: bool = False) -> sa.Column[Any]:
-    """A column of ids; with a foreign key where it is known what they refer to."""
+    """Return a column of ids, with a foreign key if the column that they refer to is known."""
     if isinstance(to, QueryableAttribute):
         owner: Any = to.class_
         mapper = mapper_of(owner)
