@@ -1,1 +1,1 @@
-"""Events: their table, and reading them in turns."""
+"""Store the events of links and grants, and deliver them to consumers."""

@@ -1,4 +1,4 @@
-"""Deliveries: events from the outbox, one by one or in batches, each in one consumer's hands until acknowledged."""
+"""Deliver events from the outbox, one by one or in batches, each to one consumer at a time."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from accountlink.values.facts import Failure
 
 Event = TypeVar("Event")
 MOST: Final = 10_000
-"""Events of one batch at the most."""
+"""The most events of one batch."""
 
 
 class _InHand(Generic[Event]):
-    """What is held until it is acknowledged.
+    """Hold events until the consumer acknowledges them.
 
     Attributes:
-        acknowledged: Whether it is done with.
+        acknowledged: Whether the events are acknowledged.
     """
 
     __slots__ = ("_hold", "acknowledged")
@@ -53,11 +53,11 @@ Held = TypeVar("Held", bound=_InHand[Any])
 
 
 class Delivery(_InHand[Event]):
-    """An event in your hands: nobody else gets it until you acknowledge it, or go on without.
+    """Hold one event for you: no other consumer gets it until you acknowledge it, or go on without.
 
     Attributes:
-        event: What happened.
-        acknowledged: Whether it is done with.
+        event: The event.
+        acknowledged: Whether you have acknowledged it.
     """
 
     __slots__ = ("event",)
@@ -70,23 +70,24 @@ class Delivery(_InHand[Event]):
         return f"Delivery(event={self.event!r}, acknowledged={self.acknowledged})"
 
     async def acknowledge(self) -> None:
-        """Say that the event is done with: once this returns, nobody gets it again. A second call does nothing.
+        """Delete the event for good, so that no consumer gets it again. A second call does nothing.
 
         Raises:
-            DeliveryExpired: It is not yours any more: you went on to the next one, or on SQLite its lease has ended.
-            StoreUnavailable: The connection that held it is gone: it will be delivered again.
-            OutcomeUnknown: The connection was lost around the commit: it may be delivered again.
-            StoreBusy: A statement or a lock was not to be had in time: it will be delivered again.
+            DeliveryExpired: The event is no longer held for you: you went on to the next one, or on SQLite its lease
+                has ended.
+            StoreUnavailable: The connection that held the event failed. The event will be delivered again.
+            OutcomeUnknown: The connection was lost around the commit. The event may be delivered again.
+            StoreBusy: A statement or a lock took longer than the time limit. The event will be delivered again.
         """
         await self._acknowledge()
 
 
 class Batch(_InHand[Event]):
-    """Events in your hands: nobody else gets one of them until you acknowledge them all, or go on without.
+    """Hold events for you: no other consumer gets one of them until you acknowledge them all, or go on without.
 
     Attributes:
-        events: What happened, oldest first; at least one event.
-        acknowledged: Whether they are done with.
+        events: The events, oldest first; at least one.
+        acknowledged: Whether you have acknowledged them.
     """
 
     __slots__ = ("events",)
@@ -99,31 +100,31 @@ class Batch(_InHand[Event]):
         return f"Batch({len(self.events)} events, acknowledged={self.acknowledged})"
 
     async def acknowledge(self) -> None:
-        """Say that all the events are done with: once this returns, nobody gets one of them again.
+        """Delete all the events for good, so that no consumer gets one of them again.
 
-        All of them, or none: where it raises, none is done with, unless the outcome is unknown. A second call does
-        nothing.
+        Either all are deleted, or none. An error means that none is deleted, except for ``OutcomeUnknown``, after which
+        either is possible. A second call does nothing.
 
         Raises:
-            DeliveryExpired: They are not yours any more: you went on to the next batch, or on SQLite the lease has
-                ended and another consumer has taken one of them.
-            StoreUnavailable: The connection that held them is gone: all will be delivered again.
-            OutcomeUnknown: The connection was lost around the commit: either all will be delivered again, or none.
-            StoreBusy: A statement or a lock was not to be had in time: all will be delivered again.
+            DeliveryExpired: The events are no longer held for you: you went on to the next batch, or on SQLite the
+                lease has ended and another consumer has taken one of them.
+            StoreUnavailable: The connection that held the events failed. All will be delivered again.
+            OutcomeUnknown: The connection was lost around the commit. Either all will be delivered again, or none.
+            StoreBusy: A statement or a lock took longer than the time limit. All will be delivered again.
         """
         await self._acknowledge()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Feed(Generic[Event]):
-    """The events of one table, for whoever consumes them.
+    """Deliver the events of one table to consumers.
 
     Attributes:
-        owner: The public class that the outbox is given to, for messages.
+        owner: The public class that takes the outbox, for messages.
         outbox: The outbox, if there is one.
-        reading: Says how the events of the table are read from an outbox of a database.
+        reading: Returns the object that reads the events of the table from an outbox, by dialect.
         clock: Returns the present moment, aware.
-        tables: The tables that the work needs, to be looked for if the database says that something is not there.
+        tables: The tables that the work needs. They are looked for if the database says that a table is missing.
     """
 
     owner: str
@@ -142,13 +143,13 @@ class Feed(Generic[Event]):
         lease: timedelta,
         size: int,
     ) -> AsyncGenerator[Held, None]:
-        """Deliver the events.
+        """Check the arguments of a consumer, and return the generator that delivers the events.
 
         Args:
             method: The public method that was called, for messages.
-            engine: Where transactions are opened.
+            engine: The engine that opens the transactions.
             hand_over: Makes a delivery of events that are held.
-            poll: How long to wait when a round has ended; ``None`` ends with it.
+            poll: How long to wait after a round; ``None`` ends the deliveries then.
             lease: How long events are held on SQLite at the most.
             size: How many events are delivered together at the most.
 
@@ -176,7 +177,7 @@ async def _rounds(
     hand_over: Callable[[Taken[Event], Hold[Event]], Held],
     poll: timedelta | None,
 ) -> AsyncGenerator[Held, None]:
-    """Deliver events, oldest first; what is passed over unacknowledged comes again in the next round."""
+    """Deliver events, oldest first; events that were not acknowledged come again in the next round."""
     passed_over = 0
     while True:
         held = hold()

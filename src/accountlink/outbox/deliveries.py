@@ -1,8 +1,8 @@
-"""Keeps events in one consumer's hands: by their rows' locks on PostgreSQL, by a short lease on SQLite.
+"""Reserve events for one consumer: by row locks on PostgreSQL, by a lease on SQLite.
 
-A lock lasts as long as the consumer's transaction, and ends with their process or their connection; others do not wait
-for it, they skip it. SQLite locks no rows, and its one write lock must not be held while a consumer works; there the
-row says whose it is, and until when.
+A lock lasts as long as the consumer's transaction, and ends with the process or the connection. Other consumers skip a
+locked row without waiting. SQLite locks no rows, and its one write lock must not be held while a consumer works. There
+the row itself names the claim that holds it, and the end of that claim.
 
 Source: PostgreSQL documentation, "SELECT", The Locking Clause: SKIP LOCKED.
 """
@@ -45,11 +45,11 @@ class Hold(Generic[Event]):
         raise NotImplementedError
 
     async def acknowledge(self) -> bool | Failure:
-        """Delete the events for good; ``False``: they are not held any more, or not all of them."""
+        """Delete the events for good, or return ``False`` if they are not all held any more."""
         raise NotImplementedError
 
     async def release(self) -> None:
-        """Let go of events that are still held, and of whatever holds them."""
+        """Release the events that are still held, and the connection or claim that holds them."""
         raise NotImplementedError
 
     @property
@@ -110,7 +110,7 @@ def _hand_back(_: object, connection: sa.Connection) -> None:
 
 @dataclass(kw_only=True, eq=False)
 class Lock(Hold[Event]):
-    """A transaction that keeps the events' rows locked (PostgreSQL).
+    """Hold events by a transaction that keeps their rows locked (PostgreSQL).
 
     Attributes:
         place: The transaction.
@@ -130,7 +130,7 @@ class Lock(Hold[Event]):
             if not unreadable:
                 self._numbers = taken.numbers
                 return taken
-            # They are set aside at once and for good, whatever becomes of the others, which are taken anew.
+            # Unreadable events are set aside at once, in a commit of their own. The others are then taken again.
             connection.execute(self.reading.set_aside, Parameters(al_numbers=unreadable))
             connection.commit()
         return None
@@ -149,13 +149,13 @@ class Lock(Hold[Event]):
 
 @dataclass(kw_only=True, eq=False)
 class Lease(Hold[Event]):
-    """A claim in the events' rows, which ends by itself (SQLite).
+    """Hold events by a claim in their rows, which ends by itself (SQLite).
 
     Attributes:
-        place: Where each step is a transaction of its own.
-        clock: The present moment, aware.
+        place: Runs each step in a transaction of its own.
+        clock: Returns the present moment, aware.
         length: How long the claim lasts.
-        size: How many events at the most.
+        size: The most events to hold.
     """
 
     place: Place
@@ -204,7 +204,7 @@ class Lease(Hold[Event]):
         return deleted > 0
 
     async def release(self) -> None:
-        """Take the claim back; where that fails, it ends by itself."""
+        """Remove the claim from the rows; if that fails, the claim ends by itself."""
         claim, self._claim = self._claim, None
         if claim is not None:
             await seen_through(self.place.attempt(lambda connection: connection.execute(self.reading.give_up, claim)))
@@ -222,12 +222,12 @@ def holder(
     """Return what makes holds on an engine.
 
     Args:
-        engine: Where transactions are opened.
-        reading: Which events.
-        clock: The present moment, aware.
+        engine: The engine that opens the transactions.
+        reading: Reads the events of one table.
+        clock: Returns the present moment, aware.
         lease: How long a lease lasts.
-        size: How many events are held together at the most.
-        tables: What the work needs, to be looked for if the database says that something is not there.
+        size: The most events that are held together.
+        tables: The tables that the work needs. They are looked for if the database says that a table is missing.
 
     Raises:
         ConfigurationError: A database that is not supported.

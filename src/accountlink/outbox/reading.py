@@ -1,7 +1,7 @@
-"""Reads events from an outbox: the statements, and what makes an event of a row.
+"""Read events from an outbox: build the statements, and convert rows to events.
 
-Everything of a row is read as text and converted here, one event at a time: a conversion in SQL, or by the driver, that
-fails at one row would fail for all of them, and for every consumer that comes after.
+Each column is read as text, and converted here one event at a time. If SQL or the driver converted it, one bad row
+would fail the whole statement, again and again, for every consumer.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _FOUND: Final = ("id", "occurred_at", "type", "user_id", "other_user_id", "provi
 
 
 class Found(NamedTuple):
-    """An event's row, as text except for its number."""
+    """Hold an event's row as text, except for its number."""
 
     id: int
     occurred_at: str
@@ -47,7 +47,7 @@ class Found(NamedTuple):
 
 
 class Unreadable(Exception):
-    """One event's row is not what this version, or the application's model, takes for an event."""
+    """Report a row that this version, or the application's model, cannot read as an event."""
 
     def __init__(self, part: str, error: str) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Unreadable(Exception):
 
 
 def part(name: str, read: Callable[[str], T], text: str | None) -> T:
-    """Read a part of a row that no event is without."""
+    """Read a part of a row that every event has."""
     if text is None:
         raise Unreadable(name, "missing")
     try:
@@ -66,18 +66,18 @@ def part(name: str, read: Callable[[str], T], text: str | None) -> T:
 
 
 def optional(name: str, read: Callable[[str], T], text: str | None) -> T | None:
-    """Read a part that may be missing."""
+    """Read a part of a row that may be missing."""
     return None if text is None else part(name, read, text)
 
 
 def moment(text: str) -> datetime:
-    """Read when it happened; what names no zone is UTC."""
+    """Read the moment of an event; a text without a time zone is in UTC."""
     when = datetime.fromisoformat(text)
     return when if when.tzinfo is not None else when.replace(tzinfo=UTC)
 
 
 def details(text: str) -> Mapping[str, Any]:
-    """Read what there is beside, which is nothing for most events."""
+    """Read the further facts of an event, which most events do not have."""
     if text == "{}":
         return {}
     data = json.loads(text)
@@ -87,7 +87,7 @@ def details(text: str) -> Mapping[str, Any]:
 
 
 class Taken(NamedTuple, Generic[Event]):
-    """Events that were taken, and their numbers, both in order."""
+    """Hold the events that were taken, and their numbers, both in order."""
 
     numbers: Sequence[int]
     events: Sequence[Event]
@@ -95,14 +95,14 @@ class Taken(NamedTuple, Generic[Event]):
 
 @dataclass(frozen=True, kw_only=True)
 class Reading(Generic[Event]):
-    """The statements that read the events of one table from an outbox.
+    """Build the statements that read the events of one table from an outbox, and convert their rows.
 
     Attributes:
         outbox: The outbox.
         source: The table whose events are read.
         dialect: The database that is read from.
-        types: The types that are known here; a newer version's events are left to it.
-        read: Makes an event of a row, or raises :class:`Unreadable`.
+        types: The types that this version knows; events of other types are left to newer versions.
+        read: Converts a row to an event, or raises :class:`Unreadable`.
     """
 
     outbox: sa.Table
@@ -112,14 +112,14 @@ class Reading(Generic[Event]):
     read: Callable[[Found], Event]
 
     def taken(self, connection: sa.Connection, rows: Sequence[sa.Row[Any]]) -> tuple[Taken[Event], list[int]]:
-        """Make events of rows, in order.
+        """Convert rows to events, in order.
 
         Args:
-            connection: What they were read on, which may have the tables in a schema of its own.
+            connection: The connection that read them, which may find the tables in another schema.
             rows: The rows.
 
         Returns:
-            What could be read, and the numbers of the events that could not. Each of these is logged.
+            The events that could be read, and the numbers of those that could not. Each of the latter is logged.
         """
         numbers: list[int] = []
         events: list[Event] = []
@@ -139,7 +139,7 @@ class Reading(Generic[Event]):
         return Taken(numbers, events), unreadable
 
     def named(self, connection: sa.Connection, **bound: Any) -> Parameters:
-        """The parameters of a statement on a connection, with the name under which the outbox knows the table."""
+        """Return the parameters of a statement, with the name under which the outbox stores the table."""
         return Parameters(bound, al_source=stored_name(connection, self.source))
 
     # -- statements ---------------------------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ class Reading(Generic[Event]):
         return [as_text.get(name, c[name]).label(name) for name in _FOUND]
 
     def _oldest(self, table: sa.FromClause, *chosen: sa.ColumnElement[Any]) -> sa.Select[Any]:
-        """The oldest events of the table, as one range of the outbox's index, read in its order."""
+        """Build the query for the oldest events of the table, as one range of the outbox's index, in its order."""
         c = table.c
         key = (c.table_name, c.set_aside, c.id)
         begin = (sa.bindparam("al_source", type_=sa.Text), sa.false(), sa.bindparam("al_after", type_=c.id.type))
@@ -166,10 +166,10 @@ class Reading(Generic[Event]):
         if self.dialect.name != "postgresql":
             same = [column == value for column, value in zip(key[:-1], begin, strict=False)]
             return _select(*chosen).where(*same, key[-1] > begin[-1], known).order_by(c.id).limit(size)
-        # PostgreSQL knows nothing of a table that was never analysed, and takes each `=` for one row of 200: it would
-        # rather sort a few rows than follow the index, and sorts everything. It takes a comparison of whole keys for a
-        # third of the rows, a CASE for half of them, and a limit that it cannot see for a tenth of what there is: so it
-        # follows the index, whatever it knows.
+        # For a table that was never analysed PostgreSQL estimates one row in 200 for each `=`. With so few rows it
+        # would choose a sort instead of the index, and then sort everything. It estimates a third of the rows for a
+        # comparison of whole keys, half for a CASE, and a tenth for a limit from a subquery. With these estimates it
+        # follows the index, whether the table was analysed or not.
         after, last = sa.tuple_(*key) > sa.tuple_(*begin), sa.tuple_(*key) <= sa.tuple_(*begin[:-1], _LAST)
         mine = _select(*chosen).where(after, last, sa.case((known, sa.true()), else_=sa.false()))
         return mine.order_by(*key).limit(_select(size).scalar_subquery())
@@ -184,12 +184,12 @@ class Reading(Generic[Event]):
     #      ORDER BY events.table_name, events.set_aside, events.id LIMIT (SELECT :size) FOR UPDATE SKIP LOCKED
     @cached_property
     def locked(self) -> sa.Select[Any]:
-        """The oldest events that no other consumer holds, locked (PostgreSQL)."""
+        """The query that locks the oldest events which no other consumer holds (PostgreSQL)."""
         return self._oldest(self.outbox, *self._row()).with_for_update(skip_locked=True)
 
     @cached_property
     def claimed(self) -> sa.sql.dml.ReturningUpdate[Any]:
-        """The oldest events that no other consumer holds, or that one has held for too long, claimed (SQLite)."""
+        """The UPDATE that claims the oldest events which no other consumer holds, or whose claim has ended (SQLite)."""
         free, c = self.outbox.alias(self._names("free")), self.outbox.c
         now = sa.bindparam("al_now", type_=c.claimed_until.type)
         oldest = self._oldest(free, free.c.id).where(
@@ -200,13 +200,13 @@ class Reading(Generic[Event]):
 
     @cached_property
     def delete_locked(self) -> sa.Delete:
-        """Delete events (PostgreSQL)."""
+        """The DELETE of locked events (PostgreSQL)."""
         numbers = sa.bindparam("al_numbers", type_=postgresql.ARRAY(sa.BigInteger))
         return sa.delete(self.outbox).where(self.outbox.c.id == sa.any_(numbers))
 
     @cached_property
     def delete_claimed(self) -> sa.Delete:
-        """Delete the events of a claim, if it still has all of them (SQLite)."""
+        """The DELETE of the events of a claim, if all of them are still claimed (SQLite)."""
         mine = self.outbox.alias(self._names("mine"))
         number = _select(sa.func.count()).select_from(mine).where(*self._is_claimed(mine)).scalar_subquery()
         claimed = sa.bindparam("al_size", type_=sa.Integer)
@@ -214,18 +214,18 @@ class Reading(Generic[Event]):
 
     @cached_property
     def give_up(self) -> sa.Update:
-        """Let whatever was claimed go (SQLite)."""
+        """The UPDATE that ends a claim (SQLite)."""
         return sa.update(self.outbox).where(*self._is_claimed(self.outbox)).values(_UNCLAIMED)
 
     @cached_property
     def set_aside(self) -> sa.Update:
-        """Keep events from all consumers."""
+        """The UPDATE that hides unreadable events from all consumers."""
         numbers = sa.bindparam("al_numbers", expanding=True, type_=self.outbox.c.id.type)
         away = sa.update(self.outbox).where(self.outbox.c.id.in_(numbers))
         return away.values(_UNCLAIMED | {"set_aside": sa.true()})
 
     def _is_claimed(self, table: sa.FromClause) -> list[sa.ColumnElement[bool]]:
-        """By this claim; where it can be only, so that no other row is looked at."""
+        """Build the conditions for the rows of a claim, in the range of numbers that the claim can have."""
         c = table.c
         first, last = (sa.bindparam(f"al_{name}", type_=c.id.type) for name in ("first", "last"))
         return [c.id.between(first, last), c.claimed_by == self._claim()]

@@ -1,4 +1,4 @@
-"""The outbox: a row per thing that happened to a link or a grant, in the statement or the transaction that did it.
+"""Make the outbox's table, and build the parts of statements that write events into it.
 
 An event commits with its change or vanishes with it. What changed nothing writes none: the rows that a part of a
 statement returns are its events, and a part that wrote nothing returns nothing.
@@ -75,7 +75,7 @@ def link_outbox(metadata: sa.MetaData, *, name: str = OUTBOX_NAME, schema: str |
 
 
 def checked_outbox(table: object) -> sa.Table:
-    """Return a table that is an outbox.
+    """Return a table that is an outbox, or refuse it.
 
     Raises:
         ConfigurationError: It is none.
@@ -89,7 +89,7 @@ def checked_outbox(table: object) -> sa.Table:
 
 
 class Outbox:
-    """The parts of statements that write the events of one table's rows.
+    """Build the parts of statements that write the events of one table's rows.
 
     What is not in the statement already comes in parameters: ``al_event_at``, the moment; ``al_call_id``, one for a
     call and its retries; ``al_source``, the name of the table whose rows' events they are; and for :meth:`one` what its
@@ -161,7 +161,7 @@ class Outbox:
         data: sa.ColumnElement[Any] | None = None,
         again: bool = False,
     ) -> sa.Insert:
-        """Write one event by itself.
+        """Write one event by a statement of its own.
 
         Args:
             kind: What happened.
@@ -187,7 +187,7 @@ class Outbox:
         return sa.insert(self.table).from_select(list(_WRITTEN), rows, include_defaults=False)
 
     def _is_new(self, kind: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
-        """Whether this call has not written the event yet, in an attempt whose answer did not come."""
+        """Build the condition that no earlier attempt of this call, whose answer was lost, has written the event."""
         left = self.table.alias(self._names("left_behind"))
         repeats = sa.and_(kind == word(EventType.UPDATED), left.c.type.in_([word(known) for known in _AGAIN]))
         found = _select(sa.literal_column("1")).where(
@@ -197,10 +197,10 @@ class Outbox:
 
 
 def word(kind: EventType) -> sa.ColumnClause[str]:
-    """An event's type, written out in a statement."""
+    """Return an event's type as a literal of SQL."""
     return sa.literal_column(f"'{kind.value}'", sa.Text)
 
 
 def event_id(name: str, kind: sa.types.TypeEngine[Any]) -> sa.ColumnElement[str]:
-    """An id that a parameter brings, as the outbox holds it: as text, whatever it is in its own column."""
+    """Return an id from a parameter as the outbox stores it: as text, whatever the type of its own column."""
     return id_text(sa.bindparam(f"al_event_{name}", type_=kind))
