@@ -1,1 +1,1 @@
-"""Giving another user's link to the user who proved control of the account."""
+"""Give another user's link to the user who has proved control of the account."""

@@ -1,4 +1,4 @@
-"""Transfers: what a conflict offers, and what becomes of it when it is redeemed."""
+"""Issue transfer tokens for conflicts, and redeem them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def ledger_of(mapping: AccountMapping[Any, Any], ledger: object) -> sa.Table | N
 
 
 class Transfers(Generic[UserId, LinkId]):
-    """Issues and redeems the transfer tokens of one table."""
+    """Issue and redeem the transfer tokens of one table."""
 
     def __init__(
         self,
@@ -83,18 +83,18 @@ class Transfers(Generic[UserId, LinkId]):
 
     @cached_property
     def statements(self) -> TransferStatements:
-        """The statements of a transfer, which nobody needs before the first conflict."""
+        """The statements of a transfer, which are built at the first conflict."""
         return TransferStatements(self._mapping, self._ledger, self.accounts.outbox)
 
     @cached_property
     def owner_is_uuid_text(self) -> bool:
-        """Whether user ids are UUIDs that are texts in Python: asyncpg takes a UUID for them, but no other text."""
+        """Say whether user ids are texts in Python and UUIDs in the database, for which asyncpg takes a UUID."""
         return self.accounts.id_type("user_id").is_uuid_text
 
     def offer(
         self, owned: LinkedAccount[UserId, LinkId], version: int | None, *, table: str, claimant: UserId, now: datetime
     ) -> tuple[str, datetime] | None:
-        """Return a token with which the claimant can have another user's link, and its end; ``None``: there is none.
+        """Return a transfer token for the claimant and its end, or ``None`` if the link cannot be transferred.
 
         Args:
             owned: The owner's row.
@@ -117,12 +117,12 @@ class Transfers(Generic[UserId, LinkId]):
         return token, expires_at
 
     def claim(self, token: Concealed[object], *, claimant: UserId) -> Claim:
-        """Return what a token says that is genuine and this user's.
+        """Return the content of a token that is genuine and was given to this user.
 
         Raises:
-            ConfigurationError: The table, or the linker, knows no transfers.
-            TokenForged: It is not genuine.
-            TokenForAnotherUser: It was given to another user.
+            ConfigurationError: The table or the linker does not support transfers.
+            TokenForged: The token is not genuine.
+            TokenForAnotherUser: The token was given to another user.
         """
         claim = self._able().read(token.reveal())
         if not claim.is_for(claimant):
@@ -146,14 +146,14 @@ class Transfers(Generic[UserId, LinkId]):
     async def redeem(
         self, place: Place, claim: Claim, call: Call, *, now: datetime, max_age: timedelta | None
     ) -> Transferred[UserId, LinkId] | AlreadyOwner[UserId, LinkId]:
-        """Let the link change hands, or say why not.
+        """Give the link to the claimant, or raise the reason for a refusal.
 
         Args:
-            place: Where.
-            claim: What the token says.
+            place: Runs the work.
+            claim: The content of the token.
             call: The claimant, the link, the claimant's credentials, and the moment.
             now: The present moment, aware.
-            max_age: How long ago the token may have been issued; ``None``: until it ends.
+            max_age: The greatest age of the token; ``None`` for any age until it expires.
 
         Raises:
             TokenExpired, TokenSuperseded, LinkBlocked, LastAccount: See :meth:`AccountLinker.transfer`.
@@ -164,11 +164,11 @@ class Transfers(Generic[UserId, LinkId]):
 
 @dataclass(kw_only=True, eq=False)
 class _Redemption(Generic[UserId, LinkId]):
-    """One call: its attempts share what was read last.
+    """Hold the state of one redemption, which its attempts share.
 
-    On PostgreSQL two statements. What a token vouches for is a keyed digest, and the key does not travel to the
-    database. So the row is read, and compared in Python; then it is written on the condition that it still is as it
-    was read. The second statement alone decides: whatever happens between the two makes it write nothing.
+    On PostgreSQL a redemption takes two statements. A token vouches for a keyed digest of the row, and the database
+    does not get the key. So the first statement reads the row, and Python compares it with the token. The second
+    writes the row if it is unchanged since. It alone decides: after any change between the two it writes nothing.
     """
 
     transfers: Transfers[UserId, LinkId]
@@ -181,11 +181,11 @@ class _Redemption(Generic[UserId, LinkId]):
     patience: Patience = field(default_factory=lambda: Patience(writes=False))
 
     def work(self, connection: sa.Connection) -> Transferred[UserId, LinkId] | AlreadyOwner[UserId, LinkId] | None:
-        """Read, decide, and let the link change hands; ``None`` when a concurrent transaction came between."""
+        """Read, decide, and give the link to the claimant; return ``None`` if a concurrent transaction came between."""
         claimed, fits = self._read(connection)
         decided = of_claim(claimed, expired=self.claim.has_expired(self.now, max_age=self.max_age), fits=fits)
         if isinstance(decided, (TokenRejected, LinkBlocked)):
-            # An attempt whose answer did not come may be the reason.
+            # An earlier attempt, whose answer was lost, may have moved the link and so caused the refusal.
             refused: AccountLinkError = after_lost_claim(decided, ambiguous=self.patience.ambiguous)
             raise refused
         if decided is Step.OWNED and claimed.own is not None:
@@ -200,7 +200,7 @@ class _Redemption(Generic[UserId, LinkId]):
         return None if account is None else Transferred(account=account, previous_owner_id=named.user_id)
 
     def _read(self, connection: sa.Connection) -> tuple[Claimed[UserId, LinkId], bool]:
-        """Read what the database holds of the link that the token names, and whether the token still fits its state."""
+        """Read the state of the link that the token names, and whether the token fits that state."""
         accounts, statements, claim = self.transfers.accounts, self.transfers.statements, self.claim
         table, epoch, fits = accounts.name_on(connection), len(accounts.row_roles), False
         found: Claimed[UserId, LinkId] = Claimed()
@@ -208,7 +208,7 @@ class _Redemption(Generic[UserId, LinkId]):
             account, version = accounts.account(row), accounts.version_of(row, epoch=epoch)
             state = row_state(account, version or 0, table)
             if account.account_id is None or not claim.is_of(account.provider, account.account_id):
-                continue  # of another account, under the id of a row that is gone
+                continue  # another account's row has the id of a deleted one
             live, mine, named = map(bool, row[-4:-1])
             found = replace(found, why=row[-1] or found.why)
             if live and mine:
@@ -225,9 +225,9 @@ class _Redemption(Generic[UserId, LinkId]):
         return account.account_id is not None and self.claim.is_of(account.provider, account.account_id)
 
     def _seen(self, named: LinkedAccount[UserId, LinkId], version: int | None) -> Call:
-        """Return the call with the row as it was read."""
+        """Return the call with the values of the row as it was read."""
         owner: Any = named.user_id
-        # Without the padding that a CHAR(n) has added which is mapped as another text.
+        # A CHAR(n) that is mapped as another text type pads the text; the padding is removed.
         provider, account_id = text_of(named.provider).rstrip(" "), text_of(named.account_id).rstrip(" ")
         return replace(
             self.call,
@@ -238,14 +238,14 @@ class _Redemption(Generic[UserId, LinkId]):
         )
 
     def _ask(self, guard: Guard[UserId], connection: sa.Connection, owner: Concealed[UserId]) -> None:
-        """Ask the guard, under a lock on all of the owner's live links, so that two last ones cannot go at once."""
+        """Ask the guard while the owner's live links are locked, so that two calls cannot take the last two."""
         of_owner = replace(self.call, user_id=self.call.owner)
         last = self.transfers.accounts.locks_last(connection, of_owner)
         if last and not self.place.ask(guard, connection, owner):
             raise LastAccount
 
     def _move(self, connection: sa.Connection) -> LinkedAccount[UserId, LinkId] | None:
-        """Give the row to the claimant; ``None`` when it is not as it was read any more."""
+        """Give the row to the claimant, or return ``None`` if the row has changed since it was read."""
         accounts, statements, call = self.transfers.accounts, self.transfers.statements, self.call
         shape, in_steps = call.shape, connection.dialect.name == "sqlite"
         build = statements.move if in_steps else statements.move_and_tell
@@ -261,16 +261,16 @@ class _Redemption(Generic[UserId, LinkId]):
         return account
 
     async def refused(self, violation: Failure) -> None:
-        """Find out what is behind a unique violation."""
+        """Find the cause of a unique violation."""
         await explain(self.place, violation, self._obstacle, provider=self.provider, patience=self.patience)
 
     def _obstacle(self, connection: sa.Connection, failure: Failure) -> Obstacle[UserId, LinkId]:
-        """Look behind a unique violation. That another user owns the account is what a transfer is for."""
+        """Collect the facts behind a unique violation, without the owner, whose account a transfer is meant to take."""
         return replace(self.transfers.accounts.obstacle(connection, self.call, failure), owner=None, version=None)
 
 
 def row_state(owned: LinkedAccount[Any, Any], version: int, table: str) -> RowState:
-    """Return what a token vouches for, of a link."""
+    """Return the state of a link that a transfer token vouches for."""
     return RowState(
         owner=owned.user_id,
         provider=owned.provider,
@@ -281,12 +281,13 @@ def row_state(owned: LinkedAccount[Any, Any], version: int, table: str) -> RowSt
 
 
 def of_claim(claimed: Claimed[Any, Any], *, expired: bool, fits: bool) -> Step | TokenRejected | LinkBlocked:
-    """Decide what a genuine transfer token of this user comes to, given what the database holds.
+    """Decide what follows a genuine transfer token of this user, by the facts that the database holds.
 
-    Who has the account is told so first: the token of a transfer whose answer was lost may be over by now.
+    A claimant who has the account already is answered first, because the token may have expired since a transfer whose
+    answer was lost.
 
     Args:
-        claimed: What was found.
+        claimed: The rows that were found.
         expired: Whether the token is too old.
         fits: Whether the row is in the state that the token was signed for.
 
@@ -305,5 +306,5 @@ def of_claim(claimed: Claimed[Any, Any], *, expired: bool, fits: bool) -> Step |
 
 
 def after_lost_claim(refused: AccountLinkError, *, ambiguous: bool) -> AccountLinkError:
-    """Decide what a refusal comes to that follows an attempt whose answer did not come: that one may have worked."""
+    """Return the error for a refusal, or ``OutcomeUnknown`` if an earlier attempt may have moved the link."""
     return OutcomeUnknown() if ambiguous else refused

@@ -1,4 +1,4 @@
-"""Transfer tokens: signed, readable, bound to one claimant and to one state of one row."""
+"""Sign and read transfer tokens, each bound to one claimant and to one state of one row."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Secrets = Sequence[str | bytes]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowState:
-    """What a transfer token vouches for; only its keyed digest travels.
+    """Hold the state of a link that a transfer token vouches for. The token contains only a keyed digest of it.
 
     Attributes:
         owner: The owner's user id.
@@ -62,7 +62,7 @@ class RowState:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Claim:
-    """What a genuine token says.
+    """Hold the content of a genuine token.
 
     Attributes:
         link_id: The link, in its own type.
@@ -80,24 +80,24 @@ class Claim:
     _state: bytes = field(repr=False)
 
     def is_for(self, user_id: object) -> bool:
-        """Whether the token was given to this user, of this type."""
+        """Say whether the token was given to this user, by an id of the same type."""
         return hmac.compare_digest(self.claimant.encode("utf-8", _KEEP), tagged(user_id).encode("utf-8", _KEEP))
 
     def is_of(self, provider: str, account_id: str) -> bool:
-        """Whether the token is about this provider account."""
+        """Say whether the token is about this provider account."""
         return hmac.compare_digest(self._account, _digest(self._key, provider, account_id))
 
     def fits(self, state: RowState) -> bool:
-        """Whether the row still is as it was when the token was signed."""
+        """Say whether the row's state is the one that was signed."""
         return hmac.compare_digest(self._state, _state(self._key, state))
 
     def has_expired(self, now: datetime, *, max_age: timedelta | None = None) -> bool:
-        """Whether the token is too old.
+        """Say whether the token is too old.
 
         Args:
             now: The present moment, aware.
-            max_age: Refuse it, too, when it was signed longer ago than this. No leeway is given for that: clocks that
-                differ only make the user prove control once more.
+            max_age: The greatest age of a token. It has no leeway for clocks that differ, because their difference only
+                makes the user prove control once more.
         """
         moment = now.timestamp()
         if moment > self.expires_at + LEEWAY // _SECOND:
@@ -106,7 +106,7 @@ class Claim:
 
 
 class TransferSigner:
-    """Signs transfer tokens for one table with the newest of several secrets, and reads those of all of them.
+    """Sign transfer tokens for one table with the newest of several secrets, and read tokens of all of them.
 
     Args:
         secrets: At least 32 bytes each, newest first. A removed secret's tokens die at once.
@@ -143,7 +143,7 @@ class TransferSigner:
         issued_at: datetime,
         expires_at: datetime,
     ) -> str:
-        """Return a token with which the claimant can have the link, as long as the row stays as it is.
+        """Return a token by which the claimant can take the link, as long as the row stays unchanged.
 
         Args:
             link_id: The owner's link.
@@ -170,7 +170,7 @@ class TransferSigner:
         return newest.signer.sign(base64_encode(json.dumps(payload, separators=(",", ":")))).decode()
 
     def read(self, token: object) -> Claim:
-        """Return what a token says, once it is known to be genuine.
+        """Return the content of a token, after checking its signature.
 
         The signature is checked before anything else is looked at. Several spellings of a signature verify alike
         (base64 leaves bits unused), so nothing may hang on a token as a text.
@@ -200,7 +200,7 @@ class TransferSigner:
 
 
 class _Key:
-    """A secret, and what is derived from it for each use."""
+    """Hold a secret's signer, and the key that is derived from the secret for digests."""
 
     def __init__(self, *, secret: bytes, table: str) -> None:
         self.signer = Signer([secret], salt=_SALT, key_derivation="hmac", digest_method=sha256)
@@ -209,7 +209,7 @@ class _Key:
 
 
 def tagged(value: object) -> str:
-    """Write an id with its type, so that ``7`` and ``"7"`` stay two users."""
+    """Return an id as text with its type, so that ``7`` and ``"7"`` stay two users."""
     match value:
         case bool():
             raise ConfigurationError("A boolean is no id.")
@@ -224,7 +224,7 @@ def tagged(value: object) -> str:
 
 
 def can_return(link_id: object) -> bool:
-    """Whether a link id comes back out of a token as what it was: a number, a text or a UUID."""
+    """Say whether a token can carry a link id and give it back unchanged: a number, a text or a UUID."""
     return isinstance(link_id, (int, str, UUID)) and not isinstance(link_id, bool)
 
 
@@ -237,7 +237,7 @@ def _untagged(tag: str) -> int | str | UUID | None:
 
 
 def _read(payload: object, key: _Key) -> Claim | None:
-    """Read a payload whose signature is right; another purpose, version, table or shape is not for us."""
+    """Read a signed payload, or return ``None`` for another purpose, version, table or shape."""
     if not isinstance(payload, dict) or any(type(payload.get(name)) is not kind for name, kind in _FIELDS.items()):
         return None
     if (payload["p"], payload["v"], payload["t"]) != (PURPOSE, VERSION, key.table):

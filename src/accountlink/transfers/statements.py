@@ -1,4 +1,4 @@
-"""Moves a link from its owner to another user: one statement reads, one decides.
+"""Build the statements of a transfer: one reads the rows, and one decides and writes.
 
 What a token vouches for is a keyed digest, and the key does not travel to the database. So the row is read first, is
 compared in Python, and is then written on the condition that it still is as it was read: the same owner, account and
@@ -25,12 +25,12 @@ _NO_REASON: Final[sa.ColumnElement[Any]] = sa.cast(sa.null(), sa.Text).label("wh
 
 
 class TransferStatements(Statements):
-    """Builds the statements of a transfer."""
+    """Build the statements of a transfer for one table of links."""
 
     def claimed(self) -> sa.CompoundSelect[Any]:
-        """The row of an id, live or dead, whoever has it; and what the claimant has of the same account.
+        """Build the query for the named row, whoever has it, and for the claimant's own rows of that account.
 
-        Of the claimant's own that is a live row, and a dead one that the policy forbids to restore.
+        The claimant's own rows are a live one, and a dead one that the policy forbids to restore.
         """
         twin = self._t.alias(self._names("twin"))
         c = {role: twin.c[column.key] for role, column in self._c.items()}
@@ -55,16 +55,16 @@ class TransferStatements(Statements):
     #        AND links.version = :version_read
     #      RETURNING links.*
     def move(self, shape: Shape) -> sa.sql.dml.ReturningUpdate[Any]:
-        """Give the row to the claimant, if it still is as it was read."""
+        """Build the UPDATE that gives the row to the claimant, if the row is unchanged since it was read."""
         bound = [self._bounded()] if shape.bounded else []
         return self._move(shape, *bound, *self._still())
 
     def move_and_raise(self, shape: Shape, ledger: Ledger) -> sa.sql.dml.ReturningUpdate[Any]:
-        """Give the row to the claimant where a ledger keeps the epochs (PostgreSQL).
+        """Build the UPDATE that gives the row to the claimant where a ledger keeps the epochs (PostgreSQL).
 
-        The row is locked first, then its epoch is raised on the condition that it is the one that was read: that sees
-        what others have committed since this statement began, which a plain reading of the ledger would not. Rows are
-        locked before epochs here as in every other statement.
+        The statement locks the row, and then raises its epoch if that is the one that was read. Raising sees what other
+        transactions have committed since the statement began; a plain read of the ledger would not. Every statement
+        locks rows before epochs.
         """
         bound = [self._bounded()] if shape.bounded else []
         still = self._still()
@@ -73,7 +73,7 @@ class TransferStatements(Statements):
         return self._move(shape, *still, sa.exists(_select(sa.literal_column("1")).select_from(raised)))
 
     def move_and_tell(self, shape: Shape) -> sa.Executable:
-        """Give the row to the claimant in one statement with its epoch and its event, if there are any (PostgreSQL)."""
+        """Build one statement that gives the row to the claimant, with its epoch and its event (PostgreSQL)."""
         move = self.move(shape) if self.ledger is None else self.move_and_raise(shape, self.ledger)
         if self.outbox is None:
             return move
@@ -94,7 +94,7 @@ class TransferStatements(Statements):
         return sa.bindparam("al_owner", type_=self._c["user_id"].type)
 
     def _moved(self, shape: Shape) -> dict[sa.Column[Any], Any]:
-        """What a transfer sets. The account's own columns stay as they are, its e-mail address among them."""
+        """Return the values that a transfer writes. The account's own columns, such as its e-mail address, stay."""
         c, writes = self._c, self._mapping.written
         values: dict[sa.Column[Any], Any] = {c["user_id"]: self.bind("user_id")}
         values |= self._credentials(shape)
@@ -107,9 +107,9 @@ class TransferStatements(Statements):
         return self._with_onupdate(values)
 
     def _credentials(self, shape: Shape) -> dict[sa.Column[Any], Any]:
-        """The claimant's credentials, and nothing of the former owner's: every column that holds any is written.
+        """Return the claimant's credentials for every credential column, so that none of the former owner's stay.
 
-        This is the one place where a transfer writes credentials: whatever comes to encrypt them, encrypts these.
+        No other function writes credentials in a transfer, so an encryption of credentials has to be added here.
         """
         columns = {role: self._c[role] for role in CREDENTIAL_ROLES if role in self._c}
         return {
@@ -121,5 +121,5 @@ class TransferStatements(Statements):
         return self._c["id"] == self.bind("id")
 
     def _of_one_account(self, c: Columns) -> Condition:
-        """Whether a row is of the named one's account, or of one that its column takes for the same: Python decides."""
+        """Build the condition that two rows have equal accounts for the database; Python compares them exactly."""
         return sa.and_(*(c[role] == self._c[role] for role in ("provider", "account_id")))
