@@ -1,4 +1,4 @@
-"""The errors of accountlink: one root, a stable ``code`` each, and a remedy in every message.
+"""Define the errors of accountlink: one root class, a stable ``code`` each, and a remedy in every message.
 
 No message, attribute, cause or context carries a secret, an e-mail address, another user's id or an SQL parameter.
 """
@@ -10,7 +10,7 @@ from urllib.parse import quote_plus
 
 
 class AccountLinkError(Exception):
-    """The root of everything that accountlink raises of its own.
+    """Serve as the root class of every error that accountlink defines.
 
     Attributes:
         code: A stable, machine-readable word, safe to show to anyone and to put in a URL.
@@ -30,7 +30,7 @@ class AccountLinkError(Exception):
         return with_query(base, "error", self.code)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle by state, so that errors cross process borders whatever their constructors take."""
+        """Pickle the error by its state, because the constructors of the classes take different arguments."""
         return _rebuild, (type(self), self.args, dict(self.__dict__))
 
 
@@ -42,11 +42,11 @@ def _rebuild(cls: type[AccountLinkError], args: tuple[object, ...], state: dict[
 
 
 class InvalidIdentity(AccountLinkError):
-    """The values cannot be a provider's identity; nothing was sent to the database.
+    """Raised when values cannot be a provider's identity; nothing was sent to the database.
 
     Attributes:
         field: The field of :class:`~accountlink.ProviderIdentity` that is wrong.
-        problem: What is wrong with it, without its value.
+        problem: The fault of that field, without its value.
     """
 
     code = "invalid_identity"
@@ -60,11 +60,11 @@ class InvalidIdentity(AccountLinkError):
 
 
 class InvalidCredentials(AccountLinkError):
-    """A :class:`~accountlink.TokenSet` cannot be what a provider issued; nothing was sent to the database.
+    """Raised when a :class:`~accountlink.TokenSet` cannot come from a provider; nothing was sent to the database.
 
     Attributes:
         field: The field of the token set that is wrong.
-        problem: What is wrong with it, without its value.
+        problem: The fault of that field, without its value.
     """
 
     code = "invalid_credentials"
@@ -76,13 +76,13 @@ class InvalidCredentials(AccountLinkError):
 
 
 class ConfigurationError(AccountLinkError):
-    """A mapping, a policy, a secret, or a call that these cannot serve. The message says what to change."""
+    """Raised for a mapping, policy, secret or call that accountlink cannot serve. The message says what to change."""
 
     code = "configuration_error"
 
 
 class OwnerLookupFailed(AccountLinkError):
-    """The database refused the link, and the look-up of the account's owner failed as well.
+    """Raised when the database refused the link, and the look-up of the account's owner failed as well.
 
     Attributes:
         provider: The provider of the account that was to be linked.
@@ -102,7 +102,7 @@ class OwnerLookupFailed(AccountLinkError):
 
 
 class OwnerNotFound(AccountLinkError):
-    """The link stays blocked by a row that cannot be seen.
+    """Raised when the database keeps refusing the link, and no row that could cause the refusal can be seen.
 
     Attributes:
         provider: The provider of the account that was to be linked.
@@ -128,13 +128,13 @@ class OwnerNotFound(AccountLinkError):
 
 
 class BlockedByConstraint(AccountLinkError):
-    """A unique constraint other than the policy's own forbids the write, or a column that takes two spellings for one.
+    """Raised when a unique constraint or a column's type forbids a write that the policy allows.
 
     Attributes:
-        constraint: Its name, or ``None`` where the database does not tell (SQLite, for a bare expression), and where a
-            column's own type changes the spelling.
-        columns: The columns it is unique on, in their order.
-        rule: The doctor's rule that finds it.
+        constraint: The name of the constraint. ``None`` if the database does not name it (SQLite, for an expression),
+            or if a column's own type changes the spelling.
+        columns: The columns of the constraint, in their order.
+        rule: The doctor's rule that reports the constraint.
     """
 
     code = "blocked_by_constraint"
@@ -156,7 +156,7 @@ class BlockedByConstraint(AccountLinkError):
 
 
 class RetryTransaction(AccountLinkError):
-    """The caller's transaction cannot succeed any more: roll it back and run it again from its start.
+    """Raised when the caller's transaction can no longer succeed: roll it back and run it again from its start.
 
     Attributes:
         sqlstate: The database's own code, if it gave one (40001, 40P01, ...).
@@ -174,7 +174,7 @@ class RetryTransaction(AccountLinkError):
 
 
 class StoreBusy(AccountLinkError):
-    """A lock, a statement or a connection was not to be had in the time that was set for it.
+    """Raised when a lock, a statement or a connection took longer than the time limit.
 
     Attributes:
         sqlstate: The database's own code, if it gave one (55P03, 57014).
@@ -189,7 +189,7 @@ class StoreBusy(AccountLinkError):
 
 
 class StoreUnavailable(AccountLinkError):
-    """The connection failed before anything could have been committed."""
+    """Raised when the connection failed before anything could have been committed."""
 
     code = "store_unavailable"
 
@@ -198,7 +198,7 @@ class StoreUnavailable(AccountLinkError):
 
 
 class OutcomeUnknown(AccountLinkError):
-    """The connection was lost at a moment when the database may or may not have committed."""
+    """Raised when the connection was lost while the database may have committed."""
 
     code = "outcome_unknown"
 
@@ -210,7 +210,7 @@ class OutcomeUnknown(AccountLinkError):
 
 
 class DeliveryExpired(AccountLinkError):
-    """The event is not held for this consumer any more: unless it was acknowledged after all, it comes again."""
+    """Raised when an event is no longer held for this consumer. If it was not acknowledged, it is delivered again."""
 
     code = "delivery_expired"
 
@@ -223,7 +223,7 @@ class DeliveryExpired(AccountLinkError):
 
 
 class AccountNotFound(AccountLinkError):
-    """No such link of this user: it does not exist, or it is another user's. The answer is the same for both."""
+    """Raised when the user has no such link. Another user's link and a missing one give the same error."""
 
     code = "account_not_found"
 
@@ -232,7 +232,7 @@ class AccountNotFound(AccountLinkError):
 
 
 class AccountMismatch(AccountLinkError):
-    """The provider vouched for another account than the one that was to be reconnected; nothing was changed.
+    """Raised when the provider vouched for another account than the one to be reconnected; nothing was changed.
 
     Attributes:
         provider: The provider that vouched.
@@ -249,7 +249,7 @@ class AccountMismatch(AccountLinkError):
 
 
 class AmbiguousAccount(AccountLinkError):
-    """A provider alone matches several linked accounts of the user.
+    """Raised when a provider alone matches several linked accounts of the user.
 
     Attributes:
         provider: The provider that was asked for.
@@ -265,7 +265,7 @@ class AmbiguousAccount(AccountLinkError):
 
 
 class LinkBlocked(AccountLinkError):
-    """The account was disconnected for a reason that forbids restoring it; nothing was changed.
+    """Raised when the account was disconnected for a reason that forbids restoring it; nothing was changed.
 
     Attributes:
         provider: The provider of the account.
@@ -284,7 +284,7 @@ class LinkBlocked(AccountLinkError):
 
 
 class LastAccount(AccountLinkError):
-    """Unlinking, or a transfer, would leave the user who has the link without a way to sign in; nothing was changed."""
+    """Raised when an unlink or a transfer would leave the link's owner no way to sign in; nothing was changed."""
 
     code = "last_account"
 
@@ -296,9 +296,9 @@ class LastAccount(AccountLinkError):
 
 
 class TokenRejected(AccountLinkError):
-    """The root of what can be wrong with a transfer token; each class below says which. Nothing was changed.
+    """Raised, as one of the classes below, when a transfer token is not accepted. Nothing was changed.
 
-    No message and no attribute tells who the owner is, or what the token holds.
+    No message and no attribute says who the owner is, or what the token contains.
     """
 
     code = "token_rejected"
@@ -310,7 +310,7 @@ class TokenRejected(AccountLinkError):
 
 
 class TokenForged(TokenRejected):
-    """Not a transfer token of this application and this table, or one whose secret was removed."""
+    """Raised when no secret of this linker signed the token for this table, or that secret was removed."""
 
     code = "token_forged"
 
@@ -323,7 +323,7 @@ class TokenForged(TokenRejected):
 
 
 class TokenForAnotherUser(TokenRejected):
-    """The token was given to another user than the one who presents it."""
+    """Raised when the token was given to another user than the one who presents it."""
 
     code = "token_for_another_user"
 
@@ -335,7 +335,7 @@ class TokenForAnotherUser(TokenRejected):
 
 
 class TokenExpired(TokenRejected):
-    """The token's time is over, or it is older than the application accepts."""
+    """Raised when the token has expired, or is older than the application accepts."""
 
     code = "token_expired"
 
@@ -347,7 +347,7 @@ class TokenExpired(TokenRejected):
 
 
 class TokenSuperseded(TokenRejected):
-    """The link is no longer as it was when the token was issued: its owner or its state changed in between."""
+    """Raised when the link's owner or state has changed since the token was issued."""
 
     code = "token_superseded"
 
@@ -359,7 +359,10 @@ class TokenSuperseded(TokenRejected):
 
 
 class GrantRejected(AccountLinkError):
-    """This user cannot use such a grant: unknown, expired, ended, used up, their own, or another's: one answer."""
+    """Raised when this user cannot use a grant.
+
+    One error serves every reason: an unknown, expired, ended or used-up grant, the user's own, or another user's.
+    """
 
     code = "grant_rejected"
 
@@ -375,7 +378,7 @@ def _named(constraint: str | None) -> str:
 
 
 def with_query(base: str, name: str, value: str) -> str:
-    """Set one parameter in a URL's query and leave every other byte of it alone.
+    """Return a URL with one query parameter set, and every other byte unchanged.
 
     Raises:
         ConfigurationError: ``base`` is no text, or has a fragment, white space or control characters.

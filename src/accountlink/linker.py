@@ -1,4 +1,4 @@
-"""AccountLinker: arguments in, one call, an outcome out."""
+"""Provide AccountLinker, which links, transfers, reads and unlinks a user's provider accounts."""
 
 from __future__ import annotations
 
@@ -70,28 +70,28 @@ Values = Mapping[Any, object]
 
 
 class AccountLinker(Generic[UserId, LinkId]):
-    """Links users to provider accounts: the same call any number of times gives one live row.
+    """Link users to provider accounts, idempotently: repeated calls give one live row.
 
     One linker serves an application; it holds no connection and no state of any call.
 
     Args:
         accounts: A model with :class:`LinkedAccountMixin`, or an :class:`AccountMapping` onto a table of your own.
-        secrets: Keys that sign transfer tokens, at least 32 bytes each, newest first; without them there are none.
-        clock: Returns the present moment, aware; stamps rows and ends tokens.
-        guard_last: Asked with the connection and the user id before their last account is unlinked, or goes to another
-            user: have they another way to sign in? Without it the last account may go.
-        ledger: The table that ``transfer_ledger(Base.metadata)`` makes: for a table of links without a ``version``
-            column, whose conflicts carry transfer tokens then. A table that has the column needs and uses none.
-        outbox: The table that ``link_outbox(Base.metadata)`` makes: it gets an event for whatever happens to a link, in
-            the same transaction. :meth:`events` reads it. Without it nobody is told.
+        secrets: Keys that sign transfer tokens, at least 32 bytes each, newest first; without them there are no tokens.
+        clock: Returns the present moment, aware; it decides the moments in rows and the end of tokens.
+        guard_last: Says whether a user has another way to sign in. It is called with the connection and the user id
+            before their last account is unlinked or transferred. Without it the last account may be taken away.
+        ledger: The table that ``transfer_ledger(Base.metadata)`` makes. With it the conflicts of a table of links
+            without a ``version`` column carry transfer tokens. A table that has the column does not use a ledger.
+        outbox: The table that ``link_outbox(Base.metadata)`` makes. It gets an event for each change of a link and for
+            each conflict, in the same transaction. :meth:`events` reads it. Without it there are no events.
         transfer_lifetime: How long a transfer token can be redeemed.
-        lock_timeout: How long a transaction of accountlink's own waits for another one's lock, where the PostgreSQL
-            server, role or connection sets no ``lock_timeout`` itself; ``None`` waits for ever. In a caller's
-            transaction, and on SQLite (``busy_timeout``), the connection's own setting rules.
+        lock_timeout: How long a transaction of accountlink's own waits for a lock, if the PostgreSQL server, role or
+            connection sets no ``lock_timeout`` itself; ``None`` waits without a limit. In a caller's transaction, and
+            on SQLite (``busy_timeout``), the connection's own setting decides.
 
     Raises:
-        ConfigurationError: A model or mapping that cannot serve its policy, unusable secrets, or a table that is no
-            ledger or no outbox.
+        ConfigurationError: The model or mapping cannot serve its policy, the secrets are unusable, or a table is not a
+            ledger or not an outbox.
     """
 
     @overload
@@ -171,33 +171,36 @@ class AccountLinker(Generic[UserId, LinkId]):
         """Link a user to the provider account that the provider has just vouched for.
 
         Args:
-            bind: Whose transaction it is. A session or connection: the caller's; the work runs in one savepoint, and
-                accountlink neither commits nor rolls back. An engine, or a connection in AUTOCOMMIT: accountlink's own,
-                one statement where the database can, tried again when that is safe.
-            user_id: The signed-in user, in the column's own Python type.
-            identity: What the provider vouched for in this callback; never what a request said.
+            bind: The transaction to use. With a session or a connection the work runs in one savepoint of the caller's
+                transaction, and accountlink neither commits nor rolls back. With an engine, or a connection in
+                AUTOCOMMIT, accountlink uses its own transaction: one statement where the database can, tried again
+                when that is safe.
+            user_id: The signed-in user's id, in the column's own Python type.
+            identity: The identity that the provider vouched for in this callback; never one from a request.
             credentials: The tokens; without them those of a live row stay, and a restored row has none.
-            expect: Reconnect this one of the user's links, and no other.
+            expect: The id of the one link of the user to reconnect; without it any link of the user may be written.
             values: Application columns of a new row.
             update_values: Application columns to set on a new row, on update, and on restore.
 
         Returns:
-            ``Linked``: the row now holds this identity and these credentials; ``change`` says how it came to.
-            ``OwnershipConflict``: another user is the live owner; nothing was written, the owner's row did not change.
+            ``Linked``: the row now holds this identity and these credentials; ``change`` says whether it was
+                created, updated or restored.
+            ``OwnershipConflict``: another user is the live owner; nothing was written, also not in the owner's row.
 
         Raises:
-            InvalidIdentity: No e-mail address under ``Key.EMAIL``, or one without a normal form. Before any SQL.
-            ConfigurationError: A call that the mapping cannot serve. Before any SQL.
+            InvalidIdentity: Under ``Key.EMAIL`` the identity has no e-mail address, or one without a normal form.
+                Raised before any SQL.
+            ConfigurationError: The mapping cannot serve the call. Raised before any SQL.
             LinkBlocked: The user's dead row carries one of the policy's ``blocked_reasons``.
             AccountNotFound: ``expect`` names no link of this user.
             AccountMismatch: ``expect`` names a link to another account; or, under ``Key.EMAIL``, the user's live link
                 with this address holds another account id.
-            BlockedByConstraint: Another unique constraint forbids the write, or a column that takes another spelling of
-                the account id (of the e-mail key) for the same.
+            BlockedByConstraint: Another unique constraint forbids the write, or a column treats another spelling of the
+                account id (or of the e-mail key) as equal.
             OwnerLookupFailed: The database refused the write, and the look-up of the owner failed.
-            OwnerNotFound: The write stays refused, and nothing that can be seen explains it.
-            RetryTransaction: The caller's transaction lost a race that it can only win from its start.
-            StoreBusy: A lock, a statement or a connection was not to be had in time.
+            OwnerNotFound: The database keeps refusing the write, and no row that can be seen explains it.
+            RetryTransaction: The caller's transaction lost a race, and has to run again from its start.
+            StoreBusy: A lock, a statement or a connection took longer than the time limit.
             StoreUnavailable: The connection failed before anything could have been committed.
             OutcomeUnknown: The connection was lost around the commit; calling again is safe.
             sqlalchemy.exc.DBAPIError: Any other violation (a foreign key, a check, another table's unique index), as
@@ -218,12 +221,12 @@ class AccountLinker(Generic[UserId, LinkId]):
         return outcome
 
     async def _settled(self, place: Place, call: Call, provider: str) -> Answer[UserId, LinkId]:
-        """Run a link until it is settled."""
+        """Run a link until the database has answered it."""
         store, patience, call = self._store, Patience(), call.within(self._lock_timeout_on(place))
         again = partial(store.link, call=replace(call, is_repeated=True)) if store.outbox is not None else None
 
         async def silent() -> Answer[UserId, LinkId] | Failure | None:
-            """Insert, once the link has been run in vain, so that a unique index says what keeps coming between."""
+            """Insert after several runs without an answer, so that a unique index names the row in the way."""
             if patience.runs > 0:
                 return None
             patience.causes -= 1
@@ -231,7 +234,7 @@ class AccountLinker(Generic[UserId, LinkId]):
             return None if call.link_id is not None else await place.attempt(partial(store.probe, call=call))
 
         async def refused(violation: Failure) -> Answer[UserId, LinkId] | None:
-            """Find out what is behind a unique violation; a conflict that is found there has an event, too."""
+            """Find the cause of a unique violation, and write the event of a conflict that is found."""
             look = partial(store.obstacle, call=call)
             settled = await explain(place, violation, look, provider=provider, patience=patience)
             if settled is not None and settled.account is not None and store.outbox is not None:
@@ -299,28 +302,29 @@ class AccountLinker(Generic[UserId, LinkId]):
     ) -> Transferred[UserId, LinkId] | AlreadyOwner[UserId, LinkId]:
         """Give another user's link to the user who has proved control of the provider account.
 
-        The row keeps its id, and with it whatever of the application hangs on that. Nothing of the former owner's
-        credentials is left in it. Idempotent: the same token again, also after it has ended, finds the user the owner.
+        The row keeps its id, so that the application's references to it stay valid. Nothing of the former owner's
+        credentials is left in it. Idempotent: a second call with the token, even an expired one, returns
+        ``AlreadyOwner``.
 
         Args:
-            bind: As for :meth:`link`. On PostgreSQL two statements: one reads, one decides and writes.
-            token: The ``transfer_token`` of their :class:`OwnershipConflict`, as it came.
-            user_id: The signed-in user, in the column's own Python type; never what a request said.
+            bind: As for :meth:`link`. On PostgreSQL two statements: one reads, and one decides and writes.
+            token: The ``transfer_token`` of the user's :class:`OwnershipConflict`, unchanged.
+            user_id: The signed-in user's id, in the column's own Python type; never one from a request.
             credentials: The claimant's tokens; without them the link has none until they link again.
-            max_auth_age: Refuse a token that was issued longer ago than this, though it has not ended yet.
+            max_auth_age: The greatest age of a token; an older one is refused, even if it has not expired yet.
 
         Returns:
-            ``Transferred``: the link is the claimant's now, by this call; ``previous_owner_id`` says who had it.
-            ``AlreadyOwner``: a live link to the account was theirs already; nothing was written.
+            ``Transferred``: this call gave the link to the claimant; ``previous_owner_id`` is the former owner.
+            ``AlreadyOwner``: the claimant already had a live link to the account; nothing was written.
 
         Raises:
-            TokenForged: No transfer token of this linker. Before any SQL.
-            TokenForAnotherUser: It was given to another user. Before any SQL.
-            TokenExpired: It has ended, or is older than ``max_auth_age``.
+            TokenForged: The token is not a transfer token of this linker. Raised before any SQL.
+            TokenForAnotherUser: The token was given to another user. Raised before any SQL.
+            TokenExpired: The token has expired, or is older than ``max_auth_age``.
             TokenSuperseded: The link has another owner or another state than when the token was issued.
-            ConfigurationError: A call that the mapping, its policy or the linker cannot serve. Before any SQL.
+            ConfigurationError: The mapping, its policy or the linker cannot serve the call. Raised before any SQL.
             LinkBlocked: The claimant's own dead row of the account carries one of the policy's ``blocked_reasons``.
-            LastAccount: It is the owner's last link, and ``guard_last`` knows of no other way for them to sign in.
+            LastAccount: The link is the owner's last one, and ``guard_last`` says that they cannot sign in another way.
             BlockedByConstraint: Another unique constraint forbids the write.
             OwnerLookupFailed, OwnerNotFound, RetryTransaction, StoreBusy, StoreUnavailable, OutcomeUnknown: As for
                 :meth:`link`.
@@ -351,11 +355,14 @@ class AccountLinker(Generic[UserId, LinkId]):
 
         Args:
             bind: As for :meth:`link`.
-            user_id: The user.
-            provider: Only links to this provider.
+            user_id: The user's id, in the column's own Python type.
+            provider: The slug of a provider, to list only its links.
+
+        Returns:
+            The links; an empty sequence if the user has none.
 
         Raises:
-            InvalidIdentity: A provider that cannot be one.
+            InvalidIdentity: The provider is not a valid slug.
             ConfigurationError, StoreBusy, StoreUnavailable, RetryTransaction: As for :meth:`link`.
         """
         call = self._calls.reading(user_id=user_id, provider=provider)
@@ -364,20 +371,24 @@ class AccountLinker(Generic[UserId, LinkId]):
     async def unlinked(
         self, bind: Bind, *, user_id: UserId, provider: str | None = None
     ) -> Sequence[LinkedAccount[UserId, LinkId]]:
-        """List the user's removed links that linking the account again would restore, the newest first.
+        """List the user's removed links that linking their accounts again would restore, the newest first.
 
-        Left out is what would not come back: a link that was removed for one of the policy's ``blocked_reasons``, and
-        one whose account the user has linked again. Whether another user has the account now is not told here: linking
-        it again answers that with an ``OwnershipConflict``.
+        The list leaves out a link that was removed for one of the policy's ``blocked_reasons``, and a link whose
+        account the user has linked again. It does not say whether another user has the account now: :meth:`link`
+        then returns an ``OwnershipConflict``.
 
         Args:
             bind: As for :meth:`link`.
-            user_id: The user.
-            provider: Only links to this provider.
+            user_id: The user's id, in the column's own Python type.
+            provider: The slug of a provider, to list only its links.
+
+        Returns:
+            The removed links; an empty sequence if there are none.
 
         Raises:
-            ConfigurationError: ``Removal.DELETE`` keeps no removed links; or an id of the wrong type.
-            InvalidIdentity: A provider that cannot be one.
+            ConfigurationError: The policy has ``Removal.DELETE``, which keeps no removed links, or the id is of the
+                wrong type.
+            InvalidIdentity: The provider is not a valid slug.
             StoreBusy, StoreUnavailable, RetryTransaction: As for :meth:`link`.
         """
         if self.mapping.policy.removal is Removal.DELETE:
@@ -392,15 +403,18 @@ class AccountLinker(Generic[UserId, LinkId]):
 
         Args:
             bind: As for :meth:`link`.
-            user_id: The user.
-            link_id: The link's id. Give this, or
-            provider: the provider, if the user has one account there.
+            user_id: The user's id, in the column's own Python type.
+            link_id: The link's id, in the column's own Python type. Give this or ``provider``, or both.
+            provider: The provider's slug. Alone it is enough if the user has one account there.
+
+        Returns:
+            The link.
 
         Raises:
-            AccountNotFound: No such live link, or another user's.
-            AmbiguousAccount: The provider alone matches several.
-            ConfigurationError: Neither was given, or an id of the wrong type.
-            InvalidIdentity: A provider that cannot be one.
+            AccountNotFound: The user has no such live link; it may be another user's.
+            AmbiguousAccount: The provider alone matches several links of the user.
+            ConfigurationError: Neither argument was given, or an id is of the wrong type.
+            InvalidIdentity: The provider is not a valid slug.
             StoreBusy, StoreUnavailable, RetryTransaction: As for :meth:`link`.
         """
         call = self._calls.reading(user_id=user_id, provider=provider, link_id=link_id)
@@ -414,16 +428,19 @@ class AccountLinker(Generic[UserId, LinkId]):
         return found[0]
 
     async def find_owner(self, bind: Bind, *, provider: str, account_id: str) -> LinkedAccount[UserId, LinkId] | None:
-        """Find the live link of a provider account, whoever owns it: for signing in.
+        """Return the live link of a provider account, whoever owns it, for a sign-in; ``None`` if nobody owns it.
 
         Args:
             bind: As for :meth:`link`.
-            provider: The provider.
-            account_id: The provider's id, from a validated callback.
+            provider: The provider's slug.
+            account_id: The provider's id of the account, from a validated callback.
+
+        Returns:
+            The owner's link, or ``None`` if nobody owns the account.
 
         Raises:
-            ConfigurationError: The policy is not EXCLUSIVE, so that an account has no one owner.
-            InvalidIdentity: A provider or an account id that cannot be one.
+            ConfigurationError: The policy is not ``Ownership.EXCLUSIVE``, so that an account may have several owners.
+            InvalidIdentity: The provider or the account id is not valid.
             StoreBusy, StoreUnavailable, RetryTransaction: As for :meth:`link`.
         """
         if self.mapping.policy.ownership is not Ownership.EXCLUSIVE:
@@ -438,27 +455,28 @@ class AccountLinker(Generic[UserId, LinkId]):
     def events(
         self, engine: AsyncEngine, *, poll: timedelta | None = None, lease: timedelta = LEASE
     ) -> AsyncGenerator[Delivery[LinkEvent[UserId, LinkId]], None]:
-        """Deliver what happened to the links of this table, oldest first, each event to one consumer at a time.
+        """Deliver the events of this table's links, oldest first, each to one consumer at a time.
 
-        At least once: what is not acknowledged is delivered again, to this consumer or to another, and what is
-        acknowledged is gone. Any number of consumers, in any number of processes, share the events among them.
+        Each event is delivered at least once. An event that is not acknowledged is delivered again, to this consumer or
+        to another; an acknowledged event is deleted. Any number of consumers, in any number of processes, share the
+        events among them.
 
-        Leaving the loop lets the event in hand go: at once with ``contextlib.aclosing``, otherwise as soon as Python
-        finds that nobody uses the iterator any more.
+        A consumer that leaves the loop releases its event: at once with ``contextlib.aclosing``, otherwise when Python
+        collects the iterator.
 
         Args:
-            engine: An engine; each delivery is a transaction of its own. On PostgreSQL it holds a connection for as
-                long as an event is in hand, and none while it waits.
-            poll: How long to wait when nothing is left, and to look again; ``None`` ends instead.
-            lease: How long an event is in a consumer's hands on SQLite, which cannot lock it, at the most; and so how
-                long those of one that has died are kept from the others. Elsewhere it lasts as long as its transaction.
+            engine: An engine; each delivery is a transaction of its own. On PostgreSQL a delivery holds a connection,
+                and the wait for events holds none.
+            poll: The pause before the outbox is read again when no event is left; ``None`` ends the iteration instead.
+            lease: The longest time for which a consumer holds an event on SQLite, which cannot lock it. The events of a
+                consumer that has died stay unavailable to others for so long. On PostgreSQL the transaction holds it.
 
         Yields:
-            Deliveries. One that is not acknowledged before the next is asked for is passed over until all others have
-            had their turn: with ``poll=None`` until the next call.
+            Deliveries. An event that is not acknowledged before the next one is asked for comes again after all others:
+            with ``poll=None`` in the next call.
 
         Raises:
-            ConfigurationError: There is no outbox, or this is no engine of a database that is supported.
+            ConfigurationError: There is no outbox, or ``engine`` is not an engine of a supported database.
             StoreBusy, StoreUnavailable: As for :meth:`link`, when the next event is asked for.
         """
         return self._feed.consume("events", engine, Delivery, poll=poll, lease=lease, size=1)
@@ -466,22 +484,23 @@ class AccountLinker(Generic[UserId, LinkId]):
     def batches(
         self, engine: AsyncEngine, *, size: int = 100, poll: timedelta | None = None, lease: timedelta = LEASE
     ) -> AsyncGenerator[Batch[LinkEvent[UserId, LinkId]], None]:
-        """Deliver what :meth:`events` delivers, in batches that are acknowledged together: for large numbers of events.
+        """Deliver many events of this table's links, oldest first, in batches that are each acknowledged as a whole.
 
-        A batch is done with as a whole, or comes again as a whole. In all else as :meth:`events`.
+        An acknowledged batch is deleted as a whole; any other comes again. Everything else is as for :meth:`events`.
 
         Args:
             engine: An engine; each batch is a transaction of its own.
-            size: How many events a batch has at the most, up to 10,000.
-            poll: How long to wait when nothing is left, and to look again; ``None`` ends instead.
-            lease: How long a batch is in a consumer's hands on SQLite at the most.
+            size: The most events of a batch, up to 10,000.
+            poll: The pause before the outbox is read again when no event is left; ``None`` ends the iteration instead.
+            lease: The longest time for which a consumer holds a batch on SQLite.
 
         Yields:
-            Batches of at least one event, oldest first. One that is not acknowledged before the next is asked for is
-            passed over until all others have had their turn: with ``poll=None`` until the next call.
+            Batches of at least one event, oldest first. The events of a batch that is not acknowledged before the next
+            one is asked for come again after all others: with ``poll=None`` in the next call.
 
         Raises:
-            ConfigurationError: There is no outbox, this is no engine of a database that is supported, or no such size.
+            ConfigurationError: There is no outbox, ``engine`` is not an engine of a supported database, or ``size`` is
+                out of range.
             StoreBusy, StoreUnavailable: As for :meth:`link`, when the next batch is asked for.
         """
         return self._feed.consume("batches", engine, Batch, poll=poll, lease=lease, size=size)
@@ -493,23 +512,24 @@ class AccountLinker(Generic[UserId, LinkId]):
     ) -> Unlinked[UserId, LinkId]:
         """Disconnect one of a user's links, and wipe its credentials.
 
-        Idempotent: a link that is dead already stays as it is, with its first timestamp and reason. Under
-        ``Removal.DELETE`` the row is gone after the first call, and a second one cannot tell it from another user's.
+        Idempotent: a link that is dead already stays unchanged, with its first timestamp and reason. Under
+        ``Removal.DELETE`` the row is gone after the first call, and a second call raises ``AccountNotFound``.
 
         Args:
             bind: As for :meth:`link`.
-            user_id: The user.
-            link_id: The link's id.
-            reason: Why, for the mapping's ``reason`` column; one of the policy's ``blocked_reasons`` forbids restoring.
+            user_id: The user's id, in the column's own Python type.
+            link_id: The link's id, in the column's own Python type.
+            reason: A text for the mapping's ``reason`` column. One of the policy's ``blocked_reasons`` forbids
+                restoring the link.
 
         Returns:
-            ``Unlinked``, with the row as it is now (or was, when it was deleted).
+            ``Unlinked``, with the row as it is now, or as it was when it was deleted.
 
         Raises:
             AccountNotFound: The user has no such link.
-            LastAccount: It is the last one, and ``guard_last`` knows of no other way to sign in.
-            ConfigurationError: A reason without a column for it, an id of the wrong type, or a guard on a connection in
-                AUTOCOMMIT.
+            LastAccount: The link is the user's last one, and ``guard_last`` says that they cannot sign in another way.
+            ConfigurationError: The table has no column for the reason, an id is of the wrong type, or there is a guard
+                and the connection is in AUTOCOMMIT.
             StoreBusy, StoreUnavailable, RetryTransaction, OutcomeUnknown: As for :meth:`link`.
         """
         call = self._calls.unlink(user_id=user_id, link_id=link_id, reason=reason)
@@ -521,11 +541,11 @@ class AccountLinker(Generic[UserId, LinkId]):
         return Unlinked(account=account)
 
     async def _removed(self, place: Place, call: Call) -> LinkedAccount[UserId, LinkId]:
-        """Run an unlink until it is settled."""
+        """Run an unlink until the database has answered it."""
         store, guard, patience = self._store, self._guard, Patience()
 
         def work(connection: sa.Connection) -> LinkedAccount[UserId, LinkId] | None:
-            """Unlink, under a lock on all of the user's live links if there is a guard: two last ones cannot go."""
+            """Unlink; with a guard, lock the user's live links first, so that two calls cannot remove the last two."""
             is_last = guard is not None and store.locks_last(connection, call)
             if guard is not None and is_last and not place.ask(guard, connection, Concealed(call.user_id)):
                 raise LastAccount
@@ -533,7 +553,7 @@ class AccountLinker(Generic[UserId, LinkId]):
 
         async def silent() -> None:
             if not await read(place, partial(store.exists, call=call)):
-                # An attempt whose answer was lost may have been the one that deleted it.
+                # An earlier attempt, whose answer was lost, may have deleted the link.
                 raise OutcomeUnknown if patience.ambiguous else AccountNotFound
 
         return await run(place, work, patience, silent=silent)
@@ -541,7 +561,7 @@ class AccountLinker(Generic[UserId, LinkId]):
     # -- where -----------------------------------------------------------------------------------------------
 
     def _lock_timeout_on(self, place: Place) -> str | None:
-        """How long statements wait for locks in a transaction of our own; in a caller's, the caller's settings rule."""
+        """Return the lock timeout for accountlink's own transaction, or ``None`` where other settings decide."""
         return self._lock_timeout if place.owned and place.dialect == "postgresql" else None
 
     async def _place(self, bind: Bind, *, guarded: bool = False) -> Place:

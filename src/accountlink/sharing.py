@@ -1,4 +1,4 @@
-"""ShareGrants: access that one user gives another, by a token that is issued first and redeemed later."""
+"""Provide ShareGrants, which gives a user access to another user's things by a token."""
 
 from __future__ import annotations
 
@@ -46,27 +46,27 @@ Accounts = AccountLinker[Any, Any] | AccountMapping[Any, Any] | type[LinkedAccou
 
 
 class ShareGrants:
-    """Gives one user access to what is another's: a token is issued, redeemed once, and ends by time or by its grantor.
+    """Give one user access to another user's things: a token is issued, redeemed, and ended by time or its grantor.
 
     One object serves an application; it holds no connection and no state of any call.
 
     Args:
         grants: The table that ``grants_table(Base.metadata)`` makes, or a :class:`GrantMapping` onto a table of your
             own with one row per token.
-        accounts: The :class:`AccountLinker` (or the mapping or model) of the linked accounts that grants are about,
-            where the table has a ``link_id``: a grant ends when its account is unlinked or transferred.
-        outbox: The table that ``link_outbox(Base.metadata)`` makes, a linker's or one of its own: it gets an event when
-            a grant is issued, redeemed or revoked, in the same transaction. :meth:`events` reads it. Without it nobody
-            is told.
+        accounts: The :class:`AccountLinker` (or the mapping or model) of the linked accounts that grants are about, if
+            the table has a ``link_id``. A grant ends when its account is unlinked or transferred.
+        outbox: The table that ``link_outbox(Base.metadata)`` makes, a linker's or another one. It gets an event when a
+            grant is issued, redeemed or revoked, in the same transaction. :meth:`events` reads it. Without it there
+            are no events.
         clock: Returns the present moment, aware. Without it PostgreSQL's own clock decides when a grant ends, which is
-            the same for all servers of the application; on SQLite it is this machine's.
-        one_active_per_pair: Whether a grant that is redeemed ends the earlier one of the same grantor and grantee. On
-            PostgreSQL that takes a transaction with one statement more. The mapping, or ``grants_table``, can say so
+            the same for all servers of the application; on SQLite this machine's clock decides.
+        one_active_per_pair: Whether a redemption ends the earlier grant of the same grantor and grantee. On PostgreSQL
+            a redemption is then a transaction with one more statement. The mapping or ``grants_table`` can set this
             too.
         lock_timeout: As for :class:`AccountLinker`.
 
     Raises:
-        ConfigurationError: A table that cannot serve, a ``link_id`` without ``accounts``, or a table that is no outbox.
+        ConfigurationError: The table cannot serve, a ``link_id`` has no ``accounts``, or a table is not an outbox.
     """
 
     def __init__(
@@ -100,24 +100,24 @@ class ShareGrants:
     async def issue(
         self, bind: Bind, *, grantor_id: Any, link_id: Any = None, expires_in: timedelta, max_uses: int = 1
     ) -> IssuedGrant:
-        """Make a token with which another user can get access.
+        """Make a token by which another user can get access.
 
         Args:
             bind: As for :meth:`AccountLinker.link`. On PostgreSQL one statement.
-            grantor_id: The signed-in user, who gives the access; never what a request said.
-            link_id: The linked account that the grant is about: live, and the grantor's own.
-            expires_in: How long the grant lasts at most, token and access alike.
-            max_uses: How many users can redeem the token; more than one in the library's own table only.
+            grantor_id: The id of the signed-in user, who gives the access; never one from a request.
+            link_id: The id of the linked account that the grant is about: live, and the grantor's own.
+            expires_in: The time after which the token and the access expire.
+            max_uses: The number of users who can redeem the token; above 1 only in the library's own table.
 
         Returns:
             ``IssuedGrant``, whose ``token`` no later call returns.
 
         Raises:
             AccountNotFound: The grantor has no such live link: it does not exist, or it is another user's.
-            ConfigurationError: A call that the table cannot serve. Before any SQL.
+            ConfigurationError: The table cannot serve the call. Raised before any SQL.
             BlockedByConstraint: Another unique constraint forbids the row.
             RetryTransaction, StoreBusy, StoreUnavailable: As for :meth:`AccountLinker.link`.
-            OutcomeUnknown: A grant may be there whose token nobody has. Issue another.
+            OutcomeUnknown: A grant may exist whose token nobody has. Issue another.
             sqlalchemy.exc.DBAPIError: Any other violation, such as a grantor who is no user, without parameters.
         """
         token = Concealed(randomness.token_urlsafe(TOKEN_BYTES))
@@ -145,24 +145,25 @@ class ShareGrants:
     async def redeem(self, bind: Bind, token: str, *, grantee_id: Any) -> Granted | AlreadyGranted:
         """Give the access to the user who presents the token.
 
-        One statement decides. Idempotent: the same user with the same token again has the same grant, as long as it
-        lasts. A grantee cannot pass the access on: the token is theirs, or used up.
+        One statement decides. Idempotent: a second call with the same user and token returns the same grant, as long as
+        that lasts. A grantee cannot pass the access on: no other user can redeem a token for one use again.
 
         Args:
             bind: As for :meth:`AccountLinker.link`. On PostgreSQL one statement; with ``one_active_per_pair`` a
                 transaction with two, since the second has to see what the one before it committed.
-            token: What was presented, of whatever kind and size.
-            grantee_id: The signed-in user, who gets the access; never what a request said.
+            token: The text that the user presented; any other value is refused as an unknown token is.
+            grantee_id: The id of the signed-in user, who gets the access; never one from a request.
 
         Returns:
-            ``Granted``: the grantee has the access, by this call.
-            ``AlreadyGranted``: the grantee has it already, by this token; nothing was written.
+            ``Granted``: this call gave the grantee the access.
+            ``AlreadyGranted``: the grantee already had the access by this token; nothing was written.
 
         Raises:
-            GrantRejected: Anything else: unknown, expired, ended, used up, their own, another's, no token at all. One
-                answer, in one number of statements.
-            ConfigurationError: A user id of the wrong type; ``one_active_per_pair`` on a connection in AUTOCOMMIT.
-            BlockedByConstraint: Another unique constraint forbids it, such as one on every pair.
+            GrantRejected: The token is unknown, expired, ended, used up, the user's own, another user's, or not a
+                token. The error, and the number of statements, are the same for each reason.
+            ConfigurationError: The user id is of the wrong type, or ``one_active_per_pair`` is set and the connection
+                is in AUTOCOMMIT.
+            BlockedByConstraint: Another unique constraint forbids the write, such as one on every pair.
             RetryTransaction, StoreBusy, StoreUnavailable, OutcomeUnknown: As for :meth:`AccountLinker.link`.
             sqlalchemy.exc.DBAPIError: Any other violation, as for :meth:`issue`.
         """
@@ -183,17 +184,17 @@ class ShareGrants:
 
         Args:
             bind: As for :meth:`AccountLinker.link`. On PostgreSQL one statement.
-            grantor_id: The signed-in user, who gave the access; never what a request said.
-            grant_id: The grant's id: of an issued one, which ends all that came of its token, or of one that was
-                redeemed. Give this, or
-            token: its token.
+            grantor_id: The id of the signed-in user, who gave the access; never one from a request.
+            grant_id: The grant's id. The id of an issued grant ends every use of its token; the id of a redeemed one
+                ends that one. Give this or ``token``.
+            token: The grant's token.
 
         Returns:
             ``Revoked``, with the grant as it is now.
 
         Raises:
             GrantRejected: This user has issued no such grant.
-            ConfigurationError: Neither or both were given, or an id of the wrong type. Before any SQL.
+            ConfigurationError: Neither or both were given, or an id is of the wrong type. Raised before any SQL.
             RetryTransaction, StoreBusy, StoreUnavailable, OutcomeUnknown: As for :meth:`AccountLinker.link`.
         """
         presented = None if token is None else Concealed[object](token)
@@ -207,14 +208,14 @@ class ShareGrants:
         return Revoked(grant=ended.grant)
 
     async def expire(self, bind: Bind) -> int:
-        """Mark what has expired as ended; no grant lasts longer where this is never called.
+        """Mark expired grants as ended. An expired grant gives no access, even where this is never called.
 
         Args:
-            bind: As for :meth:`AccountLinker.link`. On PostgreSQL one statement, which waits for nobody: a grant that
-                somebody is just writing is left for the next time.
+            bind: As for :meth:`AccountLinker.link`. On PostgreSQL one statement, which waits for no lock: a grant that
+                a concurrent transaction is writing is left for the next call.
 
         Returns:
-            How many grants were marked.
+            The number of grants that were marked.
 
         Raises:
             RetryTransaction, StoreBusy, StoreUnavailable, OutcomeUnknown: As for :meth:`AccountLinker.link`.
@@ -232,21 +233,21 @@ class ShareGrants:
     async def active(
         self, bind: Bind, *, grantor_id: Any = None, grantee_id: Any = None, link_id: Any = None
     ) -> Sequence[Grant]:
-        """List the grants that give access now: redeemed, not ended, not expired, and about a link that is as it was.
+        """List the grants that give access now: redeemed, not ended, not expired, and with their link unchanged.
 
-        Ask this whenever access is to be allowed; a row's own columns do not tell all of it.
+        Call this whenever access is checked: a row's own columns do not show that its link has changed.
 
         Args:
             bind: As for :meth:`AccountLinker.link`.
-            grantor_id: Only those that this user gave.
-            grantee_id: Only those that this user has.
-            link_id: Only those about this linked account.
+            grantor_id: The id of a user, to list only the grants that they gave.
+            grantee_id: The id of a user, to list only the grants that they have.
+            link_id: The id of a linked account, to list only the grants about it.
 
         Returns:
             The grants, the earliest first.
 
         Raises:
-            ConfigurationError: None of the three was given, or an id of the wrong type.
+            ConfigurationError: None of the three was given, or an id is of the wrong type.
             RetryTransaction, StoreBusy, StoreUnavailable: As for :meth:`AccountLinker.link`.
         """
         call = self._calls.active(grantor_id=grantor_id, grantee_id=grantee_id, link_id=link_id)
@@ -257,18 +258,18 @@ class ShareGrants:
     def events(
         self, engine: AsyncEngine, *, poll: timedelta | None = None, lease: timedelta = LEASE
     ) -> AsyncGenerator[Delivery[GrantEvent], None]:
-        """Deliver what happened to the grants of this table, as :meth:`AccountLinker.events` does for links.
+        """Deliver the events of this table's grants, oldest first, each to one consumer at a time.
 
         Args:
             engine: An engine; each delivery is a transaction of its own.
-            poll: How long to wait when nothing is left, and to look again; ``None`` ends instead.
-            lease: How long an event is in a consumer's hands on SQLite at the most.
+            poll: The pause before the outbox is read again when no event is left; ``None`` ends the iteration instead.
+            lease: The longest time for which a consumer holds an event on SQLite.
 
         Yields:
-            Deliveries, oldest first; one that is not acknowledged before the next is asked for comes again.
+            Deliveries, oldest first. An event that is not acknowledged before the next one is asked for comes again.
 
         Raises:
-            ConfigurationError: There is no outbox, or this is no engine of a database that is supported.
+            ConfigurationError: There is no outbox, or ``engine`` is not an engine of a supported database.
             StoreBusy, StoreUnavailable, RetryTransaction: As for :meth:`issue`, when the next event is asked for.
         """
         return self._feed.consume("events", engine, Delivery, poll=poll, lease=lease, size=1)
@@ -276,19 +277,20 @@ class ShareGrants:
     def batches(
         self, engine: AsyncEngine, *, size: int = 100, poll: timedelta | None = None, lease: timedelta = LEASE
     ) -> AsyncGenerator[Batch[GrantEvent], None]:
-        """Deliver what happened to the grants of this table in batches, as :meth:`AccountLinker.batches` does.
+        """Deliver the events of this table's grants in batches, each acknowledged as a whole.
 
         Args:
             engine: An engine; each batch is a transaction of its own.
-            size: How many events a batch has at the most, up to 10,000.
-            poll: How long to wait when nothing is left, and to look again; ``None`` ends instead.
-            lease: How long a batch is in a consumer's hands on SQLite at the most.
+            size: The most events of a batch, up to 10,000.
+            poll: The pause before the outbox is read again when no event is left; ``None`` ends the iteration instead.
+            lease: The longest time for which a consumer holds a batch on SQLite.
 
         Yields:
-            Batches, oldest first; one that is not acknowledged before the next is asked for comes again.
+            Batches, oldest first. A batch that is not acknowledged before the next one is asked for comes again.
 
         Raises:
-            ConfigurationError: There is no outbox, this is no engine of a database that is supported, or no such size.
+            ConfigurationError: There is no outbox, ``engine`` is not an engine of a supported database, or ``size`` is
+                out of range.
             StoreBusy, StoreUnavailable, RetryTransaction: As for :meth:`issue`, when the next batch is asked for.
         """
         return self._feed.consume("batches", engine, Batch, poll=poll, lease=lease, size=size)
@@ -296,7 +298,7 @@ class ShareGrants:
     # -- where and when -----------------------------------------------------------------------------------------------
 
     def _timed(self, call: GrantCall, place: Place, expires_in: timedelta | None = None) -> GrantCall:
-        """Return a call with its moment, and with a bound for its waiting in a transaction of our own."""
+        """Return a call with its moment, and with a lock timeout in a transaction of accountlink's own."""
         timed = self._store.timed(call, place.dialect, expires_in)
         if self._lock_timeout is not None and place.owned and place.dialect == "postgresql":
             return replace(timed, lock_timeout=self._lock_timeout)
@@ -316,13 +318,13 @@ class ShareGrants:
         silent: Callable[[], Awaitable[None]] | None = None,
         retried: Work[T | None] | None = None,
     ) -> T:
-        """Run a write until it is settled: a unique index that only a race can violate has it run again.
+        """Run a write until the database has answered it, again after a unique violation that a race can explain.
 
         Args:
-            place: Where.
+            place: Runs the work.
             work: The write.
-            silent: Given where ``None`` says that a concurrent transaction came between.
-            retried: Finds what an attempt has written whose answer was lost.
+            silent: Is given if the write returns ``None`` when a concurrent transaction came between.
+            retried: Finds the row that an earlier attempt may have written, whose answer was lost.
         """
         patience = Patience()
 
@@ -341,7 +343,7 @@ class ShareGrants:
         return await run(place, work, patience, silent=silent, refused=refused)
 
     async def _in_step(self, place: Place, grant_id: object, others: Sequence[object]) -> None:
-        """Keep the objects that the caller's session holds in step with what was written."""
+        """Update the objects that the caller's session has of the written rows."""
         if place.session is None:
             return
         done(place, await hand_over_held(place.session, self.mapping, grant_id))
@@ -373,7 +375,7 @@ def _check_token(column: sa.Column[Any], mapping: GrantMapping) -> None:
 
 
 def _tables_of(mapping: GrantMapping, accounts: Accounts | None, outbox: sa.Table | None) -> list[sa.Table]:
-    """The tables that the statements of grants name."""
+    """Return the tables that the statements of grants name."""
     ledger = accounts.ledger if isinstance(accounts, AccountLinker) else None
     links = None if accounts is None else _accounts_of(accounts).table
     return [table for table in (mapping.table, links, ledger, outbox) if table is not None]
@@ -384,7 +386,7 @@ def _accounts_of(accounts: Accounts) -> AccountMapping[Any, Any]:
 
 
 def _links_of(mapping: GrantMapping, accounts: Accounts | None) -> LiveLinks | None:
-    """The linked accounts that the grants of a table are about."""
+    """Return the linked accounts that the grants of a table are about, or ``None`` if they are about none."""
     if "link_id" not in mapping.columns:
         if accounts is not None:
             raise ConfigurationError(
