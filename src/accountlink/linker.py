@@ -135,14 +135,16 @@ class AccountLinker(Generic[UserId, LinkId]):
         lock_timeout: timedelta | None = LOCK_TIMEOUT,
     ) -> None:
         self.mapping: Final[AccountMapping[UserId, LinkId]] = mapping_of(accounts)
-        kept = ledger_of(self.mapping, ledger)
-        self.ledger: Final[sa.Table | None] = kept
-        told = None if outbox is None else checked_outbox(outbox)
-        self._store: Final = AccountStore(self.mapping, kept, told, clock=check_callable("clock", clock))
-        self._tables: Final = [table for table in (self.mapping.table, kept, outbox) if table is not None]
+        ledger_table = ledger_of(self.mapping, ledger)
+        self.ledger: Final[sa.Table | None] = ledger_table
+        outbox_table = None if outbox is None else checked_outbox(outbox)
+        self._store: Final = AccountStore(
+            self.mapping, ledger_table, outbox_table, clock=check_callable("clock", clock)
+        )
+        self._tables: Final = [table for table in (self.mapping.table, ledger_table, outbox) if table is not None]
         self._feed: Final[Feed[LinkEvent[UserId, LinkId]]] = Feed(
             owner="AccountLinker",
-            outbox=told,
+            outbox=outbox_table,
             reading=partial(link_events, self.mapping),
             clock=self._store.now,
             tables=self._tables,
@@ -150,7 +152,7 @@ class AccountLinker(Generic[UserId, LinkId]):
         self._calls: Final = self._store.calls
         check_span("transfer_lifetime", transfer_lifetime)
         self._transfers: Final = Transfers(
-            self._store, secrets=secrets, ledger=kept, lifetime=transfer_lifetime, guard=guard_last
+            self._store, secrets=secrets, ledger=ledger_table, lifetime=transfer_lifetime, guard=guard_last
         )
         self._guard: Final = None if guard_last is None else check_callable("guard_last", guard_last)
         self._lock_timeout: Final = milliseconds("lock_timeout", lock_timeout)
@@ -238,8 +240,8 @@ class AccountLinker(Generic[UserId, LinkId]):
             look = partial(store.obstacle, call=call)
             settled = await explain(place, violation, look, provider=provider, patience=patience)
             if settled is not None and settled.account is not None and store.outbox is not None:
-                told = partial(store.tell_conflict, call=replace(call, is_repeated=True), owned=settled.account)
-                await run(place, told, patience)
+                write_event = partial(store.tell_conflict, call=replace(call, is_repeated=True), owned=settled.account)
+                await run(place, write_event, patience)
             return settled
 
         return await run(

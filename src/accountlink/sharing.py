@@ -80,13 +80,13 @@ class ShareGrants:
         lock_timeout: timedelta | None = LOCK_TIMEOUT,
     ) -> None:
         self.mapping: Final = _mapping_of(grants, one_active_per_pair=one_active_per_pair)
-        told = None if outbox is None else checked_outbox(outbox)
+        outbox_table = None if outbox is None else checked_outbox(outbox)
         given = None if clock is None else check_callable("clock", clock)
-        self._store: Final = GrantStore(self.mapping, _links_of(self.mapping, accounts), told, clock=given)
-        self._tables: Final = _tables_of(self.mapping, accounts, told)
+        self._store: Final = GrantStore(self.mapping, _links_of(self.mapping, accounts), outbox_table, clock=given)
+        self._tables: Final = _tables_of(self.mapping, accounts, outbox_table)
         self._feed: Final[Feed[GrantEvent]] = Feed(
             owner="ShareGrants",
-            outbox=told,
+            outbox=outbox_table,
             reading=partial(grant_events, self.mapping),
             clock=self._store.now,
             tables=self._tables,

@@ -11,14 +11,14 @@ from accountlink.errors import ConfigurationError, OutcomeUnknown, RetryTransact
 from accountlink.values.facts import Failure, Step, Trouble
 
 RUNS: Final = 3
-"""How often work runs without an answer, because of races, before the cause is looked for."""
+"""The number of times that work runs without an answer, because of races, before the cause is looked for."""
 CAUSES: Final = 3
-"""How often a cause is looked for before an error says that none can be found."""
+"""The number of times that a cause is looked for before an error says that none can be found."""
 RETRIES: Final = 5
-"""How often accountlink's own transaction is tried again after a serialization failure or a deadlock. With three, one
-in 2,560 links of 64 racing for one row at REPEATABLE READ ran out of them."""
+"""The number of times that accountlink's own transaction is tried again after a serialization failure or a deadlock.
+With three, one of 2,560 links ran out of them, when 64 links raced for one row at REPEATABLE READ."""
 RECONNECTS: Final = 1
-"""How often a lost connection is replaced before the caller is told."""
+"""The number of times that a lost connection is replaced before an error is raised."""
 _CATALOGUE_MOVED: Final = "XX000"
 """The SQLSTATE of PostgreSQL for a query of its catalogue about an object that another session is changing."""
 _BACKOFF: Final = 0.01

@@ -14,11 +14,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from accountlink.errors import ConfigurationError
 
 BUSY_TIMEOUT: Final = 5_000
-"""How long a writer waits for another, in milliseconds, unless told otherwise."""
+"""The default time for which a writer waits for another, in milliseconds."""
 _LONGEST: Final = 2**31 - 1
 """The busy timeouts that SQLite accepts."""
 _TUNED: Final = "accountlink_busy_timeout"
-"""Where a pooled connection keeps for which busy timeout it was tuned, for as long as it is open."""
+"""The key under which a pooled connection stores the busy timeout that it was tuned for."""
 _timeouts: Final[WeakKeyDictionary[sa.Engine, int]] = WeakKeyDictionary()
 """The engines that are tuned, each with its busy timeout."""
 

@@ -27,9 +27,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from accountlink.values.facts import Failure, Trouble
 
 FAILURES: Final = (SQLAlchemyError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
-"""Errors of a database call. A cut line is a bare ``ConnectionError``, a refusal may be asyncpg's own error."""
+"""Errors of a database call. A lost connection may raise a bare ``ConnectionError``, a refusal asyncpg's own error."""
 REFUSALS: Final = (TypeError, ValueError, ArithmeticError)
-"""Errors of a driver, or of its JSON serializer, at a value that it cannot send, outside SQLAlchemy's errors."""
+"""Errors that a driver or its JSON serializer raises, outside SQLAlchemy's, for a value that it cannot send."""
 
 
 _STATES: Final = {
@@ -58,7 +58,7 @@ _SQLITE: Final = {
     "SQLITE_ERROR": Trouble.NO_TABLE,  # or whatever else SQLite has no code for
 }
 _SQLITE_BUSY: Final = ("SQLITE_BUSY", "SQLITE_LOCKED")
-"""The families of result codes that mean waiting was in vain: their extended codes begin alike."""
+"""The result codes of a wait that timed out; their extended codes begin with the same words."""
 _QUOTING: Final = ("detail", "where", "context", "internal_query", "query")
 """Fields of a server's message that quote rows, statements or what a function was called with."""
 
@@ -171,7 +171,7 @@ def _sqlite_evidence(message: str) -> tuple[str | None, str | None, tuple[str, .
 _Clean = Callable[[str], str]
 _QUOTED: Final = re.compile(r"\n(?:DETAIL|CONTEXT|QUERY|LINE \d+):")
 _KIND: Final = re.compile(r"\([A-Za-z_.]+\) (?:<class '[A-Za-z_.]+'>: )?|<class '[A-Za-z_.]+'>: ")
-"""How SQLAlchemy and its asyncpg adapter begin: with the class of the error below."""
+"""The beginning of a message of SQLAlchemy or its asyncpg adapter: the class of the error below it."""
 
 
 def scrub(error: BaseException) -> BaseException:
@@ -211,11 +211,11 @@ def _strip(error: Any, clean: _Clean) -> None:  # one of three libraries' errors
     if hasattr(error, "hide_parameters"):
         error.hide_parameters = True
         error.params = None
-    held = vars(error) if hasattr(error, "__dict__") else {}
+    attributes = vars(error) if hasattr(error, "__dict__") else {}
     for name in _QUOTING:
-        if isinstance(held.get(name), str):
+        if isinstance(attributes.get(name), str):
             setattr(error, name, None)
-    if isinstance(held.get("message"), str):
+    if isinstance(attributes.get("message"), str):
         error.message = clean(error.message)
     quoting = clean is _refused_value  # then what is no text may be the value itself
     error.args = tuple(

@@ -15,7 +15,7 @@ def after_violation(
 
     Args:
         failure: The violation.
-        obstacle: Which index it was; ``is_key``: one that only a race can violate.
+        obstacle: The index that refused the write. ``is_key`` says that only a race can violate it.
         again: Whether the statement may be run once more.
         owned: Whether the transaction is accountlink's own.
 

@@ -71,11 +71,11 @@ class GrantEvents(Outbox):
         )
 
 
-def told(kind: EventType, grant: Grant, call: GrantCall) -> Parameters:
+def event_parameters(kind: EventType, grant: Grant, call: GrantCall) -> Parameters:
     """Return the parameters of the statement that writes one event.
 
     Args:
-        kind: What was done.
+        kind: The type of the event.
         grant: The grant, as it is now.
         call: The call.
     """

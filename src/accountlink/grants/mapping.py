@@ -31,7 +31,7 @@ GRANT_ROLES: Final = (
     "ended_at",
 )
 OWN_ROLES: Final = ("issued_id", "max_uses", "uses")
-"""What only the library's own table has; in another, a column of such a name is the application's."""
+"""The columns of the library's own table alone; in another table a column of such a name is the application's."""
 
 
 class GrantColumns(TypedDict, total=False):
@@ -63,8 +63,8 @@ class GrantMapping:
         id: The grant's own id.
         grantor_id: The user who gives access.
         grantee_id: The user who has redeemed the token; ``NULL`` until then.
-        token_hash: The hash of the token. Give this, or
-        token: the token itself, in a table that holds it in plain text.
+        token_hash: The hash of the token. Give this or ``token``.
+        token: The token itself, in a table that holds it in plain text.
         expires_at: When the grant ends at the latest, token and access alike: an aware or naive (UTC) timestamp, or
             whole seconds since 1970.
         active: A flag that is true until the grant has ended.
@@ -88,11 +88,11 @@ class GrantMapping:
         if not isinstance(one_active_per_pair, bool):
             raise ConfigurationError("GrantMapping(one_active_per_pair=...) takes True or False.")
         self.one_active_per_pair: bool = one_active_per_pair
-        """Whether a pair of grantor and grantee has at most one active grant."""
+        """Says whether a pair of grantor and grantee has at most one active grant."""
         self.mapper: Final[Mapper[Any] | None] = mapper_of(target)
         self.table: Final[sa.Table] = table_of(target, self.mapper)
         self.is_own: Final = is_own(self.table)
-        """Whether it is the table that :func:`grants_table` makes."""
+        """Says whether it is the table that :func:`grants_table` makes."""
         self.one_active_per_pair |= wants_one_per_pair(self.table)
         roles = (*GRANT_ROLES, *OWN_ROLES) if self.is_own else GRANT_ROLES
         self.columns: Final[dict[str, sa.Column[Any]]] = {

@@ -82,7 +82,7 @@ class GrantStatements:
         self.defaults: Final = [column for column in defaults if column not in filled]
         moment = _statement_began() if database_clock else None
         self.events: Final = None if outbox is None else GrantEvents(outbox, mapping, self._names, moment=moment)
-        """Takes an event for each thing that happens to a grant."""
+        """The part that writes the events of grants."""
 
     # -- time ---------------------------------------------------------------------------------------------------------
 
@@ -183,7 +183,7 @@ class GrantStatements:
     def _used(self, taken: Any) -> dict[str, Any]:
         """Return the values of a new row for one use, from the row of its token."""
         copied = {role: taken[role] for role in _COPIED if role in self._c}
-        own = {
+        of_use = {
             "id": sa.bindparam("al_use_id", type_=self._c["id"].type),
             "issued_id": taken["id"],
             "grantee_id": self._user("grantee_id"),
@@ -192,7 +192,7 @@ class GrantStatements:
             "uses": _ONE,
             "active": sa.true(),
         }
-        return copied | own | {role: self._now(role) for role in ("created_at", "redeemed_at")}
+        return copied | of_use | {role: self._now(role) for role in ("created_at", "redeemed_at")}
 
     def _widened(self) -> list[sa.ColumnElement[Any]]:
         """Return the token row's columns that the row of a use needs and that are not read back anyway."""
@@ -285,6 +285,7 @@ class GrantStatements:
     #      SELECT 'again' AS arm, al_seen.* FROM al_seen WHERE NOT (EXISTS (SELECT 1 FROM al_held))
     def redeem(self, *, limited: bool) -> sa.Executable:
         """Build the one statement that redeems a token, with its event where there is an outbox (PostgreSQL)."""
+        # The token's row, as the snapshot has it and as it is once it is locked.
         bound = [bounded()] if limited else []
         seen = _select(*self.row()).where(*bound, *self._open()).limit(_ONE).cte(self._names("seen"))
         held = (
@@ -295,14 +296,16 @@ class GrantStatements:
             .cte(self._names("held"))
         )
         answers: list[sa.Select[Any]] = []
-        told: list[sa.Select[Any]] = []
+        endings: list[sa.Select[Any]] = []
         ready: list[Condition] = []
+        # The end of the pair's earlier grants.
         if self._pairs:
             earlier = sa.update(self._t).where(*self._earlier(held.c.grantor_id, held.c.id))
             ended = earlier.values(self._ended()).returning(*self.row()).cte(self._names("ended"))
-            told.append(_select(_arm("ended"), *self.row(ended.c)))
+            endings.append(_select(_arm("ended"), *self.row(ended.c)))
             # Counting them makes PostgreSQL end them before a unique index on the pair checks the new grant.
             ready = [_select(sa.func.count()).select_from(ended).scalar_subquery() >= _ZERO]
+        # The redemption: of a token for one user in its own row, of a token for several in a new row.
         taken = (
             sa.update(self._t)
             .where(self._c["id"] == held.c.id, *ready)
@@ -318,12 +321,13 @@ class GrantStatements:
             names = [self._c[role].key for role in values]
             used = sa.insert(self._t).from_select(names, source, include_defaults=False)
             answers.append(_select(_arm("granted"), *self.row(used.returning(*self.row()).cte(self._names("used")).c)))
+        # The answers where nothing was written.
         answers.append(_select(_arm("already"), *self.row()).where(*self._already()))
         nobody = ~sa.exists(_select(_ONE).select_from(held))
         answers.append(_select(_arm("again"), *self.row(seen.c)).where(nobody))
-        return self._told(sa.union_all(*answers, *told), EventType.GRANT_REDEEMED, ["granted"])
+        return self._with_events(sa.union_all(*answers, *endings), EventType.GRANT_REDEEMED, ["granted"])
 
-    def _told(self, answers: sa.CompoundSelect[Any], kind: EventType, arms: Iterable[str]) -> sa.Executable:
+    def _with_events(self, answers: sa.CompoundSelect[Any], kind: EventType, arms: Iterable[str]) -> sa.Executable:
         """Add an event for each answer of these arms to a statement, where there is an outbox."""
         if self.events is None:
             return answers
@@ -374,7 +378,7 @@ class GrantStatements:
         arm = sa.case((ended.c.named, _word("revoked")), else_=_word("ended")).label("arm")
         was = _select(_arm("was"), *self.row(held.c)).where(sa.not_(held.c.active))
         either = sa.union_all(_select(arm, *self.row(ended.c)), was)
-        return self._told(either, EventType.GRANT_REVOKED, ["revoked", "ended"])
+        return self._with_events(either, EventType.GRANT_REVOKED, ["revoked", "ended"])
 
     def named(self, role: str) -> sa.Select[Any]:
         """Build the query for the grantor's own grant, and for whether it is active (SQLite)."""

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from accountlink.database.catalogue import keeps_snapshot, unique_index
 from accountlink.errors import ConfigurationError
 from accountlink.grants.call import GrantCall
-from accountlink.grants.events import told
+from accountlink.grants.events import event_parameters
 from accountlink.grants.mapping import GrantMapping
 from accountlink.grants.statements import GrantStatements
 from accountlink.linking.live_links import LiveLinks
@@ -26,7 +26,7 @@ from accountlink.values.grants import AlreadyGranted, Grant, Granted
 from accountlink.values.secrecy import Parameters
 
 _SHARED_SNAPSHOT: Final = ("repeatable read", "serializable")
-_KEPT: Final = ("grantor_id", "link_id", "link_version", "expires_at")
+_COPIED: Final = ("grantor_id", "link_id", "link_version", "expires_at")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,8 +77,8 @@ class GrantStore(MappedTable):
         self.outbox: Final = outbox
         self._has_clock: Final = clock is not None
         statements = [
-            GrantStatements(mapping, links, outbox, database_clock=own, pairs=mapping.one_active_per_pair)
-            for own in (False, True)
+            GrantStatements(mapping, links, outbox, database_clock=by_database, pairs=mapping.one_active_per_pair)
+            for by_database in (False, True)
         ]
         self._by_call, self._by_database = statements
         columns = mapping.columns
@@ -122,7 +122,7 @@ class GrantStore(MappedTable):
         events = self._by_call.events
         if events is None or not grants:
             return
-        written = [told(kind, grant, call) for grant in grants]
+        written = [event_parameters(kind, grant, call) for grant in grants]
         self.run(connection, written, ("tell", kind), lambda: events.of_one(kind))
 
     def _grant(self, row: Sequence[Any], offset: int = 0) -> Grant:
@@ -196,11 +196,11 @@ class GrantStore(MappedTable):
         for row in found:
             if row.already:
                 return Redeemed(outcome=AlreadyGranted(grant=self._grant(row)))
-        held = next((row for row in found if row.open), None)
-        if held is None:
+        token_row = next((row for row in found if row.open), None)
+        if token_row is None:
             return Redeemed()
-        kept = {f"al_held_{role}": getattr(held, role) for role in _KEPT if role in self.mapping.columns}
-        parameters = Parameters(parameters | kept, al_id=held.id, al_held_id=held.id)
+        copied = {f"al_held_{role}": getattr(token_row, role) for role in _COPIED if role in self.mapping.columns}
+        parameters = Parameters(parameters | copied, al_id=token_row.id, al_held_id=token_row.id)
         ended: list[Any] = []
         if self.mapping.one_active_per_pair:
             earlier = self._ask(connection, parameters, ("end earlier",), lambda s: s.end_earlier())

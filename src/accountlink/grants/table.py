@@ -14,12 +14,12 @@ from accountlink.tables.targets import known_table, mapper_of
 
 GRANTS_NAME: Final = "accountlink_grants"
 _MARK: Final = "accountlink.sharing"
-"""Under this word the table's ``info`` says that it is ours, and whether a pair has one active grant in it."""
+"""The key in a table's ``info`` that marks it as the library's own, and says whether a pair has one active grant."""
 _HASH_LENGTH: Final = 43
 """SHA-256 in base64 without padding."""
 
 IdColumn = QueryableAttribute[Any] | sa.Column[Any] | sa.types.TypeEngine[Any] | type[sa.types.TypeEngine[Any]]
-"""What the ids of another table are like: its column, to which a foreign key is made, or a type alone."""
+"""The ids of another table: its column, to which a foreign key is made, or only their type."""
 
 
 def grants_table(
@@ -42,7 +42,7 @@ def grants_table(
             with the user, or a type, such as ``Uuid()``. Whole numbers without it.
         link_id: What a linked account is: ``Connection.id``, to which a foreign key is made that deletes a grant with
             the row of its account, or a type. Without it grants are about no linked account.
-        one_active_per_pair: Let the database see to it, too, that a pair has one active grant.
+        one_active_per_pair: Adds a unique index, so that a pair has one active grant at most.
         name: The table's name.
         schema: The table's schema; the metadata's own without it.
 

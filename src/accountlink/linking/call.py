@@ -173,9 +173,10 @@ class Calls:
         Raises:
             InvalidIdentity: No e-mail address under ``Key.EMAIL``, or one without a normal form.
             AccountNotFound: No link can have the id of ``expect``.
-            BlockedByConstraint: A column's type makes another text of an identifier.
+            BlockedByConstraint: A column's type changes the text of an identifier.
             ConfigurationError: A call that the mapping cannot serve.
         """
+        # Check the arguments, and convert them to what the columns take.
         now = self._table.now()
         self._table.check_id("user_id", user_id, what="user_id")
         if not isinstance(identity, ProviderIdentity):
@@ -188,6 +189,7 @@ class Calls:
         named = self._identity(identity)
         if self._recoded and (respelt := self._respelt(named)):
             raise BlockedByConstraint(constraint=None, columns=respelt, rule=BY_SPELLING)
+        # Add the moments, the functions' values and the event.
         stamps = self._table.stamped(("created_at", "updated_at"), now)
         if self._begins_at_random:
             stamps["version"] = first_version(self._columns["version"].type)
@@ -313,10 +315,10 @@ class Calls:
         respelt: list[str] = []
         for role, spelling in self._recoded.items():
             try:
-                kept = role not in named or spelling.comes_back(named[role])
+                unchanged = role not in named or spelling.comes_back(named[role])
             except REFUSED:
                 raise InvalidIdentity(field=role, problem="is nothing that the type of its column takes") from None
-            respelt += [] if kept else [self._columns[role].name]
+            respelt += [] if unchanged else [self._columns[role].name]
         return tuple(respelt)
 
     def _credentials(self, tokens: object) -> dict[str, Any]:
@@ -328,6 +330,7 @@ class Calls:
             return {}
         if not isinstance(tokens, TokenSet):
             raise ConfigurationError(f"credentials= takes a TokenSet, not {type(tokens).__name__}.")
+        # Refuse a value that has no column.
         refresh = tokens.refresh_token
         brought: dict[str, Any] = {
             "access_token": ConcealedText(tokens.access_token.reveal()),
@@ -341,15 +344,16 @@ class Calls:
                     f"{self._mapping.name!r} has no column mapped for the credentials' {role!r}, and nothing is "
                     f"dropped in silence. Map {role}=..., or pass a TokenSet without it."
                 )
+        # Convert the values, and leave out those that the row keeps.
         if tokens.expires_at is not None:
             brought |= self._table.stamped(("expires_at",), tokens.expires_at)
         if tokens.scopes:
             brought["scopes"] = self._write_scopes(tokens.scopes)
-        kept = ("refresh_token", "scopes")
+        left_alone = ("refresh_token", "scopes")
         filled = {
             role: value
             for role, value in brought.items()
-            if role in self._columns and not (value is None and role in kept)
+            if role in self._columns and not (value is None and role in left_alone)
         }
         self._check_lengths(filled)
         return filled

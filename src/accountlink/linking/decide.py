@@ -18,9 +18,9 @@ from accountlink.values.facts import Failure, Kept, Obstacle, Step, Trouble
 from accountlink.values.outcomes import LinkedAccount, LinkId, UserId
 
 BY_SPELLING: Final = "key-compares-differently"
-"""The rule by which a row of another key is in the way that only compares equal."""
+"""The doctor's rule for an index that treats two different identifiers as equal."""
 _BY_DEAD_ROWS: Final = ("key-counts-deleted", "wrong-predicate")
-"""Rules by which an index blocks only where a dead row is in the way."""
+"""The doctor's rules for indexes that forbid a write only because of a dead row."""
 
 
 class Arm(Enum):
@@ -41,7 +41,7 @@ class Answer(Generic[UserId, LinkId]):
 
     Attributes:
         arm: The part that answered.
-        account: The row that it answered with: for a conflict, the owner's.
+        account: The row in the answer; in a conflict it is the owner's.
         version: That row's version, where one is mapped.
         table: The name of the table, with the schema in which it was read.
         why: The reason that blocks a restore.
@@ -121,9 +121,9 @@ def after_violation(
 
     Args:
         failure: The violation.
-        obstacle: What was found behind it.
+        obstacle: The facts behind the violation.
         provider: The provider of the account that was to be linked.
-        causes: How many more times the statement may be run and its cause looked for.
+        causes: How many more times the statement may be run and the cause of a violation be looked for.
         owned: Whether the transaction is accountlink's own.
 
     Returns:
@@ -160,13 +160,13 @@ def restorable(rows: Iterable[Kept[UserId, LinkId]]) -> list[LinkedAccount[UserI
     Args:
         rows: All rows of one user, live and dead, in the order in which a link prefers them.
     """
-    kept = list(rows)
-    taken = {row.key for row in kept if row.live}
+    listed = list(rows)
+    live_keys = {row.key for row in listed if row.live}
     met: set[object] = set()
     found: list[LinkedAccount[UserId, LinkId]] = []
-    for row in kept:
+    for row in listed:
         one = (row.key, row.account.account_id)
-        if row.live or row.key in taken or one in met:
+        if row.live or row.key in live_keys or one in met:
             continue
         met.add(one)
         if not row.blocked:

@@ -55,7 +55,7 @@ class LinkEvents(Outbox):
         kind: EventType,
         *,
         other_user_id: sa.ColumnElement[Any] | None = None,
-        told: bool = False,
+        with_data: bool = False,
     ) -> sa.CTE:
         """Write the event of a change to a row.
 
@@ -63,7 +63,7 @@ class LinkEvents(Outbox):
             written: The row, as it is now.
             kind: The type of the event.
             other_user_id: The former owner, after a transfer.
-            told: Whether ``al_event_data`` brings further facts.
+            with_data: Whether ``al_event_data`` brings further facts.
         """
         return self.written(
             written,
@@ -72,7 +72,7 @@ class LinkEvents(Outbox):
             other_user_id=other_user_id,
             provider=slug_in(written.c.provider),
             link_id=written.c.id,
-            data=sa.bindparam("al_event_data", type_=self.table.c.data.type) if told else None,
+            data=sa.bindparam("al_event_data", type_=self.table.c.data.type) if with_data else None,
         )
 
 

@@ -27,7 +27,7 @@ class LiveLinks:
         self._statements: Final = Statements(accounts, ledger)
         self._mapping: Final = accounts
         self.tables: Final = (accounts.table, ledger)
-        """What the statements of grants read beside their own table."""
+        """The tables that the statements of grants read beside their own."""
         twin = accounts.table.alias(Names(*self.tables, grants)("linked"))
         self._twin: Final = twin
         self._c: Final = {role: twin.c[column.key] for role, column in accounts.columns.items()}
@@ -53,8 +53,8 @@ class LiveLinks:
         """Build the query for the state of a link to be shared, if the link is live and belongs to the grantor."""
         c, state = self._c, self.state()
         named = [c[role] == sa.bindparam(name, type_=c[role].type) for role, name in _SHARED.items()]
-        told = sa.null() if state is None else state
-        return _select(told.label("state")).where(*named, self._statements.live(c))
+        selected = sa.null() if state is None else state
+        return _select(selected.label("state")).where(*named, self._statements.live(c))
 
     def still(self, grant: Columns) -> Condition:
         """Build the condition that a grant has no link, or one that is live, still the grantor's, and unchanged."""

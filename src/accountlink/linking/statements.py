@@ -55,7 +55,7 @@ _ZERO: Final = sa.literal_column("0", sa.Integer)
 ROW_ROLES: Final = (
     "id", "user_id", "provider", "account_id", "email", "scopes", "created_at", "updated_at", "deleted_at", "version",
 )  # fmt: skip
-"""What is read back of a row, in this order; roles without a column are left out."""
+"""The roles that are read back of a row, in this order, if they have a column."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,9 +90,9 @@ class Statements:
         self._mapping = mapping
         self._names: Final = Names(mapping.table, ledger, outbox)
         self.ledger: Final = None if ledger is None or mapping.written("version") else Ledger(ledger, self._names)
-        """Tells the states of a row apart where the table has no version of its own."""
+        """The ledger, if the table has no version column that accountlink writes."""
         self.outbox: Final = None if outbox is None else LinkEvents(outbox, self._names)
-        """Takes an event for each thing that happens to a link."""
+        """The part that writes the events of links."""
         self._t = mapping.table
         self._c = mapping.columns
         self._policy = mapping.policy
@@ -335,6 +335,7 @@ class Statements:
     #      SELECT 'created' AS arm, al_inserted.*, CAST(NULL AS TEXT) AS why FROM al_inserted
     def arms(self, shape: Shape) -> sa.Select[Any] | sa.CompoundSelect[Any]:
         """Build the one statement that links (PostgreSQL)."""
+        # The rows that the link finds: the user's own, and for an exclusive account that of another user.
         own = self.own(shape).cte(self._names("own")).prefix_with("MATERIALIZED", dialect="postgresql")
         has_own = sa.exists(_select(_ONE).select_from(own))
         answers: list[sa.Select[Any]] = []
@@ -347,6 +348,7 @@ class Statements:
             nobody_else = [~sa.exists(_select(_ONE).select_from(other))]
             epoch = [] if self.ledger is None else [other.c.epoch]
             answers.append(_select(_arm("conflict"), *self.row(other.c), _why(), *epoch))
+        # The update arm, and its answer: "updated" or "restored".
         allowed = [own.c.fits, sa.not_(own.c.blocked), *nobody_else]
         updated = (
             sa.update(self._t)
@@ -364,9 +366,11 @@ class Statements:
         change = sa.case((updated.c.was_live, _word("updated")), else_=_word("restored"))
         no_epoch = self.no_epoch()
         answers.append(_select(change.label("arm"), *self.row(updated.c), _why(), *no_epoch))
+        # The insert arm, unless the call names a link to reconnect.
         if not shape.expect:
             inserted = self._insert_arm(shape, [sa.not_(has_own), *nobody_else])
             answers.append(_select(_arm("created"), *self.row(inserted.c), _why(), *no_epoch))
+        # The answers that refuse the link and write nothing.
         if self._policy.blocked_reasons:
             blocked = _select(_arm("blocked"), *self._nothing(), own.c.why, *no_epoch)
             answers.append(blocked.where(own.c.fits, own.c.blocked, *nobody_else))
@@ -374,13 +378,14 @@ class Statements:
             mismatch = _select(_arm("mismatch"), *self._nothing(), _why(), *no_epoch)
             answers.append(mismatch.where(sa.not_(own.c.fits)))
         answer: sa.Select[Any] | sa.CompoundSelect[Any] = sa.union_all(*answers)
+        # The parts beside the answer: a restored link's new epoch, and the event.
         beside: list[sa.CTE] = []
         if self.ledger is not None and self._policy.removal is Removal.SOFT:
             beside.append(self.ledger.raised_by(updated, sa.not_(updated.c.was_live)))
         if self.outbox is not None:
-            told = answer.cte(self._names("answer"))
-            answer = _select(*told.c)
-            beside.append(self.outbox.of_answer(told, user_id=self.bind("user_id"), again=shape.again))
+            answered = answer.cte(self._names("answer"))
+            answer = _select(*answered.c)
+            beside.append(self.outbox.of_answer(answered, user_id=self.bind("user_id"), again=shape.again))
         return answer.add_cte(*beside) if beside else answer
 
     def _insert_arm(self, shape: Shape, conditions: list[Condition]) -> sa.CTE:
@@ -435,8 +440,8 @@ class Statements:
         narrowed = [self.same(role) for role in roles]
         facts = [self.live().label("live"), self._blocked().label("blocked")]
         key = self._c[self._mapping.key_roles[-1]]
-        kept = _select(*self.row(), *facts, key.label("key")).where(self.is_mine(), key.is_not(None), *narrowed)
-        return kept.order_by(*self._newest_first())
+        query = _select(*self.row(), *facts, key.label("key")).where(self.is_mine(), key.is_not(None), *narrowed)
+        return query.order_by(*self._newest_first())
 
     def named(self) -> sa.Select[Any]:
         """Build the query for the user's row with this id, live or dead."""
@@ -464,12 +469,12 @@ class Statements:
         removed = deletion.cte(self._names("removed"))
         return _select(*self.row(removed.c)).add_cte(*self._follows(removed))
 
-    def _follows(self, removed: sa.CTE, *, told: bool = False) -> list[sa.CTE]:
+    def _follows(self, removed: sa.CTE, *, with_data: bool = False) -> list[sa.CTE]:
         """Return the parts that raise the epoch of a removed link and write its event."""
         raised = [] if self.ledger is None else [self.ledger.raised_by(removed)]
         if self.outbox is None:
             return raised
-        return [*raised, self.outbox.of_row(removed, EventType.UNLINKED, told=told)]
+        return [*raised, self.outbox.of_row(removed, EventType.UNLINKED, with_data=with_data)]
 
     def raise_epoch(self, ledger: Ledger) -> sa.Insert:
         """Build the statement that raises the epoch of the named link (SQLite)."""
@@ -497,7 +502,7 @@ class Statements:
         removed = self.remove(reason=reason, bounded=bounded).cte(self._names("removed"))
         dead = _select(*self.row()).where(self._is_named(), sa.not_(self.live()))
         either = sa.union_all(_select(*self.row(removed.c)), dead)
-        follows = self._follows(removed, told=reason)
+        follows = self._follows(removed, with_data=reason)
         return either.add_cte(*follows) if follows else either
 
 

@@ -25,7 +25,7 @@ from accountlink.values.policy import Ownership, Removal
 from accountlink.values.secrecy import Parameters, concealed_id
 
 _SEEN: Final = 100
-"""How many rows are looked at behind a unique violation."""
+"""The most rows that are read to explain a unique violation."""
 
 
 class AccountStore(MappedTable, Generic[UserId, LinkId]):
@@ -43,9 +43,9 @@ class AccountStore(MappedTable, Generic[UserId, LinkId]):
         self.outbox: Final = outbox
         self.statements: Final = Statements(mapping, ledger, outbox)
         self.keeps_epochs: Final = self.statements.ledger is not None
-        """Whether a ledger tells the states of a row apart."""
+        """Says whether a ledger tells the states of a row apart."""
         self.tells_states: Final = mapping.written("version") or self.keeps_epochs
-        """Whether one state of a row can be told from another: by its version, or by the ledger."""
+        """Says whether the states of a row can be told apart, by its version or by the ledger."""
         heard = ("al_links", "al_source") if outbox is not None or self.keeps_epochs else ()
         columns = mapping.columns
         super().__init__(
@@ -153,6 +153,7 @@ class AccountStore(MappedTable, Generic[UserId, LinkId]):
 
     def _link_in_steps(self, connection: sa.Connection, call: Call) -> Answer[UserId, LinkId]:
         """Link by several statements in one transaction that holds the write lock (SQLite)."""
+        # Read the rows, and decide by them.
         shape, bound, statements = call.shape, call.parameters, self.statements
         own = self.run(connection, bound, ("own", shape), lambda: statements.own(shape)).first()
         owner = self.run(connection, bound, "other", statements.other).first() if self._exclusive else None
@@ -161,6 +162,7 @@ class AccountStore(MappedTable, Generic[UserId, LinkId]):
             Others.NONE if owner is None else Others.OWNER,
             Wanted.ONE if shape.expect else Wanted.ANY,
         ]
+        # Answer without the user's own row: a new row, a conflict, or a refusal.
         if arm is Arm.CREATED:
             return self.insert(connection, call)
         if arm is Arm.CONFLICT and owner is not None:
@@ -171,6 +173,7 @@ class AccountStore(MappedTable, Generic[UserId, LinkId]):
             return Answer(arm=arm, account=owned, version=version, table=self.name_on(connection))
         if own is None or arm not in (Arm.UPDATED, Arm.RESTORED):
             return Answer(arm=arm, why=own.why if own is not None and arm is Arm.BLOCKED else None)
+        # Write the user's own row, its epoch and its event.
         was_live = arm is Arm.UPDATED
         found = Parameters(bound, al_id=own.id)
         key = ("update", was_live, shape)
@@ -267,9 +270,9 @@ class AccountStore(MappedTable, Generic[UserId, LinkId]):
         """Write the event of a change, where there is an outbox.
 
         Args:
-            connection: The connection that took the step.
-            kind: What happened.
-            account: The row that it happened to.
+            connection: The connection that made the change.
+            kind: The type of the event.
+            account: The row of the event.
             call: The call.
             other: The other user's id.
         """

@@ -32,16 +32,16 @@ T = TypeVar("T")
 
 
 class Hold(Generic[Event]):
-    """Events in one consumer's hands, from the moment they are taken until the consumer acknowledges or releases them.
+    """Hold events for one consumer, from the moment they are taken until the consumer acknowledges or releases them.
 
     Attributes:
-        place: Where the work runs that takes them.
+        place: Runs the work that takes the events.
     """
 
     place: Place
 
     def take(self, connection: sa.Connection, after: int) -> Taken[Event] | None:
-        """Take the oldest events that nobody holds, if there are any with a greater number: work for the place."""
+        """Take the oldest events with a greater number that no consumer holds; return ``None`` for none."""
         raise NotImplementedError
 
     async def acknowledge(self) -> bool | Failure:
@@ -54,19 +54,19 @@ class Hold(Generic[Event]):
 
     @property
     def ambiguous(self) -> bool:
-        """Whether a failure to acknowledge may hide a commit."""
+        """Say whether a failure to acknowledge may hide a commit."""
         return self.place.committed
 
 
 @dataclass(kw_only=True, eq=False)
 class OpenTransaction(OwnTransactions):
-    """A transaction that stays open when the work has been done, until it is committed or released (PostgreSQL)."""
+    """Run work in a transaction that stays open afterwards, until it is committed or released (PostgreSQL)."""
 
     connection: sa.Connection | None = field(default=None, init=False)
 
     def _run(self, _: object, work: Work[T]) -> T:
         self.connection = self.engine.sync_engine.connect()
-        # A snapshot that outlives the statement would fail on rows that others have acknowledged since.
+        # A snapshot that outlives the statement would fail on rows that other consumers have acknowledged since.
         return work(self.connection.execution_options(isolation_level="READ COMMITTED"))
 
     async def attempt(self, work: Work[T]) -> T | Failure:
@@ -77,7 +77,7 @@ class OpenTransaction(OwnTransactions):
         return result
 
     async def commit(self, last: Work[None]) -> bool | Failure:
-        """Do the last piece of work and commit; ``False``: the transaction has ended before."""
+        """Run the last piece of work and commit, or return ``False`` if the transaction has ended before."""
         connection, self.connection = self.connection, None
         if connection is None:
             return False
@@ -97,7 +97,7 @@ class OpenTransaction(OwnTransactions):
         _hand_back(None, connection)
 
     async def release(self) -> None:
-        """Roll back, and give the connection back."""
+        """Roll the transaction back, and give its connection back."""
         connection, self.connection = self.connection, None
         if connection is not None:
             await seen_through(on_greenlet(_hand_back, connection))
@@ -114,7 +114,7 @@ class Lock(Hold[Event]):
 
     Attributes:
         place: The transaction.
-        size: How many events at the most.
+        size: The most events to hold.
     """
 
     place: OpenTransaction
@@ -123,7 +123,7 @@ class Lock(Hold[Event]):
     _numbers: Sequence[int] = field(default=(), init=False)
 
     def take(self, connection: sa.Connection, after: int) -> Taken[Event] | None:
-        """Lock the oldest events."""
+        """Lock the rows of the oldest free events."""
         bound = self.reading.named(connection, al_after=after, al_size=self.size)
         while rows := connection.execute(self.reading.locked, bound).all():
             taken, unreadable = self.reading.taken(connection, rows)
@@ -166,11 +166,11 @@ class Lease(Hold[Event]):
     _claim: Parameters | None = field(default=None, init=False)
 
     def take(self, connection: sa.Connection, after: int) -> Taken[Event] | None:
-        """Claim the oldest events."""
+        """Write a claim into the rows of the oldest free events."""
         if self._claim is not None:  # an attempt whose answer was lost may have claimed some
             connection.execute(self.reading.give_up, self._claim)
         now = self.clock().astimezone(UTC)
-        # Known before it is asked for: a step that is broken off may have been committed.
+        # The claim is stored before the statement runs, because a cancelled step may have been committed.
         self._claim = Parameters(al_claim=uuid4(), al_first=after, al_last=2**63 - 1)
         claim = self.reading.named(
             connection,
@@ -192,7 +192,7 @@ class Lease(Hold[Event]):
         return None
 
     async def acknowledge(self) -> bool | Failure:
-        """Delete the events, if the claim is still there."""
+        """Delete the events, if the claim is still in their rows."""
         claim = self._claim
         if claim is None:
             return False
@@ -219,7 +219,7 @@ def holder(
     *,
     tables: Sequence[sa.Table],
 ) -> Callable[[], Hold[Event]]:
-    """Return what makes holds on an engine.
+    """Return a function that makes holds on an engine.
 
     Args:
         engine: The engine that opens the transactions.

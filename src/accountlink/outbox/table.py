@@ -1,7 +1,7 @@
 """Make the outbox's table, and build the parts of statements that write events into it.
 
-An event commits with its change or vanishes with it. What changed nothing writes none: the rows that a part of a
-statement returns are its events, and a part that wrote nothing returns nothing.
+An event is committed with its change, or rolled back with it. Each row that a part of a statement returns becomes an
+event. A part that changed nothing returns no row, and so writes no event.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def checked_outbox(table: object) -> sa.Table:
     """Return a table that is an outbox, or refuse it.
 
     Raises:
-        ConfigurationError: It is none.
+        ConfigurationError: The table is not an outbox.
     """
     if not isinstance(table, sa.Table) or any(name not in table.columns for name in _COLUMNS):
         raise ConfigurationError(
@@ -91,9 +91,9 @@ def checked_outbox(table: object) -> sa.Table:
 class Outbox:
     """Build the parts of statements that write the events of one table's rows.
 
-    What is not in the statement already comes in parameters: ``al_event_at``, the moment; ``al_call_id``, one for a
-    call and its retries; ``al_source``, the name of the table whose rows' events they are; and for :meth:`one` what its
-    columns are called, after ``al_event_``.
+    Parameters bring the values that the statement does not have: ``al_event_at``, the moment; ``al_call_id``, the id of
+    the call and its retries; ``al_source``, the name of the table whose rows have the events. For :meth:`one` the
+    parameter of a column is named ``al_event_`` and the name of the column.
 
     Args:
         table: The outbox.
@@ -127,12 +127,12 @@ class Outbox:
         Args:
             source: That part.
             kind: The event's type, by :func:`word`.
-            user_id: Whose it is.
+            user_id: The user of the event.
             other_user_id: The other user.
             provider: The provider's slug.
             link_id: The link.
             data: JSON; without it an empty object.
-            only: Which of the rows count.
+            only: Conditions on the rows that get an event.
             again: Whether an attempt whose answer was lost may have written the same event.
         """
         conditions = [*only, *([self._is_new(kind)] if again else [])]
@@ -164,7 +164,7 @@ class Outbox:
         """Write one event by a statement of its own.
 
         Args:
-            kind: What happened.
+            kind: The type of the event.
             user: The type of the column that user ids are from.
             other: The type of the column that the other user's id is from, if that is another one.
             link: The type of the column that the link id is from.

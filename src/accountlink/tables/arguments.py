@@ -12,10 +12,10 @@ from accountlink.tables.mixin import LinkedAccountMixin, policy_of
 NO_TIME: Final = timedelta(0)
 SHORTEST: Final = timedelta(microseconds=1)
 LONGEST: Final = timedelta(days=36_525)
-"""A hundred years: what is longer than that was meant to be something else."""
+"""A hundred years: a longer time is taken for a mistake."""
 _MS: Final = timedelta(milliseconds=1)
 _GREATEST_SETTING: Final = 2**31 - 1
-"""What PostgreSQL takes for a time in a setting, in milliseconds."""
+"""The greatest time that PostgreSQL accepts in a setting, in milliseconds."""
 C = TypeVar("C")
 
 
@@ -23,7 +23,7 @@ def check_kind(name: str, value: object, *kinds: type) -> None:
     """Refuse an argument that is not of the required class.
 
     Raises:
-        ConfigurationError: It is of none of the kinds.
+        ConfigurationError: The argument is of none of the classes.
     """
     if not isinstance(value, kinds):
         raise ConfigurationError(f"{name}= takes a {kinds[0].__name__}, not {type(value).__name__}.")
@@ -33,7 +33,7 @@ def check_callable(name: str, value: C) -> C:
     """Return an argument that can be called, or refuse it.
 
     Raises:
-        ConfigurationError: It cannot.
+        ConfigurationError: The argument cannot be called.
     """
     if not callable(value):
         raise ConfigurationError(f"{name}= takes a function, not {type(value).__name__}.")
@@ -45,8 +45,8 @@ def check_span(name: str, value: object, *, least: timedelta = SHORTEST, optiona
 
     Args:
         name: The argument's name.
-        value: What was given.
-        least: How short it may be.
+        value: The value that was passed.
+        least: The shortest time that is allowed.
         optional: Whether it may be ``None``.
 
     Raises:
@@ -80,7 +80,7 @@ def mapping_of(accounts: Any) -> AccountMapping[Any, Any]:  # checked here
     """Return the mapping of a model that has the mixin, or return a given mapping unchanged.
 
     Raises:
-        ConfigurationError: It is neither.
+        ConfigurationError: The argument is neither.
     """
     if isinstance(accounts, AccountMapping):
         return accounts

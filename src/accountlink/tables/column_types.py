@@ -1,8 +1,8 @@
 """Decide which type of column can play which part, and in which form it takes a value.
 
-One table, ``_FORMS``, answers for links and grants alike. What counts is what a column takes from Python. A
-``TypeDecorator`` that only names the type behind it counts as that type. One that works on values itself is tried: it
-is given an example in each form that the part knows, and the first that comes back unchanged is the form.
+One table, ``_FORMS``, serves links and grants. A column is judged by the values that it takes from Python. A
+``TypeDecorator`` that only names the type behind it counts as that type. A ``TypeDecorator`` that converts values is
+tried with an example in each form of the part. The first form that comes back unchanged is chosen.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ _ENUM: Final[Row] = (sa.Enum, ())
 _CHAR: Final[tuple[Row, ...]] = ((sa.CHAR, ()), (sa.NCHAR, ()))
 """``CHAR`` fills a text up with blanks: they are left out where a text is compared, and come back elsewhere."""
 _UNKNOWN: Final[Row] = (sa.types.NullType, (as_it_is,))
-"""What SQLAlchemy does not know is taken on trust where a value goes out as it is."""
+"""Types that SQLAlchemy does not know are accepted for parts whose values are sent unchanged."""
 _TEXT: Final[tuple[Row, ...]] = ((sa.String, (as_it_is,)), _UNKNOWN)
 _ID: Final[tuple[Row, ...]] = (
     _ENUM,
@@ -126,7 +126,7 @@ REMEDIES: Final[Mapping[Part, str]] = {
     Part.NUMBER: "sa.BigInteger",
     Part.FLAG: "sa.Boolean, which on SQLite is a column of 0 and 1",
 }
-"""The types that a part is best played by."""
+"""The types that an error suggests for a part."""
 _MOMENT_EXAMPLE: Final = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 _EXAMPLES: Final[Mapping[Part, tuple[Any, ...]]] = {
     Part.SLUG: ("acme",),
@@ -139,9 +139,9 @@ _EXAMPLES: Final[Mapping[Part, tuple[Any, ...]]] = {
     Part.NUMBER: (1, 41),
     Part.FLAG: (True, False),
 }
-"""What a type that works on values is given; in a part without examples it is taken on trust."""
+"""The examples with which a type that converts values is tried; a part without examples accepts the type."""
 _COMPARED: Final = (Part.SLUG, Part.COMPARED, Part.TOKEN)
-"""A text of these that comes back as another one is told at the call that brings it."""
+"""The parts whose texts are compared: a text that comes back changed is refused by the call that brings it."""
 _READERS: Final[Mapping[Part, Form]] = {
     Part.MOMENT: read_moment,
     Part.CLOCKED: read_moment,
@@ -153,8 +153,8 @@ def form_of(part: Part, kind: Type) -> Form | None:
     """Return the function that writes a part's values in this type on every database, or ``None`` if there is none."""
     if part in (Part.ID, Part.USER) and not works_on_values(kind) and len({*map(python_type, plain_types(kind))}) > 1:
         return None  # an id is one value in Python, whatever database it is for
-    taken = [_taken(part, layers, dialect) for dialect, layers in resolved(kind)]
-    return next((form for form in taken[0] if all(form in others for others in taken)), None) if taken else None
+    forms = [_taken(part, layers, dialect) for dialect, layers in resolved(kind)]
+    return next((form for form in forms[0] if all(form in others for others in forms)), None) if forms else None
 
 
 def _taken(part: Part, layers: list[Type], dialect: sa.Dialect) -> tuple[Form, ...]:
@@ -191,21 +191,21 @@ def _returned(part: Part, layers: list[Type], dialect: sa.Dialect) -> tuple[Form
 def _returns(part: Part, form: Form, example: Any, layers: list[Type], dialect: sa.Dialect) -> bool:
     read = _READERS.get(part, as_it_is)
     try:
-        kept = stored(form(example), layers, dialect)
+        written = stored(form(example), layers, dialect)
         if part in _COMPARED:  # what is looked for must be written in one way only, as a text
-            return isinstance(layers[-1], sa.String) and bool(kept == stored(form(example), layers, dialect))
-        fits = _fits(part, example, kept, layers[-1], dialect)
-        return fits and bool(read(loaded(kept, layers, dialect)) == example)
+            return isinstance(layers[-1], sa.String) and bool(written == stored(form(example), layers, dialect))
+        fits = _fits(part, example, written, layers[-1], dialect)
+        return fits and bool(read(loaded(written, layers, dialect)) == example)
     except (ValueError, LookupError):  # it takes a few texts only, and a call that brings another is told
         return part in _COMPARED
     except Exception:  # noqa: BLE001  # an application's own code: whatever it raises, it does not take this form
         return False
 
 
-def _fits(part: Part, example: Any, kept: Any, plain: Type, dialect: sa.Dialect) -> bool:
+def _fits(part: Part, example: Any, written: Any, plain: Type, dialect: sa.Dialect) -> bool:
     """Say whether the type behind the application's type accepts what that made of an example."""
     if part in (Part.NUMBER, Part.FLAG, Part.CLOCKED):  # SQL writes and compares these beside Python
-        return any(kept == form(example) for form in _taken(part, [plain], dialect))
-    if isinstance(plain, sa.DateTime) and isinstance(kept, datetime):
-        return dialect is SQLITE or plain.timezone is (kept.tzinfo is not None)
-    return not isinstance(plain, (sa.String, sa.ARRAY)) or isinstance(kept, plain.python_type)
+        return any(written == form(example) for form in _taken(part, [plain], dialect))
+    if isinstance(plain, sa.DateTime) and isinstance(written, datetime):
+        return dialect is SQLITE or plain.timezone is (written.tzinfo is not None)
+    return not isinstance(plain, (sa.String, sa.ARRAY)) or isinstance(written, plain.python_type)

@@ -1,7 +1,7 @@
 """Write out the fixed values that the application's columns have as ``default`` or ``onupdate``.
 
-Inside a statement of several parts SQLAlchemy leaves out those of an inner update, and two parts that both have one for
-a column meet under one name.
+Inside a statement of several parts SQLAlchemy leaves out the fixed values of an inner update. It also gives the values
+of two parts for one column the same parameter name.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from accountlink.tables.type_layers import Type, python_type, resolved, writes_v
 from accountlink.values.text import storable
 
 _DEEP: Final = 100
-"""How far lists and mappings may be nested, so that one that holds itself is found."""
+"""The greatest depth of nested lists and mappings, so that one that contains itself is found."""
 _PLAIN: Final[dict[type, tuple[type, ...]]] = {
     date: (date,),
     time: (time,),

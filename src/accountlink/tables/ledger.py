@@ -1,7 +1,7 @@
 """Keep one number per link that rises at each transfer, for tables of links without a version column.
 
-A link without a row here is in its epoch 0. Whatever accountlink does to a link that ends what a transfer token was
-issued for (a transfer, a removal, a restore) raises the epoch, in the statement or the transaction that does it.
+A link without a row in the ledger has the epoch 0. A transfer, a removal and a restore raise the epoch of their link,
+in the same statement or transaction. After that a transfer token for the earlier epoch is refused.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def checked_ledger(table: object) -> sa.Table:
     """Return a table that is a ledger, or refuse it.
 
     Raises:
-        ConfigurationError: It is none.
+        ConfigurationError: The table is not a ledger.
     """
     if not isinstance(table, sa.Table) or any(name not in table.columns for name in _COLUMNS):
         raise ConfigurationError(

@@ -175,7 +175,7 @@ class AccountMapping(Generic[UserId, LinkId]):
             role: column for role in ROLES if (column := self._column(role, given)) is not None
         }
         self.counts_writes: Final = self._adopt_version_id()
-        """Whether the version is the ORM's own, which rises at every write."""
+        """Says whether the version is the ORM's own, which rises at every write."""
         check(self)
 
     @property

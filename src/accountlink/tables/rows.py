@@ -17,23 +17,23 @@ from accountlink.values.credentials import split_scopes
 from accountlink.values.secrecy import Parameters
 
 Form = Callable[[Any], Any]
-"""How a value is written for a column: one function per form."""
+"""A function that writes a value in one form of a column."""
 _TEXTS: Final = ("provider", "account_id", "email")
 """Roles whose columns may fill up a text with blanks."""
 _REMEMBERED: Final = 256
-"""How many statements are remembered; an application's calls have a handful of shapes."""
+"""The most statements that are cached; the calls of an application have few shapes."""
 
 
 _FIRST_YEAR: Final = 1900
 _LAST_YEAR: Final = 9000
-"""Clocks that are far off are not believed: with a lifetime added, there must still be a moment."""
+"""The years of a clock that are accepted, so that a lifetime can be added to the moment."""
 
 
 class MappedTable:
     """Convert values and run statements for one table of the application: of links or of grants.
 
     Args:
-        mapping: Which column plays which role.
+        mapping: The columns of the table, by role.
         row: The roles that statements read back of a row, in their order.
         moments: How each role's column takes a moment.
         ids: The roles whose columns hold ids.
@@ -80,12 +80,12 @@ class MappedTable:
 
         Args:
             role: The role.
-            value: What was given.
+            value: The value that was passed.
             what: The argument, for messages.
             outside: Makes the error for an id that the column cannot hold, where that is no mistake in the call.
 
         Raises:
-            ConfigurationError: Of another type, or outside what the column can hold.
+            ConfigurationError: The id is of another type, or outside what the column can hold.
         """
         kind = self._ids[role]
         if _is_plain_number(value, kind):
@@ -116,7 +116,7 @@ class MappedTable:
         """Return the clock's present moment, or refuse one without a time zone.
 
         Raises:
-            ConfigurationError: Its answer is no datetime, has no zone, or cannot be a present moment.
+            ConfigurationError: The clock returned no datetime, one without a time zone, or one out of range.
         """
         now: object = self._clock()
         if not isinstance(now, datetime):
@@ -152,10 +152,10 @@ class MappedTable:
         """Run a statement, which is built when it is first needed.
 
         Args:
-            connection: Where.
-            parameters: What the statement is given.
-            key: Which statement of this table it is.
-            build: Builds it.
+            connection: The connection that runs it.
+            parameters: The statement's parameters.
+            key: Names the statement among those of this table, in the cache.
+            build: Builds the statement.
 
         Raises:
             sqlalchemy.exc.StatementError: The driver, or the serializer of JSON, cannot send one of the values.
@@ -195,8 +195,8 @@ class MappedTable:
         """Return the values of a row that a statement has read back, by role.
 
         Args:
-            row: What was read.
-            offset: Where the row begins in it.
+            row: The row that a statement returned.
+            offset: The index of the first column in it.
         """
         read = dict(zip(self.row_roles, row[offset:], strict=False))
         for role, reading in self._read:

@@ -49,8 +49,8 @@ def as_a_write(mapping: TableMapping) -> dict[str, Any]:
 
     Source: SQLAlchemy documentation, "Custom Vertical Partitioning": sessions that route by the kind of statement.
     """
-    told: dict[str, Any] = {"clause": _update_of(mapping.table)}
-    return told if mapping.mapper is None else told | {"mapper": mapping.mapper}
+    arguments: dict[str, Any] = {"clause": _update_of(mapping.table)}
+    return arguments if mapping.mapper is None else arguments | {"mapper": mapping.mapper}
 
 
 @lru_cache(maxsize=64)

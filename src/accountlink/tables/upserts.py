@@ -16,7 +16,7 @@ from sqlalchemy.dialects.postgresql import dml
 from sqlalchemy.sql.visitors import InternalTraversal
 
 _HAS_KEY: Final = bool(postgresql.Insert.inherit_cache)
-"""Whether SQLAlchemy itself gives the clause a key."""
+"""Says whether SQLAlchemy itself gives the clause a key."""
 _TARGET: Final = [
     ("constraint_target", InternalTraversal.dp_string),
     ("inferred_target_elements", InternalTraversal.dp_multi_list),

@@ -41,14 +41,14 @@ from accountlink.values.policy import Ownership
 from accountlink.values.secrecy import Concealed, concealed_id
 
 Guard = Callable[[AsyncConnection, UserId], Awaitable[bool]]
-"""Has the user another way to sign in? Asked inside the transaction that would take the last account away."""
+"""Says whether the user has another way to sign in, inside the transaction that would take the last account away."""
 
 
 def ledger_of(mapping: AccountMapping[Any, Any], ledger: object) -> sa.Table | None:
     """Return the ledger of a linker.
 
     Raises:
-        ConfigurationError: It is none, or the table knows no conflicts that could end in a transfer.
+        ConfigurationError: The table is not a ledger, or the policy is not exclusive and so has no transfers.
     """
     if ledger is None:
         return None

@@ -19,11 +19,11 @@ from itsdangerous.exc import BadData
 from accountlink.errors import ConfigurationError, TokenForged
 
 MIN_SECRET: Final = 32
-"""Bytes: the digest's own length, below which an HMAC key weakens it (RFC 2104, section 3)."""
+"""The fewest bytes of a secret: the length of the digest. A shorter HMAC key is weaker (RFC 2104, section 3)."""
 MAX_TOKEN: Final = 65_536
-"""Characters: far more than a token with two ids of 255 characters has, and read in less than a millisecond."""
+"""The most characters of a token. A token with two ids of 255 characters has far fewer."""
 LEEWAY: Final = timedelta(seconds=60)
-"""How far the clocks of two servers may be apart."""
+"""The greatest accepted difference between the clocks of two servers."""
 _SECOND: Final = timedelta(seconds=1)
 PURPOSE: Final = "transfer"
 VERSION: Final = 1
@@ -33,7 +33,7 @@ _DIGEST: Final = 16
 """Bytes that are kept of a keyed digest."""
 _LAST_SECOND: Final = int(datetime.max.replace(tzinfo=UTC).timestamp())
 _KEEP: Final = "surrogatepass"
-"""Every text has bytes, so that none of them is an error here."""
+"""The error handler that encodes every text, also one with lone surrogates."""
 _FIELDS: Final[dict[str, type]] = {
     "p": str, "v": int, "t": str, "j": str, "i": int, "e": int, "l": str, "c": str, "a": str, "d": str,
 }  # fmt: skip
@@ -109,11 +109,11 @@ class TransferSigner:
     """Sign transfer tokens for one table with the newest of several secrets, and read tokens of all of them.
 
     Args:
-        secrets: At least 32 bytes each, newest first. A removed secret's tokens die at once.
-        table: The name of the table of links. A token for one table is none for another.
+        secrets: At least 32 bytes each, newest first. The tokens of a removed secret are refused at once.
+        table: The name of the table of links. A token for one table is refused for another.
 
     Raises:
-        ConfigurationError: One text instead of a list, none, or one that is too short.
+        ConfigurationError: The secrets are one text instead of a list, none, or one is too short.
 
     Source: RFC 2104; itsdangerous 2.2, "Concepts" (salt per purpose, key rotation).
     """
@@ -130,7 +130,7 @@ class TransferSigner:
                 f"Each secret needs at least {MIN_SECRET} bytes of randomness: `python -c 'import secrets; "
                 "print(secrets.token_urlsafe(48))'` makes one."
             )
-        # One signer per secret: who reads a token has to know which of them signed it, since the digests hang on it.
+        # One signer per secret: reading has to know which of them signed a token, since its digests depend on that.
         self._keys = [_Key(secret=key, table=table) for key in keys]
 
     def sign(
@@ -148,8 +148,8 @@ class TransferSigner:
         Args:
             link_id: The owner's link.
             claimant: The user who has just proved control of the provider account.
-            state: What the row holds now.
-            jti: At least 16 random bytes, which make each token one of its own.
+            state: The state of the row.
+            jti: At least 16 random bytes, so that no two tokens are equal.
             issued_at: The present moment, aware.
             expires_at: When the token ends, aware; whole seconds.
         """
@@ -172,14 +172,14 @@ class TransferSigner:
     def read(self, token: object) -> Claim:
         """Return the content of a token, after checking its signature.
 
-        The signature is checked before anything else is looked at. Several spellings of a signature verify alike
-        (base64 leaves bits unused), so nothing may hang on a token as a text.
+        Nothing else is read before the signature is checked. Several texts of one signature are valid, because base64
+        leaves bits unused. So a token must never be identified by its text.
 
         Args:
-            token: Whatever was presented.
+            token: The value that the user presented, of any type.
 
         Raises:
-            TokenForged: Not a transfer token for this table that one of the secrets signed.
+            TokenForged: None of the secrets signed the value as a transfer token for this table.
         """
         claim = self._claim(token)
         del token  # a traceback with locals shows what a frame still holds

@@ -1,8 +1,8 @@
 """Build the statements of a transfer: one reads the rows, and one decides and writes.
 
-What a token vouches for is a keyed digest, and the key does not travel to the database. So the row is read first, is
-compared in Python, and is then written on the condition that it still is as it was read: the same owner, account and
-version, and live. The second statement alone decides; what happens between the two makes it write nothing.
+A token vouches for a keyed digest of the row, and the database does not get the key. So the first statement reads the
+row, and Python compares it with the token. The second writes the row if it is still live, with the same owner, account
+and version. The second alone decides: after any change between the two it writes nothing.
 
 Source: PostgreSQL 15 documentation, sections 13.2.1 (an UPDATE that waited looks at its condition again) and 7.8.4.
 """
@@ -36,15 +36,15 @@ class TransferStatements(Statements):
         c = {role: twin.c[column.key] for role, column in self._c.items()}
         facts = (self.live().label("live"), self.is_mine().label("mine"), sa.true().label("named"))
         named = _select(*self.row(), *self.epoch(), *facts, _NO_REASON)
-        told: Condition = sa.false()
+        forbidden: Condition = sa.false()
         why = _NO_REASON
         if self._policy.blocked_reasons:
-            told = sa.and_(sa.not_(self.live(c)), c["reason"].in_(sorted(self._policy.blocked_reasons)))
-            why = sa.case((told, c["reason"]), else_=sa.null())
+            forbidden = sa.and_(sa.not_(self.live(c)), c["reason"].in_(sorted(self._policy.blocked_reasons)))
+            why = sa.case((forbidden, c["reason"]), else_=sa.null())
         own = (
             _select(*self.row(c), *self.no_epoch(), self.live(c), sa.true(), sa.false(), why)
             .join_from(self._t, twin, self._of_one_account(c))
-            .where(self._is_the_link(), self.is_mine(c), sa.or_(self.live(c), told), c["id"] != self._c["id"])
+            .where(self._is_the_link(), self.is_mine(c), sa.or_(self.live(c), forbidden), c["id"] != self._c["id"])
         )
         return sa.union_all(named.where(self._is_the_link()), own)
 
