@@ -17,6 +17,10 @@ _SUFFIXES: Final = frozenset({".py", ".md", ".toml", ".html", ".sql", ".txt", ".
 _PERSON: Final = re.compile(r"\b(?:he|him|his|himself)\b", re.IGNORECASE)
 _LEANING: Final = ("The same",)
 """The first words of a docstring that can be understood only after another one."""
+_QUESTIONS: Final = (*_LEANING, "What ", "How ")
+"""The first words of a docstring that asks a question, or names a thing without a verb."""
+_WIDER: Final = ("doctor", "cli", "testing")
+"""The folders of the library whose docstrings may still begin with a question."""
 
 
 def files() -> Iterator[Path]:
@@ -33,8 +37,16 @@ def lines_about_people(text: str) -> list[int]:
     return [number for number, line in enumerate(text.splitlines(), start=1) if _PERSON.search(line)]
 
 
-def leaning_docstrings(source: str) -> list[int]:
-    """Return the lines of the docstrings that begin with words about another docstring.
+def modules_without_questions() -> Iterator[Path]:
+    """Give each module of the library whose docstrings may not begin with a question."""
+    library = ROOT / "src" / "accountlink"
+    for path in sorted(library.rglob("*.py")):
+        if path.relative_to(library).parts[0] not in _WIDER:
+            yield path
+
+
+def docstrings_that_begin(source: str, openings: tuple[str, ...] = _LEANING) -> list[int]:
+    """Return the lines of the docstrings that begin with one of these openings.
 
     A text that stands alone in a body counts too: below an attribute it describes the attribute.
     """
@@ -42,7 +54,7 @@ def leaning_docstrings(source: str) -> list[int]:
     return [
         text.lineno
         for text in texts
-        if isinstance(text, ast.Constant) and isinstance(text.value, str) and text.value.startswith(_LEANING)
+        if isinstance(text, ast.Constant) and isinstance(text.value, str) and text.value.startswith(openings)
     ]
 
 
@@ -56,7 +68,17 @@ def test_people_are_named_by_their_part() -> None:
 def test_every_docstring_stands_alone() -> None:
     """A docstring can be understood without the one before it."""
     modules = [path for path in files() if path.suffix == ".py"]
-    found = [f"{name_of(path)}:{line}" for path in modules for line in leaning_docstrings(text_of(path))]
+    found = [f"{name_of(path)}:{line}" for path in modules for line in docstrings_that_begin(text_of(path))]
+    assert [] == found, "\n".join(found)
+
+
+def test_no_docstring_begins_with_a_question() -> None:
+    """A docstring of the library begins with a verb, or at least not with "What" or "How"."""
+    found = [
+        f"{name_of(path)}:{line}"
+        for path in modules_without_questions()
+        for line in docstrings_that_begin(text_of(path), _QUESTIONS)
+    ]
     assert [] == found, "\n".join(found)
 
 
@@ -82,9 +104,22 @@ def test_another_word_is_not_found(line: str) -> None:
     assert [] == lines_about_people(line)
 
 
+def test_a_question_is_found() -> None:
+    """The search finds a docstring that begins with a question, and passes one that only contains the word."""
+    source = 'def one():\n    """What it does."""\n\ndef two():\n    """Say how."""\n\ndef three():\n    """How."""\n'
+    assert [2] == docstrings_that_begin(source, _QUESTIONS)
+
+
+def test_the_search_for_questions_reads_the_public_classes() -> None:
+    """The search for questions reads the modules that users read first, and leaves the named folders out."""
+    searched = {name_of(path) for path in modules_without_questions()}
+    assert {"src/accountlink/linker.py", "src/accountlink/values/outcomes.py"} <= searched
+    assert set() == {name for name in searched if name.startswith(tuple(f"src/accountlink/{each}/" for each in _WIDER))}
+
+
 def test_a_leaning_docstring_is_found() -> None:
     """The search finds the docstring of a function and of an attribute, and passes one that stands alone."""
     source = (
         'def one():\n    """Link."""\n\ndef two():\n    """The same for an unlink."""\n\nTHREE = 3\n"""The same."""\n'
     )
-    assert [5, 8] == sorted(leaning_docstrings(source))
+    assert [5, 8] == sorted(docstrings_that_begin(source))
