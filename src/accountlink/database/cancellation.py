@@ -43,7 +43,7 @@ def let_go(task: asyncio.Task[Any]) -> None:
     runs. SQLite keeps the write lock of a closed connection for as long as one of its cursors lives.
     """
     if not task.cancelled():
-        task.exception()  # heard here, too late for the caller to be told
+        task.exception()  # reading it keeps asyncio from logging an error that nobody can handle any more
         return
     try:
         task.result()

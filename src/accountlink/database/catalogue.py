@@ -84,7 +84,7 @@ def _sqlite_index(connection: sa.Connection, failure: Failure) -> UniqueIndex | 
         table = connection.execute(sa.text(query), {"name": failure.constraint}).scalar()
         if table is None:
             return None
-    # A full index refuses whatever a partial one on the same columns does, so it comes first.
+    # A full index refuses every row that a partial one on the same columns refuses, so it comes first.
     listed: Any = connection.execute(_SQLITE_INDEXES, {"t": table})
     for name, sql in listed.all():
         parts = connection.execute(_SQLITE_PARTS, {"i": name}).all()

@@ -48,7 +48,7 @@ async def _in_step(
 ) -> Failure | None:
     _end_with_savepoint(session.sync_session, mapping, row_id)
     if not _held(session.sync_session, mapping, row_id):
-        return None  # which costs neither a task nor a greenlet
+        return None  # without the cost of a task or a greenlet
     try:
         await sheltered(session.run_sync(_refresh, mapping, row_id, owners))
     except violations.FAILURES as error:
@@ -71,12 +71,12 @@ def _refresh(session: Session, mapping: TableMapping, row_id: object, owners: fr
             continue
         for key, value in zip(chosen, row[1:], strict=True):
             set_committed_value(held, key, value)
-        state.manager.dispatch.refresh(state, None, set(chosen))  # mutable and composite attributes hear of it
+        state.manager.dispatch.refresh(state, None, set(chosen))  # updates mutable and composite attributes
         loaded = [r.key for r in mapper.relationships if owners & r.local_columns and r.key not in state.unloaded]
         if loaded:
-            session.expire(held, loaded)  # all, if none is named
+            session.expire(held, loaded)  # an empty list would expire all attributes
         for key in loaded:
-            with suppress(sa.exc.InvalidRequestError):  # lazy="raise": it is not read
+            with suppress(sa.exc.InvalidRequestError):  # lazy="raise" forbids the load, and the attribute stays expired
                 _ = state.attrs[key].value  # by the new user's id; Session.refresh would read the row itself
 
 

@@ -30,9 +30,9 @@ def tune_sqlite(engine: AsyncEngine, *, busy_timeout: int = BUSY_TIMEOUT) -> Asy
     with a stale snapshot, and so that a rollback also undoes a transaction that began with a savepoint. The journal is
     a write-ahead log, foreign keys are enforced.
 
-    It holds for all transactions that begin after the call, also on connections that the pool has opened before. It may
-    be called again: the last ``busy_timeout`` counts, and nothing else changes. Twins by ``execution_options()`` are
-    tuned with the engine that they were made of, and tune it.
+    The tuning holds for all transactions that begin after the call, also on connections that the pool opened before. A
+    second call only replaces the ``busy_timeout``. An engine and its copies by ``execution_options()`` are tuned
+    together.
 
     Args:
         engine: An engine of ``sqlite+aiosqlite``.

@@ -63,7 +63,7 @@ class Shape:
     """Hold the properties of a call that decide which statement it needs, without its values.
 
     Attributes:
-        email: Whether the provider told an e-mail address; without one, the stored address stays.
+        email: Whether the provider sent an e-mail address; without one, the stored address stays.
         credentials: The roles of the credentials that the call brings.
         insert: Application columns to fill in a new row.
         update: Application columns to fill on update and restore too.

@@ -161,14 +161,14 @@ def _taken(part: Part, layers: list[Type], dialect: sa.Dialect) -> tuple[Form, .
     """Return the forms that one database takes, the best first."""
     plain = layers[-1]
     if any(isinstance(layer, sa.PickleType) for layer in layers):
-        return ()  # one text can be pickled in several ways, and what reads it is no text
+        return ()  # one text has several pickles, and a pickle is not a text
     if not isinstance(plain, sa.String) and any(isinstance(layer, postgresql.DOMAIN) for layer in layers):
-        return ()  # no cast is written for its values, and asyncpg takes all that have none for texts
+        return ()  # SQLAlchemy writes no cast for its values, and asyncpg sends values without a cast as texts
     if any(layer_works(layer) for layer in layers):
         return _returned(part, layers, dialect)
     forms = next((forms for known, forms in _FORMS[part] if isinstance(plain, known)), ())
     if isinstance(plain, sa.DateTime) and dialect is POSTGRESQL and aware in forms:
-        # What has a zone must go to a column that keeps it, or the session's time zone moves it.
+        # An aware moment needs a column that keeps its zone, or PostgreSQL converts it by the session's time zone.
         return tuple(form for form in forms if form is (aware if plain.timezone else naive))
     if isinstance(plain, sa.ARRAY) and form_of(Part.TEXT, plain.item_type) is None:
         return ()
@@ -192,11 +192,11 @@ def _returns(part: Part, form: Form, example: Any, layers: list[Type], dialect: 
     read = _READERS.get(part, as_it_is)
     try:
         written = stored(form(example), layers, dialect)
-        if part in _COMPARED:  # what is looked for must be written in one way only, as a text
+        if part in _COMPARED:  # a compared value must have one written form, a text
             return isinstance(layers[-1], sa.String) and bool(written == stored(form(example), layers, dialect))
         fits = _fits(part, example, written, layers[-1], dialect)
         return fits and bool(read(loaded(written, layers, dialect)) == example)
-    except (ValueError, LookupError):  # it takes a few texts only, and a call that brings another is told
+    except (ValueError, LookupError):  # it takes a few texts only, and a call with another one is refused
         return part in _COMPARED
     except Exception:  # noqa: BLE001  # an application's own code: whatever it raises, it does not take this form
         return False

@@ -13,9 +13,9 @@ PREFIX = "al_"
 class Names:
     """Name parts of statements and aliases, so that no name is that of a table.
 
-    Inside a statement the name of a part, or of an alias, hides a table of that name, and which names an application
-    gives its tables nobody knows beforehand. So a name avoids every table of the same metadata, whether the statement
-    reads it or not: a column's default may.
+    Inside a statement the name of a part or an alias hides a table of the same name. So a name avoids the names of all
+    tables of the same metadata. It avoids those that the statement does not read too, because a column's default may
+    read them.
 
     Args:
         tables: The tables that the statements read and write.

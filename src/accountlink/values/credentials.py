@@ -21,9 +21,9 @@ class TokenSet:
     Attributes:
         access_token: The access token.
         refresh_token: The refresh token, or ``None`` when the provider sent none; a relink then keeps the stored one.
-        expires_at: When the access token ends, aware; ``None`` where the provider does not say.
-        scopes: The scopes as granted, not as asked for; with none told, a relink keeps the stored ones.
-        token_type: How the access token is presented.
+        expires_at: When the access token expires, aware; ``None`` if the provider does not say.
+        scopes: The scopes that were granted, not those asked for; without any, a relink keeps the stored ones.
+        token_type: The scheme by which the access token is presented.
         id_token: The raw ID token, for the callback's own use; accountlink stores none.
 
     Raises:
@@ -74,7 +74,7 @@ class TokenSet:
             received_at: When it arrived, aware; ``expires_in`` counts from then. An ``expires_at`` in seconds wins.
 
         Raises:
-            InvalidCredentials: No usable access token in it, no mapping, or a ``received_at`` that is naive.
+            InvalidCredentials: The response is not a mapping with a usable access token, or ``received_at`` is naive.
 
         Source: RFC 6749, section 5.1.
         """

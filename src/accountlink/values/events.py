@@ -51,19 +51,19 @@ GRANT_EVENTS: Final = (EventType.GRANT_ISSUED, EventType.GRANT_REDEEMED, EventTy
 class LinkEvent(Generic[UserId, LinkId]):
     """Describe one event of one link, without any e-mail address or token.
 
-    It is for the server: in a conflict it names the owner, whom the claimant must not learn of.
+    Keep an event on the server: in a conflict it names the owner, who must stay unknown to the claimant.
 
     Attributes:
         id: The event's own number. One event keeps it however often it is delivered, and no other gets it.
-        occurred_at: When, by the linker's clock, aware.
-        type: What.
-        user_id: Whose link it is now: after a transfer the new owner's. In a conflict the claimant. A ``repr`` does not
-            show it.
+        occurred_at: The moment of the event, by the linker's clock, aware.
+        type: The type of the event.
+        user_id: The owner of the link after the event, so the new owner after a transfer. In a conflict it is the
+            claimant. A ``repr`` does not show it.
         other_user_id: The former owner after a transfer, the owner in a conflict, otherwise ``None``. A ``repr`` does
             not show it.
         provider: The provider's slug.
         link_id: The link's id; in a conflict the owner's link. The row itself may be gone by now.
-        data: More about it, as JSON has it: ``{"reason": ...}`` of an unlink that gave one.
+        data: Further facts, as a JSON object: ``{"reason": ...}`` for an unlink with a reason.
     """
 
     id: int
@@ -82,15 +82,15 @@ class GrantEvent:
 
     Attributes:
         id: The event's own number. One event keeps it however often it is delivered, and no other gets it.
-        occurred_at: When, aware, by the clock that decides when grants end.
-        type: What.
-        user_id: Who did it: the grantor who issued or revoked it, the grantee who redeemed it. A ``repr`` does not show
-            it.
+        occurred_at: The moment of the event, aware, by the clock that decides when grants end.
+        type: The type of the event.
+        user_id: The user who caused the event: the grantor who issued or revoked the grant, or the grantee who redeemed
+            it. A ``repr`` does not show it.
         other_user_id: The other user of the pair: of a redeemed grant the grantor, of a revoked one the grantee, and
             ``None`` as long as nobody has redeemed it. A ``repr`` does not show it.
-        link_id: The linked account that it is about; ``None``: it is about none.
-        grant_id: The grant's id; of a token for several users the issued grant has one, and each of theirs has its own.
-        data: What the outbox has beside, as JSON has it: ``{"grant_id": ...}``, as text.
+        link_id: The id of the linked account that the grant is about, or ``None`` if it is about none.
+        grant_id: The grant's id. With a token for several users, the issued grant and each user's grant have their own.
+        data: Further facts, as a JSON object: ``{"grant_id": ...}``, as text.
     """
 
     id: int

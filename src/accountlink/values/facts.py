@@ -9,7 +9,7 @@ from typing import Final, Generic
 from accountlink.values.outcomes import LinkedAccount, LinkId, UserId
 
 EXPRESSION: Final = "(expression)"
-"""Stands among the columns of an index for a part that is none."""
+"""The word for an expression among the columns of an index."""
 
 
 class Step(Enum):
@@ -48,7 +48,7 @@ class Kept(Generic[UserId, LinkId]):
 
     Attributes:
         account: The row.
-        key: What a link of this user is unique on.
+        key: The value on which a link of this user is unique.
         live: Whether it is live.
         blocked: Whether the reason of its removal forbids restoring it.
     """
@@ -79,7 +79,7 @@ class Failure:
     """Hold the facts of a database error: its meaning, and the objects that it names.
 
     Attributes:
-        trouble: What it means.
+        trouble: The meaning of the error.
         sqlstate: The database's code, if it gave one.
         schema: The schema of the table that a violation names, if it names one.
         table: That table.
@@ -135,9 +135,9 @@ class Obstacle(Generic[UserId, LinkId]):
         table: The name of the table, with the schema in which it was read.
         own_live: Whether a live row of the user's own can be seen.
         dead: Whether a dead row of the account can be seen that the index counts.
-        misspelt: Whether a row can be seen that the index counts, of another key that the table takes for the same.
-        snapshot: Whether the transaction keeps one snapshot, older than what refused the write.
-        rule: The doctor's rule by which the index blocks what the policy allows; ``None``: it blocks nothing.
+        misspelt: Whether a row can be seen that the index counts, with another key that the index treats as equal.
+        snapshot: Whether the transaction keeps one snapshot, so that it may not see the row that refused the write.
+        rule: The doctor's rule for an index that forbids what the policy allows, or ``None`` if it forbids nothing.
     """
 
     index: UniqueIndex | None

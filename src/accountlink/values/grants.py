@@ -15,17 +15,17 @@ from accountlink.values.secrecy import Concealed
 class Grant:
     """A snapshot of one stored grant. Fields whose column is not mapped are ``None``.
 
-    It holds no token and no credentials, and the grantee of one can be given it as it is.
+    It contains no token and no credentials, so that it can be sent to the grantee unchanged.
 
     Attributes:
         id: The grant's own id.
         grantor_id: The user who gives access.
         grantee_id: The user who has it; ``None`` as long as nobody has redeemed the token.
-        link_id: The linked account that it is about; ``None``: it is about none.
-        expires_at: When it ends at the latest, token and access alike; aware.
-        created_at: When it was issued, aware; for a grantee of a token with several uses, when that user redeemed it.
+        link_id: The id of the linked account that the grant is about, or ``None`` if it is about none.
+        expires_at: The moment when the token and the access expire, aware.
+        created_at: When it was issued, aware. One use of a token for several users is made when that user redeems it.
         redeemed_at: When it was redeemed, aware.
-        ended_at: When it was ended before its time, or found to have expired; aware.
+        ended_at: When it was ended before it expired, or marked as expired; aware.
     """
 
     id: Any
@@ -49,7 +49,7 @@ class _WithToken(NoTruth):
         """The token itself. It is stored nowhere and no later call returns it, so hand it on now.
 
         Raises:
-            AttributeError: On a copy that came out of a pickle: the token does not travel.
+            AttributeError: The grant is a copy from a pickle, which does not contain the token.
         """
         return self._token.reveal()
 
@@ -62,9 +62,9 @@ class IssuedGrant(_WithToken):
     Attributes:
         id: The grant's own id, by which its grantor can revoke it.
         grantor_id: The user who gives access.
-        link_id: The linked account that it is about; ``None``: it is about none.
-        expires_at: When it ends at the latest, token and access alike; aware.
-        max_uses: How many users can redeem the token.
+        link_id: The id of the linked account that the grant is about, or ``None`` if it is about none.
+        expires_at: The moment when the token and the access expire, aware.
+        max_uses: The number of users who can redeem the token.
     """
 
     code: ClassVar[str] = "grant_issued"

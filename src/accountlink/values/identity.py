@@ -22,10 +22,10 @@ class ProviderIdentity:
         account_id: The provider's stable, never reassigned id (OIDC ``sub``; Entra's ``oid.tid``; GitHub's numeric id).
             A whole number becomes its decimal text. Compared byte by byte: ``abc`` and ``ABC`` are two accounts.
         email: The address as the provider wrote it; an attribute, never proof of ownership. Empty text counts as none.
-        email_verified: The provider's own boolean, or ``None`` where it says nothing. The text ``"false"`` is refused.
+        email_verified: The provider's own boolean, or ``None`` if it sent none. The text ``"false"`` is refused.
         issuer: The issuer that vouched, where the protocol has one.
         display_name: A name to show.
-        claims: Whatever else the provider said; never stored by accountlink.
+        claims: The provider's other claims; accountlink never stores them.
 
     Raises:
         InvalidIdentity: From the constructor, naming the field; see :mod:`accountlink.values.text` for what is refused.

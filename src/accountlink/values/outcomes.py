@@ -112,7 +112,7 @@ class _OwnedByAnother(NoTruth):
         """The owner's user id, for the server's own log; never send it anywhere.
 
         Raises:
-            AttributeError: On a copy that came out of a pickle: the owner does not travel.
+            AttributeError: The conflict is a copy from a pickle, which does not contain the owner.
         """
         return self._owner.reveal()
 
@@ -125,9 +125,9 @@ class OwnershipConflict(_OwnedByAnother):
     Attributes:
         provider: The provider of the account.
         account_id: The account that the current user has just proved to control.
-        transfer_token: Proves, for this user only, that they control the account now; ``None`` without secrets, or for
-            a table that cannot tell one state of its rows from another (neither a ``version`` nor a ledger). Readable,
-            but it does not tell who the owner is.
+        transfer_token: A token that proves, for this user only, that they control the account now. ``None`` without
+            secrets, or for a table without a ``version`` column and a ledger, whose rows' states look alike. Its text
+            is readable, but does not say who the owner is.
         expires_at: When the transfer token ends, aware; ``None`` without a token.
     """
 
@@ -140,7 +140,7 @@ class OwnershipConflict(_OwnedByAnother):
     def redirect_url(self, base: str) -> str:
         """Return ``base?error=ownership_conflict#transfer_token=...``.
 
-        The token is in the fragment, which browsers keep from servers, logs and Referer headers; never in the query.
+        The token is in the fragment. Browsers do not send that to servers, so no log and no Referer header has it.
 
         Raises:
             ConfigurationError: ``base`` is no text, or has a fragment, white space or control characters.
@@ -200,8 +200,8 @@ class Transferred(NoTruth, Generic[UserId, LinkId]):
 
     Attributes:
         account: The row, as it is now.
-        previous_owner_id: Who had it: for the server, to let them know. A ``repr`` does not show it; encoders do, so do
-            not send the outcome itself to a browser.
+        previous_owner_id: The former owner's id, so that the server can inform them. A ``repr`` does not show it, but
+            encoders do: do not send the outcome itself to a browser.
     """
 
     code: ClassVar[str] = "transferred"

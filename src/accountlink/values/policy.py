@@ -17,16 +17,16 @@ class Key(Enum):
     ACCOUNT_ID = "account_id"
     """``(user_id, provider, account_id)``: a changed e-mail address updates the row."""
     EMAIL = "email"
-    """``(user_id, provider, e-mail in normal form)``: for tables that have no account id, or always keyed so."""
+    """``(user_id, provider, e-mail in normal form)``: for a table without an account id, or with this key already."""
 
 
 class Ownership(Enum):
     """Choose how many users may have one provider account."""
 
     EXCLUSIVE = "exclusive"
-    """At most one live owner anywhere; a second user is told of the conflict."""
+    """An account has at most one live owner; a second user gets a conflict."""
     PER_USER = "per_user"
-    """Each user may link it; unique within one user only."""
+    """Each user may link the account; links are unique within one user only."""
 
 
 class Removal(Enum):
@@ -43,10 +43,10 @@ class LinkPolicy:
     """Hold the rules of one table of links.
 
     Attributes:
-        key: What a link is unique on; ``Key.ACCOUNT_ID`` unless given.
-        ownership: Whether a provider account has one live owner or may have several; ``Ownership.EXCLUSIVE`` unless
-            given.
-        removal: What unlinking leaves behind; ``Removal.DELETE`` unless given: linking again makes a new row then.
+        key: The key on which a link is unique; ``Key.ACCOUNT_ID`` by default.
+        ownership: Whether a provider account has one live owner or may have several; ``Ownership.EXCLUSIVE`` by
+            default.
+        removal: Whether unlinking keeps the row. With the default, ``Removal.DELETE``, linking again makes a new row.
         blocked_reasons: Reasons of unlinking that forbid restoring (``{"fraud"}``); none unless given, and only with
             ``Removal.SOFT``.
 
