@@ -17,7 +17,7 @@ from accountlink.linking.events import link_events
 from accountlink.linking.statements import Shape, Statements
 from accountlink.transfers.statements import TransferStatements
 
-DIALECT: Final[Any] = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy's
+DIALECT: Final[Any] = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]  # SQLAlchemy's
 METADATA: Final = sa.MetaData()
 LINKS: Final = sa.Table(
     "links",
@@ -72,7 +72,7 @@ def finished(statement: Any) -> str:
     ``links.*`` are the columns that are read back, each under its role's name.
     """
     text = " ".join(str(statement.compile(dialect=DIALECT)).split())
-    text = re.sub(r"%\(al_(\w+)\)s::\w+", r":\1", text)
+    text = re.sub(r":al_(\w+?)(?:::\w+)?\b", r":\1", text)
     text = EXACTLY.sub(r"\1 IS EXACTLY \2", text)
     return ROW.sub(r"\1.*", re.sub(r" AS anon_\d+", "", text)).replace("( ", "(")
 
