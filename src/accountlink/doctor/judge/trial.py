@@ -32,6 +32,8 @@ class Bit:
     @property
     def plain(self) -> bool:
         """Whether model rows exhaust what it does."""
+        if self.part is not None and self.words.constant:
+            return True
         column = _bare(self.part, self.words.table)
         return self.words.plain if column is None else column.generated is None or self.words.plain
 
