@@ -1,4 +1,4 @@
-"""What the words of an expression tell before the database says what it comes to.
+"""Read from an expression's words what the database does not say: columns, mentioned values, and provability.
 
 Which columns it reads, which values it mentions, and whether model rows exhaust it: whether all that it can do shows at
 those values. Its meaning is the database's affair.
@@ -94,7 +94,7 @@ class Wording:
 
     @cached_property
     def plain(self) -> bool:
-        """Whether model rows exhaust it: it compares, joins conditions, and calls functions of a short list."""
+        """Whether model rows show all that it can do: it compares, joins conditions and calls a few known functions."""
         return all(each.plain_alone for each in (self, *self._generated))
 
     @cached_property
@@ -119,7 +119,7 @@ class Wording:
         return words[0].name if alone and (flag or words[0].kind is not Sort.WORD) else None
 
     def names(self, name: str) -> bool:
-        """Whether a name stands anywhere in it."""
+        """Say whether the expression contains a name."""
         return any(fold(token.name) == fold(name) for token in self.tokens)
 
     # -- tokens -------------------------------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ class Wording:
 
     @cached_property
     def named(self) -> Sequence[tuple[int, Column]]:
-        """Where columns are named: not as a type, not as a function, not before a dot."""
+        """The places that name a column, not a type, a function or the part before a dot."""
         return [
             (place, column)
             for place, token in enumerate(self.tokens)
@@ -172,7 +172,7 @@ class Wording:
         return tuple(found.values())
 
     def _is_text(self, token: Token) -> bool:
-        """Whether it is a text; SQLite takes a name in double quotes for one where no column has it."""
+        """Say whether a token is a text; SQLite takes a name in double quotes for one where no column has it."""
         quoted = token.kind is Sort.NAME and self.dialect == "sqlite" and token.text[0] == '"'
         return token.kind is Sort.STRING or (quoted and self._spelled(token.name) not in self._by_name)
 
@@ -207,7 +207,7 @@ class Wording:
         return any([self._code(after + n) for n in range(len(test))] == test for test in _NULL_TESTS)
 
     def _after(self, place: int) -> int:
-        """The place of what stands behind, outside of the parentheses that close here."""
+        """Return the next place after a token and the parentheses that close there."""
         place += 1
         while self._code(place) == ")":
             place += 1
@@ -228,7 +228,7 @@ class Wording:
         return code in _FUNCTIONS if called and code not in _LOGIC else code in _LOGIC
 
     def _castable(self, colons: int) -> bool:
-        """Whether what stands before ``::`` becomes a number, a boolean or a moment without fail."""
+        """Say whether the operand before ``::`` can be cast to a number, a boolean or a moment without an error."""
         before = self._operand_before(colons)
         literal = before >= 0 and self.tokens[before].kind in (Sort.STRING, Sort.NUMBER)
         return literal or self._code(before) in ("NULL", "TRUE", "FALSE") or self._whole(before)
@@ -240,7 +240,7 @@ class Wording:
         return place
 
     def _whole(self, place: int) -> bool:
-        """Whether a whole number stands at a place, or a column of such."""
+        """Say whether a place has a whole number, or a column of whole numbers."""
         if not 0 <= place < len(self.tokens):
             return False
         column = self._columns_at.get(place)
@@ -265,7 +265,7 @@ class Wording:
         return operator in _EQUALITY or operator == "||"
 
     def _joined(self, place: int) -> bool:
-        """Whether the tokens at a place and behind it are one operator."""
+        """Say whether the token at a place and the next one belong to one operator."""
         if not 0 <= place < len(self.tokens) - 1:
             return False
         one, other = self.tokens[place], self.tokens[place + 1]
@@ -273,7 +273,7 @@ class Wording:
         return signs and one.end == other.start
 
     def _leads(self, place: int) -> bool:
-        """Whether a minus is a sign, and takes nothing away."""
+        """Say whether a minus is the sign of a number, not a subtraction."""
         before = self._code(place - 1)
         return before in ("", "(", ",") or before in _LOGIC or (not before.isalnum() and before != ")")
 
