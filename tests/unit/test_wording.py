@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Final
 
 import pytest
@@ -176,3 +177,53 @@ def test_no_words_make_it_fail(dialect: str, text: str) -> None:
     assert words.columns <= {column.name for column in TABLE.columns}
     assert isinstance(words.plain, bool)
     assert isinstance(words.mentions, tuple)
+
+
+LARGE: Final = {
+    "brackets": "(" * 500 + "n" + ")" * 500,
+    "NOT": "NOT " * 5000 + "n",
+    "minus": "- " * 5000 + "n",
+    "conditions side by side": " AND ".join(["n = 1"] * 3000),
+    "comparisons of brackets": " AND ".join(["((n)) >= ((1))"] * 1000),
+    "texts": "account_id" + " || 'x'" * 5000,
+    "casts": "n" + "::text" * 5000,
+    "CASE": "CASE WHEN " * 3000 + "n",
+    "calls": "coalesce(" * 1000 + "n" + ")" * 1000,
+    "quotes": "'" * 20_001,
+    "comments": "/*" * 10_000,
+    "tests for NULL": "n" + " IS NULL" * 5000,
+    "a list": "n NOT IN (" + ", ".join(map(str, range(3000))) + ")",
+}
+
+
+@pytest.mark.parametrize("dialect", [PG, LITE])
+@pytest.mark.parametrize("case", LARGE)
+def test_an_expression_of_any_length_and_depth_is_read(case: str, dialect: str) -> None:
+    """However long or deep an expression is, reading it ends soon and never fails."""
+    start = time.process_time()
+    words = Wording(LARGE[case], TABLE, dialect)
+    assert words.columns <= {"n", "account_id"}
+    assert {type(value) for value in words.mentions} <= {int, str}
+    assert {bool} == {type(words.plain), type(words.constant)}
+    assert parts_of(LARGE[case], dialect) or case in ("quotes", "comments")
+    assert 2 > time.process_time() - start
+
+
+def test_generated_columns_that_read_each_other_are_read_once() -> None:
+    """SQLite lets generated columns read each other: a long chain of them costs no more than its length."""
+    chain = [Column(name="g0", type="text", kind=Kind.TEXT)]
+    for place in range(1, 60):
+        two = f"g{place - 1} || g{max(0, place - 2)}"
+        chain.append(Column(name=f"g{place}", type="text", kind=Kind.TEXT, generated=two))
+    words = Wording("g59", Table(schema=None, name="links", columns=tuple(chain)), LITE)
+    assert words.plain
+    assert frozenset(f"g{place}" for place in range(60)) == words.columns
+
+
+CONSTANTS: Final = {"7": True, "(- 7)": True, "(2 * '-7'::integer)": True, "abs(7)": False, "(n + 1)": False}
+
+
+@pytest.mark.parametrize("sql", CONSTANTS)
+def test_literals_and_operators_are_constant(sql: str) -> None:
+    """A function may do anything, and a column differs by row; all else has one value."""
+    assert CONSTANTS[sql] is Wording(sql, TABLE, PG).constant

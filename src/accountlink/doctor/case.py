@@ -1,4 +1,4 @@
-"""What the rules judge: what was asked, what the catalogue has, and what the rows say."""
+"""Collect the facts that the rules judge: the subject, the catalogue, and counts of rows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Duplicates:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rows:
-    """What the rows themselves say; empty where nobody looked.
+    """The counts of rows; empty where no rows were read.
 
     Attributes:
         duplicates: Rows that already break a need that nothing enforces.

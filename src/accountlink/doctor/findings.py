@@ -1,4 +1,4 @@
-"""What the doctor finds."""
+"""Define a finding of the doctor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ About = Need | Index | Column | RowPolicy | None
 
 
 class Severity(Enum):
-    """How sure, and how bad."""
+    """The severity of a finding."""
 
     ERROR = "error"
     """Links are refused, lost, doubled or shown to the wrong user."""
@@ -23,7 +23,7 @@ class Severity(Enum):
 
 
 class Remedy(Enum):
-    """What a migration does about a finding, in the order in which findings are told."""
+    """The action of a migration on a finding, in the order in which findings are reported."""
 
     BLOCKED = "none is written before people have done something"
     KEY = "it makes the key"

@@ -54,7 +54,7 @@ class Ignored:
         return cls(frozenset(patterns))
 
     def holds(self, finding: Finding) -> bool:
-        """Whether a finding is accepted."""
+        """Say whether a finding is accepted."""
         about = [finding.rule, *(f"{finding.rule}:{name}" for name in (finding.object, finding.table) if name)]
         return not self.patterns.isdisjoint(about)
 
@@ -120,7 +120,7 @@ def _is_about(case: Case, finding: Finding, need: Need) -> bool:
 
 
 def _serves(judgement: Judgement, need: Need) -> bool:
-    """Whether an index meets a need, or would if something about it were different."""
+    """Say whether an index meets a need, or would if something about it were different."""
     wide = set(need.columns) <= judgement.reads and judgement.enforces[need] is not Verdict.NO
     return need in judgement.causes or judgement.enforces[need] is Verdict.YES or wide
 

@@ -1,4 +1,4 @@
-"""What lies between an engine and its PostgreSQL server, found out by asking through it."""
+"""Find out whether a pooler lies between an engine and its PostgreSQL server, by queries through it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _GARBLED: Final = (LookupError, TypeError, ValueError)
 
 
 class Passage(Enum):
-    """What lies between an engine and its PostgreSQL server."""
+    """The kind of connection between an engine and its PostgreSQL server."""
 
     SAFE = "no statement of the engine's can be mistaken for another client's"
     MIXED = "server connections change hands between transactions, and statements keep their names there"
@@ -72,7 +72,7 @@ def _read(error: Exception) -> Failure:
 
 
 def _is_mixed(failure: Failure) -> bool:
-    """Whether an error is another client's statement met under a name of ours: ours were all new."""
+    """Say whether an error is another client's statement met under a name of ours: ours were all new."""
     return failure.sqlstate in _MIXED or failure.trouble is Trouble.STALE_PLAN
 
 
@@ -160,7 +160,7 @@ async def _another(engine: AsyncEngine, lines: list[Any], stack: AsyncExitStack)
 
 
 async def _shared(clients: Sequence[Client]) -> bool:
-    """Whether a server process serves several clients, or a client several server processes."""
+    """Say whether a server process serves several clients, or a client several server processes."""
     seen = [{client.first} for client in clients]
     everyone = range(len(clients))
 

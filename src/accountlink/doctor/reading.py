@@ -1,4 +1,4 @@
-"""What the doctor does to its own transaction: it cannot write, and does not wait for ever."""
+"""Bound the doctor's own transaction: it cannot write, and its statements have a time limit."""
 
 from __future__ import annotations
 

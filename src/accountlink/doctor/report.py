@@ -1,4 +1,4 @@
-"""What one look at a table came to."""
+"""Define the report of one look at a table."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from accountlink.errors import InvalidIdentity
 from accountlink.values.email import normalize_email
 
 _ODD_ADDRESSES: Final = 10_000
-"""How many addresses are brought into normal form here; a table with more of them has its finding anyway."""
+"""The number of addresses that are brought into normal form here; a table with more of them has its finding anyway."""
 _CAPITALS: Final = {"postgresql": "[A-Z]", "sqlite": "*[A-Z]*"}
 _NOT_PLAIN: Final = {"postgresql": "[^!-~]", "sqlite": "*[^!-~]*"}
 
@@ -62,7 +62,7 @@ class _Table:
         return marks
 
     def duplicates(self, connection: sa.Connection, need: Need) -> Duplicates:
-        """How many keys several rows share."""
+        """Count the keys that several rows share."""
         columns = [self._compared(name) for name in need.columns]
         there = [self._table.c[name].is_not(None) for name in need.columns]
         count = sa.func.count().label("n")
@@ -79,7 +79,7 @@ class _Table:
         return Duplicates(groups=int(found[0]), rows=int(found[1]))
 
     def _compared(self, name: str) -> sa.ColumnElement[Any]:
-        """A column as the key compares it: an address in the form that the repair will give it."""
+        """Return a column as the key compares it: an address in the form that the repair will give it."""
         column = self._table.c[name]
         if name != self._subject.normal:
             return column
@@ -87,11 +87,11 @@ class _Table:
         return sa.case((self._plain(column), lowered), else_=column)
 
     def _plain(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
-        """Whether an address needs ``lower()`` alone to be in normal form."""
+        """Say whether an address needs ``lower()`` alone to be in normal form."""
         return sa.and_(self._like(column, _CAPITALS), sa.not_(self._like(column, _NOT_PLAIN)))
 
     def out_of_form(self, connection: sa.Connection) -> tuple[int, int]:
-        """How many addresses need ``lower()`` alone to be in normal form, and how many need more."""
+        """Count the addresses that ``lower()`` alone brings into normal form, and those that need more."""
         if self._subject.normal is None:
             return 0, 0
         column = self._table.c[self._subject.normal]
@@ -109,7 +109,7 @@ class _Table:
         return sa.collate(text, "C").op("~", is_comparison=True)(sa.literal(pattern["postgresql"]))
 
     def nulls(self, connection: sa.Connection, names: list[str]) -> dict[str, int]:
-        """How many rows have NULL in a column."""
+        """Count the rows that have NULL in a column."""
         if not names:
             return {}
         counts = [(sa.func.count() - sa.func.count(self._table.c[name])).label(f"n{i}") for i, name in enumerate(names)]

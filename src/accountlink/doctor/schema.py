@@ -1,4 +1,4 @@
-"""What a database's catalogue says of one table, as plain values: storage reads them, the doctor's rules judge them."""
+"""Describe one table of a database's catalogue, as plain values that the rules judge."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import Enum
 
 
 class Kind(Enum):
-    """What a column holds, as far as keys and their comparison care."""
+    """The kind of value in a column, as far as it matters to comparison by keys."""
 
     TEXT = "text"
     """Of any length, or of at most :attr:`Column.length` characters."""
@@ -79,7 +79,7 @@ class IndexPart:
 
 
 class Owner(Enum):
-    """What an index belongs to, which decides how it is dropped."""
+    """The kind of object that an index belongs to, which decides how it is dropped."""
 
     NOTHING = "index"
     UNIQUE = "unique constraint"
@@ -188,7 +188,7 @@ class RowSecurity:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Partitioning:
-    """How a table is split.
+    """The partitioning of a table.
 
     Attributes:
         columns: The columns of the partition key.
@@ -201,12 +201,12 @@ class Partitioning:
     inherited: bool = False
 
     def spans(self, columns: Collection[str]) -> bool:
-        """Whether one unique index on these columns can span all partitions."""
+        """Say whether one unique index on these columns can span all partitions."""
         return not self.inherited and not self.expressions and set(self.columns) <= set(columns)
 
 
 class Relation(Enum):
-    """What a name stands for."""
+    """The kind of relation that a name stands for."""
 
     TABLE = "table"
     PARTITIONED = "partitioned table"
@@ -256,7 +256,7 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Catalogue:
-    """What was read.
+    """The facts read from a database's catalogue.
 
     Attributes:
         dialect: ``postgresql`` or ``sqlite``.

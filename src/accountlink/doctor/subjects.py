@@ -1,4 +1,4 @@
-"""What a mapping and its policy need of their table, in the database's own names."""
+"""State what a mapping and its policy need of their table, in the database's own names."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def mapping_of(target: object) -> Mapping:
     """Return the mapping behind what the doctor is asked about.
 
     Raises:
-        ConfigurationError: It has none.
+        ConfigurationError: The object has no mapping.
     """
     mapping = getattr(target, "mapping", target)
     if not isinstance(mapping, (AccountMapping, GrantMapping)):
@@ -46,7 +46,7 @@ def mapping_of(target: object) -> Mapping:
 
 
 def subject_of(mapping: Mapping, *, schema: str | None) -> Subject:
-    """Say what a mapping needs.
+    """Return what a mapping needs of its table.
 
     Args:
         mapping: The mapping.

@@ -1,4 +1,4 @@
-"""Judges a table's indexes by asking its database, all of them at once."""
+"""Judge all unique indexes of a table by asking its database."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def judge(connection: sa.Connection, subject: Subject, table: Table) -> tuple[Ju
     """Judge the unique indexes of a table that has all of the subject's columns.
 
     Args:
-        connection: A connection to the database that has the table. No row of that is read and nothing is written; the
-            transaction stays usable.
+        connection: A connection to the database that has the table. No row of the table is read and nothing is written.
+            The transaction stays usable.
         subject: What the table's rows must and may be.
         table: The table.
     """
@@ -29,7 +29,7 @@ def judge(connection: sa.Connection, subject: Subject, table: Table) -> tuple[Ju
 
 
 def judge_by(ask: Ask, subject: Subject, table: Table, *, dialect: str) -> tuple[Judgement, ...]:
-    """Judge the unique indexes of a table by a database that is asked in any way."""
+    """Judge the unique indexes of a table by the answers that ``ask`` returns."""
     trials = [
         Trial(subject=subject, table=table, index=index, dialect=dialect) for index in table.indexes if index.unique
     ]
@@ -39,7 +39,7 @@ def judge_by(ask: Ask, subject: Subject, table: Table, *, dialect: str) -> tuple
 def always_met(
     connection: sa.Connection, subject: Subject, table: Table, conditions: Collection[str]
 ) -> frozenset[str]:
-    """Say which conditions every row meets, as far as model rows prove it; only those that they can prove are asked."""
+    """Return the conditions that model rows prove to hold for every row of the table."""
     trials = [
         Trial(
             subject=subject,

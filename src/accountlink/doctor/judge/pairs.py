@@ -1,4 +1,4 @@
-"""Pairs of model rows, as few as show whatever an index can do.
+"""Make pairs of model rows: as few as show everything that an index can do.
 
 Each column has the values at which something can turn: the same and another, another spelling, ``NULL`` where it takes
 it, live and dead marks, and what the index's own expressions mention.
@@ -20,12 +20,12 @@ from accountlink.doctor.schema import Column, Kind, Table
 Given: TypeAlias = tuple[Value, ...]
 """A model row as values of :attr:`Pairs.columns`, in their order."""
 Options = list[tuple[Value, Value]]
-"""What a column may hold in the two rows of a pair."""
+"""The values that a column may hold in the two rows of a pair."""
 
 _MOST: Final = 20_000
-"""How many pairs are looked at; an index that would take more is not decided."""
+"""The largest number of pairs; an index that needs more stays undecided."""
 _TURNS: Final = 7
-"""How many values of one column are tried because an expression mentions them."""
+"""The largest number of mentioned values that are tried for one column."""
 _TEXTS: Final = (Kind.TEXT, Kind.PADDED, Kind.ENUM)
 _SECRETS: Final = ("access_token", "refresh_token", "token_hash")
 """Columns whose values differ between any two rows, unless there is none."""
@@ -33,7 +33,7 @@ _FORMS: Final = {
     Kind.MOMENT: re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}.*|-?infinity|epoch"),
     Kind.UUID: re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE),
 }
-"""What a text looks like that means a value of such a kind."""
+"""The form of a text that stands for a value of the kind."""
 _MOMENTS: Final = ("2001-02-03 04:05:06", "2002-03-04 05:06:07")
 _UUIDS: Final = ("6f9619ff-8b86-4011-b42d-00c04fc964ff", "7d444840-9dc0-41d1-b245-5ffdce74fad2")
 
@@ -82,7 +82,7 @@ class Pairs:
         return tuple(column for column in self._table.columns if column.name in wanted and column.generated is None)
 
     def equal_in(self, names: Collection[str]) -> Iterator[tuple[Given, Given]]:
-        """Pairs that are equal in some columns; those that accountlink does not write may hold anything."""
+        """Return pairs that are equal in some columns; columns of the application may hold any value."""
         choices = {}
         for column in self.columns:
             options = self._written(column) or self._of_application(column)
@@ -92,7 +92,7 @@ class Pairs:
         return self._all(choices)
 
     def as_written(self, *, alike: Collection[str]) -> Iterator[tuple[Given, Given]]:
-        """Pairs of rows as accountlink writes them: its own columns in any way, the others as a new row gets them.
+        """Return pairs of rows as accountlink writes them: other columns have the values that a new row gets.
 
         Args:
             alike: Columns in which only pairs that differ at most in case are wanted.
@@ -118,7 +118,7 @@ class Pairs:
     # -- values -------------------------------------------------------------------------------------------------------
 
     def _written(self, column: Column) -> Options:
-        """What a column that accountlink writes may hold; nothing for any other column."""
+        """Return the values of a column that accountlink writes; an empty list for any other column."""
         role, further = self._roles.get(column.name), self._turning(column)
         one, other = two_of(column)
         if role is None:
@@ -140,7 +140,7 @@ class Pairs:
         return list(dict.fromkeys([(one, one), (one, other), *spelt, *null, *turned, *run_together]))
 
     def _of_application(self, column: Column) -> Options:
-        """Whatever a column of the application may hold."""
+        """Return the values that a column of the application may hold."""
         if column.kind is Kind.BOOLEAN:
             return list(product(_states(column), _states(column)))
         values: list[Value] = [*two_of(column), *self._turning(column), *([None] if column.nullable else [])]
@@ -150,14 +150,14 @@ class Pairs:
         return list(product(each, each))
 
     def _by_default(self, column: Column) -> Options:
-        """What a new row gets in a column of the application; what only the application can give differs."""
+        """Return the values that new rows get in a column of the application; without a default, two that differ."""
         if column.nullable and (column.default is None or column.default.upper().startswith("NULL")):
             return [(None, None)]
         default = self._default(column)
         return [two_of(column) if default is None else (default, default)]
 
     def _default(self, column: Column) -> Value:
-        """The value that a column's default is, if it is one literal."""
+        """Return the value of a column's default, if the default is one literal."""
         if column.identity or column.default is None:
             return None
         text = Wording(column.default, self._table, self._dialect).literal
@@ -168,7 +168,7 @@ class Pairs:
         return text
 
     def _turning(self, column: Column) -> list[Value]:
-        """Values of a column's kind at which an expression may turn: those that it mentions."""
+        """Return the values that the expressions mention and the column can hold."""
         if column.name not in self._computed:
             return []
         mentioned = [value for expression in self._expressions for value in expression.mentions]
@@ -198,12 +198,12 @@ class Pairs:
 
 
 def same(a: Value, b: Value) -> bool:
-    """Whether two values of a column are equal, ``NULL`` included."""
+    """Say whether two values of a column are equal; ``NULL`` equals ``NULL``."""
     return type(a) is type(b) and a == b
 
 
 def folded(value: Value) -> Value:
-    """A text without its case."""
+    """Return a text without differences of case; any other value as it is."""
     return value.casefold() if isinstance(value, str) else value
 
 

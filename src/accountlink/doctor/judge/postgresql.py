@@ -1,4 +1,4 @@
-"""Asks PostgreSQL what an index makes of model rows: one query for all indexes of a table.
+"""Ask PostgreSQL what an index makes of model rows: one query for all indexes of a table.
 
 The rows are handed to it, no row of the table is read, and nothing is written. For an index on ``(provider,
 lower(account_id)) WHERE deleted_at IS NULL`` it is::
@@ -101,7 +101,7 @@ def _rows(trial: Trial) -> str:
 
 
 def _read(question: _Question, found: Sequence[Sequence[bool | int | str | None]]) -> Answers:
-    """Put the server's answers to their rows."""
+    """Return the server's answers by row."""
     trial, bits = question
     seen = {}
     for place, allowed, *rest in found:
@@ -165,5 +165,5 @@ def _type(column: Column) -> str:
 
 
 def _stands_in(column: Column) -> bool:
-    """Whether texts stand for its values: no two values of its type are known."""
+    """Say whether model rows hold texts in place of the column's own values, since none of its type are known."""
     return column.kind is Kind.OTHER and column.any_length not in _NUMBERS and column.generated is None

@@ -1,4 +1,4 @@
-"""Asks SQLite what an index makes of model rows, in a private database in memory.
+"""Ask SQLite what an index makes of model rows, in a private database in memory.
 
 The table's own statement runs there, without its triggers, and each row by itself passes through the table, so that the
 table's keys refuse none. The application's database is not touched.
@@ -55,7 +55,7 @@ def _refuse(*_: object) -> None:
 
 
 def _refuse_to_compare(_one: str, _other: str) -> int:
-    return 0  # which nobody asks for: what needs the collation is left out
+    return 0  # never used for a verdict: indexes that need the collation stay undecided
 
 
 class _Private:
@@ -85,7 +85,7 @@ class _Private:
         return None
 
     def _is_foreign(self, bit: Bit) -> bool:
-        """Whether it cannot be said of it here what it comes to."""
+        """Say whether the bit needs something that only the application's connection has."""
         words, table = bit.words, bit.words.table
         if bit.part is not None and bit.part.column is not None:
             return False

@@ -1,4 +1,4 @@
-"""What a table's rows must and may be, as plain values: storage makes them of a mapping and its policy."""
+"""Describe, as plain values, what a mapping and its policy demand of a table's rows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Need:
         live: Whether dead rows do not count.
         reason: What it protects, for people.
         key: Whether it is the policy's key or its ownership: an index that has it and more is a form of it.
-        absent: Columns whose ``NULL`` takes a row out: a grant that nobody has redeemed.
+        absent: Columns whose ``NULL`` takes a row out: a grant that has not been redeemed.
     """
 
     columns: tuple[str, ...]
@@ -99,7 +99,7 @@ class Subject:
         return " AND ".join([*marks, *([self.roles["active"]] if "active" in self.roles else [])])
 
     def is_live(self, row: Row) -> bool:
-        """Whether a row counts as a link."""
+        """Say whether a row counts as a live link."""
         deleted_at, active = self.roles.get("deleted_at"), self.roles.get("active")
         if deleted_at is not None and row[deleted_at] is not None:
             return False

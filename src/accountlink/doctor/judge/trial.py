@@ -1,4 +1,4 @@
-"""A trial of an index: its condition and its key in bits, the rows that it is tried with, and what came of them."""
+"""Define the trial of an index: its conditions and key parts, the model rows, and the database's answers."""
 
 from __future__ import annotations
 
@@ -31,14 +31,16 @@ class Bit:
 
     @property
     def plain(self) -> bool:
-        """Whether model rows exhaust what it does."""
+        """Whether model rows show all that it can do."""
+        if self.part is not None and self.words.constant:
+            return True
         column = _bare(self.part, self.words.table)
         return self.words.plain if column is None else column.generated is None or self.words.plain
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What the database made of one row.
+    """The database's answer for one row.
 
     Attributes:
         row: The row, its generated columns included.
@@ -54,7 +56,7 @@ class Seen:
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """What the database made of a trial's rows.
+    """The database's answers for the rows of a trial.
 
     Attributes:
         seen: What it made of each row.
@@ -69,7 +71,7 @@ class Answers:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What is to be asked about one index.
+    """The question about one index.
 
     Attributes:
         subject: What the table's rows must and may be.
@@ -161,7 +163,7 @@ class Trial:
 
 
 def _bare(part: IndexPart | None, table: Table) -> Column | None:
-    """The column that a part of a key is, if it is one."""
+    """Return the column that a key part consists of; ``None`` for an expression."""
     return None if part is None or part.column is None else table.column(part.column)
 
 
@@ -170,12 +172,12 @@ Ask: TypeAlias = Callable[[Sequence[Trial]], Sequence[Answers | None]]
 
 
 def quoted(name: str) -> str:
-    """A name as both databases take it, whatever it is."""
+    """Return a name in double quotes, as both databases take it."""
     doubled = name.replace('"', '""')
     return f'"{doubled}"'
 
 
 def completed(trial: Trial, given: Given, generated: Sequence[Value]) -> Row:
-    """A row by the names of its columns, with what the database computed."""
+    """Return a row by column name, with the generated columns."""
     names: Iterator[str] = (column.name for column in (*trial.columns, *trial.generated))
     return dict(zip(names, (*given, *generated), strict=True))

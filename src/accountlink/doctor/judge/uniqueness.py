@@ -1,4 +1,4 @@
-"""What a unique index makes of what a table's rows must and may be.
+"""Decide which pairs of rows a unique index refuses, and compare that with the policy.
 
 An index is judged by what it does, never by its name or its text: the database puts pairs of model rows through its
 condition and its key. Two rows that the policy forbids together must collide in some index; two rows that it allows
@@ -22,7 +22,7 @@ from accountlink.doctor.schema import Index
 
 
 class Verdict(Enum):
-    """Whether an index does something."""
+    """The answer to whether an index enforces a need."""
 
     YES = "yes"
     NO = "no"
@@ -38,7 +38,7 @@ class Cause(Enum):
 
 
 class Allowed(Enum):
-    """What kind of pair that the policy allows an index refuses; the worst first."""
+    """A kind of pair that the policy allows and an index refuses; the worst first."""
 
     LIVE = "two live rows"
     SPELLING = "two live rows that differ in spelling alone"
@@ -47,7 +47,7 @@ class Allowed(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """What a unique index does to the policy.
+    """The effect of a unique index on the policy.
 
     Attributes:
         index: The index.
@@ -55,7 +55,7 @@ class Judgement:
         causes: For a need that it reads the columns of and does not enforce, the one thing that keeps it from that, if
             it is one thing.
         refuses: The worst kind of pair that the policy allows and the index refuses.
-        undecided: Whether it could not be told of some allowed pair if the index refuses it.
+        undecided: Whether it is unknown for some allowed pair if the index refuses it.
         conditional: Whether its condition leaves out any row at all.
         counts_dead: Whether its condition may hold for a dead row.
         reads: The columns that its key reads.
@@ -87,7 +87,7 @@ class Judgement:
                 return "wrong-predicate" if self.conditional else "key-counts-deleted"
 
     def protects(self, need: Need) -> bool:
-        """Whether the need is met by this index as it is."""
+        """Say whether this index meets the need as it is."""
         return self.enforces[need] is Verdict.YES and self.index.valid and not self.index.deferrable
 
 
@@ -127,7 +127,7 @@ class Judge:
     # -- pairs --------------------------------------------------------------------------------------------------------
 
     def _seen(self, pairs: Iterable[tuple[Given, Given]]) -> Sequence[tuple[Seen, Seen]]:
-        """Pairs as the database has them, those of rows that the table's checks let in."""
+        """Return the database's answers for pairs of rows, without the rows that the table's checks refuse."""
         seen = self.answers.seen
         each = ((seen.get(first), seen.get(second)) for first, second in pairs)
         both = [(first, second) for first, second in each if first is not None and second is not None]
@@ -136,12 +136,12 @@ class Judge:
 
     @cached_property
     def _rows(self) -> Sequence[Seen]:
-        """All rows that there may be."""
+        """The answers for all model rows that the table's checks allow."""
         rows = self.answers.seen.values()
         return [row for row in rows if row.allowed] or [*rows]
 
     def _agree(self, number: int, first: Seen, second: Seen) -> bool | None:
-        """Whether a bit does not keep two rows apart; ``None``: it cannot be told."""
+        """Say whether a bit fails to keep two rows apart; ``None``: undecided."""
         if number not in self.answers.known:
             return None
         one, other = first.bits[number], second.bits[number]
@@ -159,7 +159,7 @@ class Judge:
         left_out: frozenset[int] = frozenset(),
         doubted: frozenset[int] = frozenset(),
     ) -> bool | None:
-        """Whether the index refuses two rows together; ``None``: it cannot be told.
+        """Say whether the index refuses two rows together; ``None``: undecided.
 
         Args:
             first: A row.
@@ -180,7 +180,7 @@ class Judge:
     # -- verdicts -----------------------------------------------------------------------------------------------------
 
     def _forbidden(self, need: Need, first: Row, second: Row) -> bool:
-        """Whether the need forbids the two rows together."""
+        """Say whether the need forbids the two rows together."""
         if any(first[name] is None or second[name] is None for name in need.absent):
             return False
         if not all(same(first[name], second[name]) for name in need.columns):
@@ -188,7 +188,7 @@ class Judge:
         return not need.live or (self._subject.is_live(first) and self._subject.is_live(second))
 
     def enforces(self, need: Need, left_out: frozenset[int] = frozenset()) -> tuple[Verdict, bool]:
-        """Whether the index enforces a need, and whether it would if no column of the need were ``NULL``."""
+        """Say whether the index enforces a need, and whether it would if no column of the need were ``NULL``."""
         only_null = False
         unproven = {n for n in self._open if (part := self._bits[n].part) is None or part.column not in need.columns}
         pairs = self._seen(self.trial.pairs.equal_in(need.columns))
@@ -211,7 +211,7 @@ class Judge:
         return Verdict.UNDECIDED if undecided else Verdict.YES, False
 
     def cause(self, need: Need) -> Cause | None:
-        """The one thing that keeps the index from enforcing a need."""
+        """Return the one reason why the index does not enforce a need, if there is exactly one."""
         if self.enforces(need)[1]:
             return Cause.NULL
         marks = {self._subject.roles[role] for role in ("deleted_at", "active") if role in self._subject.roles}
@@ -225,7 +225,7 @@ class Judge:
         return None
 
     def refuses(self) -> tuple[Allowed | None, bool]:
-        """The worst kind of allowed pair that the index refuses, and whether one was undecided."""
+        """Return the worst kind of allowed pair that the index refuses, and whether a pair was undecided."""
         refused_kinds: set[Allowed] = set()
         undecided = False
         for first, second in self._seen(self.trial.pairs.as_written(alike=self.trial.alike)):
@@ -252,13 +252,13 @@ class Judge:
         return Allowed.SPELLING if spelt_apart else Allowed.LIVE
 
     def is_conditional(self) -> bool:
-        """Whether the index leaves out any row, as far as can be told."""
+        """Say whether the index leaves out any row, or may do so."""
         conditions = [number for number, bit in enumerate(self._bits) if bit.part is None]
         doubted = (self._open | self._shifting).intersection(conditions)
         return bool(doubted) or any(row.bits[number] != 1 for row in self._rows for number in conditions)
 
     def counts_dead(self) -> bool:
-        """Whether the index may hold a dead row."""
+        """Say whether the index may hold a dead row."""
         conditions = [number for number, bit in enumerate(self._bits) if bit.part is None]
         sure = [number for number in conditions if number not in self._open | self._shifting]
         dead = (row for row in self._rows if not self._subject.is_live(row.row))

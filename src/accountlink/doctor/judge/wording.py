@@ -1,4 +1,4 @@
-"""What the words of an expression tell before the database says what it comes to.
+"""Read from an expression's words what the database does not say: columns, mentioned values, and provability.
 
 Which columns it reads, which values it mentions, and whether model rows exhaust it: whether all that it can do shows at
 those values. Its meaning is the database's affair.
@@ -7,7 +7,7 @@ those values. Its meaning is the database's affair.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
@@ -77,33 +77,41 @@ class Wording:
     @cached_property
     def columns(self) -> frozenset[str]:
         """The columns that it reads, those behind generated ones included; rather too many than too few."""
-        named = frozenset(column.name for _, column in self._named)
-        return named.union(*(each.columns for each in self._generated))
+        return frozenset(column.name for each in (self, *self._generated) for _, column in each.named)
 
     @cached_property
     def mentions(self) -> tuple[str | int, ...]:
-        """The texts and whole numbers that it mentions, each once."""
+        """The texts and whole numbers that it mentions, each once, those behind generated columns included."""
         found: list[str | int] = []
-        for token in self._tokens:
+        for token in (token for each in (self, *self._generated) for token in each.tokens):
             text = token.name
             if token.kind is Sort.NUMBER and _NUMBER.fullmatch(text):
                 found.append(int(text))
             elif self._is_text(token):
                 found += text[1:-1].split(",") if _LIST.fullmatch(text) else [text]
                 found += [int(text)] if _NUMBER.fullmatch(text) else []
-        return tuple(dict.fromkeys([*found, *(value for each in self._generated for value in each.mentions)]))
+        return tuple(dict.fromkeys(found))
 
     @cached_property
     def plain(self) -> bool:
-        """Whether model rows exhaust it: it compares, joins conditions, and calls functions of a short list."""
-        return all(self._is_plain(place) for place in range(len(self._tokens))) and all(
-            each.plain for each in self._generated
-        )
+        """Whether model rows show all that it can do: it compares, joins conditions and calls a few known functions."""
+        return all(each.plain_alone for each in (self, *self._generated))
+
+    @cached_property
+    def plain_alone(self) -> bool:
+        """Whether it is plain, whatever the generated columns that it reads do."""
+        return all(self._is_plain(place) for place in range(len(self.tokens)))
+
+    @cached_property
+    def constant(self) -> bool:
+        """Whether it has one value in every row: it has literals, operators and casts, and calls no function."""
+        literal = (Sort.NUMBER, Sort.STRING, Sort.SIGN)
+        return all(token.kind in literal or self._code(place - 1) == ":" for place, token in enumerate(self.tokens))
 
     @cached_property
     def literal(self) -> str | None:
         """The text of the one literal that it is, whatever that is cast to."""
-        words = [token for token in self._tokens if token.code not in "()"]
+        words = [token for token in self.tokens if token.code not in "()"]
         if not words or words[0].kind not in (Sort.STRING, Sort.NUMBER, Sort.WORD) or not self.plain:
             return None
         flag = words[0].code in ("TRUE", "FALSE")
@@ -111,13 +119,14 @@ class Wording:
         return words[0].name if alone and (flag or words[0].kind is not Sort.WORD) else None
 
     def names(self, name: str) -> bool:
-        """Whether a name stands anywhere in it."""
-        return any(fold(token.name) == fold(name) for token in self._tokens)
+        """Say whether the expression contains a name."""
+        return any(fold(token.name) == fold(name) for token in self.tokens)
 
     # -- tokens -------------------------------------------------------------------------------------------------------
 
     @cached_property
-    def _tokens(self) -> Sequence[Token]:
+    def tokens(self) -> Sequence[Token]:
+        """The tokens of its text."""
         sql = self.sql
         for column in self.table.columns if self.dialect == "postgresql" else ():
             if column.kind is Kind.ENUM:  # its type may be of any name, and needs no words here
@@ -132,14 +141,14 @@ class Wording:
         return fold(name) if self.dialect == "sqlite" else name
 
     def _code(self, place: int) -> str:
-        return self._tokens[place].code if 0 <= place < len(self._tokens) else ""
+        return self.tokens[place].code if 0 <= place < len(self.tokens) else ""
 
     @cached_property
-    def _named(self) -> Sequence[tuple[int, Column]]:
-        """Where columns are named: not as a type, not as a function, not before a dot."""
+    def named(self) -> Sequence[tuple[int, Column]]:
+        """The places that name a column, not a type, a function or the part before a dot."""
         return [
             (place, column)
-            for place, token in enumerate(self._tokens)
+            for place, token in enumerate(self.tokens)
             if token.kind in (Sort.WORD, Sort.NAME)
             and (column := self._by_name.get(self._spelled(token.name))) is not None
             and self._code(place - 1) != ":"
@@ -148,28 +157,34 @@ class Wording:
 
     @cached_property
     def _columns_at(self) -> Mapping[int, Column]:
-        return dict(self._named)
+        return dict(self.named)
 
-    @property
-    def _generated(self) -> Iterator[Wording]:
-        for _, column in self._named:
-            if column.generated is not None and column.generated != self.sql:
-                yield Wording(column.generated, self.table, self.dialect)
+    @cached_property
+    def _generated(self) -> Sequence[Wording]:
+        """The expressions of the generated columns that it reads, directly or through others, each once."""
+        found: dict[str, Wording] = {}
+        unread = [self]
+        while unread:
+            for _, column in unread.pop().named:
+                if column.generated is not None and column.name not in found:
+                    found[column.name] = Wording(column.generated, self.table, self.dialect)
+                    unread.append(found[column.name])
+        return tuple(found.values())
 
     def _is_text(self, token: Token) -> bool:
-        """Whether it is a text; SQLite takes a name in double quotes for one where no column has it."""
+        """Say whether a token is a text; SQLite takes a name in double quotes for one where no column has it."""
         quoted = token.kind is Sort.NAME and self.dialect == "sqlite" and token.text[0] == '"'
         return token.kind is Sort.STRING or (quoted and self._spelled(token.name) not in self._by_name)
 
     # -- what model rows exhaust ---------------------------------------------------------------------------------------
 
     def _is_plain(self, place: int) -> bool:
-        token = self._tokens[place]
+        token = self.tokens[place]
         if (column := self._columns_at.get(place)) is not None:
             return self._plain_column(place, column)
         if self._is_text(token):
-            touches = place > 0 and self._tokens[place - 1].end == token.start
-            prefixed = touches and self._tokens[place - 1].kind is Sort.WORD  # E'…', X'…'
+            touches = place > 0 and self.tokens[place - 1].end == token.start
+            prefixed = touches and self.tokens[place - 1].kind is Sort.WORD  # E'…', X'…'
             odd_list = token.name.startswith("{") and not _LIST.fullmatch(token.name)
             return not (prefixed or odd_list or (self.dialect == "postgresql" and "\\" in token.text))
         match token.kind:
@@ -192,7 +207,7 @@ class Wording:
         return any([self._code(after + n) for n in range(len(test))] == test for test in _NULL_TESTS)
 
     def _after(self, place: int) -> int:
-        """The place of what stands behind, outside of the parentheses that close here."""
+        """Return the next place after a token and the parentheses that close there."""
         place += 1
         while self._code(place) == ")":
             place += 1
@@ -213,9 +228,9 @@ class Wording:
         return code in _FUNCTIONS if called and code not in _LOGIC else code in _LOGIC
 
     def _castable(self, colons: int) -> bool:
-        """Whether what stands before ``::`` becomes a number, a boolean or a moment without fail."""
+        """Say whether the operand before ``::`` can be cast to a number, a boolean or a moment without an error."""
         before = self._operand_before(colons)
-        literal = before >= 0 and self._tokens[before].kind in (Sort.STRING, Sort.NUMBER)
+        literal = before >= 0 and self.tokens[before].kind in (Sort.STRING, Sort.NUMBER)
         return literal or self._code(before) in ("NULL", "TRUE", "FALSE") or self._whole(before)
 
     def _operand_before(self, place: int) -> int:
@@ -225,11 +240,11 @@ class Wording:
         return place
 
     def _whole(self, place: int) -> bool:
-        """Whether a whole number stands at a place, or a column of such."""
-        if not 0 <= place < len(self._tokens):
+        """Say whether a place has a whole number, or a column of whole numbers."""
+        if not 0 <= place < len(self.tokens):
             return False
         column = self._columns_at.get(place)
-        return column.kind is Kind.INTEGER if column else _NUMBER.fullmatch(self._tokens[place].name) is not None
+        return column.kind is Kind.INTEGER if column else _NUMBER.fullmatch(self.tokens[place].name) is not None
 
     def _plain_sign(self, place: int) -> bool:
         if self._code(place) in _BRACKETS:
@@ -239,26 +254,26 @@ class Wording:
             first -= 1
         while self._joined(last):
             last += 1
-        operator = "".join(token.text for token in self._tokens[first : last + 1])
+        operator = "".join(token.text for token in self.tokens[first : last + 1])
         if operator in _ORDER:  # beyond whole numbers, what lies between two values is not known
             before, after = self._operand_before(first), last + 1
             while self._code(after) in ("(", "-"):
                 after += 1
             return self._whole(before) and self._whole(after)
         if operator == "-":
-            return place + 1 < len(self._tokens) and self._tokens[place + 1].kind is Sort.NUMBER and self._leads(place)
+            return place + 1 < len(self.tokens) and self.tokens[place + 1].kind is Sort.NUMBER and self._leads(place)
         return operator in _EQUALITY or operator == "||"
 
     def _joined(self, place: int) -> bool:
-        """Whether the tokens at a place and behind it are one operator."""
-        if not 0 <= place < len(self._tokens) - 1:
+        """Say whether the token at a place and the next one belong to one operator."""
+        if not 0 <= place < len(self.tokens) - 1:
             return False
-        one, other = self._tokens[place], self._tokens[place + 1]
+        one, other = self.tokens[place], self.tokens[place + 1]
         signs = all(token.kind is Sort.SIGN and token.code not in _BRACKETS for token in (one, other))
         return signs and one.end == other.start
 
     def _leads(self, place: int) -> bool:
-        """Whether a minus is a sign, and takes nothing away."""
+        """Say whether a minus is the sign of a number, not a subtraction."""
         before = self._code(place - 1)
         return before in ("", "(", ",") or before in _LOGIC or (not before.isalnum() and before != ")")
 

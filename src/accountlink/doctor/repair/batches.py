@@ -12,13 +12,13 @@ from typing import Final
 from accountlink.doctor.repair.operations import Repair, Step
 
 _LOCK_TIMEOUT: Final = "'5s'"
-"""How long a statement waits for a lock while others may queue behind it."""
+"""The time that a statement waits for a lock while others may queue behind it."""
 _PATIENT: Final = re.compile(r"(CREATE (UNIQUE )?|DROP )INDEX CONCURRENTLY |SELECT pg_catalog\.set_config")
 """What waits without making anybody wait. A ``lock_timeout`` would only end it half-way, and leave an invalid index."""
 
 
 class Way(Enum):
-    """How the statements of a batch run."""
+    """The way in which the statements of a batch run."""
 
     TOGETHER = "in one transaction"
     ALONE = "each by itself, outside of a transaction"

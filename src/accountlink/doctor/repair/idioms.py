@@ -1,4 +1,4 @@
-"""What the two databases say differently in the same statement."""
+"""Write the parts of statements that differ between PostgreSQL and SQLite."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PRECISION: Final = re.compile(r"\(([0-5])\)")
 
 
 class PostgreSQL:
-    """How PostgreSQL says it."""
+    """The SQL of PostgreSQL."""
 
     false = "false"
 
@@ -69,7 +69,7 @@ class PostgreSQL:
 
 
 class SQLite:
-    """How SQLite says it."""
+    """The SQL of SQLite."""
 
     false = "0"
 

@@ -1,4 +1,4 @@
-"""What happens to the unique keys of a table, as values."""
+"""Define the changes to the unique keys of a table, as values."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class NewKey:
 
 @dataclass(frozen=True, kw_only=True)
 class Keys:
-    """What happens to the unique keys of a table.
+    """The changes to the unique keys of a table.
 
     Attributes:
         new: What is made, in order.
@@ -68,7 +68,7 @@ class Keys:
 
     @property
     def afterwards(self) -> tuple[Index, ...]:
-        """What goes after duplicates are settled."""
+        """The indexes to drop after duplicates are settled."""
         return tuple(index for index in self.old if index not in self.in_the_way)
 
     def change(self, index: Index) -> bool:

@@ -23,7 +23,7 @@ _ORDER: Final = (*Remedy, None)
 
 
 def judge_by_all(case: Case) -> tuple[Finding, ...]:
-    """Apply every rule; what keeps a whole table from being judged is told alone."""
+    """Apply every rule; a finding that keeps the table from being judged is reported alone."""
     found = [finding for find in RULES.values() for finding in find(case)]
     found.sort(key=lambda finding: _ORDER.index(finding.remedy))
     return tuple(finding for finding in found if finding.remedy is Remedy.BLOCKED) or tuple(found)

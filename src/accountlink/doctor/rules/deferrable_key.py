@@ -1,7 +1,7 @@
 """``deferrable-key``: a deferrable unique constraint.
 
 PostgreSQL refuses ``ON CONFLICT`` on a table that has one, whichever columns it is on, and a deferred check comes at
-COMMIT, when no outcome can be told any more.
+COMMIT, when no outcome can be returned any more.
 
 Source: PostgreSQL documentation, INSERT, "ON CONFLICT Clause".
 """

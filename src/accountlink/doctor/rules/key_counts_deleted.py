@@ -1,7 +1,7 @@
 """``key-counts-deleted``: a key that dead rows still occupy.
 
-What one user has disconnected then keeps the account from everybody else, and whatever inserts past accountlink fails
-with 23505 when its own row comes back.
+An account that one user has disconnected then cannot be linked by another user, and an INSERT without
+accountlink fails with 23505 when a user links an account again.
 """
 
 from __future__ import annotations
