@@ -86,8 +86,8 @@ class AccountLinker(Generic[UserId, LinkId]):
             each conflict, in the same transaction. :meth:`events` reads it. Without it there are no events.
         transfer_lifetime: How long a transfer token can be redeemed.
         lock_timeout: How long a transaction of accountlink's own waits for a lock, if the PostgreSQL server, role or
-            connection sets no ``lock_timeout`` itself; ``None`` waits without a limit. In a caller's transaction, and
-            on SQLite (``busy_timeout``), the connection's own setting decides.
+            connection sets no ``lock_timeout`` itself; ``None`` waits without a limit. In a caller's transaction, for
+            the lock of a whole table, and on SQLite (``busy_timeout``), the connection's own setting decides.
 
     Raises:
         ConfigurationError: The model or mapping cannot serve its policy, the secrets are unusable, or a table is not a

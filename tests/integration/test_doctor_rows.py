@@ -59,6 +59,25 @@ async def test_duplicates_are_counted_by_group_and_by_row(engine: AsyncEngine) -
     assert "3 rows too many" in of(report, "duplicates").message
 
 
+@pytest.mark.parametrize(
+    ("tokens", "fix"),
+    [
+        (("a", "a"), "Decide which row of each group is right, and change or delete the others."),
+        (("a", "b"), "Keep the newest row of each group, and end the others."),
+    ],
+)
+async def test_duplicates_of_grants_are_told_as_grants(engine: AsyncEngine, tokens: tuple[str, str], fix: str) -> None:
+    """No link updates a grant and no grant has a refresh token: the finding says what can be done about grants."""
+    grant = "(1, {}, '{}', '2026-01-01')"
+    doctors = ("NULL", "NULL") if tokens == ("a", "a") else ("2", "2")
+    rows = [grant.format(doctor, token) for doctor, token in zip(doctors, tokens, strict=True)]
+    columns = "patient_id, doctor_id, access_token, token_expires_at"
+    await make(engine, "grants-one", links(*rows, columns=columns))
+    found = of(await look_at(engine, "grants-one"), "duplicates")
+    assert fix == found.fix
+    assert "Links" not in found.message
+
+
 async def test_the_rows_of_two_owners_are_duplicates_where_ownership_is_exclusive(engine: AsyncEngine) -> None:
     """Two users with one account are a group under EXCLUSIVE, and none under PER_USER."""
     await make(engine, "exclusive", links("(1, 'acme', 'a')", "(2, 'acme', 'a')"))

@@ -251,6 +251,22 @@ async def test_a_rival_who_does_not_finish(database: Database, setting: str, sta
     assert state == caught.value.sqlstate
 
 
+async def test_a_migration_that_locks_the_table(database: Database) -> None:
+    """F06: the server waits for a table before the call's own limit is set, so only the connection's limit ends it."""
+    tables = shared_tables(EXCLUSIVE)
+    await create(database.engine(), tables.metadata)
+    unlimited = tables.linker(lock_timeout=None)
+    async with database.engine().begin() as migration:
+        await migration.exec_driver_sql("LOCK TABLE connections IN ACCESS EXCLUSIVE MODE")
+        async with asyncio.timeout(5):
+            with pytest.raises(StoreBusy) as caught:
+                await unlimited.link(patient(database, lock_timeout="100ms"), user_id=1, identity=identity())
+        assert "55P03" == caught.value.sqlstate
+        limited = tables.linker(lock_timeout=timedelta(milliseconds=100))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(limited.link(database.engine(), user_id=1, identity=identity()), 1)
+
+
 async def test_an_owner_whose_row_is_locked_does_not_hold_a_conflict_up(database: Database) -> None:
     """A conflict is read, not waited for: the owner's locked row answers at once."""
     engine = database.engine()
