@@ -25,7 +25,7 @@ CORE = Statements(AccountMapping(Connection, policy=Connection.__link_policy__))
 
 
 class Case(enum.Enum):
-    """What a call meets, and so what it must answer."""
+    """Name the situations that a call meets, each with its own answer."""
 
     FIRST = "first link"
     RELINK = "relink"

@@ -1,4 +1,4 @@
-"""What the benchmarks stand on: a server, the tables that all contestants share, and the library over them."""
+"""Build the ground of the benchmarks: a server, the tables that all contestants share, and the library over them."""
 
 import platform
 from collections.abc import AsyncIterator, Iterator

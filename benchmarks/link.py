@@ -1,4 +1,4 @@
-"""What linking costs, against a hand-written upsert on the same server.
+"""Measure the cost of linking, against a hand-written upsert on the same server.
 
     python -m benchmarks.link
 
@@ -54,7 +54,7 @@ class Aim:
 
     @property
     def verdict(self) -> str:
-        """Whether it is met; a limit inside the spread is decided by no single run."""
+        """The answer to whether the limit is met; a limit inside the spread is decided by no single run."""
         if self.measured.high <= self.limit:
             return "met"
         return "NOT met" if self.measured.low > self.limit else "undecided"

@@ -1,4 +1,4 @@
-"""What a batch of calls cost, and how the costs of two contestants compare."""
+"""Hold the cost of a batch of calls, and compare the costs of two contestants."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from statistics import median
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What one batch cost per call, in seconds."""
+    """Hold the cost per call of one batch, in seconds."""
 
     wall: float
     cpu: float
@@ -30,7 +30,7 @@ Sitting = tuple[Sequence[Batch], Sequence[Batch]]
 
 
 def compared(sittings: Sequence[Sitting], cost: Callable[[Batch], float]) -> Spread:
-    """How many times the second contestant's cost the first one has, each ratio taken within its round."""
+    """Return the first contestant's cost as a multiple of the second's, each ratio taken within its round."""
     medians = [median(cost(one) / cost(two) for one, two in zip(own, other, strict=True)) for own, other in sittings]
     return Spread(median=median(medians), low=min(medians), high=max(medians))
 

@@ -1,4 +1,4 @@
-"""What reading the outbox costs, against a reader written by hand on the same server.
+"""Measure the cost of reading the outbox, against a reader written by hand on the same server.
 
     python -m benchmarks.outbox
 

@@ -1,4 +1,4 @@
-"""What every verb costs, beside the same by hand.
+"""Measure the cost of every verb, beside the same by hand.
 
     python -m benchmarks.verbs
 

@@ -68,7 +68,7 @@ async def _upsert(connection: "asyncpg.Connection[asyncpg.Record]", task: Task) 
 
 
 async def first(connection: "asyncpg.Connection[asyncpg.Record]", task: Task) -> None:
-    """Link an account that nobody has."""
+    """Link an account that no user has."""
     assert await _upsert(connection, task) == (True, True)
 
 

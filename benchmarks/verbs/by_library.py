@@ -28,7 +28,7 @@ async def _link(engine: AsyncEngine, task: Task) -> Change | None:
 
 
 async def first(engine: AsyncEngine, task: Task) -> None:
-    """Link an account that nobody has."""
+    """Link an account that no user has."""
     assert await _link(engine, task) is Change.CREATED
 
 

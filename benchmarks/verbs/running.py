@@ -39,7 +39,7 @@ class Contestants:
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """What one call takes.
+    """Hold the counts of one call.
 
     Attributes:
         statements: What the server executes, BEGIN and COMMIT included.

@@ -28,7 +28,7 @@ RETURNING id, user_id, account_id
 
 
 class Verb(enum.Enum):
-    """What is done, and what it meets."""
+    """Name the tasks: the verb that is called, and the state that it meets."""
 
     FIRST = "link, first"
     RELINK = "link, again"

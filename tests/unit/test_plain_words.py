@@ -19,8 +19,6 @@ _LEANING: Final = ("The same",)
 """The first words of a docstring that can be understood only after another one."""
 _QUESTIONS: Final = (*_LEANING, "What ", "How ")
 """The first words of a docstring that asks a question, or names a thing without a verb."""
-_WIDER: Final = ("doctor", "cli", "testing")
-"""The folders of the library whose docstrings may still begin with a question."""
 
 
 def files() -> Iterator[Path]:
@@ -38,11 +36,9 @@ def lines_about_people(text: str) -> list[int]:
 
 
 def modules_without_questions() -> Iterator[Path]:
-    """Give each module of the library whose docstrings may not begin with a question."""
-    library = ROOT / "src" / "accountlink"
-    for path in sorted(library.rglob("*.py")):
-        if path.relative_to(library).parts[0] not in _WIDER:
-            yield path
+    """Give each module of the library and of the benchmarks: their docstrings may not begin with a question."""
+    for folder in ("src", "benchmarks"):
+        yield from sorted((ROOT / folder).rglob("*.py"))
 
 
 def docstrings_that_begin(source: str, openings: tuple[str, ...] = _LEANING) -> list[int]:
@@ -73,7 +69,7 @@ def test_every_docstring_stands_alone() -> None:
 
 
 def test_no_docstring_begins_with_a_question() -> None:
-    """A docstring of the library begins with a verb, or at least not with "What" or "How"."""
+    """A docstring of the library or the benchmarks begins with a verb, or at least not with "What" or "How"."""
     found = [
         f"{name_of(path)}:{line}"
         for path in modules_without_questions()
@@ -110,11 +106,14 @@ def test_a_question_is_found() -> None:
     assert [2] == docstrings_that_begin(source, _QUESTIONS)
 
 
-def test_the_search_for_questions_reads_the_public_classes() -> None:
-    """The search for questions reads the modules that users read first, and leaves the named folders out."""
+def test_the_search_for_questions_reads_every_folder() -> None:
+    """The search for questions reads every folder, and the modules that users read first."""
     searched = {name_of(path) for path in modules_without_questions()}
-    assert {"src/accountlink/linker.py", "src/accountlink/values/outcomes.py"} <= searched
-    assert set() == {name for name in searched if name.startswith(tuple(f"src/accountlink/{each}/" for each in _WIDER))}
+    expected = {
+        "src/accountlink/linker.py", "src/accountlink/values/outcomes.py", "src/accountlink/doctor/repair/sqlite.py",
+        "src/accountlink/cli/doctor.py", "src/accountlink/testing/__init__.py", "benchmarks/link.py",
+    }  # fmt: skip
+    assert set() == expected - searched
 
 
 def test_a_leaning_docstring_is_found() -> None:

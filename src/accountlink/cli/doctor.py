@@ -23,7 +23,7 @@ from accountlink.doctor.repair.script import sql_script
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """What the command was asked for.
+    """Hold the command's arguments.
 
     Attributes:
         apps: What to look at: ``module:attribute`` of linkers or mappings.

@@ -18,9 +18,9 @@ ASYNC: Final = {
     "postgresql": "postgresql+asyncpg://",
     "sqlite": "sqlite+aiosqlite://",
 }
-"""What to write for each database; ``postgres`` is how many hosts spell it."""
+"""The prefix to write for each database; many hosts spell PostgreSQL ``postgres``."""
 _TRUE: Final = ("true", "t", "yes", "y", "on", "1")
-"""What SQLAlchemy takes for yes in a URL."""
+"""The words that SQLAlchemy takes for yes in a URL."""
 _IN_MEMORY: Final = "file::memory:"
 
 
@@ -47,7 +47,7 @@ def read_url(text: str) -> URL:
 
 
 def is_plain(text: str) -> bool:
-    """Whether a URL may be repeated: it has neither a password nor options, which may hold one."""
+    """Say whether a URL may be repeated: it has neither a password nor options, which may hold one."""
     url = make_url(text)
     return url.password is None and not url.query
 
@@ -103,7 +103,7 @@ def _is_uri(url: URL) -> bool:
 
 
 def has_file(url: URL) -> bool:
-    """Whether it is an SQLite database with a file, and not one in memory, however that is written."""
+    """Say whether a URL names an SQLite database with a file, and not one in memory, however that is written."""
     if url.get_backend_name() != "sqlite" or url.database in {None, "", ":memory:"}:
         return False
     if not _is_uri(url):

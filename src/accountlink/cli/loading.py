@@ -22,7 +22,7 @@ from accountlink.tables.arguments import mapping_of as mapping_of_model
 from accountlink.tables.mixin import LinkedAccountMixin
 
 _FUNCTIONS: Final = (FunctionType, MethodType, type(cache(lambda: None)))
-"""What is called to get what it returns; an engine made once is often behind ``functools.cache``."""
+"""The types that are called for the value that they return; an engine made once is often behind ``functools.cache``."""
 _DONE: Final = {"Import": "imported", "Read": "read", "Call": "called"}
 
 

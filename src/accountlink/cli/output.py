@@ -15,19 +15,19 @@ from rich.table import Table
 from rich.text import Text
 
 WIDTH = 100
-"""Where plain text is wrapped."""
+"""The width at which plain text is wrapped."""
 _INDENT = "   "
 
 
 class Stream(Enum):
-    """Where to."""
+    """Name the streams that a text may go to."""
 
     OUT = "stdout"
     ERROR = "stderr"
 
 
 class Output(Protocol):
-    """Where a command's text goes."""
+    """Write a command's text to a stream."""
 
     def heading(self, text: str) -> None:
         """Begin a part."""

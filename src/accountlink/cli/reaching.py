@@ -26,7 +26,7 @@ from accountlink.errors import AccountLinkError, StoreBusy, StoreUnavailable
 from accountlink.values.facts import Failure, Trouble
 
 _ADAPTED: Final = re.compile(r"^(?:\([\w.]+\) )?<class '[\w.]+'>: ")
-"""How SQLAlchemy's asyncpg adapter begins a message: with the class of the error below."""
+"""The beginning of a message of SQLAlchemy's asyncpg adapter: the class of the error below."""
 _CHECK: Final = "Check the URL, that the server answers, and what the role may do."
 _AGAIN: Final = (
     "Run the doctor again when nothing holds the table, such as a migration that is under way, or with more time."

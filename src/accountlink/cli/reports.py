@@ -1,4 +1,4 @@
-"""How the doctor's findings are printed: one small function for each format, behind one interface."""
+"""Print the doctor's findings: one small function for each format, behind one interface."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ _NAMES: Final = {"postgresql": "PostgreSQL", "sqlite": "SQLite"}
 
 @dataclass(frozen=True, kw_only=True)
 class Examined:
-    """What the command came to.
+    """Hold the command's result.
 
     Attributes:
         tables: The tables that were looked at.

@@ -39,7 +39,7 @@ except ModuleNotFoundError as error:
 
 _WIDTH: Final = 88
 _WATCHED: Final = "accountlink.doctor"
-"""Where a metadata says what to look at: it names its database, and outlives no test."""
+"""The key in ``MetaData.info`` under which the watched tables stand: there they cannot outlive their metadata."""
 _KEYS: Final = (ops.CreateIndexOp, ops.DropIndexOp, ops.CreateUniqueConstraintOp, ops.DropConstraintOp)
 
 
@@ -83,7 +83,7 @@ class FindingOp(ops.MigrateOperation):
 
 
 class RepairOp(ops.OpContainer):
-    """What the doctor found in one table, and the migration that repairs it."""
+    """Hold the doctor's findings about one table, and the migration that repairs it."""
 
     def __init__(self, report: Report) -> None:
         super().__init__([FindingOp(finding) for finding in report.findings])
@@ -95,7 +95,7 @@ class RepairOp(ops.OpContainer):
 
 
 class UndoOp(ops.MigrateOperation):
-    """What takes a repair back."""
+    """Take a repair back, in the migration's ``downgrade``."""
 
     def __init__(self, report: Report) -> None:
         self.report = report

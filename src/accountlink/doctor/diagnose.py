@@ -23,7 +23,9 @@ from accountlink.errors import ConfigurationError
 async def diagnose(
     engine: AsyncEngine, linker: object, *, look: Look = Look.EVERYTHING, ignore: Collection[str] = ()
 ) -> list[Finding]:
-    """Find what blocks or fails to protect links: in the table's schema, and on the way to it. Changes nothing.
+    """Find the faults that block links or leave them unprotected, in the table's schema and on the way to it.
+
+    Nothing is changed.
 
     Args:
         engine: The application's own engine, since its role and its settings are looked at too.
@@ -32,11 +34,12 @@ async def diagnose(
             table, however long that takes; ``Look.CATALOGUE`` takes a few milliseconds, as a health endpoint wants it.
         ignore: Findings that were accepted: ``rule``, or ``rule:name`` for those about one object or one table. That
             the table itself, or a column of it, is missing is always told, and so is an engine whose answers may be
-            somebody else's.
+            those of another client.
 
     Returns:
-        The findings; empty when nothing is wrong. An engine whose answers may be somebody else's
-        (``unsafe-pooling`` behind a pooler) gives that finding alone, since nothing else that it says can be relied on.
+        The findings; empty when nothing is wrong. An engine whose answers may be those of another
+        client (``unsafe-pooling`` behind a pooler) gives that finding alone, since nothing else that it says can be
+        relied on.
 
     Raises:
         ConfigurationError: Not an engine, nothing that has a mapping, no rule of such a name, or a role that may not
@@ -46,8 +49,7 @@ async def diagnose(
         StoreUnavailable: The database cannot be reached. psycopg does not tell this from a server that refuses the
             role or its password.
         sqlalchemy.exc.DBAPIError: Any other answer of the database, as SQLAlchemy raised it, without parameters.
-        asyncpg.PostgresError: The same with SQLAlchemy 2.0, where the server refuses the role, its password or the
-            database.
+        asyncpg.PostgresError: With SQLAlchemy 2.0, the server refuses the role, its password or the database.
     """
     given: object = engine
     if not isinstance(given, AsyncEngine):

@@ -26,7 +26,7 @@ from accountlink.doctor.subjects import mapping_of, subject_of
 from accountlink.errors import ConfigurationError
 
 _ELSEWHERE: Final = (Relation.VIEW, Relation.FOREIGN)
-"""What has no keys of its own."""
+"""The relations that have no keys of their own."""
 
 
 class Look(Enum):

@@ -10,7 +10,7 @@ from accountlink.doctor.judge.subject import Need
 from accountlink.doctor.schema import Column, Index, RowPolicy
 
 About = Need | Index | Column | RowPolicy | None
-"""What a finding is about, as the doctor has it; ``None``: the table as a whole, or the way to it."""
+"""The object that a finding is about, as the doctor has it; ``None`` means the whole table, or the way to it."""
 
 
 class Severity(Enum):

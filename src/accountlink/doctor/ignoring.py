@@ -1,4 +1,4 @@
-"""What a team has accepted: such findings are not reported, and nothing is written that would repair them."""
+"""Leave out the findings that a team has accepted: they are not reported, and no migration repairs them."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Ignored:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rest:
-    """What a migration may still touch.
+    """Hold the part of a table's case that a migration may still touch.
 
     Attributes:
         case: The table, without the needs and the rows that accepted findings are about.

@@ -26,7 +26,7 @@ _MIXED: Final = ("42P05", "26000")
 """A statement of that name exists already, or none does: to a connection that made the name up just now."""
 
 _GARBLED: Final = (LookupError, TypeError, ValueError)
-"""What a driver's set-up raises that was given the rows of another client's statement."""
+"""The errors of a driver's set-up that was given the rows of another client's statement."""
 
 
 class Passage(Enum):
@@ -58,7 +58,10 @@ async def observe(engine: AsyncEngine) -> Passage | Failure:
 
 
 def _errors(engine: AsyncEngine) -> tuple[type[Exception], ...]:
-    """What may be raised here, where the driver is also asked directly, without SQLAlchemy around its errors."""
+    """Return the errors that a look at the passage may raise.
+
+    The driver is also asked directly, without SQLAlchemy around its errors.
+    """
     driver: Any = engine.dialect.loaded_dbapi
     return (*violations.FAILURES, driver.Error, WrongRow)
 

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 LOCK_TIMEOUT: Final = "5s"
 """The server reads an index's definition, and a row, only under a lock, which waits behind a migration's."""
 STATEMENT_TIMEOUT: Final = "10s"
-"""What each question about the catalogue may take; one about the rows reads the whole table."""
+"""The time that each question about the catalogue may take; one about the rows reads the whole table."""
 
 _BOUND: Final = sa.text("""
     SELECT pg_catalog.set_config(CAST(:name AS pg_catalog.text), CAST(:value AS pg_catalog.text), true)

@@ -41,7 +41,7 @@ PRIVATE = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
 
 
 class NotProven(Exception):
-    """The provider did not vouch for anybody, or not in an answer to the question that was asked."""
+    """The provider did not vouch for a person, or not in an answer to the question that was asked."""
 
 
 class Backend:
@@ -168,12 +168,12 @@ class Backend:
         )
 
     async def _proven(self, request: Request) -> tuple[ProviderIdentity, TokenSet]:
-        """Return what the provider vouches for, and the tokens that it gave with it.
+        """Return the identity that the provider vouches for, and the tokens that came with it.
 
         Raises:
             NotProven: The user declined, the answer came from another issuer (RFC 9207), state, nonce or
-                PKCE did not fit, or the ID token is not a valid one for this application. What the provider
-                says about it goes nowhere: anybody can put text into this URL.
+                PKCE did not fit, or the ID token is not a valid one for this application. The
+                provider's text about it is dropped: every visitor can put text into this URL.
         """
         if request.query_params.get("iss") != self._issuer:
             raise NotProven

@@ -20,7 +20,7 @@ class User(Base):
 
 
 class Connection(LinkedAccountMixin, Base):
-    """A provider account of one user; nobody else can have it at the same time."""
+    """Hold a provider account of one user; no other user can have it at the same time."""
 
     __tablename__ = "accountlink_demo_connections"
     __link_policy__ = LinkPolicy(key=Key.ACCOUNT_ID, ownership=Ownership.EXCLUSIVE, removal=Removal.SOFT)

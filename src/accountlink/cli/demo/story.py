@@ -121,7 +121,7 @@ async def _link(output: Output, stage: Stage, person: Person, *, expected: Chang
 
 
 async def _conflict(output: Output, stage: Stage, person: Person) -> str:
-    """Let the person connect an account that is somebody else's: told so, given a token, and nothing is touched."""
+    """Let the person connect an account of another user: they are told so and given a token, and nothing is touched."""
     owners_row = await _only_row(stage)
     await person.sign_in()
     arrived = await person.connect()

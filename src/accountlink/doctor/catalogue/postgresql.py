@@ -41,7 +41,7 @@ _KINDS: Final = {
 }
 _BITS: Final = {"int2": 16, "int4": 32, "int8": 64}
 _NAME_LENGTH: Final = 63
-"""What the type ``name`` keeps of a text; the rest it drops without a word."""
+"""The length in bytes to which PostgreSQL's type ``name`` cuts a text, without a warning."""
 _OWNERS: Final = {"p": Owner.PRIMARY, "u": Owner.UNIQUE, "x": Owner.EXCLUSION}
 _COMMANDS: Final = {"*": "ALL", "r": "SELECT", "a": "INSERT", "w": "UPDATE", "d": "DELETE"}
 _ON_DELETE: Final = {"a": "NO ACTION", "r": "RESTRICT", "c": "CASCADE", "n": "SET NULL", "d": "SET DEFAULT"}
@@ -161,7 +161,10 @@ def _index(row: dict[str, Any]) -> Index:
 
 
 def _definition(row: dict[str, Any]) -> str | None:
-    """What makes it again. Of a partitioned table the server writes ``ON ONLY``, which leaves the partitions out."""
+    """Return the statement that makes an index again.
+
+    For a partitioned table the server writes ``ON ONLY``. That would leave the partitions out, so it is removed.
+    """
     definition: str | None = row["definition"]
     if definition is None or not row["spans"]:
         return definition

@@ -65,7 +65,10 @@ FIND: Final = sa.text("""
     sa.bindparam("schema", type_=sa.String()),
     sa.bindparam("names", type_=sa.String()),
 )
-"""Where the name leads, who asks, and what is taken; ``oid`` is null where no table has the name."""
+"""The question about the table that a name leads to, the role that asks, and the names that are taken.
+
+Its ``oid`` is null where no table has the name.
+"""
 
 
 _COLUMNS: Final = """

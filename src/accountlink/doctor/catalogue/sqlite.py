@@ -23,7 +23,10 @@ _KINDS: Final = (
     (re.compile(r"INT"), Kind.INTEGER),
     (re.compile(r"CHAR|CLOB|TEXT|UUID"), Kind.TEXT),
 )
-"""What is found first counts: names that SQLite does not know, then its own rules ("Datatypes", 3.1)."""
+"""The kind of a declared type, by the first pattern that fits it.
+
+First come names that SQLite does not know, then its own rules ("Datatypes", 3.1).
+"""
 
 _FIND: Final = """
     SELECT type, name, sql FROM {schema}.sqlite_master WHERE type IN ('table', 'view') AND name = ? COLLATE NOCASE
@@ -168,7 +171,10 @@ def _column(row: Any, ddl: TableDDL, alias: str | None) -> Column:  # a row
 
 
 def _exact(collation: str | None) -> bool:
-    """Whether only equal texts compare as equal: nobody can know of a collation that the application defines."""
+    """Say whether a collation is known to compare only equal texts as equal.
+
+    Of a collation that the application defines, this is not known.
+    """
     return collation is None or fold(collation) == "binary"
 
 

@@ -1,4 +1,4 @@
-"""What SQLite keeps of a table or index only as the statement that made it: read, and rewritten.
+"""Read and rewrite the statement that made a table or an index, where SQLite keeps a property only there.
 
 Source: SQLite documentation, "CREATE TABLE" and "CREATE INDEX"; the grammar in parse.y, which lets commas between a
 table's constraints be left out.
@@ -44,7 +44,7 @@ class Key:
 
 @dataclass(kw_only=True, slots=True)
 class TableDDL:
-    """What a ``CREATE TABLE`` says beyond the pragmas; columns by their folded names.
+    """Hold the properties that a ``CREATE TABLE`` states and no pragma tells; columns stand by their folded names.
 
     Attributes:
         keys: Its ``UNIQUE`` and ``PRIMARY KEY`` clauses.
@@ -62,13 +62,13 @@ class TableDDL:
 
     @property
     def without_rowid(self) -> bool:
-        """Whether the table has no rowid."""
+        """The answer to whether the table has no rowid."""
         return "WITHOUT ROWID" in self.options
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexDDL:
-    """What a ``CREATE INDEX`` says beyond the pragmas.
+    """Hold the properties that a ``CREATE INDEX`` states and no pragma tells.
 
     Attributes:
         parts: Its parts, without the collation and direction of each.
@@ -153,7 +153,7 @@ def renamed(table_sql: str, new_name: str) -> str:
 
 
 def _name_place(tokens: Sequence[Token]) -> int:
-    """Where the table's name stands; the list of columns opens right after it."""
+    """Return the place of the table's name; the list of columns opens right after it."""
     codes = [token.code for token in tokens]
     place = 2 if codes[1:2] in (["TEMP"], ["TEMPORARY"]) else 1
     if codes[:1] != ["CREATE"] or codes[place : place + 1] != ["TABLE"]:
@@ -208,7 +208,7 @@ def _key(tokens: Sequence[Token], place: int, earliest: int, column: str | None)
 
 
 def _inside(tokens: Sequence[Token], opening: int) -> Sequence[Token]:
-    """What stands in the parentheses that open at a place, if any open there."""
+    """Return the tokens in the parentheses that open at a place, or none if no parenthesis opens there."""
     if opening >= len(tokens) or tokens[opening].code != "(":
         return ()
     return tokens[opening + 1 : closing(tokens, opening)]

@@ -26,7 +26,7 @@ _LOOSE: Final = frozenset({"OR", "BETWEEN", "CASE"})
 
 
 class Kind(Enum):
-    """What a token is."""
+    """Name the kinds of a token."""
 
     WORD = auto()
     """A keyword or an unquoted name."""
@@ -47,7 +47,7 @@ class Token(NamedTuple):
 
     @property
     def code(self) -> str:
-        """What it is compared by with keywords and signs; what is quoted has its quotes, and equals none."""
+        """The token in upper case, to compare with keywords and signs; a quoted one keeps its quotes and equals none."""
         return self.text.upper()
 
     @property

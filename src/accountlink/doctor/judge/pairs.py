@@ -68,7 +68,7 @@ class Pairs:
         self._roles = {name: role for role, name in subject.roles.items()}
         self._mentions_more = False
         self.cut_short = False
-        """Whether some pairs were left out, because there are too many."""
+        """The answer to whether some pairs were left out, because there are too many."""
 
     @cached_property
     def columns(self) -> tuple[Column, ...]:

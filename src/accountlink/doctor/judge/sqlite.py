@@ -151,7 +151,10 @@ def _value(bit: Bit) -> str:
 
 
 def _place(name: str, bit: Bit, foreign: frozenset[str]) -> str:
-    """Where a value of a key stands among the others; under a collation that is not here, byte by byte."""
+    """Return the SQL for the place of a key's value among the others.
+
+    A collation that this connection does not have is left out, so that values are compared byte by byte.
+    """
     if bit.part is None:
         return name
     order = "" if _collation(bit.part.order) in foreign else bit.part.order

@@ -31,7 +31,7 @@ class Bit:
 
     @property
     def plain(self) -> bool:
-        """Whether model rows show all that it can do."""
+        """The answer to whether model rows show all that this bit can do."""
         if self.part is not None and self.words.constant:
             return True
         column = _bare(self.part, self.words.table)

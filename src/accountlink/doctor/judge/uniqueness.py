@@ -30,7 +30,7 @@ class Verdict(Enum):
 
 
 class Cause(Enum):
-    """Why an index that reads a need's columns does not enforce it."""
+    """Name the reasons why an index that reads a need's columns does not enforce the need."""
 
     NULL = "its columns take NULL, which it never refuses"
     CONDITION = "its condition leaves live rows out"

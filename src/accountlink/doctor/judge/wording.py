@@ -94,17 +94,23 @@ class Wording:
 
     @cached_property
     def plain(self) -> bool:
-        """Whether model rows show all that it can do: it compares, joins conditions and calls a few known functions."""
+        """The answer to whether model rows show all that the words can do.
+
+        Such words compare, join conditions and call a few known functions.
+        """
         return all(each.plain_alone for each in (self, *self._generated))
 
     @cached_property
     def plain_alone(self) -> bool:
-        """Whether it is plain, whatever the generated columns that it reads do."""
+        """The answer to whether the words are plain, whatever the generated columns that they read do."""
         return all(self._is_plain(place) for place in range(len(self.tokens)))
 
     @cached_property
     def constant(self) -> bool:
-        """Whether it has one value in every row: it has literals, operators and casts, and calls no function."""
+        """The answer to whether the words have one value in every row.
+
+        Such words have literals, operators and casts, and call no function.
+        """
         literal = (Sort.NUMBER, Sort.STRING, Sort.SIGN)
         return all(token.kind in literal or self._code(place - 1) == ":" for place, token in enumerate(self.tokens))
 

@@ -14,7 +14,10 @@ from accountlink.doctor.repair.operations import Repair, Step
 _LOCK_TIMEOUT: Final = "'5s'"
 """The time that a statement waits for a lock while others may queue behind it."""
 _PATIENT: Final = re.compile(r"(CREATE (UNIQUE )?|DROP )INDEX CONCURRENTLY |SELECT pg_catalog\.set_config")
-"""What waits without making anybody wait. A ``lock_timeout`` would only end it half-way, and leave an invalid index."""
+"""The statements that wait without making other transactions wait.
+
+A ``lock_timeout`` would only end such a statement half-way, and leave an invalid index.
+"""
 
 
 class Way(Enum):

@@ -11,7 +11,7 @@ from accountlink.doctor.schema import Column, Kind
 
 _WITHOUT_ZONE: Final = "without time zone"
 _PRECISION: Final = re.compile(r"\(([0-5])\)")
-"""What a moment is rounded to; six digits, as where nothing is said, are microseconds."""
+"""The digits that a moment is rounded to; a type that states none has six, which are microseconds."""
 
 
 class PostgreSQL:

@@ -1,4 +1,4 @@
-"""What settling writes into rows, and which unique indexes that can meet in between."""
+"""Give the values that settling writes into rows, and the unique indexes that these can meet in between."""
 
 from __future__ import annotations
 

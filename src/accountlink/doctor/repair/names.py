@@ -23,7 +23,7 @@ _DIALECTS: Final[dict[str, Callable[..., sa.Dialect]]] = {"postgresql": postgres
 
 
 class Names:
-    """How one table and what belongs to it are written.
+    """Write the names of one table and of the objects that belong to it.
 
     The schema is written where the mapping or the connection names one, and where the table is in another one than
     ``public``. Elsewhere names stay as the application writes them, since its search path found the table so.

@@ -15,7 +15,7 @@ _RUN: Final = {
     "sqlite": "sqlite3 -bail database.db < this-file.sql",
 }
 _STOPPING: Final = {"sqlite": (".bail on",)}
-"""What makes the program itself stop at the first error, however it was called."""
+"""The lines that make the program itself stop at the first error, whatever options it was called with."""
 _TITLES: Final = {"postgresql": "PostgreSQL", "sqlite": "SQLite"}
 _BEGIN: Final = {"postgresql": "BEGIN", "sqlite": "BEGIN IMMEDIATE"}
 _HEADERS: Final = {

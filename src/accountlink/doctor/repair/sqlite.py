@@ -25,7 +25,7 @@ class KeyWriter:
 
     @property
     def anew(self) -> bool:
-        """Whether the table itself must be built anew, since a key that goes is written in its own SQL."""
+        """The answer to whether the table itself must be built anew, since a key that goes stands in its own SQL."""
         return self._own_sql != self._table.sql
 
     def dropped(self) -> Iterator[Step]:

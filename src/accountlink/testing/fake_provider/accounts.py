@@ -1,4 +1,4 @@
-"""Who may sign in at the fake provider, and which applications may ask."""
+"""Hold the accounts that may sign in at the fake provider, and the applications that may ask."""
 
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
@@ -54,7 +54,7 @@ class Directory:
         self.signed_in: str | None = None
 
     def choose(self, *, login_hint: str | None, silent: bool) -> Account | None:
-        """Return who answers an authorization request, or ``None`` when that is nobody.
+        """Return the account that answers an authorization request, or ``None`` when none does.
 
         Args:
             login_hint: A subject or an e-mail. It chooses, as a person would at the provider's own page.

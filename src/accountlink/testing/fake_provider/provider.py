@@ -99,7 +99,7 @@ class FakeProvider:
 
     @property
     def server_metadata_url(self) -> str:
-        """Where the discovery document is."""
+        """The URL of the discovery document."""
         return f"{self.issuer}/.well-known/openid-configuration"
 
     def add_client(self, client_id: str, *, client_secret: str, redirect_uris: Iterable[str]) -> None:
@@ -146,7 +146,7 @@ class FakeProvider:
         return account
 
     def sign_in_as(self, subject: str | None) -> None:
-        """Let this person answer every authorization request that has no ``login_hint``; ``None``: nobody.
+        """Let this person, or with ``None`` no person, answer every authorization request that has no ``login_hint``.
 
         Raises:
             ValueError: There is no such account.

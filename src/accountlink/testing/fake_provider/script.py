@@ -13,7 +13,7 @@ ForgeIdToken = Callable[[dict[str, Any]], dict[str, Any] | str]
 
 
 class Lost(Enum):
-    """Where the connection breaks. The client sees the same error in both cases."""
+    """Name the moments when the connection breaks. The client sees the same error in both cases."""
 
     REQUEST = "request"
     """Before the provider has done anything."""
