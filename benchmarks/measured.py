@@ -36,5 +36,5 @@ def compared(sittings: Sequence[Sitting], cost: Callable[[Batch], float]) -> Spr
 
 
 def typical(sittings: Sequence[Sequence[Batch]], cost: Callable[[Batch], float]) -> float:
-    """The median cost of a call over all sittings, in microseconds."""
+    """Return the median cost of a call over all sittings, in microseconds."""
     return median(cost(batch) for sitting in sittings for batch in sitting) * 1e6

@@ -88,7 +88,7 @@ class Reader:
         self.cpu.append((time.process_time() - cpu) / self.events)
 
     def beside(self, floor: "Reader") -> str:
-        """This reader's figures, beside those of the one that was written by hand."""
+        """Return this reader's figures, beside those of the one that was written by hand."""
         wall = median(mine / theirs for mine, theirs in zip(self.wall, floor.wall, strict=True))
         cpu = median(self.cpu) * 1e6
         return (

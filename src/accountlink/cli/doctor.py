@@ -40,7 +40,10 @@ class Order:
     url_from_environment: bool = False
 
     def emitting(self) -> str:
-        """The command that writes the migration, with these options; a URL that may hold a secret is left to people."""
+        """Return the command that writes the migration, with these options.
+
+        A URL that may hold a secret is written as ``URL``, for people to fill in.
+        """
         words = ["accountlink", "doctor"]
         for app in self.apps:
             words += ["--app", app]

@@ -50,7 +50,7 @@ Show = Callable[[Examined, Stream], None]
 
 
 def show_table(examined: Examined, stream: Stream) -> None:
-    """For people: each finding's head, message and remedy, then a summary; drawn on a terminal, plain elsewhere."""
+    """Show people each finding's head, message and remedy, then a summary; drawn on a terminal, plain elsewhere."""
     output: Output = output_for_terminal() if stream is Stream.OUT else PlainOutput(stream)
     heads = aligned([_head(finding) for finding in examined.findings]) if examined.findings else []
     for finding, head in zip(examined.findings, heads, strict=True):
@@ -66,7 +66,7 @@ def show_table(examined: Examined, stream: Stream) -> None:
 
 
 def show_json(examined: Examined, stream: Stream) -> None:
-    """For programs: one JSON object."""
+    """Write one JSON object, for programs."""
     findings = [
         {
             "rule": finding.rule,
@@ -83,7 +83,7 @@ def show_json(examined: Examined, stream: Stream) -> None:
 
 
 def show_github(examined: Examined, stream: Stream) -> None:
-    """For GitHub Actions: an annotation for each finding, then a summary.
+    """Write an annotation for each finding, then a summary, for GitHub Actions.
 
     Source: https://docs.github.com/en/actions/reference/workflows-and-actions/workflow-commands; what is escaped, and
     how, is in ``packages/core/src/command.ts`` of github.com/actions/toolkit.

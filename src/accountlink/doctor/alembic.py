@@ -132,7 +132,7 @@ def _watched(context: AutogenContext) -> Iterator[tuple[Mapping, frozenset[str]]
 
 
 def _touched(report: Report) -> set[str]:
-    """The names of indexes and constraints that the repair makes, drops or renames."""
+    """Return the names of indexes and constraints that the repair makes, drops or renames."""
     steps = report.repair.steps
     found = {finding.object for finding in report.findings if steps and finding.object is not None}
     return found.union(*(step.names for step in steps))
@@ -171,7 +171,7 @@ def _render_undo(context: AutogenContext, op: UndoOp) -> str:
 
 
 def _block(context: AutogenContext, comments: list[str], lines: list[str]) -> str:
-    """One text: Alembic's printer would indent only the first of a statement's lines."""
+    """Return one text: Alembic's printer would indent only the first of a statement's lines."""
     if any("sa.DDL(" in line for line in lines):
         context.imports.add("import sqlalchemy as sa")
     return "\n".join((*comments, *(lines or ["pass"])))

@@ -139,7 +139,7 @@ def _tag() -> str:
 
 
 def _names(tag: str) -> str:
-    """A statement that asks for its own name; without a name it is not listed."""
+    """Return a statement that asks for its own name; without a name it is not listed."""
     return f"SELECT '{tag}', name FROM pg_prepared_statements WHERE strpos(statement, '{tag}') > 0"  # noqa: S608
 
 

@@ -85,7 +85,7 @@ def examine(
 
 
 def _conditions(table: Table) -> set[str]:
-    """The conditions on the rows that row-level security shows to the role that looks."""
+    """Return the conditions on the rows that row-level security shows to the role that looks."""
     security = table.row_security
     return {policy.using for policy in security.policies if policy.using is not None} if security.active else set()
 

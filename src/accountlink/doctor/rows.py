@@ -39,7 +39,7 @@ def ask_rows(connection: sa.Connection, case: Case) -> Rows:
 
 
 def _nullable_keys(case: Case) -> list[str]:
-    """Columns of unmet needs that take NULL."""
+    """Return the columns of unmet needs that take NULL."""
     names = {name for need in case.subject.needs if not case.protected(need) for name in need.columns}
     return sorted(column.name for column in case.table.columns if column.name in names and column.nullable)
 

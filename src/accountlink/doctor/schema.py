@@ -250,7 +250,7 @@ class Table:
     without_rowid: bool = False
 
     def column(self, name: str) -> Column | None:
-        """The column of this name, if there is one."""
+        """Return the column of this name, or ``None`` if there is none."""
         return next((column for column in self.columns if column.name == name), None)
 
 

@@ -127,7 +127,7 @@ def _bits(mapping: Mapping) -> dict[str, int]:
 
 
 def _declared(table: sa.Table) -> tuple[Declared, ...]:
-    """The unique keys that the model declares with names and over plain columns."""
+    """Return the unique keys that the model declares with names and over plain columns."""
     declared: list[Declared] = []
     for index in table.indexes:
         columns = [part for part in index.expressions if isinstance(part, sa.Column)]

@@ -99,7 +99,7 @@ def _relation(kind: str, partition: bool) -> Relation:  # noqa: FBT001  (two fie
 
 
 def _never_null(conditions: Iterable[str]) -> frozenset[str]:
-    """The names that conditions, each of which holds for every row, say ``IS NOT NULL`` of."""
+    """Return the names of the columns that conditions, each true for every row, say ``IS NOT NULL`` of."""
     scanned = (tokens.scan(tokens.POSTGRESQL, condition) for condition in conditions)
     return frozenset().union(*map(tokens.never_null, scanned))
 

@@ -141,7 +141,7 @@ def _parsed(kind: str, sql: str) -> tuple[Relation, TableDDL]:
 
 
 def _rowid_alias(columns: Sequence[Any], parts: Sequence[Any]) -> str | None:
-    """The column that is the rowid: the one ``INTEGER PRIMARY KEY`` for which there is no index.
+    """Return the column that is the rowid: the one ``INTEGER PRIMARY KEY`` for which there is no index.
 
     In a table without rowids there is one, and for ``INTEGER PRIMARY KEY DESC``, by an old mistake that SQLite keeps.
     """
@@ -212,7 +212,7 @@ def _order(collation: str) -> str:
 
 
 def _constraint(parts: Sequence[IndexPart], owner: Owner, ddl: TableDDL) -> str | None:
-    """The name of the constraint that an automatic index belongs to, where the statement gives it one."""
+    """Return the name of the constraint that an automatic index belongs to, where the statement gives it one."""
     columns = [fold(part.sql) for part in parts]
     names = (
         key.name

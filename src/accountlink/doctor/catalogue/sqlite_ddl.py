@@ -19,7 +19,7 @@ _NO_TABLE: Final = "This is not a CREATE TABLE statement with a list of columns.
 
 
 def fold(name: str) -> str:
-    """A name as SQLite compares names: by case only beyond ASCII."""
+    """Return a name as SQLite compares it: upper and lower case differ only beyond ASCII."""
     return name.translate(_LOWER)
 
 
@@ -169,7 +169,7 @@ def _name_place(tokens: Sequence[Token]) -> int:
 
 
 def _items(tokens: Sequence[Token], opening: int, end: int) -> Iterator[tuple[int, int]]:
-    """The first and last place of each item between the commas of the list of columns."""
+    """Return the first and last place of each item between the commas of the list of columns."""
     first = opening + 1
     for item in split(tokens[first:end], ","):
         yield first, first + len(item) - 1
@@ -215,7 +215,7 @@ def _inside(tokens: Sequence[Token], opening: int) -> Sequence[Token]:
 
 
 def _bare(part: Sequence[Token]) -> Sequence[Token]:
-    """An index's part without what orders it and how it compares, which the pragma tells."""
+    """Return an index's part without its order and its collation, which the pragma tells."""
     codes = [token.code for token in part]
     if codes[-2:] in (["NULLS", "FIRST"], ["NULLS", "LAST"]):
         part, codes = part[:-2], codes[:-2]

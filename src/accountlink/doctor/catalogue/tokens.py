@@ -47,7 +47,7 @@ class Token(NamedTuple):
 
     @property
     def code(self) -> str:
-        """The token in upper case, to compare with keywords and signs; a quoted one keeps its quotes and equals none."""
+        """The token in upper case, to compare with keywords and signs; a quoted one keeps its quotes."""
         return self.text.upper()
 
     @property

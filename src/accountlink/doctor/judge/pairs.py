@@ -208,7 +208,7 @@ def folded(value: Value) -> Value:
 
 
 def two_of(column: Column) -> tuple[Value, Value]:
-    """Two values of a column's kind that differ, unless it has but one."""
+    """Return two different values of a column's kind, or its only value twice."""
     match column.kind:
         case Kind.ENUM if column.labels:
             return column.labels[0], column.labels[-1]

@@ -61,7 +61,7 @@ def _ask_alone(connection: sa.Connection, trial: Trial) -> Answers | None:
 
 
 def _all(trial: Trial) -> tuple[int, ...]:
-    """The numbers of the bits that can be asked about: what puts values in order must be known."""
+    """Return the numbers of the bits that can be asked about: each condition, and each part with a known order."""
     return tuple(n for n, bit in enumerate(trial.bits) if bit.part is None or bit.part.order)
 
 

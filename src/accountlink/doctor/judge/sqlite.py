@@ -137,7 +137,7 @@ class _Private:
 
 
 def _fillers(trial: Trial) -> list[Column]:
-    """Columns that no index reads; a generated column may need them."""
+    """Give the columns that no index reads; a generated column may need them."""
     asked = {column.name for column in trial.columns}
     return [
         column
@@ -166,5 +166,5 @@ def _collation(order: str) -> str:
 
 
 def _stored(column: Column, value: Value) -> Value | bytes:
-    """A value as the column takes it, also in a STRICT table."""
+    """Return a value as the column takes it, also in a STRICT table."""
     return str(value).encode() if value is not None and "BLOB" in column.type.upper() else value
