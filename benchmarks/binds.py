@@ -42,12 +42,12 @@ TITLES = {
 CORE_ANSWERS = {"created": Case.FIRST, "updated": Case.RELINK, "conflict": Case.CONFLICT}
 Bind = AsyncEngine | AsyncConnection | AsyncSession
 Link = Callable[[int, str], Awaitable[Case]]
-"""Links a user to an account id of one provider, and says what it met."""
+"""The type of a function that links a user to an account id of one provider, and returns the case that it met."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contestant:
-    """One way of linking."""
+    """Describe one way of linking."""
 
     name: str
     link: Link

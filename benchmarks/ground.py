@@ -23,11 +23,11 @@ from tests.support.postgres import run_server
 
 
 class Base(DeclarativeBase):
-    """The benchmarks' own metadata."""
+    """Hold the benchmarks' own metadata."""
 
 
 class Connection(LinkedAccountMixin, Base):
-    """The table of links; each contestant has provider accounts of its own in it."""
+    """Map the table of links; each contestant has provider accounts of its own in it."""
 
     __tablename__ = "accountlink_benchmark"
     __link_policy__ = LinkPolicy(key=Key.ACCOUNT_ID, ownership=Ownership.EXCLUSIVE, removal=Removal.SOFT)

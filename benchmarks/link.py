@@ -33,7 +33,7 @@ ACCOUNTS = 32  # as many of each contestant are linked again in turn
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One line of the result."""
+    """Describe one line of the result."""
 
     contestant: str
     case: str
@@ -46,7 +46,7 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Aim:
-    """A bound that the library sets itself, and the worst case that was measured."""
+    """Describe a bound that the library sets itself, and the worst case that was measured."""
 
     title: str
     limit: float
@@ -64,7 +64,7 @@ class Aim:
 
 
 class Course:
-    """Gives out calls, each account with a user of its own, and sees that every call meets what it should."""
+    """Give out calls, each account with a user of its own, and check that every call meets the expected state."""
 
     def __init__(self, run: str) -> None:
         self._run = run

@@ -15,7 +15,7 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """A ratio: the median of the sittings, and the lowest and highest of them."""
+    """Hold a ratio: the median of the sittings, and the lowest and highest of them."""
 
     median: float
     low: float

@@ -35,18 +35,18 @@ from accountlink import (
 from tests.support.postgres import run_server
 
 ROUNDS = 30
-"""Rounds that are counted; the first few, in which statements are prepared, are not."""
+"""The rounds that are counted; the first few, in which statements are prepared, are not."""
 WARM = 8
 SINGLE = 10
-"""Events that are read one by one in a round."""
+"""The events that are read one by one in a round."""
 
 
 class Base(DeclarativeBase):
-    """The benchmark's own metadata."""
+    """Hold the benchmark's own metadata."""
 
 
 class Connection(LinkedAccountMixin, Base):
-    """The table whose events are read."""
+    """Map the table whose events are read."""
 
     __tablename__ = "connections"
     __link_policy__ = LinkPolicy(ownership=Ownership.EXCLUSIVE, removal=Removal.SOFT)
@@ -71,7 +71,7 @@ DELETE = "DELETE FROM accountlink_events WHERE id = ANY($1::bigint[])"
 
 @dataclass
 class Reader:
-    """One way of reading, and what it took in each round."""
+    """Hold one way of reading, and its cost in each round."""
 
     name: str
     events: int

@@ -24,7 +24,7 @@ from benchmarks.verbs.tasks import Verb
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One line of the result."""
+    """Describe one line of the result."""
 
     verb: str
     wall_us: float

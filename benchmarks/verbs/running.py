@@ -17,14 +17,14 @@ from tests.support.compilations import Compilations
 from tests.support.wire import WireProxy
 
 WARM = 8
-"""Calls after which statements, plans and caches have settled."""
+"""The calls after which statements, plans and caches have settled."""
 COUNTED = 8
 Call = Callable[[Verb, Task], Awaitable[None]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contestants:
-    """Both ways of doing a verb, each on one connection of its own; and what compiles the library's statements."""
+    """Hold both ways of doing a verb, each on one connection of its own; and what compiles the library's statements."""
 
     hand: Call
     library: Call

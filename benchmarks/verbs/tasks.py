@@ -43,7 +43,7 @@ class Verb(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One call.
+    """Describe one call.
 
     Attributes:
         user_id: Who calls.
@@ -66,7 +66,7 @@ def sign(text: str) -> str:
 
 
 class Tasks:
-    """Makes tasks; each meets rows of its own, which are made here, before anything is timed."""
+    """Make tasks; each meets rows of its own, which are made here, before anything is timed."""
 
     def __init__(self, run: str, engine: AsyncEngine, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
         self._run = run

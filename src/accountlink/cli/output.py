@@ -43,7 +43,7 @@ class Output(Protocol):
 
 
 class PlainOutput:
-    """Plain text, for pipes, logs and people who set NO_COLOR."""
+    """Write plain text, for pipes, logs and people who set NO_COLOR."""
 
     def __init__(self, stream: Stream = Stream.OUT) -> None:
         self._stream = stream
@@ -71,7 +71,7 @@ class PlainOutput:
 
 
 class RichOutput:
-    """Colours and a drawn table, for a terminal."""
+    """Write colours and a drawn table, for a terminal."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

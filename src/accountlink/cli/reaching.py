@@ -35,7 +35,7 @@ _AGAIN: Final = (
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """A way to a database.
+    """Describe a way to a database.
 
     Attributes:
         url: The URL that names the database in messages.

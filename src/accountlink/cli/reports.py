@@ -33,7 +33,7 @@ class Examined:
 
     @property
     def summary(self) -> str:
-        """One line for people."""
+        """The summary for people, in one line."""
         where = f"{', '.join(self.tables)} ({_NAMES.get(self.dialect, self.dialect)})"
         ignored = f", {self.ignored} ignored" if self.ignored else ""
         if not self.findings:
@@ -46,7 +46,7 @@ class Examined:
 
 
 Show = Callable[[Examined, Stream], None]
-"""Prints what was found, to a stream."""
+"""The type of a function that prints the findings to a stream."""
 
 
 def show_table(examined: Examined, stream: Stream) -> None:
@@ -99,7 +99,7 @@ def show_github(examined: Examined, stream: Stream) -> None:
 
 
 FORMATS: Final[Mapping[str, Show]] = {"table": show_table, "json": show_json, "github": show_github}
-"""Each format by its name on the command line."""
+"""The formats, each by its name on the command line."""
 
 
 def _head(finding: Finding) -> list[str]:

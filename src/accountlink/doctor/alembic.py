@@ -71,7 +71,7 @@ def watch(target_metadata: sa.MetaData | Sequence[sa.MetaData], *targets: object
 
 
 class FindingOp(ops.MigrateOperation):
-    """One finding, as ``alembic check`` lists it."""
+    """Hold one finding, as ``alembic check`` lists it."""
 
     def __init__(self, finding: Finding) -> None:
         self.finding = finding

@@ -14,7 +14,7 @@ from accountlink.doctor.schema import Catalogue, Column, Index, Owner, RowPolicy
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Duplicates:
-    """Rows that already break a need.
+    """Count the rows that already break a need.
 
     Attributes:
         groups: How many keys several rows share.
@@ -27,7 +27,7 @@ class Duplicates:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rows:
-    """The counts of rows; empty where no rows were read.
+    """Hold the counts of rows; empty where no rows were read.
 
     Attributes:
         duplicates: Rows that already break a need that nothing enforces.
@@ -44,7 +44,7 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
-    """A table before the rules.
+    """Hold the facts about one table that the rules judge.
 
     Attributes:
         subject: What was asked.

@@ -15,15 +15,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 
 class WrongRow(Exception):
-    """Says that an answer belongs to another client's question."""
+    """Say that an answer belongs to another client's question."""
 
 
 Backend: TypeAlias = tuple[int, str]
-"""A server process: its number, and when its server began, since two servers may stand behind one address."""
+"""The type of a server process: its number and its server's start, since one address may lead to two servers."""
 
 
 class Client:
-    """One connection of our own to whatever answers at the engine's address.
+    """Hold one connection of our own to whatever answers at the engine's address.
 
     Attributes:
         first: The server process that ran its first transaction.
@@ -75,7 +75,7 @@ class Client:
 
 
 class AsyncpgClient(Client):
-    """A connection of asyncpg."""
+    """Hold a connection of asyncpg."""
 
     def announced(self) -> int:
         """Return the process number that asyncpg was given."""
@@ -107,7 +107,7 @@ class AsyncpgClient(Client):
 
 
 class PsycopgClient(Client):
-    """A connection of psycopg 3."""
+    """Hold a connection of psycopg 3."""
 
     def announced(self) -> int:
         """Return the process number that psycopg was given."""

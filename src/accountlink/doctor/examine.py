@@ -30,7 +30,7 @@ _ELSEWHERE: Final = (Relation.VIEW, Relation.FOREIGN)
 
 
 class Look(Enum):
-    """The extent of a look."""
+    """Name the extent of a look."""
 
     EVERYTHING = "everything"
     """The catalogue, and where that leaves a question open, the rows: such a question reads the whole table."""

@@ -14,7 +14,7 @@ About = Need | Index | Column | RowPolicy | None
 
 
 class Severity(Enum):
-    """The severity of a finding."""
+    """Name the severity of a finding."""
 
     ERROR = "error"
     """Links are refused, lost, doubled or shown to the wrong user."""
@@ -23,7 +23,7 @@ class Severity(Enum):
 
 
 class Remedy(Enum):
-    """The action of a migration on a finding, in the order in which findings are reported."""
+    """Name the action of a migration on a finding, in the order in which findings are reported."""
 
     BLOCKED = "none is written before people have done something"
     KEY = "it makes the key"
@@ -40,7 +40,7 @@ class Remedy(Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
-    """One thing that is wrong with a table, or with the way to it.
+    """Describe one fault of a table, or of the way to it.
 
     Attributes:
         rule: The rule's stable name, such as ``stale-unique``; its page is ``docs/doctor/<rule>.md``.

@@ -22,7 +22,7 @@ NAMES: Final = (*RULES, pooling.RULE)
 
 @dataclass(frozen=True, slots=True)
 class Ignored:
-    """Findings that are not to be reported.
+    """Hold the findings that are not to be reported.
 
     Attributes:
         patterns: ``rule``, or ``rule:name`` for those about one object or one table.

@@ -17,20 +17,20 @@ from accountlink.values.facts import Failure, Trouble
 
 T = TypeVar("T")
 PATIENCE: Final = 4.0
-"""Seconds that looking may take."""
+"""The seconds that a look may take."""
 _STEP: Final = 1.0
-"""Seconds that each further connection may take."""
+"""The seconds that each further connection may take."""
 _CLIENTS: Final = 3
-"""Of three clients two share a pooler process, where two such processes stand behind one address."""
+"""The number of clients: of three, two share a pooler process, where two such processes stand behind one address."""
 _MIXED: Final = ("42P05", "26000")
-"""A statement of that name exists already, or none does: to a connection that made the name up just now."""
+"""The codes for a statement that exists already or does not exist, although this connection just made up its name."""
 
 _GARBLED: Final = (LookupError, TypeError, ValueError)
 """The errors of a driver's set-up that was given the rows of another client's statement."""
 
 
 class Passage(Enum):
-    """The kind of connection between an engine and its PostgreSQL server."""
+    """Name the kind of connection between an engine and its PostgreSQL server."""
 
     SAFE = "no statement of the engine's can be mistaken for another client's"
     MIXED = "server connections change hands between transactions, and statements keep their names there"

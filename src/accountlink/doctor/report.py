@@ -10,7 +10,7 @@ from accountlink.doctor.repair.operations import Repair
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """Findings, and the migration that repairs them.
+    """Hold the findings, and the migration that repairs them.
 
     Attributes:
         findings: What is wrong; empty when nothing is.

@@ -45,7 +45,7 @@ def _nullable_keys(case: Case) -> list[str]:
 
 
 class _Table:
-    """The table, by the database's own names."""
+    """Ask about the rows of a table, by the database's own names."""
 
     def __init__(self, subject: Subject, dialect: str) -> None:
         self._subject = subject

@@ -8,7 +8,7 @@ from enum import Enum
 
 
 class Kind(Enum):
-    """The kind of value in a column, as far as it matters to comparison by keys."""
+    """Name the kind of value in a column, as far as it matters to comparison by keys."""
 
     TEXT = "text"
     """Of any length, or of at most :attr:`Column.length` characters."""
@@ -24,7 +24,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Column:
-    """A column, as the database has it.
+    """Describe a column, as the database has it.
 
     Attributes:
         name: Its name.
@@ -61,7 +61,7 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexPart:
-    """One part of an index's key: a column, or an expression.
+    """Describe one part of an index's key: a column, or an expression.
 
     Attributes:
         sql: The expression as the database writes it; for a column, its name, unquoted.
@@ -79,7 +79,7 @@ class IndexPart:
 
 
 class Owner(Enum):
-    """The kind of object that an index belongs to, which decides how it is dropped."""
+    """Name the kind of object that an index belongs to, which decides how it is dropped."""
 
     NOTHING = "index"
     UNIQUE = "unique constraint"
@@ -89,7 +89,7 @@ class Owner(Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ForeignKey:
-    """A foreign key of another table that points to this one.
+    """Describe a foreign key of another table that points to this one.
 
     Attributes:
         name: Its name, if it has one.
@@ -113,7 +113,7 @@ class ForeignKey:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Index:
-    """An index of the table.
+    """Describe an index of the table.
 
     Attributes:
         name: Its name.
@@ -149,13 +149,13 @@ class Index:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Its key for people: columns by name, expressions as they are written."""
+        """The key of the index for people: columns by name, expressions as they are written."""
         return tuple(part.sql for part in self.parts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowPolicy:
-    """A policy of row-level security that applies to the role that reads the catalogue.
+    """Describe a policy of row-level security that applies to the role that reads the catalogue.
 
     Attributes:
         name: Its name.
@@ -172,7 +172,7 @@ class RowPolicy:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowSecurity:
-    """Row-level security of a table.
+    """Describe the row-level security of a table.
 
     Attributes:
         enabled: Whether it is on.
@@ -188,7 +188,7 @@ class RowSecurity:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Partitioning:
-    """The partitioning of a table.
+    """Describe the partitioning of a table.
 
     Attributes:
         columns: The columns of the partition key.
@@ -206,7 +206,7 @@ class Partitioning:
 
 
 class Relation(Enum):
-    """The kind of relation that a name stands for."""
+    """Name the kind of relation that a name stands for."""
 
     TABLE = "table"
     PARTITIONED = "partitioned table"
@@ -217,7 +217,7 @@ class Relation(Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """A table, as the catalogue has it.
+    """Describe a table, as the catalogue has it.
 
     Attributes:
         schema: Its schema; ``None`` in SQLite's main database.
@@ -256,7 +256,7 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Catalogue:
-    """The facts read from a database's catalogue.
+    """Hold the facts read from a database's catalogue.
 
     Attributes:
         dialect: ``postgresql`` or ``sqlite``.

@@ -18,9 +18,9 @@ from accountlink.values.policy import Ownership, Removal
 from accountlink.values.text import MAX_LENGTH
 
 TOKEN_LENGTH: Final = 8192
-"""No standard bounds a token; what travels in a header rarely passes the 8 KB that servers take."""
+"""The length of a token: no standard bounds it, but a value in a header rarely passes the 8 KB that servers take."""
 HASH_LENGTH: Final = 43
-"""SHA-256 in base64 without padding."""
+"""The length of a SHA-256 in base64 without padding."""
 
 _LENGTHS: Final = {
     "account_id": MAX_LENGTH,

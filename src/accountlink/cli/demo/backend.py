@@ -45,7 +45,7 @@ class NotProven(Exception):
 
 
 class Backend:
-    """The routes around connected accounts.
+    """Serve the routes around connected accounts.
 
     Args:
         engine: The application's engine.

@@ -7,11 +7,11 @@ from accountlink import Key, LinkedAccountMixin, LinkPolicy, Ownership, Removal,
 
 
 class Base(DeclarativeBase):
-    """The demo's metadata."""
+    """Hold the demo's metadata."""
 
 
 class User(Base):
-    """Somebody who has an account with us."""
+    """Hold a person who has an account with us."""
 
     __tablename__ = "accountlink_demo_users"
 
@@ -30,4 +30,4 @@ class Connection(LinkedAccountMixin, Base):
 
 
 outbox = link_outbox(Base.metadata, name="accountlink_demo_events")
-"""Events of connections, for the worker that informs users."""
+"""The events of connections, for the worker that informs users."""

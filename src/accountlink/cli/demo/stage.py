@@ -30,7 +30,7 @@ class CannotStart(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """Everything the story plays on."""
+    """Hold the parts that the story plays on."""
 
     engine: AsyncEngine
     linker: AccountLinker[int, int]

@@ -20,12 +20,12 @@ TOKEN_MARK = "#transfer_token="  # noqa: S105  # where a token begins, not a tok
 
 
 class UnexpectedOutcome(Exception):
-    """Something did not come out as the story says; the message says what."""
+    """A step did not come out as the story says; the message names it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Person:
-    """Somebody at their own browser."""
+    """Act as a person at their own browser."""
 
     user_id: int
     browser: httpx2.AsyncClient

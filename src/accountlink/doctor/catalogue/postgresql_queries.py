@@ -220,4 +220,4 @@ READ: Final = sa.text(f"""
            {_listed(_REFERENCED_BY)} AS referenced_by,
            {_listed(_CHECKS, "found.condition")} AS checks
 """).bindparams(sa.bindparam("oid", type_=sa.BigInteger()))  # noqa: S608  (the queries above, and nothing else)
-"""Each part as JSON: a row has the columns that its query names."""
+"""The queries, each part as JSON: a row has the columns that its query names."""

@@ -58,7 +58,7 @@ def read(connection: sa.Connection, table: str, *, schema: str | None, names: Se
 
 
 class _Reader:
-    """Reads one database of a connection."""
+    """Read one database of a connection."""
 
     def __init__(self, connection: sa.Connection, schema: str | None) -> None:
         self._connection = connection

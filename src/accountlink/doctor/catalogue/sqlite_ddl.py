@@ -25,7 +25,7 @@ def fold(name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Key:
-    """A ``UNIQUE`` or ``PRIMARY KEY`` clause, of a column or of the table.
+    """Describe a ``UNIQUE`` or ``PRIMARY KEY`` clause, of a column or of the table.
 
     Attributes:
         name: The name of its constraint, if it has one.

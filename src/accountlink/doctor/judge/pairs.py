@@ -18,7 +18,7 @@ from accountlink.doctor.judge.wording import Wording
 from accountlink.doctor.schema import Column, Kind, Table
 
 Given: TypeAlias = tuple[Value, ...]
-"""A model row as values of :attr:`Pairs.columns`, in their order."""
+"""The type of a model row, as values of :attr:`Pairs.columns`, in their order."""
 Options = list[tuple[Value, Value]]
 """The values that a column may hold in the two rows of a pair."""
 
@@ -28,7 +28,7 @@ _TURNS: Final = 7
 """The largest number of mentioned values that are tried for one column."""
 _TEXTS: Final = (Kind.TEXT, Kind.PADDED, Kind.ENUM)
 _SECRETS: Final = ("access_token", "refresh_token", "token_hash")
-"""Columns whose values differ between any two rows, unless there is none."""
+"""The columns whose values differ between any two rows, unless there is none."""
 _FORMS: Final = {
     Kind.MOMENT: re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}.*|-?infinity|epoch"),
     Kind.UUID: re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE),
@@ -39,7 +39,7 @@ _UUIDS: Final = ("6f9619ff-8b86-4011-b42d-00c04fc964ff", "7d444840-9dc0-41d1-b24
 
 
 class Pairs:
-    """Makes the pairs that one index is judged by. A generated column has no value here: the database computes it.
+    """Make the pairs that one index is judged by. A generated column has no value here: the database computes it.
 
     Args:
         subject: What the rows must and may be.
@@ -192,7 +192,7 @@ class Pairs:
 
     @cached_property
     def _joined(self) -> frozenset[str]:
-        """Columns that an expression runs together with others, where no border may be left between them."""
+        """The columns that an expression runs together with others, where no border may be left between them."""
         joining = [each for each in self._expressions if "||" in each.sql or "concat" in each.sql.lower()]
         return frozenset().union(*(expression.columns for expression in joining))
 

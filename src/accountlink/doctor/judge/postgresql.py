@@ -31,7 +31,7 @@ _NUMBERS: Final = ("numeric", "double precision", "real")
 
 
 class _Question(NamedTuple):
-    """A trial, and the bits of it that are asked about."""
+    """Hold a trial, and the bits of it that are asked about."""
 
     trial: Trial
     bits: tuple[int, ...]

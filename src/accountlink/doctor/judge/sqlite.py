@@ -22,7 +22,7 @@ from accountlink.doctor.schema import Column
 _OWN: Final = """
     SELECT 'function', name FROM pragma_function_list UNION SELECT 'collation', name FROM pragma_collation_list
 """
-"""Functions and collations of a connection, those among them that the application has made."""
+"""The functions and collations of a connection, those among them that the application has made."""
 _ROWIDS: Final = ("rowid", "oid", "_rowid_")
 
 
@@ -59,7 +59,7 @@ def _refuse_to_compare(_one: str, _other: str) -> int:
 
 
 class _Private:
-    """The database in memory.
+    """Hold the database in memory.
 
     Args:
         database: A connection to it.

@@ -9,14 +9,14 @@ from typing import Any, TypeAlias
 import sqlalchemy as sa
 
 Value: TypeAlias = bool | int | str | None
-"""A value of a column; ``None`` is ``NULL``."""
+"""The type of a value of a column; ``None`` is ``NULL``."""
 Row: TypeAlias = Mapping[str, Value]
-"""A model row: values by column."""
+"""The type of a model row: values by column."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Need:
-    """No two rows may be equal in these columns.
+    """Require that no two rows are equal in these columns.
 
     Attributes:
         columns: The columns, in the order of the index that the library would make.
@@ -35,7 +35,7 @@ class Need:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Declared:
-    """A unique key as the application's model declares it: a repair takes its name.
+    """Describe a unique key as the application's model declares it: a repair takes its name.
 
     Attributes:
         name: Its name.
@@ -52,7 +52,7 @@ class Declared:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Subject:
-    """A table that the doctor is asked about, in the database's own names.
+    """Describe a table that the doctor is asked about, in the database's own names.
 
     Attributes:
         schema: Its schema; ``None`` where the search path finds it.

@@ -14,12 +14,12 @@ from accountlink.doctor.judge.wording import Wording, parts_of
 from accountlink.doctor.schema import Column, Index, IndexPart, Table
 
 _MOST_CONDITIONS: Final = 50
-"""Into how many bits a condition is taken apart; a longer one is one bit."""
+"""The most bits that a condition is taken apart into; a longer one is one bit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bit:
-    """A part of an index's key, or a condition that all its rows meet.
+    """Describe a part of an index's key, or a condition that all its rows meet.
 
     Attributes:
         words: Its words.
@@ -40,7 +40,7 @@ class Bit:
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """The database's answer for one row.
+    """Hold the database's answer for one row.
 
     Attributes:
         row: The row, its generated columns included.
@@ -56,7 +56,7 @@ class Seen:
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """The database's answers for the rows of a trial.
+    """Hold the database's answers for the rows of a trial.
 
     Attributes:
         seen: What it made of each row.
@@ -71,7 +71,7 @@ class Answers:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """The question about one index.
+    """Hold the question about one index.
 
     Attributes:
         subject: What the table's rows must and may be.
@@ -87,7 +87,7 @@ class Trial:
 
     @cached_property
     def bits(self) -> tuple[Bit, ...]:
-        """Its conditions, then the parts of its key."""
+        """The conditions of the index, then the parts of its key."""
         where = self.index.where
         conditions = [] if where is None else parts_of(where, self.dialect)
         if where is not None and len(conditions) > _MOST_CONDITIONS:
@@ -143,14 +143,14 @@ class Trial:
 
     @cached_property
     def rows(self) -> tuple[Given, ...]:
-        """All rows that it is tried with, each once."""
+        """The rows that the index is tried with, each once."""
         pairs = (self.pairs.equal_in(need.columns) for need in self.subject.needs)
         each = chain(*pairs, self.pairs.as_written(alike=self.alike))
         return tuple(dict.fromkeys(row for pair in each for row in pair))
 
     @cached_property
     def _expressions(self) -> Sequence[Wording]:
-        """Its conditions, and what its key computes or a generated column in its key does."""
+        """The conditions of the index, and the expressions of its key and of the generated columns in its key."""
         columns = [(bit, _bare(bit.part, self.table)) for bit in self.bits]
         made = [self._words(column.generated) for _, column in columns if column is not None and column.generated]
         return [*(bit.words for bit, column in columns if column is None), *made]
@@ -168,7 +168,7 @@ def _bare(part: IndexPart | None, table: Table) -> Column | None:
 
 
 Ask: TypeAlias = Callable[[Sequence[Trial]], Sequence[Answers | None]]
-"""Asks the database about some trials at once; ``None`` for one that it could not answer."""
+"""The type of a function that asks about some trials at once; ``None`` for one that the database could not answer."""
 
 
 def quoted(name: str) -> str:

@@ -22,7 +22,7 @@ from accountlink.doctor.schema import Index
 
 
 class Verdict(Enum):
-    """The answer to whether an index enforces a need."""
+    """Answer whether an index enforces a need."""
 
     YES = "yes"
     NO = "no"
@@ -38,7 +38,7 @@ class Cause(Enum):
 
 
 class Allowed(Enum):
-    """A kind of pair that the policy allows and an index refuses; the worst first."""
+    """Name a kind of pair that the policy allows and an index refuses; the worst first."""
 
     LIVE = "two live rows"
     SPELLING = "two live rows that differ in spelling alone"
@@ -47,7 +47,7 @@ class Allowed(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """The effect of a unique index on the policy.
+    """Hold the effect of a unique index on the policy.
 
     Attributes:
         index: The index.
@@ -93,7 +93,7 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Judge:
-    """Judges one index by what the database made of its rows."""
+    """Judge one index by the database's answers for its rows."""
 
     trial: Trial
     answers: Answers

@@ -62,7 +62,7 @@ def parts_of(condition: str, dialect: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Wording:
-    """The words of an expression over one table's columns.
+    """Read the words of an expression over one table's columns.
 
     Attributes:
         sql: Its text.

@@ -21,7 +21,7 @@ A ``lock_timeout`` would only end such a statement half-way, and leave an invali
 
 
 class Way(Enum):
-    """The way in which the statements of a batch run."""
+    """Name the way in which the statements of a batch run."""
 
     TOGETHER = "in one transaction"
     ALONE = "each by itself, outside of a transaction"
@@ -30,7 +30,7 @@ class Way(Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Statement:
-    """A statement of a migration, or of its downgrade.
+    """Describe a statement of a migration, or of its downgrade.
 
     Attributes:
         sql: The statement, without a semicolon at its end.
@@ -43,7 +43,7 @@ class Statement:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """Neighbouring statements that run in one way.
+    """Hold neighbouring statements that run in one way.
 
     Attributes:
         statements: The statements, in order.

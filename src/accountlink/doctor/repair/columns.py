@@ -25,7 +25,7 @@ _DEPENDING: Final = (
 
 @dataclass(frozen=True)
 class ColumnWriter:
-    """Writes the statements that repair the columns of one table."""
+    """Write the statements that repair the columns of one table."""
 
     case: Case
     names: Names

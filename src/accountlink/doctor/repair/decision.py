@@ -29,7 +29,7 @@ def decide(case: Case, findings: Sequence[Finding]) -> Keys:
 
 @dataclass(frozen=True)
 class _Decision:
-    """Thinks about the keys of one case."""
+    """Decide about the keys of one case."""
 
     case: Case
     findings: Sequence[Finding]
@@ -38,19 +38,19 @@ class _Decision:
 
     @cached_property
     def invalid(self) -> tuple[Index, ...]:
-        """Find what failed builds left behind."""
+        """The indexes that failed builds left behind."""
         found = with_remedy(self.findings, Remedy.CLEAR)
         return tuple(index for index in self.case.table.indexes if index in found)
 
     @cached_property
     def condemned(self) -> tuple[Judgement, ...]:
-        """Find the indexes that have to go."""
+        """The indexes that have to go."""
         found = with_remedy(self.findings, Remedy.DROP)
         return tuple(each for each in self.case.judgements if each.index in found and each.index not in self.invalid)
 
     @cached_property
     def deferrable(self) -> tuple[Judgement, ...]:
-        """Find constraints that stay as they are, but for being deferrable."""
+        """The constraints that stay as they are, but for being deferrable."""
         found = with_remedy(self.findings, Remedy.AT_ONCE)
         return tuple(
             judgement
@@ -107,7 +107,7 @@ class _Decision:
 
     @cached_property
     def _buildable(self) -> tuple[Need, ...]:
-        """Find needs that nothing meets or may meet, and for which a key can be made."""
+        """The needs that nothing meets or may meet, and for which a key can be made."""
         return tuple(
             need
             for need in self._unmet
@@ -120,7 +120,7 @@ class _Decision:
 
     @cached_property
     def wanted(self) -> tuple[Need, ...]:
-        """Find needs that get a key of their own."""
+        """The needs that get a key of their own."""
         early = [need for need in self._buildable if self._is_early(need)]
         return tuple(
             need for need in self._buildable if not self._is_covered(need, early if need in early else self._buildable)
@@ -130,12 +130,12 @@ class _Decision:
 
     @cached_property
     def settled(self) -> tuple[Need, ...]:
-        """Find needs whose duplicates are settled."""
+        """The needs whose duplicates are settled."""
         return tuple(need for need in self.case.subject.needs if self._is_settled(need))
 
     @cached_property
     def in_the_way(self) -> tuple[Judgement, ...]:
-        """Find indexes that have to go, and on which settling may fail before that."""
+        """The indexes that have to go, and on which settling may fail before that."""
         lowered = can_lower(self.case)
         if not self.settled and not lowered:
             return ()

@@ -15,7 +15,7 @@ _PRECISION: Final = re.compile(r"\(([0-5])\)")
 
 
 class PostgreSQL:
-    """The SQL of PostgreSQL."""
+    """Write the SQL of PostgreSQL."""
 
     false = "false"
 
@@ -69,7 +69,7 @@ class PostgreSQL:
 
 
 class SQLite:
-    """The SQL of SQLite."""
+    """Write the SQL of SQLite."""
 
     false = "0"
 

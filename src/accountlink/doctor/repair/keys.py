@@ -17,7 +17,7 @@ IN_THE_WAY: Final = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewKey:
-    """A unique index to make.
+    """Describe a unique index to make.
 
     Attributes:
         columns: Its columns, in order.
@@ -46,7 +46,7 @@ class NewKey:
 
 @dataclass(frozen=True, kw_only=True)
 class Keys:
-    """The changes to the unique keys of a table.
+    """Hold the changes to the unique keys of a table.
 
     Attributes:
         new: What is made, in order.

@@ -15,10 +15,10 @@ from accountlink.doctor.judge.subject import Subject
 from accountlink.doctor.schema import Column, Kind, Relation
 
 _NAME_LENGTH: Final = 63
-"""PostgreSQL cuts longer names (NAMEDATALEN - 1), and two cut names can meet."""
+"""The length of the longest name: PostgreSQL cuts longer ones (NAMEDATALEN - 1), and two cut names can meet."""
 _ATTEMPTS: Final = 9
 _NAMED: Final = "named"
-"""A style of parameters that does not make the preparer double percent signs."""
+"""The style of parameters that does not make the preparer double percent signs."""
 _DIALECTS: Final[dict[str, Callable[..., sa.Dialect]]] = {"postgresql": postgresql.dialect, "sqlite": sqlite.dialect}
 
 
@@ -78,7 +78,7 @@ def literal(text: str) -> str:
 
 
 class FreeNames:
-    """Gives out names that nothing in the table's schema has, as far as was asked."""
+    """Give out names that nothing in the table's schema has, as far as was asked."""
 
     def __init__(self, case: Case, *, gone: Iterable[str] = ()) -> None:
         table = case.table

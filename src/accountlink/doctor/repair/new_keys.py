@@ -32,7 +32,7 @@ def declared(case: Case, need: Need) -> Declared | None:
 
 @dataclass(frozen=True)
 class NewKeys:
-    """Describes the new keys of one table.
+    """Describe the new keys of one table.
 
     Attributes:
         case: The table.

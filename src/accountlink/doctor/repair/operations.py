@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
-    """One operation of a migration: a statement.
+    """Describe one operation of a migration: a statement.
 
     Attributes:
         sql: The statement, without a semicolon at its end.
@@ -31,7 +31,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Repair:
-    """A migration that repairs what was found in one table.
+    """Describe a migration that repairs what was found in one table.
 
     Attributes:
         dialect: ``postgresql`` or ``sqlite``.

@@ -20,7 +20,7 @@ _A_MOMENT: Final = "All access to the table waits for a moment (ACCESS EXCLUSIVE
 
 
 class KeyWriter:
-    """Writes the statements that make and drop the unique keys of one table."""
+    """Write the statements that make and drop the unique keys of one table."""
 
     def __init__(self, case: Case, names: Names, keys: Keys) -> None:
         self._keys = keys

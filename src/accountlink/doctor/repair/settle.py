@@ -87,7 +87,7 @@ def has_unsettled_addresses(case: Case) -> bool:
 
 @dataclass(frozen=True)
 class Settling:
-    """Writes the statements that settle the duplicates of one table."""
+    """Write the statements that settle the duplicates of one table."""
 
     case: Case
     names: Names

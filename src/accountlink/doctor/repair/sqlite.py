@@ -14,7 +14,7 @@ from accountlink.doctor.schema import Index, Owner, Table
 
 
 class KeyWriter:
-    """Writes the statements that make and drop the unique keys of one table."""
+    """Write the statements that make and drop the unique keys of one table."""
 
     def __init__(self, case: Case, names: Names, keys: Keys) -> None:
         self._table = case.table

@@ -17,7 +17,7 @@ from accountlink.doctor.findings import Finding, Remedy
 _MODULES: Final = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
 
 RULES: Final[dict[str, Callable[[Case], Iterable[Finding]]]] = {module.RULE: module.find for module in _MODULES}
-"""By name. ``unsafe-pooling`` is not about a table: see :mod:`accountlink.doctor.pooling`."""
+"""The rules by name. ``unsafe-pooling`` is not about a table: see :mod:`accountlink.doctor.pooling`."""
 
 _ORDER: Final = (*Remedy, None)
 

@@ -9,7 +9,7 @@ from urllib.parse import unquote_plus
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Account:
-    """One person at the provider: ``subject`` never changes, everything else may.
+    """Describe one person at the provider: ``subject`` never changes, everything else may.
 
     ``email_verified`` is a boolean at an honest provider. Text such as ``"false"`` and ``None`` (the claim is
     left out) stand for the providers that are not.
@@ -38,7 +38,7 @@ class Account:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Client:
-    """One registered application. Its redirect URIs are compared character by character."""
+    """Describe one registered application. Its redirect URIs are compared character by character."""
 
     client_id: str
     client_secret: str = field(repr=False)
@@ -46,7 +46,7 @@ class Client:
 
 
 class Directory:
-    """The accounts, the clients, and who is signed in at the provider in the one browser it knows."""
+    """Hold the accounts, the clients, and the person who is signed in at the provider in the one browser it knows."""
 
     def __init__(self) -> None:
         self.accounts: dict[str, Account] = {}

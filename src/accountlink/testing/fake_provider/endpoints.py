@@ -24,7 +24,7 @@ NO_STORE = {"Cache-Control": "no-store"}
 
 
 class Endpoints:
-    """One method per endpoint. An OAuth error is raised as ``ProtocolError``."""
+    """Answer each endpoint by one method. An OAuth error is raised as ``ProtocolError``."""
 
     def __init__(
         self,

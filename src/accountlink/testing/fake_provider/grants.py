@@ -15,7 +15,7 @@ CODE_LIFETIME = timedelta(seconds=60)
 
 @dataclass(eq=False, kw_only=True, slots=True)
 class Grant:
-    """One person's consent to one client. Every token of it dies when it ends."""
+    """Describe one person's consent to one client. Every token of it dies when it ends."""
 
     client_id: str
     subject: str
@@ -49,14 +49,14 @@ class _RefreshToken:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AccessToken:
-    """The right to call ``/userinfo`` until it expires."""
+    """Grant the right to call ``/userinfo`` until it expires."""
 
     grant: Grant
     expires_at: datetime
 
 
 class GrantBook:
-    """Issues and redeems; a replay of anything that is single-use ends the whole grant."""
+    """Issue and redeem; a replay of anything that is single-use ends the whole grant."""
 
     def __init__(self, *, clock: Callable[[], datetime], access_token_lifetime: timedelta) -> None:
         self._clock = clock

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse
 
 
 class ProtocolError(Exception):
-    """An answer of the provider that is an OAuth error.
+    """Report an answer of the provider that is an OAuth error.
 
     Source: RFC 6749 sections 4.1.2.1 and 5.2.
     """

@@ -39,7 +39,7 @@ def _now() -> datetime:
 
 
 class FakeProvider:
-    """An OpenID Connect provider that runs in the test's own process, without a network.
+    """Run an OpenID Connect provider in the test's own process, without a network.
 
     Reach it through ``httpx2.ASGITransport(app=provider)``. Two providers share nothing.
 

@@ -23,7 +23,7 @@ class Lost(Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Failure:
-    """One planned failure: a broken connection, or else a status, an OAuth error, or both."""
+    """Describe one planned failure: a broken connection, or else a status, an OAuth error, or both."""
 
     status: int | None = None
     error: str | None = None
@@ -37,7 +37,7 @@ class Failure:
 
 
 class Script:
-    """Plans are kept per endpoint, in order, and each is used once."""
+    """Keep the plans of each endpoint in order, and use each once."""
 
     def __init__(self) -> None:
         self._failures: defaultdict[str, deque[Failure]] = defaultdict(deque)

@@ -13,14 +13,14 @@ ALGORITHM = "ES256"  # an EC key is made in under a millisecond, an RSA key in a
 
 
 class _AnyHeader(JWSRegistry):
-    """Lets every header through: a forger's holds what no honest signer would put there."""
+    """Let every header through: a forger's holds values that no honest signer would put there."""
 
     def check_header(self, header: Mapping[str, Any]) -> None:
         pass
 
 
 class Signer:
-    """Signs with the newest key and publishes all of them."""
+    """Sign with the newest key and publish all of them."""
 
     def __init__(self) -> None:
         self._keys: list[ECKey] = []
