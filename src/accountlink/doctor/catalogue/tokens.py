@@ -14,9 +14,15 @@ _REST: Final = r"""
 _WORD: Final = r"(?P<WORD>[A-Za-z_\x80-\U0010ffff][0-9A-Za-z_$\x80-\U0010ffff]*)"
 _FLAGS: Final = re.DOTALL | re.VERBOSE
 SQLITE: Final = re.compile(rf'{_GAP}|{_WORD}|(?P<NAME>"(?:[^"]|"")*"|`(?:[^`]|``)*`|\[[^]]*])|{_REST}', _FLAGS)
-"""The tokens of SQLite, as sqlite3GetToken() finds them: brackets quote too, and every character beyond ASCII is part of a word."""
+"""The tokens of SQLite, as sqlite3GetToken() finds them.
+
+Brackets quote too, and every character beyond ASCII is part of a word.
+"""
 POSTGRESQL: Final = re.compile(rf'{_GAP}|{_WORD}|(?P<NAME>"(?:[^"]|"")*")|{_REST}', _FLAGS)
-"""The tokens of the text that the server itself writes: it doubles quotes and backslashes, and never quotes by dollars."""
+"""The tokens of the text that the server itself writes.
+
+It doubles quotes and backslashes, and never quotes by dollars.
+"""
 
 _VALUES: Final = frozenset({"CURRENT_DATE", "CURRENT_TIME", "CURRENT_TIMESTAMP", "FALSE", "NOT", "NULL", "TRUE"})
 """The words that are no column, even where there is a column that is called so in quotes."""
