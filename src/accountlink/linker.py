@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final, Generic, assert_never, overload
@@ -225,7 +224,7 @@ class AccountLinker(Generic[UserId, LinkId]):
     async def _settled(self, place: Place, call: Call, provider: str) -> Answer[UserId, LinkId]:
         """Run a link until the database has answered it."""
         store, patience, call = self._store, Patience(), call.within(self._lock_timeout_on(place))
-        again = partial(store.link, call=replace(call, is_repeated=True)) if store.outbox is not None else None
+        again = partial(store.link, call=call.changed(is_repeated=True)) if store.outbox is not None else None
 
         async def silent() -> Answer[UserId, LinkId] | Failure | None:
             """Insert after several runs without an answer, so that a unique index names the row in the way."""
@@ -240,7 +239,7 @@ class AccountLinker(Generic[UserId, LinkId]):
             look = partial(store.obstacle, call=call)
             settled = await explain(place, violation, look, provider=provider, patience=patience)
             if settled is not None and settled.account is not None and store.outbox is not None:
-                write_event = partial(store.tell_conflict, call=replace(call, is_repeated=True), owned=settled.account)
+                write_event = partial(store.tell_conflict, call=call.changed(is_repeated=True), owned=settled.account)
                 await run(place, write_event, patience)
             return settled
 
@@ -342,7 +341,7 @@ class AccountLinker(Generic[UserId, LinkId]):
         if not self._store.may_be_id("id", claim.link_id):
             raise TokenForged
         place = await self._place(bind, guarded=True)
-        call = replace(call, link_id=claim.link_id).within(self._lock_timeout_on(place))
+        call = call.changed(link_id=claim.link_id).within(self._lock_timeout_on(place))
         outcome = await self._transfers.redeem(place, claim, call, now=now, max_age=max_auth_age)
         if place.session is not None and isinstance(outcome, Transferred):
             done(place, await hand_over_held(place.session, self.mapping, outcome.account.id))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets as randomness
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -301,7 +300,7 @@ class ShareGrants:
         """Return a call with its moment, and with a lock timeout in a transaction of accountlink's own."""
         timed = self._store.timed(call, place.dialect, expires_in)
         if self._lock_timeout is not None and place.owned and place.dialect == "postgresql":
-            return replace(timed, lock_timeout=self._lock_timeout)
+            return timed.changed(lock_timeout=self._lock_timeout)
         return timed
 
     async def _place(self, bind: Bind, *, pairs: bool = False) -> Place:

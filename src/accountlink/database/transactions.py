@@ -400,8 +400,10 @@ def place_on(engine: AsyncEngine, *, tables: Sequence[sa.Table] = (), needs: Nee
     """
     dialect = _dialect(engine.dialect)
     kind: type[OwnTransactions] = OwnTransactions
-    if dialect == "postgresql":
-        kind = {Needs.STATEMENT: OwnStatements, Needs.SNAPSHOTS: FreshTransactions}.get(needs, OwnTransactions)
+    if dialect == "postgresql" and needs is Needs.STATEMENT:
+        kind = OwnStatements
+    elif dialect == "postgresql" and needs is Needs.SNAPSHOTS:
+        kind = FreshTransactions
     place = kind(engine=engine, dialect=dialect)
     place.tables = tables
     return place

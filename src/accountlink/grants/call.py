@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets as randomness
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
 from hashlib import sha256
@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 
 from accountlink.errors import AccountLinkError, AccountNotFound, ConfigurationError, GrantRejected
 from accountlink.grants.mapping import GrantMapping
+from accountlink.linking.call import FrozenCall
 from accountlink.tables.arguments import check_span
 from accountlink.tables.exact import Spelling
 from accountlink.tables.idtype import IdType
@@ -33,7 +34,7 @@ _NO_TEXT: Final = b"\xff"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class GrantCall:
+class GrantCall(FrozenCall):
     """Hold the values that one call brings to the table of grants, each as its column takes it.
 
     Attributes:
@@ -138,9 +139,8 @@ class GrantCalls:
             self._check_link(link_id)
             if self._owner is not None and not self._owner.holds(grantor_id):
                 raise AccountNotFound
-        return replace(
-            self._of_token(token.reveal(), made=True), grantor_id=grantor_id, link_id=link_id, max_uses=max_uses
-        )
+        made = self._of_token(token.reveal(), made=True)
+        return made.changed(grantor_id=grantor_id, link_id=link_id, max_uses=max_uses)
 
     def redeem(self, token: Concealed[object], *, grantee_id: object) -> GrantCall:
         """Build the call that redeems a token. A text that cannot be a token is looked up too, and is not found.
@@ -149,7 +149,7 @@ class GrantCalls:
             ConfigurationError: A user id of the wrong type.
         """
         self._check("grantee_id", grantee_id)
-        return replace(self._presented(token, user=grantee_id), grantee_id=grantee_id)
+        return self._presented(token, user=grantee_id).changed(grantee_id=grantee_id)
 
     def revoke(self, *, grantor_id: object, grant_id: object, token: Concealed[object] | None) -> GrantCall:
         """Build the call that ends a grant, named by its id or by its token.
@@ -162,7 +162,7 @@ class GrantCalls:
         if (grant_id is None) == (token is None):
             raise ConfigurationError("revoke() needs a grant_id or a token, and not both.")
         if token is not None:
-            return replace(self._presented(token), grantor_id=grantor_id)
+            return self._presented(token).changed(grantor_id=grantor_id)
         self._check("id", grant_id, what="grant_id", outside=GrantRejected)
         return GrantCall(grantor_id=grantor_id, grant_id=grant_id)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from uuid import uuid4
@@ -108,11 +108,11 @@ class GrantStore(MappedTable):
         now, functions = self.now(), self.onupdate()
         if expires_in is not None and self.outbox is not None and dialect == "postgresql":
             functions |= self.defaults()  # an insert that is a part of a statement takes them from here
-        call = replace(call, functions=functions, at=None if self.outbox is None else now.astimezone(UTC))
+        at = None if self.outbox is None else now.astimezone(UTC)
         if self._asks_database(dialect):
-            return replace(call, expires_in=expires_in)
+            return call.changed(functions=functions, at=at, expires_in=expires_in)
         ends = {} if expires_in is None else self.stamped(("expires_at",), now + expires_in)
-        return replace(call, now=self.stamped(tuple(GRANT_PARTS), now), ends=ends)
+        return call.changed(functions=functions, at=at, now=self.stamped(tuple(GRANT_PARTS), now), ends=ends)
 
     def _asks_database(self, dialect: str) -> bool:
         return dialect == "postgresql" and not self._has_clock

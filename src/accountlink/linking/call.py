@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import secrets as randomness
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, Self
 from uuid import UUID, uuid4
 
 import sqlalchemy as sa
@@ -48,8 +48,20 @@ class Occasion:
     data: Mapping[str, object] | None = None
 
 
+class FrozenCall:
+    """Copy a frozen call with other fields."""
+
+    def changed(self, **changes: Any) -> Self:
+        """Return a copy with these fields changed. ``dataclasses.replace`` does the same at ten times the cost."""
+        made = object.__new__(type(self))
+        fields: dict[str, Any] = type(self).__dataclass_fields__  # type: ignore[attr-defined]  # of each subclass
+        given = vars(self)
+        vars(made).update({name: given[name] for name in fields}, **changes)
+        return made
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Call:
+class Call(FrozenCall):
     """Hold the values that one call brings to the table of links, each as its column takes it.
 
     Attributes:
@@ -126,7 +138,7 @@ class Call:
 
     def within(self, lock_timeout: str | None) -> Call:
         """Return the call with a limit for its waiting, ready to run any number of times."""
-        ready = self if lock_timeout is None else replace(self, lock_timeout=lock_timeout)
+        ready = self if lock_timeout is None else self.changed(lock_timeout=lock_timeout)
         _ = ready.shape, ready.parameters
         return ready
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any, Final, Generic
-from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -38,7 +37,7 @@ from accountlink.values.events import EventType
 from accountlink.values.facts import Claimed, Failure, Obstacle, Step
 from accountlink.values.outcomes import AlreadyOwner, LinkedAccount, LinkId, Transferred, UserId
 from accountlink.values.policy import Ownership
-from accountlink.values.secrecy import Concealed, concealed_id
+from accountlink.values.secrecy import Concealed
 
 Guard = Callable[[AsyncConnection, UserId], Awaitable[bool]]
 """Says whether the user has another way to sign in, inside the transaction that would take the last account away."""
@@ -229,17 +228,16 @@ class _Redemption(Generic[UserId, LinkId]):
         owner: Any = named.user_id
         # A CHAR(n) that is mapped as another text type pads the text; the padding is removed.
         provider, account_id = text_of(named.provider).rstrip(" "), text_of(named.account_id).rstrip(" ")
-        return replace(
-            self.call,
+        return self.call.changed(
             link_id=named.id,
             identity={"provider": self.transfers.accounts.calls.provider(provider), "account_id": account_id},
-            owner=concealed_id(UUID(owner) if self.transfers.owner_is_uuid_text else owner),
+            owner=owner,
             version=version,
         )
 
     def _ask(self, guard: Guard[UserId], connection: sa.Connection, owner: Concealed[UserId]) -> None:
         """Ask the guard while the owner's live links are locked, so that two calls cannot take the last two."""
-        of_owner = replace(self.call, user_id=self.call.owner)
+        of_owner = self.call.changed(user_id=self.call.owner)
         last = self.transfers.accounts.locks_last(connection, of_owner)
         if last and not self.place.ask(guard, connection, owner):
             raise LastAccount
