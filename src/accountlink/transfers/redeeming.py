@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any, Final, Generic
+from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -37,7 +38,7 @@ from accountlink.values.events import EventType
 from accountlink.values.facts import Claimed, Failure, Obstacle, Step
 from accountlink.values.outcomes import AlreadyOwner, LinkedAccount, LinkId, Transferred, UserId
 from accountlink.values.policy import Ownership
-from accountlink.values.secrecy import Concealed
+from accountlink.values.secrecy import Concealed, concealed_id
 
 Guard = Callable[[AsyncConnection, UserId], Awaitable[bool]]
 """Says whether the user has another way to sign in, inside the transaction that would take the last account away."""
@@ -226,6 +227,7 @@ class _Redemption(Generic[UserId, LinkId]):
     def _seen(self, named: LinkedAccount[UserId, LinkId], version: int | None) -> Call:
         """Return the call with the values of the row as it was read."""
         owner: Any = named.user_id
+        owner = concealed_id(UUID(owner) if self.transfers.owner_is_uuid_text else owner)
         # A CHAR(n) that is mapped as another text type pads the text; the padding is removed.
         provider, account_id = text_of(named.provider).rstrip(" "), text_of(named.account_id).rstrip(" ")
         return self.call.changed(
