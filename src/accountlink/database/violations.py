@@ -28,8 +28,6 @@ from accountlink.values.facts import Failure, Trouble
 
 FAILURES: Final = (SQLAlchemyError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
 """Errors of a database call. A lost connection may raise a bare ``ConnectionError``, a refusal asyncpg's own error."""
-REFUSALS: Final = (TypeError, ValueError, ArithmeticError)
-"""Errors that a driver or its JSON serializer raises, outside SQLAlchemy's, for a value that it cannot send."""
 
 
 _STATES: Final = {
@@ -61,11 +59,6 @@ _SQLITE_BUSY: Final = ("SQLITE_BUSY", "SQLITE_LOCKED")
 """The result codes of a wait that timed out; their extended codes begin with the same words."""
 _QUOTING: Final = ("detail", "where", "context", "internal_query", "query")
 """Fields of a server's message that quote rows, statements or what a function was called with."""
-
-
-def refusal(error: Exception) -> StatementError:
-    """Return a driver's refusal of a value as the error that SQLAlchemy raises when it refuses one itself."""
-    return StatementError("", None, None, error, hide_parameters=True)
 
 
 def read(error: BaseException) -> Failure:

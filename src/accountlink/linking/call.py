@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from accountlink.errors import AccountNotFound, BlockedByConstraint, ConfigurationError, InvalidIdentity
 from accountlink.linking.decide import BY_SPELLING
 from accountlink.linking.statements import Shape
+from accountlink.tables.arguments import wrong_kind
 from accountlink.tables.column_types import Part, form_of
 from accountlink.tables.exact import REFUSED, Spelling
 from accountlink.tables.fitting import check_length, fitted, limit_of
@@ -192,7 +193,7 @@ class Calls:
         now = self._table.now()
         self._table.check_id("user_id", user_id, what="user_id")
         if not isinstance(identity, ProviderIdentity):
-            raise ConfigurationError(f"identity= takes a ProviderIdentity, not {type(identity).__name__}.")
+            raise wrong_kind("identity", identity, ProviderIdentity)
         brought = self._credentials(credentials)
         insert = self._application(values, new=True) if values is not None else {}
         update = self._application(update_values, new=False) if update_values is not None else {}
@@ -341,7 +342,7 @@ class Calls:
         if tokens is None:
             return {}
         if not isinstance(tokens, TokenSet):
-            raise ConfigurationError(f"credentials= takes a TokenSet, not {type(tokens).__name__}.")
+            raise wrong_kind("credentials", tokens, TokenSet)
         # Refuse a value that has no column.
         refresh = tokens.refresh_token
         brought: dict[str, Any] = {

@@ -156,7 +156,8 @@ class Feed(Generic[Event]):
         Raises:
             ConfigurationError: There is no outbox, an argument is of the wrong kind, or the database is not supported.
         """
-        check_span("poll", poll, least=NO_TIME, optional=True)
+        if poll is not None:
+            check_span("poll", poll, least=NO_TIME)
         check_span("lease", lease)
         _check_size(size)
         if self.outbox is None:

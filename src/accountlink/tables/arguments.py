@@ -26,7 +26,12 @@ def check_kind(name: str, value: object, *kinds: type) -> None:
         ConfigurationError: The argument is of none of the classes.
     """
     if not isinstance(value, kinds):
-        raise ConfigurationError(f"{name}= takes a {kinds[0].__name__}, not {type(value).__name__}.")
+        raise wrong_kind(name, value, kinds[0])
+
+
+def wrong_kind(name: str, value: object, kind: type) -> ConfigurationError:
+    """Return the error for an argument that is not of the required class."""
+    return ConfigurationError(f"{name}= takes a {kind.__name__}, not {type(value).__name__}.")
 
 
 def check_callable(name: str, value: C) -> C:
@@ -40,20 +45,17 @@ def check_callable(name: str, value: C) -> C:
     return value
 
 
-def check_span(name: str, value: object, *, least: timedelta = SHORTEST, optional: bool = False) -> None:
+def check_span(name: str, value: object, *, least: timedelta = SHORTEST) -> None:
     """Refuse an argument that is not a length of time, or is out of the allowed range.
 
     Args:
         name: The argument's name.
         value: The value that was passed.
         least: The shortest time that is allowed.
-        optional: Whether it may be ``None``.
 
     Raises:
         ConfigurationError: No ``timedelta``, a shorter one, or one of more than a hundred years.
     """
-    if value is None and optional:
-        return
     if not isinstance(value, timedelta):
         raise ConfigurationError(f"{name}= takes a timedelta, not {type(value).__name__}.")
     if not least <= value <= LONGEST:
