@@ -160,9 +160,9 @@ class Calls:
         self._tells = tells
         self._by_email = mapping.policy.key is Key.EMAIL
         self._begins_at_random = mapping.reuses_ids
-        self._slugs = slugs_of(mapping.columns["provider"].type)
-        compared = dict.fromkeys(("provider", "account_id", *mapping.key_roles[1:]))
-        spelling = {role: Spelling(mapping, role) for role in compared if role in mapping.columns}
+        self.slugs: Final = slugs_of(mapping.columns["provider"].type)
+        """The members of the provider's enumeration by slug; empty for a column of texts."""
+        spelling = {role: Spelling(mapping, role) for role in mapping.compared_roles}
         self._recoded = {role: each for role, each in spelling.items() if each.has_code}
         """The identifiers whose types have Python code, which may change them; in most tables none."""
         scopes = mapping.columns.get("scopes")
@@ -190,19 +190,19 @@ class Calls:
             ConfigurationError: A call that the mapping cannot serve.
         """
         # Check the arguments, and convert them to what the columns take.
-        now = self._table.now()
-        self._table.check_id("user_id", user_id, what="user_id")
         if not isinstance(identity, ProviderIdentity):
             raise wrong_kind("identity", identity, ProviderIdentity)
         brought = self._credentials(credentials)
         insert = self._application(values, new=True) if values is not None else {}
         update = self._application(update_values, new=False) if update_values is not None else {}
+        named = self._identity(identity)
+        self._table.check_id("user_id", user_id, what="user_id")
         if expect is not None:
             self._table.check_id("id", expect, what="The link's id", outside=AccountNotFound)
-        named = self._identity(identity)
         if self._recoded and (respelt := self._respelt(named)):
             raise BlockedByConstraint(constraint=None, columns=respelt, rule=BY_SPELLING)
         # Add the moments, the functions' values and the event.
+        now = self._table.now()
         stamps = self._table.stamped(("created_at", "updated_at"), now)
         if self._begins_at_random:
             stamps["version"] = first_version(self._columns["version"].type)
@@ -314,14 +314,14 @@ class Calls:
         Raises:
             ConfigurationError: The enumeration has no such provider.
         """
-        if not self._slugs:
+        if not self.slugs:
             return slug
-        if slug not in self._slugs:
+        if slug not in self.slugs:
             raise ConfigurationError(
                 f"{slug!r} is not a provider that {self._mapping.name!r} can hold: its column takes "
-                f"{', '.join(sorted(self._slugs))}. Add it to the enumeration, and to the database's type."
+                f"{', '.join(sorted(self.slugs))}. Add it to the enumeration, and to the database's type."
             )
-        return self._slugs[slug]
+        return self.slugs[slug]
 
     def _respelt(self, named: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the names of the columns whose types change the text of an identifier."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, Final, Generic
 
 import sqlalchemy as sa
@@ -15,8 +16,7 @@ from accountlink.linking.decide import DECISIONS, Answer, Arm, Others, Own, Want
 from accountlink.linking.statements import Statements
 from accountlink.tables.column_types import LINK_PARTS, Part, form_of
 from accountlink.tables.mapping import AccountMapping
-from accountlink.tables.rows import MappedTable, aware, present, text_of
-from accountlink.tables.slugs import slugs_of
+from accountlink.tables.rows import MappedTable, aware, holds_texts, present
 from accountlink.values.blocking import rule_of_links
 from accountlink.values.events import EventType
 from accountlink.values.facts import Failure, Kept, Obstacle, UniqueIndex
@@ -63,9 +63,10 @@ class AccountStore(MappedTable, Generic[UserId, LinkId]):
             clock=clock,
         )
         self.calls: Final = Calls(mapping, self, tells=outbox is not None)
-        self._slugs: Final = {value: slug for slug, value in slugs_of(columns["provider"].type).items()}
-        compared = dict.fromkeys(("provider", "account_id", *mapping.key_roles[1:]))
-        self._compared: Final = [role for role in compared if role in self.row_roles]
+        self._slugs: Final = {value: slug for slug, value in self.calls.slugs.items()}
+        compared = [role for role in mapping.compared_roles if role in self.row_roles]
+        self._is_about: Final = partial(holds_texts, roles=compared, slugs=self._slugs)
+        """Says whether a row holds the identity that a call names, byte by byte."""
         self._width: Final = len(self.row_roles)
         self._exclusive: Final = mapping.policy.ownership is Ownership.EXCLUSIVE
 
@@ -93,28 +94,13 @@ class AccountStore(MappedTable, Generic[UserId, LinkId]):
         Raises:
             ConfigurationError: The row holds another identity than the one that was written.
         """
-        account, as_given = self.account(row, offset), True
-        for role in self._compared:
-            as_given = as_given and getattr(account, role) == call.identity.get(role)
-        if not (as_given or self.is_about(account, call)):
+        account = self.account(row, offset)
+        if not self._is_about(account, call.identity):
             raise ConfigurationError(
                 f"{self.mapping.name!r} does not hold the provider, the account id or the e-mail key that was given "
                 "to it: a trigger, or the column's own type, has changed it. Make the table keep them as they are."
             )
         return account
-
-    def is_about(self, account: LinkedAccount[UserId, LinkId], call: Call) -> bool:
-        """Say whether a row holds the identity that the call names, byte by byte.
-
-        No identifier ends in a blank, so blanks at the end are the padding of a ``CHAR(n)`` that is mapped as text.
-        """
-        for role in self._compared:
-            asked, read = call.identity.get(role), getattr(account, role)
-            if asked is None or asked == read:
-                continue
-            if text_of(read).rstrip(" ") != text_of(self._slugs.get(asked, asked)):
-                return False
-        return True
 
     def version_of(self, row: sa.Row[Any], offset: int = 0, *, epoch: int) -> int | None:
         """Return the version of a row, or its epoch in the ledger, or ``None`` if the table has neither.
@@ -155,8 +141,7 @@ class AccountStore(MappedTable, Generic[UserId, LinkId]):
         """Link by several statements in one transaction that holds the write lock (SQLite)."""
         # Read the rows, and decide by them.
         shape, bound, statements = call.shape, call.parameters, self.statements
-        own = self.run(connection, bound, ("own", shape), lambda: statements.own(shape)).first()
-        owner = self.run(connection, bound, "other", statements.other).first() if self._exclusive else None
+        own, owner = self._own(connection, call), self._owner(connection, call)
         arm = DECISIONS[
             _of_own(own),
             Others.NONE if owner is None else Others.OWNER,
@@ -308,7 +293,7 @@ class AccountStore(MappedTable, Generic[UserId, LinkId]):
         roles = (*call.identity, *(("id",) if call.link_id is not None else ()))
         rows = self.run(connection, call.parameters, ("accounts", roles), lambda: self.statements.listing(roles))
         found = [self.account(row) for row in rows]
-        return [account for account in found if self.is_about(account, call)]
+        return [account for account in found if self._is_about(account, call.identity)]
 
     def unlinked(self, connection: sa.Connection, call: Call) -> list[LinkedAccount[UserId, LinkId]]:
         """List the user's dead links that a link would restore, newest first: all, or those of a provider."""
@@ -328,7 +313,7 @@ class AccountStore(MappedTable, Generic[UserId, LinkId]):
         """Find the live link of a provider account, whoever owns it."""
         row = self.run(connection, call.parameters, "holder", self.statements.holder).first()
         account = None if row is None else self.account(row)
-        return account if account is not None and self.is_about(account, call) else None
+        return account if account is not None and self._is_about(account, call.identity) else None
 
     # -- unlinking ----------------------------------------------------------------------------------------------------
 

@@ -193,6 +193,12 @@ class AccountMapping(Generic[UserId, LinkId]):
         )
 
     @property
+    def compared_roles(self) -> tuple[str, ...]:
+        """The roles whose texts are compared byte by byte: the provider, the account, and the rest of the key."""
+        roles = dict.fromkeys(("provider", "account_id", *self.key_roles[1:]))
+        return tuple(role for role in roles if role in self.columns)
+
+    @property
     def email_key_role(self) -> str:
         """The role that holds the normal form of the e-mail address."""
         return "email_key" if "email_key" in self.columns else "email"

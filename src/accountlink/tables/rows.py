@@ -265,6 +265,26 @@ def text_of(value: object) -> str:
     return str(value.value) if isinstance(value, Enum) else str(value)
 
 
+def holds_texts(account: object, asked: Mapping[str, Any], *, roles: Sequence[str], slugs: Mapping[Any, str]) -> bool:
+    """Say whether a row holds the texts that a call names, byte by byte.
+
+    No identifier ends in a blank, so blanks at the end are the padding of a ``CHAR(n)`` that is mapped as text.
+
+    Args:
+        account: The row, as a snapshot with an attribute for each role.
+        asked: The values that the call names, by role, as their columns take them.
+        roles: The roles to compare.
+        slugs: The slug of each member, where the provider's column is an enumeration.
+    """
+    for role in roles:
+        wanted, read = asked.get(role), getattr(account, role)
+        if wanted is None or wanted == read:
+            continue
+        if text_of(read).rstrip(" ") != text_of(slugs.get(wanted, wanted)):
+            return False
+    return True
+
+
 def _unpadded(value: Any) -> Any:  # a text, or NULL
     """Return a text without the blanks that ``CHAR(n)`` adds at its end."""
     return value and value.rstrip(" ")
