@@ -17,8 +17,8 @@ from accountlink.grants.events import event_parameters
 from accountlink.grants.mapping import GrantMapping
 from accountlink.grants.statements import GrantStatements
 from accountlink.linking.live_links import LiveLinks
-from accountlink.tables.column_types import GRANT_PARTS, Part, form_of
-from accountlink.tables.rows import MappedTable, aware, present
+from accountlink.tables.column_types import GRANT_PARTS, moment_forms
+from accountlink.tables.rows import MappedTable, present
 from accountlink.values.blocking import rule_of_grants
 from accountlink.values.events import EventType
 from accountlink.values.facts import Failure, Obstacle, UniqueIndex
@@ -81,15 +81,10 @@ class GrantStore(MappedTable):
             for by_database in (False, True)
         ]
         self._by_call, self._by_database = statements
-        columns = mapping.columns
         super().__init__(
             mapping,
             row=self._by_call.row_roles,
-            moments={
-                role: form_of(part, columns[role].type) or aware  # a mapping has refused what takes none
-                for role, part in GRANT_PARTS.items()
-                if part is Part.CLOCKED and role in columns
-            },
+            moments=moment_forms(GRANT_PARTS, mapping.columns),
             ids=("id", "grantor_id", "grantee_id", "link_id"),
             named={"al_source": mapping.table} | ({} if links is None else links.named),
             defaults=self._by_call.defaults,

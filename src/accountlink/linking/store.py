@@ -14,9 +14,9 @@ from accountlink.errors import ConfigurationError
 from accountlink.linking.call import Call, Calls
 from accountlink.linking.decide import DECISIONS, Answer, Arm, Others, Own, Wanted, restorable
 from accountlink.linking.statements import Statements
-from accountlink.tables.column_types import LINK_PARTS, Part, form_of
+from accountlink.tables.column_types import LINK_PARTS, moment_forms
 from accountlink.tables.mapping import AccountMapping
-from accountlink.tables.rows import MappedTable, aware, holds_texts, present
+from accountlink.tables.rows import MappedTable, holds_texts, present
 from accountlink.values.blocking import rule_of_links
 from accountlink.values.events import EventType
 from accountlink.values.facts import Failure, Kept, Obstacle, UniqueIndex
@@ -47,15 +47,10 @@ class AccountStore(MappedTable, Generic[UserId, LinkId]):
         self.tells_states: Final = mapping.written("version") or self.keeps_epochs
         """Says whether the states of a row can be told apart, by its version or by the ledger."""
         heard = ("al_links", "al_source") if outbox is not None or self.keeps_epochs else ()
-        columns = mapping.columns
         super().__init__(
             mapping,
             row=self.statements.row_roles,
-            moments={
-                role: form_of(part, columns[role].type) or aware  # a mapping has refused what takes none
-                for role, part in LINK_PARTS.items()
-                if part is Part.MOMENT and role in columns
-            },
+            moments=moment_forms(LINK_PARTS, mapping.columns),
             ids=("id", "user_id"),
             named=dict.fromkeys(heard, mapping.table),
             defaults=self.statements.defaults,

@@ -149,6 +149,15 @@ _READERS: Final[Mapping[Part, Form]] = {
 }
 
 
+def moment_forms(parts: Mapping[str, Part], columns: Mapping[str, sa.Column[Any]]) -> dict[str, Form]:
+    """Return how each column that holds a moment takes one, by role."""
+    return {
+        role: form_of(part, columns[role].type) or aware  # a mapping has refused what takes none
+        for role, part in parts.items()
+        if part in (Part.MOMENT, Part.CLOCKED) and role in columns
+    }
+
+
 def form_of(part: Part, kind: Type) -> Form | None:
     """Return the function that writes a part's values in this type on every database, or ``None`` if there is none."""
     if part in (Part.ID, Part.USER) and not works_on_values(kind) and len({*map(python_type, plain_types(kind))}) > 1:

@@ -35,7 +35,7 @@ class MappedTable:
     Args:
         mapping: The columns of the table, by role.
         row: The roles that statements read back of a row, in their order.
-        moments: How each role's column takes a moment.
+        moments: How each column that holds a moment takes one, by role.
         ids: The roles whose columns hold ids.
         named: The tables whose names statements need as values, each with the name of the parameter that brings it.
         defaults: The application's columns whose ``default`` is a function.
@@ -57,7 +57,7 @@ class MappedTable:
     ) -> None:
         columns = mapping.columns
         self.row_roles: Final = tuple(row)
-        self._moments: Final = {role: moments[role] for role in moments if role in columns}
+        self._moments: Final = dict(moments)
         self._ids: Final = {role: IdType.of(columns[role]) for role in ids if role in columns}
         self._columns: Final = columns
         self._table: Final = mapping.table
