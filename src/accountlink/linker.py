@@ -154,7 +154,14 @@ class AccountLinker(Generic[UserId, LinkId]):
             self._store, secrets=secrets, ledger=ledger_table, lifetime=transfer_lifetime, guard=guard_last
         )
         self._guard: Final = None if guard_last is None else check_callable("guard_last", guard_last)
-        self._lock_timeout: Final = milliseconds("lock_timeout", lock_timeout)
+        self._needs: Final = Needs.STATEMENT if guard_last is None else Needs.TRANSACTION
+        self._place: Final = partial(
+            place_of,
+            mapping=self.mapping,
+            tables=self._tables,
+            wanted_by="guard_last",
+            lock_timeout=milliseconds("lock_timeout", lock_timeout),
+        )
 
     # -- linking ------------------------------------------------------------------------------------------------------
 
@@ -215,7 +222,7 @@ class AccountLinker(Generic[UserId, LinkId]):
             values=values,
             update_values=update_values,
         )
-        place = await place_of(bind, self.mapping, tables=self._tables)
+        place = await self._place(bind)
         outcome = self._outcome(await self._settled(place, call, identity.provider), identity, user_id)
         if place.session is not None and isinstance(outcome, Linked):
             done(place, await refresh_held(place.session, self.mapping, outcome.account.id))
@@ -223,7 +230,7 @@ class AccountLinker(Generic[UserId, LinkId]):
 
     async def _settled(self, place: Place, call: Call, provider: str) -> Answer[UserId, LinkId]:
         """Run a link until the database has answered it."""
-        store, patience, call = self._store, Patience(), call.within(self._lock_timeout_on(place))
+        store, patience, call = self._store, Patience(), call.within(place.lock_timeout)
         again = partial(store.link, call=call.changed(is_repeated=True)) if store.outbox is not None else None
 
         async def silent() -> Answer[UserId, LinkId] | Failure | None:
@@ -340,8 +347,8 @@ class AccountLinker(Generic[UserId, LinkId]):
         claim = self._transfers.claim(presented, claimant=user_id)
         if not self._store.may_be_id("id", claim.link_id):
             raise TokenForged
-        place = await self._place(bind, guarded=True)
-        call = call.changed(link_id=claim.link_id).within(self._lock_timeout_on(place))
+        place = await self._place(bind, needs=self._needs)
+        call = call.changed(link_id=claim.link_id).within(place.lock_timeout)
         outcome = await self._transfers.redeem(place, claim, call, now=now, max_age=max_auth_age)
         if place.session is not None and isinstance(outcome, Transferred):
             done(place, await hand_over_held(place.session, self.mapping, outcome.account.id))
@@ -534,8 +541,8 @@ class AccountLinker(Generic[UserId, LinkId]):
             StoreBusy, StoreUnavailable, RetryTransaction, OutcomeUnknown: As for :meth:`link`.
         """
         call = self._calls.unlink(user_id=user_id, link_id=link_id, reason=reason)
-        place = await self._place(bind, guarded=True)
-        account = await self._removed(place, call.within(self._lock_timeout_on(place)))
+        place = await self._place(bind, needs=self._needs)
+        account = await self._removed(place, call.within(place.lock_timeout))
         if place.session is not None:
             sync = forget_held if self.mapping.policy.removal is Removal.DELETE else refresh_held
             done(place, await sync(place.session, self.mapping, account.id))
@@ -558,13 +565,3 @@ class AccountLinker(Generic[UserId, LinkId]):
                 raise OutcomeUnknown if patience.ambiguous else AccountNotFound
 
         return await run(place, work, patience, silent=silent)
-
-    # -- where -----------------------------------------------------------------------------------------------
-
-    def _lock_timeout_on(self, place: Place) -> str | None:
-        """Return the lock timeout for accountlink's own transaction, or ``None`` where other settings decide."""
-        return self._lock_timeout if place.owned and place.dialect == "postgresql" else None
-
-    async def _place(self, bind: Bind, *, guarded: bool = False) -> Place:
-        needs = Needs.TRANSACTION if guarded and self._guard is not None else Needs.STATEMENT
-        return await place_of(bind, self.mapping, tables=self._tables, needs=needs, wanted_by="guard_last")

@@ -92,7 +92,13 @@ class ShareGrants:
         )
         owner = None if accounts is None else IdType.of(_accounts_of(accounts).columns["user_id"])
         self._calls: Final = GrantCalls(self.mapping, self._store, owner=owner)
-        self._lock_timeout: Final = milliseconds("lock_timeout", lock_timeout)
+        self._place: Final = partial(
+            place_of,
+            mapping=self.mapping,
+            tables=self._tables,
+            wanted_by="one_active_per_pair",
+            lock_timeout=milliseconds("lock_timeout", lock_timeout),
+        )
 
     # -- issuing ------------------------------------------------------------------------------------------------------
 
@@ -168,7 +174,7 @@ class ShareGrants:
         """
         presented, token = Concealed[object](token), ""  # error reports that show a frame's locals show no token
         call = self._calls.redeem(presented, grantee_id=grantee_id)
-        place = await self._place(bind, pairs=self.mapping.one_active_per_pair)
+        place = await self._place(bind, needs=Needs.SNAPSHOTS if self.mapping.one_active_per_pair else Needs.STATEMENT)
         work = partial(self._store.redeem, call=self._timed(call, place))
         redeemed = await self._settled(place, work, silent=nothing_more)
         if redeemed.outcome is None:
@@ -298,14 +304,7 @@ class ShareGrants:
 
     def _timed(self, call: GrantCall, place: Place, expires_in: timedelta | None = None) -> GrantCall:
         """Return a call with its moment, and with a lock timeout in a transaction of accountlink's own."""
-        timed = self._store.timed(call, place.dialect, expires_in)
-        if self._lock_timeout is not None and place.owned and place.dialect == "postgresql":
-            return timed.changed(lock_timeout=self._lock_timeout)
-        return timed
-
-    async def _place(self, bind: Bind, *, pairs: bool = False) -> Place:
-        needs = Needs.SNAPSHOTS if pairs else Needs.STATEMENT
-        return await place_of(bind, self.mapping, tables=self._tables, needs=needs, wanted_by="one_active_per_pair")
+        return self._store.timed(call, place.dialect, expires_in).changed(lock_timeout=place.lock_timeout)
 
     # -- running ------------------------------------------------------------------------------------------------------
 

@@ -37,6 +37,11 @@ U = TypeVar("U")
 Work = Callable[[sa.Connection], T]
 
 _REFUSED: Final = (Trouble.UNIQUE, Trouble.DEFERRABLE)
+_SAVEPOINT: Final = ("SAVEPOINT al_call", "ROLLBACK TO SAVEPOINT al_call", "RELEASE SAVEPOINT al_call")
+"""The statements of the savepoint. Its name never changes, so that they are prepared once and nothing is compiled:
+``begin_nested`` counts its names, and compiles its statements anew at each call."""
+_TRANSACTION: Final = ("BEGIN IMMEDIATE", "ROLLBACK", "COMMIT")
+"""The statements of a transaction on an SQLite connection that would commit each statement by itself."""
 _SUPPORTED: Final = ("postgresql", "sqlite")
 on_greenlet: Final = AsyncSession().run_sync
 """Runs a whole piece of work on one greenlet; the session holds nothing. Through ``AsyncEngine.connect`` that takes
@@ -56,6 +61,8 @@ class Place:
         committed: Whether the last attempt may have been committed.
         reconnects: Whether another attempt gets another connection.
         tables: The tables that the work needs. They are looked for if the database says that a table is missing.
+        lock_timeout: How long statements wait for a lock, as PostgreSQL's setting has it; ``None`` in a caller's
+            transaction and on SQLite, where the connection's own setting decides.
     """
 
     owned: bool
@@ -64,6 +71,7 @@ class Place:
     committed: bool
     reconnects: bool = False
     tables: Sequence[sa.Table] = ()
+    lock_timeout: str | None = None
 
     async def attempt(self, work: Work[T]) -> T | Failure:
         """Run a piece of work, and return a database error as a value; a failed piece leaves no change behind."""
@@ -118,19 +126,9 @@ class CallersTransaction(Place):
     committed: bool = False
 
     def _run(self, _: object, work: Work[T]) -> T:
-        # The savepoint's name never changes, so that its statements are prepared once and nothing is compiled:
-        # ``begin_nested`` counts its names, and compiles its statements anew at each call.
         if self.dialect == "sqlite":
             sqlite.begin_for_real(self.connection)
-        self.connection.exec_driver_sql("SAVEPOINT al_call")
-        try:
-            result = work(self.connection)
-        except BaseException:
-            if not self.connection.invalidated:  # or the connection is gone, and its transaction with it
-                self.connection.exec_driver_sql("ROLLBACK TO SAVEPOINT al_call")
-            raise
-        self.connection.exec_driver_sql("RELEASE SAVEPOINT al_call")
-        return result
+        return _between(self.connection, work, _SAVEPOINT)
 
     async def _opened(self, connection: sa.Connection) -> AsyncConnection:
         return await self.opened()
@@ -206,15 +204,21 @@ class AutocommitConnection(Place):
     def _run(self, _: object, work: Work[T]) -> T:
         if self.dialect != "sqlite":
             return work(self.connection)  # which is one statement
-        self.connection.exec_driver_sql("BEGIN IMMEDIATE")
-        try:
-            result = work(self.connection)
-        except BaseException:
-            if not self.connection.invalidated:  # or the connection is gone, and its transaction with it
-                self.connection.exec_driver_sql("ROLLBACK")
-            raise
-        self.connection.exec_driver_sql("COMMIT")
-        return result
+        return _between(self.connection, work, _TRANSACTION)
+
+
+def _between(connection: sa.Connection, work: Work[T], statements: tuple[str, str, str]) -> T:
+    """Run work after the first statement and before the last; if the work fails, run the second instead."""
+    begin, undo, end = statements
+    connection.exec_driver_sql(begin)
+    try:
+        result = work(connection)
+    except BaseException:
+        if not connection.invalidated:  # or the connection is gone, and its transaction with it
+            connection.exec_driver_sql(undo)
+        raise
+    connection.exec_driver_sql(end)
+    return result
 
 
 class Foreign(Exception):
@@ -344,6 +348,7 @@ async def place_of(
     tables: Sequence[sa.Table] = (),
     needs: Needs = Needs.STATEMENT,
     wanted_by: str = "",
+    lock_timeout: str | None = None,
 ) -> Place:
     """Return the place that runs work on a bind, after flushing a session.
 
@@ -353,6 +358,7 @@ async def place_of(
         tables: The tables that the work needs.
         needs: The guarantee that the work needs.
         wanted_by: The argument for which the work needs a transaction, for messages.
+        lock_timeout: How long statements wait for a lock in a transaction of accountlink's own.
 
     Raises:
         ConfigurationError: Not an async engine, connection or session; one that can run nothing; a database that is not
@@ -361,7 +367,7 @@ async def place_of(
         Exception: The flush failed; this is the application's own error, unchanged.
     """
     if isinstance(bind, AsyncEngine):
-        return place_on(bind, tables=tables, needs=needs)
+        return place_on(bind, tables=tables, needs=needs, lock_timeout=lock_timeout)
     if not isinstance(bind, (AsyncSession, AsyncConnection)):
         raise ConfigurationError(_wrong_bind(bind))
     session = bind if isinstance(bind, AsyncSession) else None
@@ -383,17 +389,29 @@ async def place_of(
         )
     else:
         place = AutocommitConnection(connection=connection, session=session, dialect=dialect)
+    return _with(place, tables, lock_timeout)
+
+
+def _with(place: Place, tables: Sequence[sa.Table], lock_timeout: str | None) -> Place:
     place.tables = tables
+    place.lock_timeout = lock_timeout if place.owned and place.dialect == "postgresql" else None
     return place
 
 
-def place_on(engine: AsyncEngine, *, tables: Sequence[sa.Table] = (), needs: Needs = Needs.STATEMENT) -> Place:
+def place_on(
+    engine: AsyncEngine,
+    *,
+    tables: Sequence[sa.Table] = (),
+    needs: Needs = Needs.STATEMENT,
+    lock_timeout: str | None = None,
+) -> Place:
     """Return the place that runs work on an engine.
 
     Args:
         engine: The engine.
         tables: The tables that the work needs.
         needs: The guarantee that the work needs.
+        lock_timeout: How long statements wait for a lock.
 
     Raises:
         ConfigurationError: A database that is not supported.
@@ -404,9 +422,7 @@ def place_on(engine: AsyncEngine, *, tables: Sequence[sa.Table] = (), needs: Nee
         kind = OwnStatements
     elif dialect == "postgresql" and needs is Needs.SNAPSHOTS:
         kind = FreshTransactions
-    place = kind(engine=engine, dialect=dialect)
-    place.tables = tables
-    return place
+    return _with(kind(engine=engine, dialect=dialect), tables, lock_timeout)
 
 
 async def _reached(bind: AsyncSession | AsyncConnection, mapping: TableMapping) -> tuple[sa.Connection, bool] | Failure:
