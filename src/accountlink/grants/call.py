@@ -6,15 +6,14 @@ import secrets as randomness
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import cached_property
 from hashlib import sha256
 from typing import Any, Final
-from uuid import UUID, uuid4
 
 from accountlink.errors import AccountLinkError, AccountNotFound, ConfigurationError, GrantRejected
 from accountlink.grants.mapping import GrantMapping
-from accountlink.linking.call import FrozenCall
+from accountlink.linking.call import FrozenCall, Occasion
 from accountlink.tables.arguments import check_span
 from accountlink.tables.exact import Spelling
 from accountlink.tables.idtype import IdType
@@ -33,7 +32,7 @@ _NO_TEXT: Final = b"\xff"
 """A byte that no text has in UTF-8. Hashed bytes that begin with it have the hash of no token."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class GrantCall(FrozenCall):
     """Hold the values that one call brings to the table of grants, each as its column takes it.
 
@@ -49,8 +48,7 @@ class GrantCall(FrozenCall):
         now: The present moment by role, where calls bring it.
         ends: When a new grant ends by role, where calls bring the present moment.
         functions: The results of the application's default and onupdate functions, by the names of their parameters.
-        at: The moment of the event, aware; ``None`` without an outbox.
-        call_id: The id of the call and its retries, by which an event is not written twice.
+        occasion: The facts of the call's event, where there is an outbox.
         lock_timeout: How long a statement waits for a lock, as PostgreSQL's setting has it; ``None`` leaves that alone.
     """
 
@@ -65,12 +63,8 @@ class GrantCall(FrozenCall):
     now: Mapping[str, Any] = field(default_factory=dict)
     ends: Mapping[str, Any] = field(default_factory=dict)
     functions: Mapping[str, Any] = field(default_factory=dict)
-    at: datetime | None = None
-    call_id: UUID = field(default_factory=uuid4)
+    occasion: Occasion | None = None
     lock_timeout: str | None = None
-
-    def __repr__(self) -> str:
-        return f"GrantCall({', '.join(self.parameters)})"
 
     @cached_property
     def parameters(self) -> Parameters:
@@ -84,14 +78,13 @@ class GrantCall(FrozenCall):
             "al_use_hash": self.use_hash,
             "al_max_uses": self.max_uses,
             "al_expires_in": self.expires_in,
-            "al_event_at": self.at,
             "al_lock_timeout": self.lock_timeout,
         }
         bound = Parameters((name, value) for name, value in single.items() if value is not None)
         if self.link_id is not None:
             bound.update(al_shared_link=self.link_id, al_shared_owner=self.grantor_id)
-        if self.at is not None:
-            bound["al_call_id"] = self.call_id
+        if self.occasion is not None:
+            bound.update(self.occasion.parameters())
         bound.update((f"al_{role}", value) for role, value in self.token.items())
         bound.update((f"al_now_{role}", value) for role, value in self.now.items())
         bound.update((f"al_ends_{role}", value) for role, value in self.ends.items())

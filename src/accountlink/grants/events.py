@@ -81,8 +81,7 @@ def event_parameters(kind: EventType, grant: Grant, call: GrantCall) -> Paramete
     """
     role, other_role = _who(kind)
     return Parameters(
-        al_event_at=call.at,
-        al_call_id=call.call_id,
+        {} if call.occasion is None else call.occasion.parameters(),
         al_event_user_id=concealed_id(getattr(grant, role)),
         al_event_other_user_id=concealed_id(getattr(grant, other_role)),
         al_event_provider=None,

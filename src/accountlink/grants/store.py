@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import uuid4
 
@@ -16,6 +16,7 @@ from accountlink.grants.call import GrantCall
 from accountlink.grants.events import event_parameters
 from accountlink.grants.mapping import GrantMapping
 from accountlink.grants.statements import GrantStatements
+from accountlink.linking.call import Occasion
 from accountlink.linking.live_links import LiveLinks
 from accountlink.tables.column_types import GRANT_PARTS, moment_forms
 from accountlink.tables.rows import MappedTable, present
@@ -103,11 +104,13 @@ class GrantStore(MappedTable):
         now, functions = self.now(), self.onupdate()
         if expires_in is not None and self.outbox is not None and dialect == "postgresql":
             functions |= self.defaults()  # an insert that is a part of a statement takes them from here
-        at = None if self.outbox is None else now.astimezone(UTC)
+        occasion = None if self.outbox is None else Occasion.of(now)
         if self._asks_database(dialect):
-            return call.changed(functions=functions, at=at, expires_in=expires_in)
+            return call.changed(functions=functions, occasion=occasion, expires_in=expires_in)
         ends = {} if expires_in is None else self.stamped(("expires_at",), now + expires_in)
-        return call.changed(functions=functions, at=at, now=self.stamped(tuple(GRANT_PARTS), now), ends=ends)
+        return call.changed(
+            functions=functions, occasion=occasion, now=self.stamped(tuple(GRANT_PARTS), now), ends=ends
+        )
 
     def _asks_database(self, dialect: str) -> bool:
         return dialect == "postgresql" and not self._has_clock

@@ -48,9 +48,34 @@ class Occasion:
     call_id: UUID
     data: Mapping[str, object] | None = None
 
+    @classmethod
+    def of(cls, now: datetime, data: Mapping[str, object] | None = None) -> Occasion:
+        """Return the facts of a new call's event.
+
+        Args:
+            now: The present moment, aware.
+            data: Further facts of the event, as a JSON object.
+        """
+        return cls(at=now.astimezone(UTC), call_id=uuid4(), data=data)
+
+    def parameters(self) -> Parameters:
+        """Return the parameters of the statement that writes the event with the change."""
+        bound = Parameters(al_event_at=self.at, al_call_id=self.call_id)
+        if self.data is not None:
+            bound["al_event_data"] = self.data
+        return bound
+
 
 class FrozenCall:
-    """Copy a frozen call with other fields."""
+    """Show only the names of a frozen call's parameters, and copy it with other fields."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(self.parameters)})"
+
+    @property
+    def parameters(self) -> Parameters:
+        """The parameters of every statement of the call."""
+        raise NotImplementedError
 
     def changed(self, **changes: Any) -> Self:
         """Return a copy with these fields changed. ``dataclasses.replace`` does the same at ten times the cost."""
@@ -61,7 +86,7 @@ class FrozenCall:
         return made
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Call(FrozenCall):
     """Hold the values that one call brings to the table of links, each as its column takes it.
 
@@ -97,9 +122,6 @@ class Call(FrozenCall):
     lock_timeout: str | None = None
     is_repeated: bool = False
 
-    def __repr__(self) -> str:
-        return f"Call({', '.join(self.parameters)})"
-
     @cached_property
     def parameters(self) -> Parameters:
         """The parameters of every statement of the call."""
@@ -119,9 +141,7 @@ class Call(FrozenCall):
         }
         bound.update((name, value) for name, value in single.items() if value is not None)
         if self.occasion is not None:
-            bound["al_event_at"], bound["al_call_id"] = self.occasion.at, self.occasion.call_id
-            if self.occasion.data is not None:
-                bound["al_event_data"] = self.occasion.data
+            bound.update(self.occasion.parameters())
         return bound
 
     @cached_property
@@ -215,7 +235,7 @@ class Calls:
             insert=insert,
             update=update,
             functions=self._table.defaults() | self._table.onupdate(),
-            occasion=self._occasion(now) if self._tells else None,
+            occasion=Occasion.of(now) if self._tells else None,
         )
 
     def transfer(self, *, now: datetime, user_id: object, credentials: object) -> Call:
@@ -234,7 +254,7 @@ class Calls:
             credentials=self._credentials(credentials),
             stamps=self._table.stamped(("updated_at",), now),
             functions=self._table.onupdate(),
-            occasion=self._occasion(now) if self._tells else None,
+            occasion=Occasion.of(now) if self._tells else None,
         )
 
     def unlink(self, *, user_id: object, link_id: object, reason: object) -> Call:
@@ -255,7 +275,7 @@ class Calls:
             stamps=self._table.stamped(("deleted_at", "updated_at"), now),
             reason=why,
             functions=self._table.onupdate(),
-            occasion=self._occasion(now, data) if self._tells else None,
+            occasion=Occasion.of(now, data) if self._tells else None,
         )
 
     def reading(self, *, user_id: object, provider: str | None = None, link_id: object = None) -> Call:
@@ -286,9 +306,6 @@ class Calls:
         return None if self._recoded and self._respelt(named) else Call(identity=named)
 
     # -- what they bring ----------------------------------------------------------------------------------------------
-
-    def _occasion(self, now: datetime, data: Mapping[str, object] | None = None) -> Occasion:
-        return Occasion(at=now.astimezone(UTC), call_id=uuid4(), data=data)
 
     def _identity(self, identity: ProviderIdentity) -> dict[str, Any]:
         named: dict[str, Any] = {"provider": self.provider(identity.provider)}

@@ -260,8 +260,7 @@ class AccountStore(MappedTable, Generic[UserId, LinkId]):
         if outbox is None or occasion is None:
             return
         event = Parameters(
-            al_event_at=occasion.at,
-            al_call_id=occasion.call_id,
+            occasion.parameters(),
             al_event_user_id=call.user_id,
             al_event_other_user_id=concealed_id(other),
             al_event_provider=account.provider,

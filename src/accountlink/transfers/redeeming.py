@@ -206,15 +206,14 @@ class _Redemption(Generic[UserId, LinkId]):
         found: Claimed[UserId, LinkId] = Claimed()
         for row in accounts.run(connection, self.call.parameters, "claimed", statements.claimed):
             account, version = accounts.account(row), accounts.version_of(row, epoch=epoch)
-            state = row_state(account, version or 0, table)
-            if account.account_id is None or not claim.is_of(account.provider, account.account_id):
+            if not self._is_of_account(account):
                 continue  # another account's row has the id of a deleted one
             live, mine, named = map(bool, row[-4:-1])
             found = replace(found, why=row[-1] or found.why)
             if live and mine:
                 found = replace(found, own=account)
             if named:
-                fits = version is not None and claim.fits(state)
+                fits = version is not None and claim.fits(row_state(account, version, table))
                 found = replace(found, named=account, live=live, version=version, table=table)
         if found.named is None and found.own is None:  # only a token whose row is gone costs this
             listed = accounts.accounts(connection, Call(user_id=self.call.user_id))
