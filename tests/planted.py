@@ -93,8 +93,8 @@ FAULTS: Final[dict[str, Fault]] = {
     ),
     "grants: redemptions of a pair take no turns": Fault(
         file="grants/statements.py",
-        old="_select(level, sa.func.pg_advisory_xact_lock(key))",
-        new='_select(level, sa.cast(key, sa.Text) + ":")',
+        old="select(level, sa.func.pg_advisory_xact_lock(key))",
+        new='select(level, sa.cast(key, sa.Text) + ":")',
         test=GATED,
         only="tokens_of_one_pair and patients-pairs",
     ),

@@ -9,7 +9,8 @@ import sqlalchemy as sa
 from accountlink.grants.call import GrantCall
 from accountlink.grants.mapping import GrantMapping
 from accountlink.outbox.reading import Found, Reading, details, moment, optional, part
-from accountlink.outbox.table import Outbox, event_id, word
+from accountlink.outbox.table import Outbox, event_id
+from accountlink.tables.fragments import word
 from accountlink.tables.id_text import id_text, reader
 from accountlink.tables.naming import Names
 from accountlink.values.events import GRANT_EVENTS, EventType, GrantEvent
@@ -49,11 +50,11 @@ class GrantEvents(Outbox):
         grant_id = id_text(rows.c.id)
         return self.written(
             rows,
-            kind=word(kind),
+            kind=word(kind.value),
             user_id=rows.c[role],
             other_user_id=rows.c[other_role],
             link_id=rows.c.get("link_id"),
-            data=sa.func.json_build_object(_word_of_data(), grant_id, type_=sa.JSON),
+            data=sa.func.json_build_object(word(_GRANT_ID), grant_id, type_=sa.JSON),
             only=only,
         )
 
@@ -67,7 +68,7 @@ class GrantEvents(Outbox):
             user=c[role].type,
             other=c[other_role].type,
             link=_link_type(self._mapping),
-            data=sa.func.json_object(_word_of_data(), grant_id, type_=sa.JSON),
+            data=sa.func.json_object(word(_GRANT_ID), grant_id, type_=sa.JSON),
         )
 
 
@@ -120,7 +121,3 @@ def _who(kind: EventType) -> tuple[str, str]:
 def _link_type(mapping: GrantMapping) -> sa.types.TypeEngine[Any]:
     column = mapping.columns.get("link_id")
     return sa.Text() if column is None else column.type
-
-
-def _word_of_data() -> sa.ColumnClause[str]:
-    return sa.literal_column(f"'{_GRANT_ID}'", sa.Text)

@@ -15,8 +15,8 @@ looked at again) and 13.3.5 (advisory locks).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, cast
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -26,14 +26,11 @@ from accountlink.linking.live_links import LiveLinks
 from accountlink.linking.statements import Columns, Condition, bounded
 from accountlink.tables.defaults import fixed_updates
 from accountlink.tables.exact import Exactly
+from accountlink.tables.fragments import ONE, ZERO, named_arm, select, word
 from accountlink.tables.naming import Names
 from accountlink.tables.type_layers import plain_type
 from accountlink.values.events import EventType
 
-_select: Final[Callable[..., sa.Select[Any]]] = cast("Any", sa.select)
-"""Columns are chosen by the mapping, at run time: their types are not known here."""
-_ONE: Final = sa.literal_column("1", sa.Integer)
-_ZERO: Final = sa.literal_column("0", sa.Integer)
 GRANT_ROW: Final = (
     "id", "grantor_id", "grantee_id", "link_id", "expires_at", "created_at", "redeemed_at", "ended_at",
 )  # fmt: skip
@@ -119,7 +116,7 @@ class GrantStatements:
         if not self._mapping.is_own:
             return conditions
         use = self._t.alias(self._names("use"))
-        used = _select(_ONE).select_from(use).where(_is(use.c.token_hash, self._use())).correlate_except(use)
+        used = select(ONE).select_from(use).where(_is(use.c.token_hash, self._use())).correlate_except(use)
         return [*conditions, c["uses"] < c["max_uses"], sa.not_(sa.exists(used))]
 
     def _counts(self) -> list[Condition]:
@@ -129,7 +126,7 @@ class GrantStatements:
         if not self._mapping.is_own:
             return conditions
         of = self._t.alias(self._names("of"))
-        alive = _select(_ONE).select_from(of).where(of.c.id == c["issued_id"], of.c.active).correlate_except(of)
+        alive = select(ONE).select_from(of).where(of.c.id == c["issued_id"], of.c.active).correlate_except(of)
         return [*conditions, sa.or_(c["issued_id"].is_(None), sa.exists(alive))]
 
     def _already(self) -> list[Condition]:
@@ -175,9 +172,9 @@ class GrantStatements:
         c = self._c
         values = {c["grantee_id"]: self._user("grantee_id")} | self._stamps("redeemed_at", "updated_at")
         if self._mapping.is_own:  # a token for several users has no grantee: each use of it has its own row
-            single = c["max_uses"] == _ONE
+            single = c["max_uses"] == ONE
             values = {column: sa.case((single, value), else_=column) for column, value in values.items()}
-            values[c["uses"]] = c["uses"] + _ONE
+            values[c["uses"]] = c["uses"] + ONE
         return self._with_onupdate(values)
 
     def _used(self, taken: Any) -> dict[str, Any]:
@@ -188,8 +185,8 @@ class GrantStatements:
             "issued_id": taken["id"],
             "grantee_id": self._user("grantee_id"),
             "token_hash": self._use(),
-            "max_uses": _ONE,
-            "uses": _ONE,
+            "max_uses": ONE,
+            "uses": ONE,
             "active": sa.true(),
         }
         return copied | of_use | {role: self._now(role) for role in ("created_at", "redeemed_at")}
@@ -211,7 +208,7 @@ class GrantStatements:
         if self.events is None:
             return self.issue(linked=linked, limited=limited)
         issued = self.issue(linked=linked, limited=limited, within=True).cte(self._names("issued"))
-        return _select(*self.row(issued.c)).add_cte(self.events.of_rows(issued, EventType.GRANT_ISSUED))
+        return select(*self.row(issued.c)).add_cte(self.events.of_rows(issued, EventType.GRANT_ISSUED))
 
     def issue(self, *, linked: bool, limited: bool, within: bool = False) -> sa.sql.dml.ReturningInsert[Any]:
         """Build the INSERT of a grant; if the grant is about a link, only if that is live and the grantor's own.
@@ -226,8 +223,8 @@ class GrantStatements:
         values |= {"expires_at": self._now("expires_at", later=True), "active": sa.true()}
         values |= {role: self._now(role) for role in ("created_at", "updated_at") if role in c}
         if self._mapping.is_own:
-            values |= {"max_uses": _bind("max_uses", c["max_uses"]), "uses": _ZERO}
-        source = _select()
+            values |= {"max_uses": _bind("max_uses", c["max_uses"]), "uses": ZERO}
+        source = select()
         if linked and self._links is not None:
             shared = self._links.of_grantor().subquery(self._names("shared"))
             values |= {"link_id": _bind("link_id", c["link_id"])}
@@ -247,7 +244,7 @@ class GrantStatements:
     def issued(self) -> sa.Select[Any]:
         """Build the query for a row that an earlier attempt may have made, whose answer was lost."""
         c = self._c
-        return _select(*self.row()).where(self._is_token(), c["grantor_id"] == _bind("grantor_id", c["grantor_id"]))
+        return select(*self.row()).where(self._is_token(), c["grantor_id"] == _bind("grantor_id", c["grantor_id"]))
 
     # -- redeeming ----------------------------------------------------------------------------------------------------
 
@@ -257,12 +254,10 @@ class GrantStatements:
         It is a separate statement (PostgreSQL), so that the next one's snapshot contains the redemptions that were
         committed before.
         """
-        name = sa.literal_column("'accountlink:'", sa.Text) + sa.bindparam("al_source", type_=sa.Text)
-        key = sa.func.hashtextextended(
-            name + sa.literal_column("':'", sa.Text) + sa.cast(self._user("grantee_id"), sa.Text), _ZERO
-        )
-        level = sa.func.current_setting(sa.literal_column("'transaction_isolation'", sa.Text))
-        return _select(level, sa.func.pg_advisory_xact_lock(key)).where(*([bounded()] if limited else []))
+        name = word("accountlink:") + sa.bindparam("al_source", type_=sa.Text)
+        key = sa.func.hashtextextended(name + word(":") + sa.cast(self._user("grantee_id"), sa.Text), ZERO)
+        level = sa.func.current_setting(word("transaction_isolation"))
+        return select(level, sa.func.pg_advisory_xact_lock(key)).where(*([bounded()] if limited else []))
 
     # For a table of one row per token, by the database's clock; the short form is that of the link's statement.
     # SQL: WITH al_held AS (
@@ -287,11 +282,11 @@ class GrantStatements:
         """Build the one statement that redeems a token, with its event where there is an outbox (PostgreSQL)."""
         # The token's row, as the snapshot has it and as it is once it is locked.
         bound = [bounded()] if limited else []
-        seen = _select(*self.row()).where(*bound, *self._open()).limit(_ONE).cte(self._names("seen"))
+        seen = select(*self.row()).where(*bound, *self._open()).limit(ONE).cte(self._names("seen"))
         held = (
-            _select(*self.row(), *self._widened())
+            select(*self.row(), *self._widened())
             .where(*bound, *self._open())
-            .limit(_ONE)
+            .limit(ONE)
             .with_for_update(of=self._t)
             .cte(self._names("held"))
         )
@@ -302,9 +297,9 @@ class GrantStatements:
         if self._pairs:
             earlier = sa.update(self._t).where(*self._earlier(held.c.grantor_id, held.c.id))
             ended = earlier.values(self._ended()).returning(*self.row()).cte(self._names("ended"))
-            endings.append(_select(_arm("ended"), *self.row(ended.c)))
+            endings.append(select(named_arm("ended"), *self.row(ended.c)))
             # Counting them makes PostgreSQL end them before a unique index on the pair checks the new grant.
-            ready = [_select(sa.func.count()).select_from(ended).scalar_subquery() >= _ZERO]
+            ready = [select(sa.func.count()).select_from(ended).scalar_subquery() >= ZERO]
         # The redemption: of a token for one user in its own row, of a token for several in a new row.
         taken = (
             sa.update(self._t)
@@ -313,18 +308,20 @@ class GrantStatements:
             .returning(*self.row(), *self._widened())
             .cte(self._names("taken"))
         )
-        single = _select(_arm("granted"), *self.row(taken.c))
-        answers.append(single.where(taken.c.max_uses == _ONE) if self._mapping.is_own else single)
+        single = select(named_arm("granted"), *self.row(taken.c))
+        answers.append(single.where(taken.c.max_uses == ONE) if self._mapping.is_own else single)
         if self._mapping.is_own:
             values = self._used(taken.c)
-            source = _select(*values.values()).where(taken.c.max_uses > _ONE)
+            source = select(*values.values()).where(taken.c.max_uses > ONE)
             names = [self._c[role].key for role in values]
             used = sa.insert(self._t).from_select(names, source, include_defaults=False)
-            answers.append(_select(_arm("granted"), *self.row(used.returning(*self.row()).cte(self._names("used")).c)))
+            answers.append(
+                select(named_arm("granted"), *self.row(used.returning(*self.row()).cte(self._names("used")).c))
+            )
         # The answers where nothing was written.
-        answers.append(_select(_arm("already"), *self.row()).where(*self._already()))
-        nobody = ~sa.exists(_select(_ONE).select_from(held))
-        answers.append(_select(_arm("again"), *self.row(seen.c)).where(nobody))
+        answers.append(select(named_arm("already"), *self.row()).where(*self._already()))
+        nobody = ~sa.exists(select(ONE).select_from(held))
+        answers.append(select(named_arm("again"), *self.row(seen.c)).where(nobody))
         return self._with_events(sa.union_all(*answers, *endings), EventType.GRANT_REDEEMED, ["granted"])
 
     def _with_events(self, answers: sa.CompoundSelect[Any], kind: EventType, arms: Iterable[str]) -> sa.Executable:
@@ -332,15 +329,15 @@ class GrantStatements:
         if self.events is None:
             return answers
         answer = answers.cte(self._names("answer"))
-        event = self.events.of_rows(answer, kind, answer.c.arm.in_([_word(arm) for arm in arms]))
-        return _select(*answer.c).add_cte(event)
+        event = self.events.of_rows(answer, kind, answer.c.arm.in_([word(arm) for arm in arms]))
+        return select(*answer.c).add_cte(event)
 
     def found(self) -> sa.Select[Any]:
         """Build the query for the rows of a token, and for whether this user can redeem or has redeemed it (SQLite)."""
         token = self._c[self._token]
         either = token.in_([_bind(self._token, token), self._use()]) if self._mapping.is_own else self._is_token()
         facts = [sa.and_(*self._open()).label("open"), sa.and_(*self._already()).label("already")]
-        return _select(*self.row(), *self._widened(), *facts).where(either)
+        return select(*self.row(), *self._widened(), *facts).where(either)
 
     def take(self) -> sa.sql.dml.ReturningUpdate[Any]:
         """Build the UPDATE of the token's row by a redemption (SQLite)."""
@@ -370,19 +367,19 @@ class GrantStatements:
         """Build one statement that ends a grant, or reads one that has ended already, with its events (PostgreSQL)."""
         bound = [bounded()] if limited else []
         active = self._c["active"].is_(sa.true()).label("active")
-        held = _select(*self.row(), active).where(*bound, *self._named(role)).with_for_update().cte(self._names("held"))
+        held = select(*self.row(), active).where(*bound, *self._named(role)).with_for_update().cte(self._names("held"))
         named = self._c["id"] == held.c.id
         mine = sa.or_(named, self._c["issued_id"] == held.c.id) if self._mapping.is_own else named
         ending = sa.update(self._t).where(mine, self._c["active"].is_(sa.true())).values(self._ended())
         ended = ending.returning(*self.row(), named.label("named")).cte(self._names("ended"))
-        arm = sa.case((ended.c.named, _word("revoked")), else_=_word("ended")).label("arm")
-        was = _select(_arm("was"), *self.row(held.c)).where(sa.not_(held.c.active))
-        either = sa.union_all(_select(arm, *self.row(ended.c)), was)
+        arm = sa.case((ended.c.named, word("revoked")), else_=word("ended")).label("arm")
+        was = select(named_arm("was"), *self.row(held.c)).where(sa.not_(held.c.active))
+        either = sa.union_all(select(arm, *self.row(ended.c)), was)
         return self._with_events(either, EventType.GRANT_REVOKED, ["revoked", "ended"])
 
     def named(self, role: str) -> sa.Select[Any]:
         """Build the query for the grantor's own grant, and for whether it is active (SQLite)."""
-        return _select(*self.row(), self._c["active"].is_(sa.true()).label("active")).where(*self._named(role))
+        return select(*self.row(), self._c["active"].is_(sa.true()).label("active")).where(*self._named(role))
 
     def end(self) -> sa.sql.dml.ReturningUpdate[Any]:
         """Build the UPDATE that ends a grant and every use of it (SQLite)."""
@@ -399,7 +396,7 @@ class GrantStatements:
         due = [self._c["active"].is_(sa.true()), self._c["expires_at"] <= self._now("expires_at")]
         if not waits:
             free = (
-                _select(self._c["id"].label("id")).where(*due).with_for_update(skip_locked=True).cte(self._names("due"))
+                select(self._c["id"].label("id")).where(*due).with_for_update(skip_locked=True).cte(self._names("due"))
             )
             due = [*due, self._c["id"] == free.c.id]
         return sa.update(self._t).where(*due).values(self._ended()).returning(self._c["id"])
@@ -408,7 +405,7 @@ class GrantStatements:
         """Build the query for the grants that give access now, the earliest first."""
         narrowed: Iterable[Condition] = (self._c[role] == _bind(role, self._c[role]) for role in roles)
         order = [self._c[role] for role in ("created_at", "id") if role in self._c]
-        return _select(*self.row()).where(*narrowed, *self._counts()).order_by(*order)
+        return select(*self.row()).where(*narrowed, *self._counts()).order_by(*order)
 
 
 def _statement_began() -> sa.ColumnElement[Any]:
@@ -426,11 +423,3 @@ def _is(column: sa.ColumnElement[Any], token: sa.BindParameter[Any]) -> Conditio
     The column's own comparison lets the database use an index.
     """
     return sa.and_(column == token, Exactly(column, token))
-
-
-def _word(name: str) -> sa.ColumnClause[str]:
-    return sa.literal_column(f"'{name}'", sa.Text)
-
-
-def _arm(name: str) -> sa.Label[str]:
-    return _word(name).label("arm")

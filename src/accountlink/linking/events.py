@@ -7,7 +7,8 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from accountlink.outbox.reading import Found, Reading, details, moment, optional, part
-from accountlink.outbox.table import Outbox, word
+from accountlink.outbox.table import Outbox
+from accountlink.tables.fragments import word
 from accountlink.tables.id_text import id_text, reader
 from accountlink.tables.mapping import AccountMapping
 from accountlink.tables.slugs import slug_in
@@ -37,10 +38,10 @@ class LinkEvents(Outbox):
             again: Whether an attempt whose answer was lost may have written the same event.
         """
         arm = answer.c.arm
-        names = {name: sa.literal_column(f"'{name}'", sa.Text) for name in _ARMS}
+        names = {name: word(name) for name in _ARMS}
         return self.written(
             answer,
-            kind=sa.case(*((arm == names[name], word(kind)) for name, kind in _ARMS.items())),
+            kind=sa.case(*((arm == names[name], word(kind.value)) for name, kind in _ARMS.items())),
             user_id=user_id,
             other_user_id=sa.case((arm == names["conflict"], id_text(answer.c.user_id))),
             provider=slug_in(answer.c.provider),
@@ -67,7 +68,7 @@ class LinkEvents(Outbox):
         """
         return self.written(
             written,
-            kind=word(kind),
+            kind=word(kind.value),
             user_id=written.c.user_id,
             other_user_id=other_user_id,
             provider=slug_in(written.c.provider),

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import sqlalchemy as sa
 
 from accountlink.linking.statements import Columns, Condition, Statements
+from accountlink.tables.fragments import ONE, ZERO, select
 from accountlink.tables.ledger import Ledger
 from accountlink.tables.mapping import AccountMapping
 from accountlink.tables.naming import Names
 
-_select: Final[Callable[..., sa.Select[Any]]] = cast("Any", sa.select)
-"""Columns are chosen by the mapping, at run time: their types are not known here."""
-_ONE: Final = sa.literal_column("1", sa.Integer)
-_ZERO: Final = sa.literal_column("0", sa.Integer)
 _SHARED: Final = {"id": "al_shared_link", "user_id": "al_shared_owner"}
 """The parameters of an issue, as the table of links takes them."""
 
@@ -41,7 +37,7 @@ class LiveLinks:
         if ledger is not None:
             return ledger.epoch(self._c["id"])
         if self._mapping.written("version") and not self._mapping.counts_writes:
-            return sa.func.coalesce(self._c["version"], _ZERO)
+            return sa.func.coalesce(self._c["version"], ZERO)
         return None
 
     @property
@@ -54,7 +50,7 @@ class LiveLinks:
         c, state = self._c, self.state()
         named = [c[role] == sa.bindparam(name, type_=c[role].type) for role, name in _SHARED.items()]
         selected = sa.null() if state is None else state
-        return _select(selected.label("state")).where(*named, self._statements.live(c))
+        return select(selected.label("state")).where(*named, self._statements.live(c))
 
     def still(self, grant: Columns) -> Condition:
         """Build the condition that a grant has no link, or one that is live, still the grantor's, and unchanged."""
@@ -62,5 +58,5 @@ class LiveLinks:
         same = [c["id"] == grant["link_id"], c["user_id"] == grant["grantor_id"], self._statements.live(c)]
         if state is not None and "link_version" in grant:
             same.append(state == grant["link_version"])
-        found = _select(_ONE).select_from(self._twin).where(*same).correlate_except(self._twin)
+        found = select(ONE).select_from(self._twin).where(*same).correlate_except(self._twin)
         return sa.or_(grant["link_id"].is_(None), sa.exists(found))

@@ -11,10 +11,10 @@ Source: measured designs of upserts with data-modifying CTEs; PostgreSQL 15 docu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol
 
 import sqlalchemy as sa
 
@@ -22,6 +22,7 @@ from accountlink.linking.events import LinkEvents
 from accountlink.tables.column_types import Part, form_of
 from accountlink.tables.defaults import fixed_defaults, fixed_updates
 from accountlink.tables.exact import Exactly
+from accountlink.tables.fragments import ONE, ZERO, named_arm, select, word
 from accountlink.tables.ledger import Ledger
 from accountlink.tables.mapping import CREDENTIAL_ROLES, AccountMapping
 from accountlink.tables.naming import Names
@@ -32,8 +33,6 @@ from accountlink.values.events import EventType
 from accountlink.values.policy import Key, Ownership, Removal
 
 Condition = sa.ColumnElement[bool]
-_select: Final[Callable[..., sa.Select[Any]]] = cast("Any", sa.select)
-"""Columns are chosen by the mapping, at run time: their types are not known here."""
 
 
 class Columns(Protocol):
@@ -47,10 +46,6 @@ class Columns(Protocol):
         """Say whether a column plays the role."""
         ...
 
-
-_ONE: Final = sa.literal_column("1", sa.Integer)
-_ZERO: Final = sa.literal_column("0", sa.Integer)
-"""Written out, not bound: each bound value costs the driver time."""
 
 ROW_ROLES: Final = (
     "id", "user_id", "provider", "account_id", "email", "scopes", "created_at", "updated_at", "deleted_at", "version",
@@ -185,9 +180,9 @@ class Statements:
     def other(self) -> sa.Select[Any]:
         """Build the query for another user's live row of an exclusive account, with the row's epoch at the end."""
         return (
-            _select(*self.row(), *self.epoch())
+            select(*self.row(), *self.epoch())
             .where(self.same_account(), self._c["user_id"] != self.bind("user_id"), self.live())
-            .limit(_ONE)
+            .limit(ONE)
         )
 
     def own(self, shape: Shape) -> sa.Select[Any]:
@@ -203,17 +198,17 @@ class Statements:
             facts.append(self._c["reason"].label("why"))
         bound = [self._bounded()] if shape.bounded else []
         return (
-            _select(self._c["id"].label("id"), *facts)
+            select(self._c["id"].label("id"), *facts)
             .where(*bound, self.is_mine(), scope)
             .order_by(*self._newest_first())
-            .limit(_ONE)
+            .limit(ONE)
         )
 
     def _live_twin(self) -> Condition:
         """Build the condition that the user has another live row of the key than the expected one."""
         twin = self._t.alias(self._names("twin"))
         c = {role: twin.c[column.key] for role, column in self._c.items()}
-        return sa.exists(_select(_ONE).select_from(twin).where(self.is_mine(c), self.same_key(c), self.live(c)))
+        return sa.exists(select(ONE).select_from(twin).where(self.is_mine(c), self.same_key(c), self.live(c)))
 
     def _written(self, shape: Shape, was_live: Condition) -> dict[sa.Column[Any], Any]:
         """Return the values that the update arm writes. A restored row gets none of its old credentials back."""
@@ -242,7 +237,7 @@ class Statements:
 
     def _risen(self) -> sa.ColumnElement[Any]:
         """Return the next version; a row from before the version column was added counts as version 0."""
-        return sa.func.coalesce(self._c["version"], _ZERO) + _ONE
+        return sa.func.coalesce(self._c["version"], ZERO) + ONE
 
     def _with_onupdate(self, values: dict[sa.Column[Any], Any]) -> dict[sa.Column[Any], Any]:
         """Add the values of Python ``onupdate`` functions, because SQLAlchemy would write NULL for them in a CTE."""
@@ -263,7 +258,7 @@ class Statements:
         if writes("active"):
             values[c["active"]] = sa.true()
         if writes("version"):
-            values[c["version"]] = self.bind("version") if self._mapping.reuses_ids else _ONE
+            values[c["version"]] = self.bind("version") if self._mapping.reuses_ids else ONE
         for column in self.defaults:
             if column not in values:
                 values[column] = _value("default", column)
@@ -296,7 +291,7 @@ class Statements:
         if self._policy.ownership is Ownership.EXCLUSIVE:
             nobody.append(~sa.exists(self.other()))
         values = self._inserted(shape)
-        source = _select(*values.values()).where(*nobody)
+        source = select(*values.values()).where(*nobody)
         return sa.insert(self._t).from_select([c.key for c in values], source).returning(*self.row())
 
     def probe_and_tell(self, shape: Shape) -> sa.Executable:
@@ -305,7 +300,7 @@ class Statements:
         if self.outbox is None:
             return probe
         inserted = probe.cte(self._names("inserted"))
-        return _select(*self.row(inserted.c)).add_cte(self.outbox.of_row(inserted, EventType.LINKED))
+        return select(*self.row(inserted.c)).add_cte(self.outbox.of_row(inserted, EventType.LINKED))
 
     # For a table of EXCLUSIVE links with SOFT removal, and a call without credentials. `:x` is the parameter al_x, and
     # `a IS EXACTLY :x` compares by the index and byte by byte; `links.*` are the columns that are read back. A test
@@ -337,17 +332,17 @@ class Statements:
         """Build the one statement that links (PostgreSQL)."""
         # The rows that the link finds: the user's own, and for an exclusive account that of another user.
         own = self.own(shape).cte(self._names("own")).prefix_with("MATERIALIZED", dialect="postgresql")
-        has_own = sa.exists(_select(_ONE).select_from(own))
+        has_own = sa.exists(select(ONE).select_from(own))
         answers: list[sa.Select[Any]] = []
         nobody_else: list[Condition] = []
         if self._policy.ownership is Ownership.EXCLUSIVE:
             reading = self.other()
             if shape.expect:
-                reading = reading.where(sa.exists(_select(_ONE).select_from(own).where(own.c.fits)))
+                reading = reading.where(sa.exists(select(ONE).select_from(own).where(own.c.fits)))
             other = reading.cte(self._names("other"))
-            nobody_else = [~sa.exists(_select(_ONE).select_from(other))]
+            nobody_else = [~sa.exists(select(ONE).select_from(other))]
             epoch = [] if self.ledger is None else [other.c.epoch]
-            answers.append(_select(_arm("conflict"), *self.row(other.c), _why(), *epoch))
+            answers.append(select(named_arm("conflict"), *self.row(other.c), _why(), *epoch))
         # The update arm, and its answer: "updated" or "restored".
         allowed = [own.c.fits, sa.not_(own.c.blocked), *nobody_else]
         updated = (
@@ -363,19 +358,19 @@ class Statements:
             .returning(*self.row(), own.c.was_live)
             .cte(self._names("updated"))
         )
-        change = sa.case((updated.c.was_live, _word("updated")), else_=_word("restored"))
+        change = sa.case((updated.c.was_live, word("updated")), else_=word("restored"))
         no_epoch = self.no_epoch()
-        answers.append(_select(change.label("arm"), *self.row(updated.c), _why(), *no_epoch))
+        answers.append(select(change.label("arm"), *self.row(updated.c), _why(), *no_epoch))
         # The insert arm, unless the call names a link to reconnect.
         if not shape.expect:
             inserted = self._insert_arm(shape, [sa.not_(has_own), *nobody_else])
-            answers.append(_select(_arm("created"), *self.row(inserted.c), _why(), *no_epoch))
+            answers.append(select(named_arm("created"), *self.row(inserted.c), _why(), *no_epoch))
         # The answers that refuse the link and write nothing.
         if self._policy.blocked_reasons:
-            blocked = _select(_arm("blocked"), *self._nothing(), own.c.why, *no_epoch)
+            blocked = select(named_arm("blocked"), *self._nothing(), own.c.why, *no_epoch)
             answers.append(blocked.where(own.c.fits, own.c.blocked, *nobody_else))
         if shape.expect or self._policy.key is Key.EMAIL:
-            mismatch = _select(_arm("mismatch"), *self._nothing(), _why(), *no_epoch)
+            mismatch = select(named_arm("mismatch"), *self._nothing(), _why(), *no_epoch)
             answers.append(mismatch.where(sa.not_(own.c.fits)))
         answer: sa.Select[Any] | sa.CompoundSelect[Any] = sa.union_all(*answers)
         # The parts beside the answer: a restored link's new epoch, and the event.
@@ -384,13 +379,13 @@ class Statements:
             beside.append(self.ledger.raised_by(updated, sa.not_(updated.c.was_live)))
         if self.outbox is not None:
             answered = answer.cte(self._names("answer"))
-            answer = _select(*answered.c)
+            answer = select(*answered.c)
             beside.append(self.outbox.of_answer(answered, user_id=self.bind("user_id"), again=shape.again))
         return answer.add_cte(*beside) if beside else answer
 
     def _insert_arm(self, shape: Shape, conditions: list[Condition]) -> sa.CTE:
         values = self._inserted(shape)
-        source = _select(*values.values()).where(*conditions)
+        source = select(*values.values()).where(*conditions)
         return (
             insert_or_nothing(self._t)
             .from_select([column.key for column in values], source)
@@ -414,11 +409,11 @@ class Statements:
         alike = sa.and_(*(self._c[role] == self.bind(role) for role in self._mapping.key_roles[1:]))
         facts = {"exact": self.same_key(), "live": self.live(), "mine": self.is_mine(), "counts": counts}
         whose = [] if self._policy.ownership is Ownership.EXCLUSIVE else [self.is_mine()]
-        return _select(*(fact.label(name) for name, fact in facts.items())).where(alike, *whose)
+        return select(*(fact.label(name) for name, fact in facts.items())).where(alike, *whose)
 
     def holder(self) -> sa.Select[Any]:
         """Build the query for the live row of an account, whoever owns it."""
-        return _select(*self.row()).where(self.same_account(), self.live()).limit(_ONE)
+        return select(*self.row()).where(self.same_account(), self.live()).limit(ONE)
 
     def listing(self, roles: tuple[str, ...]) -> sa.Select[Any]:
         """Build the query for the user's live rows, oldest first, narrowed down by further roles.
@@ -430,7 +425,7 @@ class Statements:
         narrowed: list[Condition] = [self._c[role] == self.bind(role) for role in roles if role != "provider"]
         if "provider" in roles:
             narrowed.append(sa.case((self.same("provider"), sa.true()), else_=sa.false()))
-        return _select(*self.row()).where(self.is_mine(), self.live(), *narrowed).order_by(*order)
+        return select(*self.row()).where(self.is_mine(), self.live(), *narrowed).order_by(*order)
 
     def kept(self, roles: tuple[str, ...]) -> sa.Select[Any]:
         """Build the query for the user's live and dead rows, in the order in which a link prefers them.
@@ -440,12 +435,12 @@ class Statements:
         narrowed = [self.same(role) for role in roles]
         facts = [self.live().label("live"), self._blocked().label("blocked")]
         key = self._c[self._mapping.key_roles[-1]]
-        query = _select(*self.row(), *facts, key.label("key")).where(self.is_mine(), key.is_not(None), *narrowed)
+        query = select(*self.row(), *facts, key.label("key")).where(self.is_mine(), key.is_not(None), *narrowed)
         return query.order_by(*self._newest_first())
 
     def named(self) -> sa.Select[Any]:
         """Build the query for the user's row with this id, live or dead."""
-        return _select(*self.row()).where(self._is_named())
+        return select(*self.row()).where(self._is_named())
 
     def _is_named(self) -> Condition:
         return sa.and_(self._c["id"] == self.bind("id"), self.is_mine())
@@ -453,7 +448,7 @@ class Statements:
     def lock_live(self, *, bounded: bool) -> sa.Select[Any]:
         """Build the query that locks the user's live rows by id, and says for each whether the call names it."""
         bound = [self._bounded()] if bounded else []
-        query = _select(self._c["id"] == self.bind("id")).where(*bound, self.is_mine(), self.live())
+        query = select(self._c["id"] == self.bind("id")).where(*bound, self.is_mine(), self.live())
         return query.order_by(self._c["id"]).with_for_update()
 
     def delete(self, *, bounded: bool) -> sa.sql.dml.ReturningDelete[Any]:
@@ -467,7 +462,7 @@ class Statements:
         if self.ledger is None and self.outbox is None:
             return deletion
         removed = deletion.cte(self._names("removed"))
-        return _select(*self.row(removed.c)).add_cte(*self._follows(removed))
+        return select(*self.row(removed.c)).add_cte(*self._follows(removed))
 
     def _follows(self, removed: sa.CTE, *, with_data: bool = False) -> list[sa.CTE]:
         """Return the parts that raise the epoch of a removed link and write its event."""
@@ -500,8 +495,8 @@ class Statements:
     def remove_or_read(self, *, reason: bool, bounded: bool) -> sa.CompoundSelect[Any]:
         """Build one statement that removes the user's row, or reads it if it is dead already (PostgreSQL)."""
         removed = self.remove(reason=reason, bounded=bounded).cte(self._names("removed"))
-        dead = _select(*self.row()).where(self._is_named(), sa.not_(self.live()))
-        either = sa.union_all(_select(*self.row(removed.c)), dead)
+        dead = select(*self.row()).where(self._is_named(), sa.not_(self.live()))
+        either = sa.union_all(select(*self.row(removed.c)), dead)
         follows = self._follows(removed, with_data=reason)
         return either.add_cte(*follows) if follows else either
 
@@ -513,18 +508,10 @@ def bounded() -> Condition:
 
     Source: PostgreSQL documentation, sections 9.27.1 (``set_config``, local to the transaction) and 20.11.1.
     """
-    unset = sa.func.current_setting(_word("lock_timeout")) == _word("0")
+    unset = sa.func.current_setting(word("lock_timeout")) == word("0")
     wanted = sa.bindparam("al_lock_timeout", type_=sa.Text)
-    set_it = sa.case((unset, sa.func.set_config(_word("lock_timeout"), wanted, sa.true())), else_=_word(""))
-    return _select(set_it).scalar_subquery().is_not(None)
-
-
-def _word(name: str) -> sa.ColumnClause[str]:
-    return sa.literal_column(f"'{name}'", sa.Text)
-
-
-def _arm(name: str) -> sa.Label[str]:
-    return _word(name).label("arm")
+    set_it = sa.case((unset, sa.func.set_config(word("lock_timeout"), wanted, sa.true())), else_=word(""))
+    return select(set_it).scalar_subquery().is_not(None)
 
 
 def nothing_in(role: str, column: sa.Column[Any]) -> sa.ColumnElement[Any]:

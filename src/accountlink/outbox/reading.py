@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any, Final, Generic, NamedTuple, TypeVar, cast
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from accountlink.outbox.table import word
+from accountlink.tables.fragments import select, word
 from accountlink.tables.naming import Names
 from accountlink.tables.rows import stored_name
 from accountlink.values.events import EventType
@@ -26,8 +26,6 @@ from accountlink.values.secrecy import Parameters
 Event = TypeVar("Event")
 T = TypeVar("T")
 logger: Final = logging.getLogger("accountlink.outbox")
-_select: Final[Callable[..., sa.Select[Any]]] = cast("Any", sa.select)
-"""Columns are chosen at run time: their types are not known here."""
 _LAST: Final = sa.literal_column(str(2**63 - 1), sa.BigInteger)
 _ISO: Final = sa.literal_column("""'YYYYMMDD"T"HH24MISS.US"Z"'""", sa.Text)
 _FOUND: Final = ("id", "occurred_at", "type", "user_id", "other_user_id", "provider", "link_id", "data")
@@ -161,18 +159,18 @@ class Reading(Generic[Event]):
         c = table.c
         key = (c.table_name, c.set_aside, c.id)
         begin = (sa.bindparam("al_source", type_=sa.Text), sa.false(), sa.bindparam("al_after", type_=c.id.type))
-        known = c.type.in_([word(kind) for kind in self.types])
+        known = c.type.in_([word(kind.value) for kind in self.types])
         size = sa.bindparam("al_size", type_=sa.Integer)
         if self.dialect.name != "postgresql":
             same = [column == value for column, value in zip(key[:-1], begin, strict=False)]
-            return _select(*chosen).where(*same, key[-1] > begin[-1], known).order_by(c.id).limit(size)
+            return select(*chosen).where(*same, key[-1] > begin[-1], known).order_by(c.id).limit(size)
         # For a table that was never analysed PostgreSQL estimates one row in 200 for each `=`. With so few rows it
         # would choose a sort instead of the index, and then sort everything. It estimates a third of the rows for a
         # comparison of whole keys, half for a CASE, and a tenth for a limit from a subquery. With these estimates it
         # follows the index, whether the table was analysed or not.
         after, last = sa.tuple_(*key) > sa.tuple_(*begin), sa.tuple_(*key) <= sa.tuple_(*begin[:-1], _LAST)
-        mine = _select(*chosen).where(after, last, sa.case((known, sa.true()), else_=sa.false()))
-        return mine.order_by(*key).limit(_select(size).scalar_subquery())
+        mine = select(*chosen).where(after, last, sa.case((known, sa.true()), else_=sa.false()))
+        return mine.order_by(*key).limit(select(size).scalar_subquery())
 
     # SQL: SELECT events.id AS id,
     #             to_char(timezone('UTC', events.occurred_at), 'YYYYMMDD"T"HH24MISS.US"Z"') AS occurred_at, events.*,
@@ -208,7 +206,7 @@ class Reading(Generic[Event]):
     def delete_claimed(self) -> sa.Delete:
         """The DELETE of the events of a claim, if all of them are still claimed (SQLite)."""
         mine = self.outbox.alias(self._names("mine"))
-        number = _select(sa.func.count()).select_from(mine).where(*self._is_claimed(mine)).scalar_subquery()
+        number = select(sa.func.count()).select_from(mine).where(*self._is_claimed(mine)).scalar_subquery()
         claimed = sa.bindparam("al_size", type_=sa.Integer)
         return sa.delete(self.outbox).where(*self._is_claimed(self.outbox), number == claimed)
 

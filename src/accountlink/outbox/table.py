@@ -6,12 +6,13 @@ event. A part that changed nothing returns no row, and so writes no event.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, Final, cast
+from collections.abc import Iterable
+from typing import Any, Final
 
 import sqlalchemy as sa
 
 from accountlink.errors import ConfigurationError
+from accountlink.tables.fragments import select, word
 from accountlink.tables.id_text import id_text
 from accountlink.tables.naming import Names
 from accountlink.tables.own_names import check_own_name, checked_names
@@ -25,8 +26,6 @@ _WRITTEN: Final = (
 _COLUMNS: Final = ("id", *_WRITTEN, "claimed_by", "claimed_until", "set_aside")
 _AGAIN: Final = (EventType.LINKED, EventType.RESTORED)
 """Events that a call may have written before its answer was lost, and that its retry reports as an update."""
-_select: Final[Callable[..., sa.Select[Any]]] = cast("Any", sa.select)
-"""Columns are chosen at run time: their types are not known here."""
 
 
 def link_outbox(metadata: sa.MetaData, *, name: str = OUTBOX_NAME, schema: str | None = None) -> sa.Table:
@@ -126,7 +125,7 @@ class Outbox:
 
         Args:
             source: That part.
-            kind: The event's type, by :func:`word`.
+            kind: The event's type, as a word of the statement.
             user_id: The user of the event.
             other_user_id: The other user.
             provider: The provider's slug.
@@ -148,7 +147,7 @@ class Outbox:
             "table_name": self._name,
             "call_id": self._call,
         }
-        rows = _select(*(values[name].label(name) for name in _WRITTEN)).select_from(source).where(*conditions)
+        rows = select(*(values[name].label(name) for name in _WRITTEN)).select_from(source).where(*conditions)
         return sa.insert(self.table).from_select(list(_WRITTEN), rows, include_defaults=False).cte(self._names("event"))
 
     def one(
@@ -173,7 +172,7 @@ class Outbox:
         """
         values = {
             "occurred_at": self._moment,
-            "type": word(kind),
+            "type": word(kind.value),
             "user_id": event_id("user_id", user),
             "other_user_id": event_id("other_user_id", user if other is None else other),
             "provider": sa.bindparam("al_event_provider", type_=sa.Text),
@@ -182,23 +181,18 @@ class Outbox:
             "table_name": self._name,
             "call_id": self._call,
         }
-        conditions = [self._is_new(word(kind))] if again else []
-        rows = _select(*(values[name].label(name) for name in _WRITTEN)).where(*conditions)
+        conditions = [self._is_new(word(kind.value))] if again else []
+        rows = select(*(values[name].label(name) for name in _WRITTEN)).where(*conditions)
         return sa.insert(self.table).from_select(list(_WRITTEN), rows, include_defaults=False)
 
     def _is_new(self, kind: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
         """Build the condition that no earlier attempt of this call, whose answer was lost, has written the event."""
         left = self.table.alias(self._names("left_behind"))
-        repeats = sa.and_(kind == word(EventType.UPDATED), left.c.type.in_([word(known) for known in _AGAIN]))
-        found = _select(sa.literal_column("1")).where(
-            left.c.call_id == self._call, sa.or_(left.c.type == kind, repeats)
+        repeats = sa.and_(
+            kind == word(EventType.UPDATED.value), left.c.type.in_([word(known.value) for known in _AGAIN])
         )
+        found = select(sa.literal_column("1")).where(left.c.call_id == self._call, sa.or_(left.c.type == kind, repeats))
         return ~sa.exists(found)
-
-
-def word(kind: EventType) -> sa.ColumnClause[str]:
-    """Return an event's type as a literal of SQL."""
-    return sa.literal_column(f"'{kind.value}'", sa.Text)
 
 
 def event_id(name: str, kind: sa.types.TypeEngine[Any]) -> sa.ColumnElement[str]:

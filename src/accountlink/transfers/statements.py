@@ -9,18 +9,16 @@ Source: PostgreSQL 15 documentation, sections 13.2.1 (an UPDATE that waited look
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import sqlalchemy as sa
 
 from accountlink.linking.statements import Columns, Condition, Shape, Statements, nothing_in
+from accountlink.tables.fragments import select
 from accountlink.tables.ledger import Ledger
 from accountlink.tables.mapping import CREDENTIAL_ROLES
 from accountlink.values.events import EventType
 
-_select: Final[Callable[..., sa.Select[Any]]] = cast("Any", sa.select)
-"""Columns are chosen by the mapping, at run time: their types are not known here."""
 _NO_REASON: Final[sa.ColumnElement[Any]] = sa.cast(sa.null(), sa.Text).label("why")
 
 
@@ -35,14 +33,14 @@ class TransferStatements(Statements):
         twin = self._t.alias(self._names("twin"))
         c = {role: twin.c[column.key] for role, column in self._c.items()}
         facts = (self.live().label("live"), self.is_mine().label("mine"), sa.true().label("named"))
-        named = _select(*self.row(), *self.epoch(), *facts, _NO_REASON)
+        named = select(*self.row(), *self.epoch(), *facts, _NO_REASON)
         forbidden: Condition = sa.false()
         why = _NO_REASON
         if self._policy.blocked_reasons:
             forbidden = sa.and_(sa.not_(self.live(c)), c["reason"].in_(sorted(self._policy.blocked_reasons)))
             why = sa.case((forbidden, c["reason"]), else_=sa.null())
         own = (
-            _select(*self.row(c), *self.no_epoch(), self.live(c), sa.true(), sa.false(), why)
+            select(*self.row(c), *self.no_epoch(), self.live(c), sa.true(), sa.false(), why)
             .join_from(self._t, twin, self._of_one_account(c))
             .where(self._is_the_link(), self.is_mine(c), sa.or_(self.live(c), forbidden), c["id"] != self._c["id"])
         )
@@ -68,9 +66,9 @@ class TransferStatements(Statements):
         """
         bound = [self._bounded()] if shape.bounded else []
         still = self._still()
-        locked = _select(self._c["id"].label("id")).where(*bound, *still).with_for_update().cte(self._names("locked"))
+        locked = select(self._c["id"].label("id")).where(*bound, *still).with_for_update().cte(self._names("locked"))
         raised = ledger.raised_by(locked, read=sa.bindparam("al_version_read", type_=sa.BigInteger))
-        return self._move(shape, *still, sa.exists(_select(sa.literal_column("1")).select_from(raised)))
+        return self._move(shape, *still, sa.exists(select(sa.literal_column("1")).select_from(raised)))
 
     def move_and_tell(self, shape: Shape) -> sa.Executable:
         """Build one statement that gives the row to the claimant, with its epoch and its event (PostgreSQL)."""
@@ -79,7 +77,7 @@ class TransferStatements(Statements):
             return move
         moved = move.cte(self._names("moved"))
         event = self.outbox.of_row(moved, EventType.TRANSFERRED, other_user_id=self._owner())
-        return _select(*self.row(moved.c)).add_cte(event)
+        return select(*self.row(moved.c)).add_cte(event)
 
     def _move(self, shape: Shape, *conditions: Condition) -> sa.sql.dml.ReturningUpdate[Any]:
         return sa.update(self._t).where(*conditions).values(self._moved(shape)).returning(*self.row())
