@@ -42,8 +42,8 @@ class Answer(Generic[UserId, LinkId]):
     Attributes:
         arm: The part that answered.
         account: The row in the answer; in a conflict it is the owner's.
-        version: That row's version, where one is mapped.
-        table: The name of the table, with the schema in which it was read.
+        version: The version of the owner's row in a conflict, where one is mapped.
+        table: The name of the table in a conflict, with the schema in which the owner's row was read.
         why: The reason that blocks a restore.
     """
 

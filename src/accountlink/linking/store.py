@@ -124,13 +124,11 @@ class AccountStore(MappedTable, Generic[UserId, LinkId]):
             if shape.expect and self._own(connection, call) is None:
                 return Answer(arm=Arm.MISSING)
             return None
-        return Answer(
-            arm=Arm(row[0]),
-            account=None if row[1] is None else self.asked_for(row, call, 1),
-            version=self.version_of(row, 1, epoch=self._width + 2),
-            table=self.name_on(connection),
-            why=row[self._width + 1],
-        )
+        arm, account = Arm(row[0]), None if row[1] is None else self.asked_for(row, call, 1)
+        if arm is not Arm.CONFLICT:
+            return Answer(arm=arm, account=account, why=row[self._width + 1])
+        version = self.version_of(row, 1, epoch=self._width + 2)
+        return Answer(arm=arm, account=account, version=version, table=self.name_on(connection))
 
     def _link_in_steps(self, connection: sa.Connection, call: Call) -> Answer[UserId, LinkId]:
         """Link by several statements in one transaction that holds the write lock (SQLite)."""

@@ -86,11 +86,6 @@ class Transfers(Generic[UserId, LinkId]):
         """The statements of a transfer, which are built at the first conflict."""
         return TransferStatements(self._mapping, self._ledger, self.accounts.outbox)
 
-    @cached_property
-    def owner_is_uuid_text(self) -> bool:
-        """Say whether user ids are texts in Python and UUIDs in the database, for which asyncpg takes a UUID."""
-        return self.accounts.id_type("user_id").is_uuid_text
-
     def offer(
         self, owned: LinkedAccount[UserId, LinkId], version: int | None, *, table: str, claimant: UserId, now: datetime
     ) -> tuple[str, datetime] | None:
@@ -225,14 +220,15 @@ class _Redemption(Generic[UserId, LinkId]):
 
     def _seen(self, named: LinkedAccount[UserId, LinkId], version: int | None) -> Call:
         """Return the call with the values of the row as it was read."""
-        owner: Any = named.user_id
-        owner = concealed_id(UUID(owner) if self.transfers.owner_is_uuid_text else owner)
+        accounts, owner = self.transfers.accounts, named.user_id
+        # Of user ids that are texts in Python and UUIDs in the database, asyncpg takes a UUID only.
+        read: Any = UUID(str(owner)) if accounts.id_type("user_id").is_uuid_text else owner
         # A CHAR(n) that is mapped as another text type pads the text; the padding is removed.
         provider, account_id = text_of(named.provider).rstrip(" "), text_of(named.account_id).rstrip(" ")
         return self.call.changed(
             link_id=named.id,
-            identity={"provider": self.transfers.accounts.calls.provider(provider), "account_id": account_id},
-            owner=owner,
+            identity={"provider": accounts.calls.provider(provider), "account_id": account_id},
+            owner=concealed_id(read),
             version=version,
         )
 
