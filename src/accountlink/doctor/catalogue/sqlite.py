@@ -31,7 +31,7 @@ First come names that SQLite does not know, then its own rules ("Datatypes", 3.1
 _FIND: Final = """
     SELECT type, name, sql FROM {schema}.sqlite_master WHERE type IN ('table', 'view') AND name = ? COLLATE NOCASE
 """
-_TAKEN: Final = "SELECT EXISTS (SELECT 1 FROM {schema}.sqlite_master WHERE name = ? COLLATE NOCASE)"
+_TAKEN: Final = "SELECT name FROM {schema}.sqlite_master"
 _STATEMENTS: Final = """
     SELECT type, name, sql FROM {schema}.sqlite_master
      WHERE tbl_name = ? COLLATE NOCASE ORDER BY name
@@ -69,12 +69,12 @@ class _Reader:
         version = [int(number) for number in self._rows("SELECT sqlite_version()")[0][0].split(".")]
         known = self._schema_exists()
         found = self._rows(_FIND, table) if known else []
-        taken = (name for name in names if known and self._rows(_TAKEN, name)[0][0])
+        there = {fold(row.name) for row in self._rows(_TAKEN)} if known else set()
         return Catalogue(
             dialect="sqlite",
             version=version[0] * 1_000_000 + version[1] * 1_000 + version[2],
             table=self._table(found[0]) if found else None,
-            taken=frozenset(taken),
+            taken=frozenset(name for name in names if fold(name) in there),
         )
 
     def _rows(self, query: str, *parameters: str) -> Sequence[Any]:  # rows by the names in each query
