@@ -119,7 +119,7 @@ def _select(number: int, question: _Question) -> str:
     table = quoted(trial.table.name)
     allowed = " AND ".join(["true", *(f"({check.sql}) IS NOT FALSE" for check in trial.checks)])
     asked = [quoted("al place"), allowed, *(quoted(column.name) for column in trial.generated)]
-    asked += [_bit(trial.bits[bit], trial) for bit in question.bits]
+    asked += [_bit(trial.bits[bit]) for bit in question.bits]
     given = [f"{quoted(column.name)} {_type(column)}" for column in trial.columns]
     names = [quoted("al place"), *(quoted(column.name) for column in trial.columns)]
     names += [f"{_computed(column)} AS {quoted(column.name)}" for column in trial.generated]
@@ -138,12 +138,11 @@ def _no_parameter(sql: str) -> str:
     return sql.replace(":", "\\:")
 
 
-def _bit(bit: Bit, trial: Trial) -> str:
+def _bit(bit: Bit) -> str:
     sql = bit.words.sql
     if bit.part is None:
         return f"({sql}) IS TRUE"
-    column = trial.table.column(bit.part.column) if bit.part.column is not None else None
-    if column is not None and _stands_in(column):
+    if bit.column is not None and _stands_in(bit.column):
         order = f"({sql})"
     elif not bit.part.exact:  # some texts that differ are one to it: those in another case stand for whichever they are
         order = f'pg_catalog.lower(CAST(({sql}) AS pg_catalog.text)) COLLATE pg_catalog."C"'

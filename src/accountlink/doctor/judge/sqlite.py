@@ -87,7 +87,7 @@ class _Private:
     def _is_foreign(self, bit: Bit) -> bool:
         """Say whether the bit needs something that only the application's connection has."""
         words, table = bit.words, bit.words.table
-        if bit.part is not None and bit.part.column is not None:
+        if bit.column is not None:
             return False
         read = [column for name in words.columns if (column := table.column(name)) is not None]
         rowid = any(words.names(name) and table.column(name) is None for name in _ROWIDS)

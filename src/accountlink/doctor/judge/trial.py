@@ -30,11 +30,16 @@ class Bit:
     part: IndexPart | None = None
 
     @property
+    def column(self) -> Column | None:
+        """The column that it consists of; ``None`` for an expression."""
+        return None if self.part is None or self.part.column is None else self.words.table.column(self.part.column)
+
+    @property
     def plain(self) -> bool:
         """The answer to whether model rows show all that this bit can do."""
         if self.part is not None and self.words.constant:
             return True
-        column = _bare(self.part, self.words.table)
+        column = self.column
         return self.words.plain if column is None else column.generated is None or self.words.plain
 
 
@@ -151,20 +156,15 @@ class Trial:
     @cached_property
     def _expressions(self) -> Sequence[Wording]:
         """The conditions of the index, and the expressions of its key and of the generated columns in its key."""
-        columns = [(bit, _bare(bit.part, self.table)) for bit in self.bits]
-        made = [self._words(column.generated) for _, column in columns if column is not None and column.generated]
-        return [*(bit.words for bit, column in columns if column is None), *made]
+        columns = [bit.column for bit in self.bits]
+        made = [self._words(column.generated) for column in columns if column is not None and column.generated]
+        return [*(bit.words for bit in self.bits if bit.column is None), *made]
 
     def _words(self, sql: str) -> Wording:
         return Wording(sql, self.table, self.dialect)
 
     def _part_words(self, part: IndexPart) -> Wording:
         return self._words(part.sql if part.column is None else quoted(part.column))
-
-
-def _bare(part: IndexPart | None, table: Table) -> Column | None:
-    """Return the column that a key part consists of; ``None`` for an expression."""
-    return None if part is None or part.column is None else table.column(part.column)
 
 
 Ask: TypeAlias = Callable[[Sequence[Trial]], Sequence[Answers | None]]

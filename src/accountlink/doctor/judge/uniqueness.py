@@ -124,9 +124,7 @@ class Judge:
         return frozenset(
             number
             for number, bit in enumerate(self._bits)
-            if self.trial.table.rewritten
-            and (bit.part is None or bit.part.column is None)
-            and not bit.words.columns <= written
+            if self.trial.table.rewritten and bit.column is None and not bit.words.columns <= written
         )
 
     # -- pairs --------------------------------------------------------------------------------------------------------
