@@ -19,12 +19,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from accountlink.doctor.judge.trial import Answers, Bit, Seen, Trial, completed, quoted
+from accountlink.doctor.judge.trial import Answers, Bit, Trial, quoted, read_row
 from accountlink.doctor.schema import Column, Kind
 
 _NUMBERS: Final = ("numeric", "double precision", "real")
@@ -100,17 +100,13 @@ def _rows(trial: Trial) -> str:
     return json.dumps([dict(zip(names, (place, *given), strict=True)) for place, given in enumerate(trial.rows)])
 
 
-def _read(question: _Question, found: Sequence[Sequence[bool | int | str | None]]) -> Answers:
+def _read(question: _Question, found: Sequence[Sequence[Any]]) -> Answers:  # values by the question
     """Return the server's answers by row."""
     trial, bits = question
-    seen = {}
-    for place, allowed, *rest in found:
-        given = trial.rows[int(place or 0)]
-        generated, met = rest[: len(trial.generated)], rest[len(trial.generated) :]
-        each: list[bool | int | None] = [None] * len(trial.bits)
-        for number, value in zip(bits, met, strict=True):
-            each[number] = value if not isinstance(value, str) else None
-        seen[given] = Seen(row=completed(trial, given, generated), allowed=bool(allowed), bits=each)
+    seen = {
+        trial.rows[place]: read_row(trial, trial.rows[place], told, bits=bits, allowed=allowed)
+        for place, allowed, *told in found
+    }
     return Answers(seen=seen, known=frozenset(bits))
 
 

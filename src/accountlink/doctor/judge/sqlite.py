@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from accountlink.doctor.catalogue.sqlite_ddl import fold
 from accountlink.doctor.judge.pairs import two_of
 from accountlink.doctor.judge.subject import Value
-from accountlink.doctor.judge.trial import Answers, Bit, Seen, Trial, completed, quoted
+from accountlink.doctor.judge.trial import Answers, Bit, Trial, quoted, read_row
 from accountlink.doctor.schema import Column
 
 _OWN: Final = """
@@ -124,14 +124,7 @@ class _Private:
         asked = ["place", *(f"v{n}" for n in range(len(trial.generated)))]
         asked += [_place(f"b{n}", trial.bits[n], self._foreign) for n in bits]
         found = self._database.execute(f"SELECT {', '.join(asked)} FROM temp.[al answers]")  # noqa: S608  (above)
-        seen = {}
-        for place, *rest in found:
-            given = trial.rows[place]
-            generated, met = rest[: len(trial.generated)], rest[len(trial.generated) :]
-            each: list[bool | int | None] = [None] * len(trial.bits)
-            for number, value in zip(bits, met, strict=True):
-                each[number] = value
-            seen[given] = Seen(row=completed(trial, given, generated), allowed=True, bits=each)
+        seen = {trial.rows[place]: read_row(trial, trial.rows[place], told, bits=bits) for place, *told in found}
         lumped = {n for n in bits if (part := trial.bits[n].part) and _collation(part.order) in self._foreign}
         return Answers(seen=seen, known=frozenset(bits), lumped=frozenset(lumped))
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from accountlink.doctor.judge.pairs import Given, Pairs
-from accountlink.doctor.judge.subject import Row, Subject, Value
+from accountlink.doctor.judge.subject import Row, Subject
 from accountlink.doctor.judge.wording import Wording, parts_of
 from accountlink.doctor.schema import Column, Index, IndexPart, Table
 
@@ -177,7 +177,23 @@ def quoted(name: str) -> str:
     return f'"{doubled}"'
 
 
-def completed(trial: Trial, given: Given, generated: Sequence[Value]) -> Row:
-    """Return a row by column name, with the generated columns."""
-    names: Iterator[str] = (column.name for column in (*trial.columns, *trial.generated))
-    return dict(zip(names, (*given, *generated), strict=True))
+def read_row(
+    trial: Trial, given: Given, told: Sequence[Any], *, bits: Sequence[int], allowed: bool = True
+) -> Seen:  # values by the statement of each database
+    """Return the database's answer for one row.
+
+    Args:
+        trial: The question.
+        given: The row.
+        told: The values of its generated columns, then those of the bits.
+        bits: The bits that were asked about, by number.
+        allowed: Whether the checks that were asked let it in.
+    """
+    names = (column.name for column in (*trial.columns, *trial.generated))
+    generated, met = told[: len(trial.generated)], told[len(trial.generated) :]
+    by_number = dict(zip(bits, met, strict=True))
+    return Seen(
+        row=dict(zip(names, (*given, *generated), strict=True)),
+        allowed=allowed,
+        bits=[by_number.get(number) for number in range(len(trial.bits))],
+    )
