@@ -10,6 +10,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from accountlink.doctor.catalogue.sqlite_ddl import IndexDDL, TableDDL, fold, read_index, read_table
+from accountlink.doctor.catalogue.tokens import quoted
 from accountlink.doctor.schema import Catalogue, Column, ForeignKey, Index, IndexPart, Kind, Owner, Relation, Table
 
 _ROWID: Final = "rowid"
@@ -79,8 +80,7 @@ class _Reader:
 
     def _rows(self, query: str, *parameters: str) -> Sequence[Any]:  # rows by the names in each query
         # As the driver takes it: sa.text would read a colon in the schema's name as a parameter.
-        quoted = '"' + self._schema.replace('"', '""') + '"'
-        return self._connection.exec_driver_sql(query.replace("{schema}", quoted), parameters).all()
+        return self._connection.exec_driver_sql(query.replace("{schema}", quoted(self._schema)), parameters).all()
 
     def _schema_exists(self) -> bool:
         return any(fold(row.name) == fold(self._schema) for row in self._rows("SELECT name FROM pragma_database_list"))
@@ -207,8 +207,7 @@ def _part(row: Any, place: int, told: IndexDDL) -> IndexPart:  # a row
 
 
 def _order(collation: str) -> str:
-    quoted = collation.replace('"', '""')
-    return f' COLLATE "{quoted}"'
+    return f" COLLATE {quoted(collation)}"
 
 
 def _constraint(parts: Sequence[IndexPart], owner: Owner, ddl: TableDDL) -> str | None:

@@ -24,7 +24,8 @@ from typing import Any, Final, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from accountlink.doctor.judge.trial import Answers, Bit, Trial, quoted, read_row
+from accountlink.doctor.catalogue.tokens import quoted
+from accountlink.doctor.judge.trial import Answers, Bit, Trial, read_row
 from accountlink.doctor.schema import Column, Kind
 
 _NUMBERS: Final = ("numeric", "double precision", "real")

@@ -14,9 +14,10 @@ from typing import Final
 import sqlalchemy as sa
 
 from accountlink.doctor.catalogue.sqlite_ddl import fold
+from accountlink.doctor.catalogue.tokens import quoted
 from accountlink.doctor.judge.pairs import two_of
 from accountlink.doctor.judge.subject import Value
-from accountlink.doctor.judge.trial import Answers, Bit, Trial, quoted, read_row
+from accountlink.doctor.judge.trial import Answers, Bit, Trial, read_row
 from accountlink.doctor.schema import Column
 
 _OWN: Final = """

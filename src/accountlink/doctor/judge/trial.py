@@ -8,6 +8,7 @@ from functools import cached_property
 from itertools import chain
 from typing import Any, Final, TypeAlias
 
+from accountlink.doctor.catalogue.tokens import quoted
 from accountlink.doctor.judge.pairs import Given, Pairs
 from accountlink.doctor.judge.subject import Row, Subject
 from accountlink.doctor.judge.wording import Wording, parts_of
@@ -169,12 +170,6 @@ class Trial:
 
 Ask: TypeAlias = Callable[[Sequence[Trial]], Sequence[Answers | None]]
 """The type of a function that asks about some trials at once; ``None`` for one that the database could not answer."""
-
-
-def quoted(name: str) -> str:
-    """Return a name in double quotes, as both databases take it."""
-    doubled = name.replace('"', '""')
-    return f'"{doubled}"'
 
 
 def read_row(
