@@ -222,7 +222,7 @@ class Judge:
         """Return the one reason why the index does not enforce a need, if there is exactly one."""
         if self._enforced[need][1]:
             return Cause.NULL
-        marks = {self._subject.roles[role] for role in ("deleted_at", "active") if role in self._subject.roles}
+        marks = self._subject.marks
         of_marks = frozenset(number for number, bit in enumerate(self._bits) if bit.words.columns <= marks)
         for cause, left_out in ((Cause.CONDITION, self._conditions), (Cause.MARK, of_marks - self._conditions)):
             if not left_out:
