@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from sqlalchemy.dialects.postgresql import asyncpg, psycopg
 
 from accountlink.doctor.case import Case, Duplicates, Rows
+from accountlink.doctor.catalogue.tokens import quoted
 from accountlink.doctor.findings import Finding, Severity
 from accountlink.doctor.judge.asking import judge_by
 from accountlink.doctor.judge.sqlite import ask_privately
 from accountlink.doctor.judge.subject import Declared, Need, Subject
-from accountlink.doctor.judge.trial import quoted
 from accountlink.doctor.judge.uniqueness import Judgement
 from accountlink.doctor.repair.names import candidates
 from accountlink.doctor.repair.operations import Repair, Step

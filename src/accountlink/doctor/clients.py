@@ -13,6 +13,8 @@ from uuid import uuid4
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from accountlink.doctor.catalogue.tokens import quoted
+
 
 class WrongRow(Exception):
     """Say that an answer belongs to another client's question."""
@@ -70,8 +72,7 @@ class Client:
     async def forget(self, names: Sequence[str]) -> None:
         """Remove prepared statements from the server, within the transaction that made them."""
         for name in names:
-            quoted = name.replace('"', '""')
-            await self.rows(f'DEALLOCATE "{quoted}"')
+            await self.rows(f"DEALLOCATE {quoted(name)}")
 
 
 class AsyncpgClient(Client):

@@ -10,6 +10,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from accountlink.doctor.catalogue.sqlite_ddl import IndexDDL, TableDDL, fold, read_index, read_table
+from accountlink.doctor.catalogue.tokens import quoted
 from accountlink.doctor.schema import Catalogue, Column, ForeignKey, Index, IndexPart, Kind, Owner, Relation, Table
 
 _ROWID: Final = "rowid"
@@ -31,7 +32,7 @@ First come names that SQLite does not know, then its own rules ("Datatypes", 3.1
 _FIND: Final = """
     SELECT type, name, sql FROM {schema}.sqlite_master WHERE type IN ('table', 'view') AND name = ? COLLATE NOCASE
 """
-_TAKEN: Final = "SELECT EXISTS (SELECT 1 FROM {schema}.sqlite_master WHERE name = ? COLLATE NOCASE)"
+_TAKEN: Final = "SELECT name FROM {schema}.sqlite_master"
 _STATEMENTS: Final = """
     SELECT type, name, sql FROM {schema}.sqlite_master
      WHERE tbl_name = ? COLLATE NOCASE ORDER BY name
@@ -69,18 +70,17 @@ class _Reader:
         version = [int(number) for number in self._rows("SELECT sqlite_version()")[0][0].split(".")]
         known = self._schema_exists()
         found = self._rows(_FIND, table) if known else []
-        taken = (name for name in names if known and self._rows(_TAKEN, name)[0][0])
+        there = {fold(row.name) for row in self._rows(_TAKEN)} if known else set()
         return Catalogue(
             dialect="sqlite",
             version=version[0] * 1_000_000 + version[1] * 1_000 + version[2],
             table=self._table(found[0]) if found else None,
-            taken=frozenset(taken),
+            taken=frozenset(name for name in names if fold(name) in there),
         )
 
     def _rows(self, query: str, *parameters: str) -> Sequence[Any]:  # rows by the names in each query
         # As the driver takes it: sa.text would read a colon in the schema's name as a parameter.
-        quoted = '"' + self._schema.replace('"', '""') + '"'
-        return self._connection.exec_driver_sql(query.replace("{schema}", quoted), parameters).all()
+        return self._connection.exec_driver_sql(query.replace("{schema}", quoted(self._schema)), parameters).all()
 
     def _schema_exists(self) -> bool:
         return any(fold(row.name) == fold(self._schema) for row in self._rows("SELECT name FROM pragma_database_list"))
@@ -207,8 +207,7 @@ def _part(row: Any, place: int, told: IndexDDL) -> IndexPart:  # a row
 
 
 def _order(collation: str) -> str:
-    quoted = collation.replace('"', '""')
-    return f' COLLATE "{quoted}"'
+    return f" COLLATE {quoted(collation)}"
 
 
 def _constraint(parts: Sequence[IndexPart], owner: Owner, ddl: TableDDL) -> str | None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from accountlink.doctor.catalogue.tokens import SQLITE, Token, closing, never_null, scan, split, top
+from accountlink.doctor.catalogue.tokens import SQLITE, Token, closing, never_null, quoted, scan, split, top
 
 _TABLE_CLAUSES: Final = frozenset({"CONSTRAINT", "PRIMARY", "UNIQUE", "CHECK", "FOREIGN"})
 _LOWER: Final = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
@@ -147,9 +147,7 @@ def renamed(table_sql: str, new_name: str) -> str:
     """
     tokens = scan(SQLITE, table_sql)
     name = tokens[_name_place(tokens)]
-    quoted = '"' + new_name.replace('"', '""') + '"'
-    before, rest = table_sql[: name.start], table_sql[name.end :]
-    return f"{before}{quoted}{rest}"
+    return f"{table_sql[: name.start]}{quoted(new_name)}{table_sql[name.end :]}"
 
 
 def _name_place(tokens: Sequence[Token]) -> int:

@@ -65,6 +65,12 @@ class Token(NamedTuple):
         return self.text[1:-1] if mark == "[" else self.text[1:-1].replace(mark * 2, mark)
 
 
+def quoted(name: str) -> str:
+    """Return a name in double quotes, as both databases take it."""
+    doubled = name.replace('"', '""')
+    return f'"{doubled}"'
+
+
 def scan(pattern: re.Pattern[str], sql: str) -> list[Token]:
     """Cut SQL into tokens; white space and comments are left out."""
     found = []

@@ -75,7 +75,7 @@ class Pairs:
         """The columns that a pair gives values for."""
         subject = self._subject
         wanted = self._read | self._computed | {name for need in subject.needs for name in need.columns}
-        wanted |= {subject.roles[role] for role in ("deleted_at", "active") if role in subject.roles}
+        wanted |= subject.marks
         made = (column.generated for column in self._table.columns if column.name in wanted)
         behind = (Wording(sql, self._table, self._dialect).columns for sql in made if sql is not None)
         wanted = wanted.union(*behind)

@@ -19,12 +19,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from accountlink.doctor.judge.trial import Answers, Bit, Seen, Trial, completed, quoted
+from accountlink.doctor.catalogue.tokens import quoted
+from accountlink.doctor.judge.trial import Answers, Bit, Trial, read_row
 from accountlink.doctor.schema import Column, Kind
 
 _NUMBERS: Final = ("numeric", "double precision", "real")
@@ -100,17 +101,13 @@ def _rows(trial: Trial) -> str:
     return json.dumps([dict(zip(names, (place, *given), strict=True)) for place, given in enumerate(trial.rows)])
 
 
-def _read(question: _Question, found: Sequence[Sequence[bool | int | str | None]]) -> Answers:
+def _read(question: _Question, found: Sequence[Sequence[Any]]) -> Answers:  # values by the question
     """Return the server's answers by row."""
     trial, bits = question
-    seen = {}
-    for place, allowed, *rest in found:
-        given = trial.rows[int(place or 0)]
-        generated, met = rest[: len(trial.generated)], rest[len(trial.generated) :]
-        each: list[bool | int | None] = [None] * len(trial.bits)
-        for number, value in zip(bits, met, strict=True):
-            each[number] = value if not isinstance(value, str) else None
-        seen[given] = Seen(row=completed(trial, given, generated), allowed=bool(allowed), bits=each)
+    seen = {
+        trial.rows[place]: read_row(trial, trial.rows[place], told, bits=bits, allowed=allowed)
+        for place, allowed, *told in found
+    }
     return Answers(seen=seen, known=frozenset(bits))
 
 
@@ -119,7 +116,7 @@ def _select(number: int, question: _Question) -> str:
     table = quoted(trial.table.name)
     allowed = " AND ".join(["true", *(f"({check.sql}) IS NOT FALSE" for check in trial.checks)])
     asked = [quoted("al place"), allowed, *(quoted(column.name) for column in trial.generated)]
-    asked += [_bit(trial.bits[bit], trial) for bit in question.bits]
+    asked += [_bit(trial.bits[bit]) for bit in question.bits]
     given = [f"{quoted(column.name)} {_type(column)}" for column in trial.columns]
     names = [quoted("al place"), *(quoted(column.name) for column in trial.columns)]
     names += [f"{_computed(column)} AS {quoted(column.name)}" for column in trial.generated]
@@ -138,12 +135,11 @@ def _no_parameter(sql: str) -> str:
     return sql.replace(":", "\\:")
 
 
-def _bit(bit: Bit, trial: Trial) -> str:
+def _bit(bit: Bit) -> str:
     sql = bit.words.sql
     if bit.part is None:
         return f"({sql}) IS TRUE"
-    column = trial.table.column(bit.part.column) if bit.part.column is not None else None
-    if column is not None and _stands_in(column):
+    if bit.column is not None and _stands_in(bit.column):
         order = f"({sql})"
     elif not bit.part.exact:  # some texts that differ are one to it: those in another case stand for whichever they are
         order = f'pg_catalog.lower(CAST(({sql}) AS pg_catalog.text)) COLLATE pg_catalog."C"'

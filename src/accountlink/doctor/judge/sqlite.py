@@ -14,9 +14,10 @@ from typing import Final
 import sqlalchemy as sa
 
 from accountlink.doctor.catalogue.sqlite_ddl import fold
+from accountlink.doctor.catalogue.tokens import quoted
 from accountlink.doctor.judge.pairs import two_of
 from accountlink.doctor.judge.subject import Value
-from accountlink.doctor.judge.trial import Answers, Bit, Seen, Trial, completed, quoted
+from accountlink.doctor.judge.trial import Answers, Bit, Trial, read_row
 from accountlink.doctor.schema import Column
 
 _OWN: Final = """
@@ -87,7 +88,7 @@ class _Private:
     def _is_foreign(self, bit: Bit) -> bool:
         """Say whether the bit needs something that only the application's connection has."""
         words, table = bit.words, bit.words.table
-        if bit.part is not None and bit.part.column is not None:
+        if bit.column is not None:
             return False
         read = [column for name in words.columns if (column := table.column(name)) is not None]
         rowid = any(words.names(name) and table.column(name) is None for name in _ROWIDS)
@@ -124,14 +125,7 @@ class _Private:
         asked = ["place", *(f"v{n}" for n in range(len(trial.generated)))]
         asked += [_place(f"b{n}", trial.bits[n], self._foreign) for n in bits]
         found = self._database.execute(f"SELECT {', '.join(asked)} FROM temp.[al answers]")  # noqa: S608  (above)
-        seen = {}
-        for place, *rest in found:
-            given = trial.rows[place]
-            generated, met = rest[: len(trial.generated)], rest[len(trial.generated) :]
-            each: list[bool | int | None] = [None] * len(trial.bits)
-            for number, value in zip(bits, met, strict=True):
-                each[number] = value
-            seen[given] = Seen(row=completed(trial, given, generated), allowed=True, bits=each)
+        seen = {trial.rows[place]: read_row(trial, trial.rows[place], told, bits=bits) for place, *told in found}
         lumped = {n for n in bits if (part := trial.bits[n].part) and _collation(part.order) in self._foreign}
         return Answers(seen=seen, known=frozenset(bits), lumped=frozenset(lumped))
 

@@ -93,6 +93,11 @@ class Subject:
         return self.table if self.schema is None else f"{self.schema}.{self.table}"
 
     @property
+    def marks(self) -> frozenset[str]:
+        """The columns that mark a row live or dead."""
+        return frozenset(self.roles[role] for role in ("deleted_at", "active") if role in self.roles)
+
+    @property
     def live_sql(self) -> str:
         """The condition of a live row, for people; empty where every row is live."""
         marks = [f"{self.roles['deleted_at']} IS NULL"] if "deleted_at" in self.roles else []

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
+from accountlink.doctor.catalogue.tokens import quoted
 from accountlink.doctor.judge.pairs import Given, Pairs
-from accountlink.doctor.judge.subject import Row, Subject, Value
+from accountlink.doctor.judge.subject import Row, Subject
 from accountlink.doctor.judge.wording import Wording, parts_of
 from accountlink.doctor.schema import Column, Index, IndexPart, Table
 
@@ -30,11 +31,16 @@ class Bit:
     part: IndexPart | None = None
 
     @property
+    def column(self) -> Column | None:
+        """The column that it consists of; ``None`` for an expression."""
+        return None if self.part is None or self.part.column is None else self.words.table.column(self.part.column)
+
+    @property
     def plain(self) -> bool:
         """The answer to whether model rows show all that this bit can do."""
         if self.part is not None and self.words.constant:
             return True
-        column = _bare(self.part, self.words.table)
+        column = self.column
         return self.words.plain if column is None else column.generated is None or self.words.plain
 
 
@@ -151,9 +157,9 @@ class Trial:
     @cached_property
     def _expressions(self) -> Sequence[Wording]:
         """The conditions of the index, and the expressions of its key and of the generated columns in its key."""
-        columns = [(bit, _bare(bit.part, self.table)) for bit in self.bits]
-        made = [self._words(column.generated) for _, column in columns if column is not None and column.generated]
-        return [*(bit.words for bit, column in columns if column is None), *made]
+        columns = [bit.column for bit in self.bits]
+        made = [self._words(column.generated) for column in columns if column is not None and column.generated]
+        return [*(bit.words for bit in self.bits if bit.column is None), *made]
 
     def _words(self, sql: str) -> Wording:
         return Wording(sql, self.table, self.dialect)
@@ -162,22 +168,27 @@ class Trial:
         return self._words(part.sql if part.column is None else quoted(part.column))
 
 
-def _bare(part: IndexPart | None, table: Table) -> Column | None:
-    """Return the column that a key part consists of; ``None`` for an expression."""
-    return None if part is None or part.column is None else table.column(part.column)
-
-
 Ask: TypeAlias = Callable[[Sequence[Trial]], Sequence[Answers | None]]
 """The type of a function that asks about some trials at once; ``None`` for one that the database could not answer."""
 
 
-def quoted(name: str) -> str:
-    """Return a name in double quotes, as both databases take it."""
-    doubled = name.replace('"', '""')
-    return f'"{doubled}"'
+def read_row(
+    trial: Trial, given: Given, told: Sequence[Any], *, bits: Sequence[int], allowed: bool = True
+) -> Seen:  # values by the statement of each database
+    """Return the database's answer for one row.
 
-
-def completed(trial: Trial, given: Given, generated: Sequence[Value]) -> Row:
-    """Return a row by column name, with the generated columns."""
-    names: Iterator[str] = (column.name for column in (*trial.columns, *trial.generated))
-    return dict(zip(names, (*given, *generated), strict=True))
+    Args:
+        trial: The question.
+        given: The row.
+        told: The values of its generated columns, then those of the bits.
+        bits: The bits that were asked about, by number.
+        allowed: Whether the checks that were asked let it in.
+    """
+    names = (column.name for column in (*trial.columns, *trial.generated))
+    generated, met = told[: len(trial.generated)], told[len(trial.generated) :]
+    by_number = dict(zip(bits, met, strict=True))
+    return Seen(
+        row=dict(zip(names, (*given, *generated), strict=True)),
+        allowed=allowed,
+        bits=[by_number.get(number) for number in range(len(trial.bits))],
+    )

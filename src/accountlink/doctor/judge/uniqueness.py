@@ -107,6 +107,11 @@ class Judge:
         return self.trial.bits
 
     @cached_property
+    def _conditions(self) -> frozenset[int]:
+        """The bits that are conditions, not parts of the key."""
+        return frozenset(number for number, bit in enumerate(self._bits) if bit.part is None)
+
+    @cached_property
     def _open(self) -> frozenset[int]:
         """The bits that may do with other rows what they do with none of these."""
         plain = {number for number, bit in enumerate(self._bits) if bit.plain}
@@ -119,9 +124,7 @@ class Judge:
         return frozenset(
             number
             for number, bit in enumerate(self._bits)
-            if self.trial.table.rewritten
-            and (bit.part is None or bit.part.column is None)
-            and not bit.words.columns <= written
+            if self.trial.table.rewritten and bit.column is None and not bit.words.columns <= written
         )
 
     # -- pairs --------------------------------------------------------------------------------------------------------
@@ -210,17 +213,22 @@ class Judge:
             return Verdict.NO, not undecided
         return Verdict.UNDECIDED if undecided else Verdict.YES, False
 
+    @cached_property
+    def _enforced(self) -> Mapping[Need, tuple[Verdict, bool]]:
+        """The answers of ``enforces`` about all needs."""
+        return {need: self.enforces(need) for need in self._subject.needs}
+
     def cause(self, need: Need) -> Cause | None:
         """Return the one reason why the index does not enforce a need, if there is exactly one."""
-        if self.enforces(need)[1]:
+        if self._enforced[need][1]:
             return Cause.NULL
-        marks = {self._subject.roles[role] for role in ("deleted_at", "active") if role in self._subject.roles}
-        conditions = frozenset(number for number, bit in enumerate(self._bits) if bit.part is None)
-        parts = {number: bit for number, bit in enumerate(self._bits) if bit.part is not None}
-        of_marks = frozenset(number for number, bit in parts.items() if bit.words.columns <= marks)
-        for cause, left_out in ((Cause.CONDITION, conditions), (Cause.MARK, of_marks)):
+        marks = self._subject.marks
+        of_marks = frozenset(number for number, bit in enumerate(self._bits) if bit.words.columns <= marks)
+        for cause, left_out in ((Cause.CONDITION, self._conditions), (Cause.MARK, of_marks - self._conditions)):
+            if not left_out:
+                continue
             verdict, only_null = self.enforces(need, left_out)
-            if left_out and (verdict is Verdict.YES or only_null):
+            if verdict is Verdict.YES or only_null:
                 return cause
         return None
 
@@ -253,21 +261,19 @@ class Judge:
 
     def is_conditional(self) -> bool:
         """Say whether the index leaves out any row, or may do so."""
-        conditions = [number for number, bit in enumerate(self._bits) if bit.part is None]
-        doubted = (self._open | self._shifting).intersection(conditions)
-        return bool(doubted) or any(row.bits[number] != 1 for row in self._rows for number in conditions)
+        doubted = self._conditions & (self._open | self._shifting)
+        return bool(doubted) or any(row.bits[number] != 1 for row in self._rows for number in self._conditions)
 
     def counts_dead(self) -> bool:
         """Say whether the index may hold a dead row."""
-        conditions = [number for number, bit in enumerate(self._bits) if bit.part is None]
-        sure = [number for number in conditions if number not in self._open | self._shifting]
+        sure = self._conditions - self._open - self._shifting
         dead = (row for row in self._rows if not self._subject.is_live(row.row))
-        return not conditions or any(all(row.bits[number] == 1 for number in sure) for row in dead)
+        return not self._conditions or any(all(row.bits[number] == 1 for number in sure) for row in dead)
 
     def judgement(self) -> Judgement:
         """Judge the index."""
-        needs, reads = self._subject.needs, self.trial.reads
-        enforces = {need: self.enforces(need)[0] for need in needs}
+        reads = self.trial.reads
+        enforces = {need: verdict for need, (verdict, _) in self._enforced.items()}
         refuses, undecided = self.refuses()
         return Judgement(
             index=self.trial.index,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from accountlink.doctor.case import Case
+from accountlink.doctor.catalogue.tokens import quoted
 from accountlink.doctor.findings import Finding, Remedy, with_remedy
 from accountlink.doctor.repair.keys import Keys
 from accountlink.doctor.repair.names import FreeNames, Names, derived
@@ -88,7 +89,7 @@ class ColumnWriter:
         return Step(sql=sql, why=why, undo=(self._altered(column, column.type, column.collation),), alone=True)
 
     def _altered(self, column: Column, kind: str, collation: str | None) -> str:
-        collated = "" if collation is None else f' COLLATE "{collation.replace(chr(34), chr(34) * 2)}"'
+        collated = "" if collation is None else f" COLLATE {quoted(collation)}"
         return f"ALTER TABLE {self.names.table} ALTER COLUMN {self.names.quote(column.name)} TYPE {kind}{collated}"
 
     def required(self) -> Iterator[Step]:

@@ -198,8 +198,7 @@ class _Decision:
 
     def _required(self) -> tuple[tuple[Column, ...], tuple[str, ...]]:
         """Return columns that must not take NULL any more, and what to do about those of which rows have NULL today."""
-        subject = self.case.subject
-        marks = {subject.roles.get(role) for role in ("deleted_at", "active")}
+        marks = self.case.subject.marks
         names = {name for need in self._unmet for name in set(need.columns) - need.absent - marks}
         columns = [column for column in self.case.table.columns if column.name in names and column.nullable]
         texts = [
