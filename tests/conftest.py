@@ -8,12 +8,16 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.support.databases import KINDS, Database, fresh_database
 from tests.support.effort import Effort, is_for_stress
 from tests.support.forked import Forks, forking
 from tests.support.postgres import PostgresServer, run_server, source_from_environment
+
+settings.register_profile("untimed", deadline=None)  # a busy machine is no defect
+settings.load_profile("untimed")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

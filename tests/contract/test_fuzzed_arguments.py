@@ -348,7 +348,6 @@ def examples(number: int) -> settings:
     phases = [Phase.explicit, Phase.generate, Phase.shrink]
     return settings(
         max_examples=number,
-        deadline=None,
         suppress_health_check=quick,
         phases=phases,
         database=None,

@@ -116,7 +116,7 @@ def _build(statements: TransferStatements, name: str, shape: Shape) -> Any:
             return getattr(statements, name)(shape)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(SPECS, st.sampled_from([field.name for field in fields(Spec)]), SPECS)
 def test_two_statements_share_a_cache_key_only_if_they_share_their_text(one: Spec, differing: str, other: Spec) -> None:
     """No statement is ever answered with the compiled form of another one, not even of one that differs in one thing.
