@@ -156,7 +156,7 @@ def _place(name: str, bit: Bit, foreign: frozenset[str]) -> str:
 
 
 def _collation(order: str) -> str:
-    return fold(order.removeprefix(" COLLATE ").strip('"').replace('""', '"'))
+    return fold(order.removeprefix(" COLLATE ").removeprefix('"').removesuffix('"').replace('""', '"'))
 
 
 def _stored(column: Column, value: Value) -> Value | bytes:
