@@ -358,6 +358,149 @@ class TokenSuperseded(TokenRejected):
         )
 
 
+class FlowRejected(AccountLinkError):
+    """Raised, as one of the classes below, when a flow with a provider does not begin or does not end in a link.
+
+    Each class has a fixed text. No message and no attribute holds text of the provider, or of the request.
+    """
+
+    code = "flow_rejected"
+
+    def __init__(
+        self, *, problem: str = "The flow is refused.", remedy: str = "Let the user start to connect the account again."
+    ) -> None:
+        super().__init__(f"{problem} {remedy}")
+
+
+class FlowNotStartedHere(FlowRejected):
+    """Raised when this user did not begin this flow in this browser, or no user is signed in."""
+
+    code = "flow_not_started_here"
+
+    def __init__(self) -> None:
+        super().__init__(problem="This user did not begin this flow in this browser.")
+
+
+class FlowExpired(FlowRejected):
+    """Raised when the user came back from the provider too late."""
+
+    code = "flow_expired"
+
+    def __init__(self) -> None:
+        super().__init__(problem="The user began this flow too long ago.")
+
+
+class FlowReplayed(FlowRejected):
+    """Raised when the same answer of the provider comes again, by a reload, a double click or the Back button."""
+
+    code = "flow_replayed"
+
+    def __init__(self) -> None:
+        super().__init__(
+            problem="This answer of the provider was used already.",
+            remedy="Show the user's linked accounts: the first request may have linked one. Otherwise let them start "
+            "to connect the account again.",
+        )
+
+
+class ProviderMismatch(FlowRejected):
+    """Raised when the answer comes from another provider, or another issuer, than the one the user was sent to."""
+
+    code = "provider_mismatch"
+
+    def __init__(self) -> None:
+        super().__init__(
+            problem="Another provider answered than the one that the user was sent to.",
+            remedy="Check the redirect URI and the issuer of each provider; if they are right, this may be an attack.",
+        )
+
+
+class ProviderFailed(FlowRejected):
+    """Raised when the provider answers with an error, refuses the code, or cannot be reached.
+
+    Attributes:
+        step: The step that failed: ``"discovery"``, ``"authorization"``, ``"token"``, ``"keys"`` or ``"profile"``.
+    """
+
+    code = "provider_error"
+
+    def __init__(self, *, step: str) -> None:
+        super().__init__(
+            problem=f"The provider failed at the step {step!r}.",
+            remedy="Let the user try again; if it stays so, check the client's registration at the provider.",
+        )
+        self.step = step
+
+
+class ConsentDeclined(FlowRejected):
+    """Raised when the user pressed "cancel" at the provider."""
+
+    code = "consent_declined"
+
+    def __init__(self) -> None:
+        super().__init__(problem="The user did not agree at the provider.")
+
+
+class IdentityNotProven(FlowRejected):
+    """Raised when the provider's answer does not prove who signed in: its ID token, or its profile, is not valid."""
+
+    code = "identity_not_proven"
+
+    def __init__(self) -> None:
+        super().__init__(
+            problem="The provider's answer does not prove which account signed in.",
+            remedy="Check issuer, client id, algorithms and tenants of the provider; if they are right, let the user "
+            "start again.",
+        )
+
+
+class TicketRejected(FlowRejected):
+    """Raised when a ticket is unknown, used, too old, or another user's: one error for all."""
+
+    code = "ticket_rejected"
+
+    def __init__(self) -> None:
+        super().__init__(
+            problem="This ticket is not one that the signed-in user can use.",
+            remedy="Let the user sign in who asked for it, or let them ask for a new one.",
+        )
+
+
+class UnknownProvider(FlowRejected):
+    """Raised when the application has no provider of that name."""
+
+    code = "unknown_provider"
+
+    def __init__(self) -> None:
+        super().__init__(
+            problem="There is no provider of this name.", remedy="Use the slug of one in LinkFlow(providers=...)."
+        )
+
+
+class ReturnTargetRejected(FlowRejected):
+    """Raised when a return target is neither a plain path of the application nor in ``allowed_return_urls``."""
+
+    code = "return_target_rejected"
+
+    def __init__(self) -> None:
+        super().__init__(
+            problem="The user cannot be sent to this return target.",
+            remedy="Use a path such as /settings, or a URL listed in LinkFlow(allowed_return_urls=...).",
+        )
+
+
+class ImpersonationRefused(FlowRejected):
+    """Raised when an administrator who acts for a user begins or ends a flow, unlinks or transfers."""
+
+    code = "impersonation_refused"
+
+    def __init__(self) -> None:
+        super().__init__(
+            problem="Somebody acts for this user, and only the user may connect or disconnect accounts.",
+            remedy="Let the user sign in themselves.",
+        )
+
+
 class GrantRejected(AccountLinkError):
     """Raised when this user cannot use a grant.
 
