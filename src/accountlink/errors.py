@@ -14,9 +14,12 @@ class AccountLinkError(Exception):
 
     Attributes:
         code: A stable, machine-readable word, safe to show to anyone and to put in a URL.
+        return_to: The return target of the flow that failed, a complete URL that was checked when the flow began;
+            ``None`` outside a flow, or for a flow without one.
     """
 
     code: ClassVar[str] = "account_link_error"
+    return_to: str | None = None
 
     def redirect_url(self, base: str) -> str:
         """Return ``base`` with ``error=<code>`` merged into its query, and nothing else of the error.
@@ -487,6 +490,20 @@ class ReturnTargetRejected(FlowRejected):
             problem="The user cannot be sent to this return target.",
             remedy="Use a path such as /settings, or a URL listed in LinkFlow(allowed_return_urls=...).",
         )
+
+
+class RequestRejected(FlowRejected):
+    """Raised when a request to a route is not one that the route understands.
+
+    Attributes:
+        field: The part of the request that is wrong, without its value.
+    """
+
+    code = "invalid_request"
+
+    def __init__(self, *, field: str) -> None:
+        super().__init__(problem=f"The request has no usable {field}.", remedy="See the route's description.")
+        self.field = field
 
 
 class ImpersonationRefused(FlowRejected):

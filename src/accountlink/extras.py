@@ -9,11 +9,12 @@ _EXTRAS: Final = {
     "alembic": "[alembic]",
     "asyncpg": "",
     "click": "[cli]",
-    "httpx2": "[demo]",
-    "joserfc": "[demo]",
+    "fastapi": "[fastapi]",
+    "httpx2": "[web]",
+    "joserfc": "[web]",
     "psycopg": "[psycopg]",
     "rich": "[cli]",
-    "starlette": "[demo]",
+    "starlette": "[starlette]",
 }
 """The extra that brings each library; ``asyncpg`` comes without one."""
 

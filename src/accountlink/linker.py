@@ -40,11 +40,11 @@ from accountlink.tables.arguments import (
 from accountlink.tables.mapping import AccountMapping, HasIds
 from accountlink.tables.rows import present
 from accountlink.transfers.redeeming import Guard, Transfers, ledger_of
-from accountlink.transfers.signing import Secrets
 from accountlink.values.credentials import TokenSet
 from accountlink.values.events import LinkEvent
 from accountlink.values.facts import Failure
 from accountlink.values.identity import ProviderIdentity
+from accountlink.values.keys import Secrets
 from accountlink.values.outcomes import (
     AlreadyOwner,
     Change,

@@ -22,7 +22,8 @@ from accountlink import AccountLinker, Delivery, ShareGrants, TokenSet
 from accountlink.doctor.alembic import watch
 from accountlink.doctor.reading import LOCK_TIMEOUT
 from accountlink.testing.fake_provider import FakeProvider
-from accountlink.transfers.signing import LEEWAY, MIN_SECRET
+from accountlink.transfers.signing import LEEWAY
+from accountlink.values.keys import MIN_SECRET
 from tests.support.pages import DOCS, EVERY_PAGE, README, ROOT, SPAN, blocks_of, name_of, prose_of, text_of
 
 _DEFAULT: Final = re.compile(r"^\| `([\w.]+)\((\w+)=\)` \| `([^`]+)` \|", re.MULTILINE)

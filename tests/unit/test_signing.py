@@ -26,7 +26,8 @@ from accountlink import (
     ProviderIdentity,
     TokenForged,
 )
-from accountlink.transfers.signing import MAX_TOKEN, PURPOSE, Claim, RowState, TransferSigner, tagged
+from accountlink.transfers.signing import MAX_TOKEN, PURPOSE, Claim, RowState, TransferSigner
+from accountlink.values.tagging import tagged
 
 SALT: Final = b"accountlink.transfer.v1"
 NEW: Final = "new-" + "n" * 40

@@ -13,6 +13,7 @@ from accountlink.providers.provider import (
     Provider,
     RefreshBehaviour,
     Revocation,
+    Userinfo,
 )
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "Provider",
     "RefreshBehaviour",
     "Revocation",
+    "Userinfo",
     "oidc",
 ]

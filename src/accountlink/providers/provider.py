@@ -52,6 +52,21 @@ class Revocation(Enum):
     """An endpoint in a form of the provider's own."""
 
 
+class Userinfo(Enum):
+    """Say when a flow asks the userinfo endpoint of OpenID Connect."""
+
+    WHEN_MISSING = "when_missing"
+    """If a scope asks for claims that the ID token lacks."""
+    NEVER = "never"
+    """The ID token has all that the provider tells."""
+
+
+ALGORITHMS: Final = frozenset({
+    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA",
+})  # fmt: skip
+"""Signature algorithms with a public key, so that no public key can forge (RFC 8725, section 3.1)."""
+
+
 class EmailTrust(Enum):
     """Say whether a provider's flag of a verified e-mail address can be believed."""
 
@@ -163,6 +178,7 @@ class Provider:
         token_endpoint: The address that the code goes to.
         jwks_uri: The address of the provider's signing keys.
         userinfo_endpoint: The address of OpenID Connect's userinfo; the document is called ``"userinfo"``.
+        userinfo: When that is asked.
         requests: Further requests with the access token, address by document name.
         optional_requests: The names of requests whose refusal (status 403 or 404) counts as no document.
         request_headers: Headers of every request with the access token.
@@ -170,7 +186,6 @@ class Provider:
         id_token: Whether the token response must hold an ID token.
         authorize_parameters: Parameters of every authorization request.
         consent_parameters: Parameters that make the provider show its consent screen again.
-        offline_scopes: Scopes without which the provider gives no refresh token.
         form_post: Whether the provider answers by a cross-site POST (``response_mode=form_post``).
         iss_parameter: Whether the provider promises the ``iss`` parameter of RFC 9207. With discovery the document
             says so too.
@@ -190,6 +205,7 @@ class Provider:
     token_endpoint: str | None = None
     jwks_uri: str | None = None
     userinfo_endpoint: str | None = None
+    userinfo: Userinfo = Userinfo.WHEN_MISSING
     requests: Mapping[str, str] = field(default_factory=dict)
     optional_requests: Collection[str] = ()
     request_headers: Mapping[str, str] = field(default_factory=dict)
@@ -197,7 +213,6 @@ class Provider:
     id_token: bool = True
     authorize_parameters: Mapping[str, str] = field(default_factory=dict)
     consent_parameters: Mapping[str, str] = field(default_factory=dict)
-    offline_scopes: Collection[str] = ()
     form_post: bool = False
     iss_parameter: bool = False
     extra: Collection[str] = ()
@@ -217,6 +232,8 @@ class Provider:
             raise ConfigurationError(f"Provider {self.slug!r} has neither metadata_url=... nor its endpoints.")
         if self.id_token and self.issuer is None:
             raise ConfigurationError(f"Provider {self.slug!r} has an ID token and so needs issuer=...")
+        if not self.algorithms or not ALGORITHMS.issuperset(self.algorithms):
+            raise ConfigurationError(f"algorithms=... takes some of {', '.join(sorted(ALGORITHMS))}.")
         if not all(_SCOPE.fullmatch(scope) for scope in self.scopes):
             raise ConfigurationError("scopes=... takes scope tokens: text without white space or quotation marks.")
 

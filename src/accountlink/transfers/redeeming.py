@@ -32,13 +32,15 @@ from accountlink.linking.store import AccountStore
 from accountlink.tables.ledger import checked_ledger
 from accountlink.tables.mapping import AccountMapping
 from accountlink.tables.rows import text_of
-from accountlink.transfers.signing import Claim, RowState, Secrets, TransferSigner, can_return
+from accountlink.transfers.signing import Claim, RowState, TransferSigner
 from accountlink.transfers.statements import TransferStatements
 from accountlink.values.events import EventType
 from accountlink.values.facts import Claimed, Failure, Obstacle, Step
+from accountlink.values.keys import Secrets
 from accountlink.values.outcomes import AlreadyOwner, LinkedAccount, LinkId, Transferred, UserId
 from accountlink.values.policy import Ownership
 from accountlink.values.secrecy import Concealed, concealed_id
+from accountlink.values.tagging import can_return
 
 Guard = Callable[[AsyncConnection, UserId], Awaitable[bool]]
 """Says whether the user has another way to sign in, inside the transaction that would take the last account away."""

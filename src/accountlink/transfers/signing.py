@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import hmac
 import json
-import re
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
-from typing import Any, Final
-from uuid import UUID
+from typing import Final
 
 from itsdangerous import Signer
 from itsdangerous.encoding import base64_decode, base64_encode
 from itsdangerous.exc import BadData
 
-from accountlink.errors import ConfigurationError, TokenForged
+from accountlink.errors import TokenForged
+from accountlink.values.keys import KEEP, Secrets, checked_keys
+from accountlink.values.tagging import tagged, untagged
 
-MIN_SECRET: Final = 32
-"""The fewest bytes of a secret: the length of the digest. A shorter HMAC key is weaker (RFC 2104, section 3)."""
 MAX_TOKEN: Final = 65_536
 """The most characters of a token. A token with two ids of 255 characters has far fewer."""
 LEEWAY: Final = timedelta(seconds=60)
@@ -32,13 +29,9 @@ _STATE_SALT: Final = b"accountlink.transfer.v1.state"
 _DIGEST: Final = 16
 """Bytes that are kept of a keyed digest."""
 _LAST_SECOND: Final = int(datetime.max.replace(tzinfo=UTC).timestamp())
-_KEEP: Final = "surrogatepass"
-"""The error handler that encodes every text, also one with lone surrogates."""
 _FIELDS: Final[dict[str, type]] = {
     "p": str, "v": int, "t": str, "j": str, "i": int, "e": int, "l": str, "c": str, "a": str, "d": str,
 }  # fmt: skip
-
-Secrets = Sequence[str | bytes]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +74,7 @@ class Claim:
 
     def is_for(self, user_id: object) -> bool:
         """Say whether the token was given to this user, by an id of the same type."""
-        return hmac.compare_digest(self.claimant.encode("utf-8", _KEEP), tagged(user_id).encode("utf-8", _KEEP))
+        return hmac.compare_digest(self.claimant.encode("utf-8", KEEP), tagged(user_id).encode("utf-8", KEEP))
 
     def is_of(self, provider: str, account_id: str) -> bool:
         """Say whether the token is about this provider account."""
@@ -119,17 +112,7 @@ class TransferSigner:
     """
 
     def __init__(self, secrets: Secrets, *, table: str) -> None:
-        if isinstance(secrets, (str, bytes)):
-            raise ConfigurationError("secrets=... takes a list, newest first, so that keys can be rotated.")
-        if not isinstance(secrets, Iterable):
-            raise ConfigurationError("secrets=... takes a list of texts or bytes, newest first.")
-        given: list[Any] = list(secrets)
-        keys = [secret.encode("utf-8", _KEEP) if isinstance(secret, str) else secret for secret in given]
-        if not keys or any(not isinstance(key, bytes) or len(key) < MIN_SECRET for key in keys):
-            raise ConfigurationError(
-                f"Each secret needs at least {MIN_SECRET} bytes of randomness: `python -c 'import secrets; "
-                "print(secrets.token_urlsafe(48))'` makes one."
-            )
+        keys = checked_keys(secrets)
         # One signer per secret: reading has to know which of them signed a token, since its digests depend on that.
         self._keys = [_Key(secret=key, table=table) for key in keys]
 
@@ -204,36 +187,8 @@ class _Key:
 
     def __init__(self, *, secret: bytes, table: str) -> None:
         self.signer = Signer([secret], salt=_SALT, key_derivation="hmac", digest_method=sha256)
-        self.derived = hmac.digest(hmac.digest(secret, _STATE_SALT, sha256), table.encode("utf-8", _KEEP), sha256)
+        self.derived = hmac.digest(hmac.digest(secret, _STATE_SALT, sha256), table.encode("utf-8", KEEP), sha256)
         self.table = _text(_digest(self.derived, PURPOSE))
-
-
-def tagged(value: object) -> str:
-    """Return an id as text with its type, so that ``7`` and ``"7"`` stay two users."""
-    match value:
-        case bool():
-            raise ConfigurationError("A boolean is no id.")
-        case int():
-            return f"i{int(value)}"
-        case UUID():
-            return f"u{value.hex}"
-        case str():
-            return f"s{str.__str__(value)}"
-        case _:
-            return f"{type(value).__name__}:{value}"
-
-
-def can_return(link_id: object) -> bool:
-    """Say whether a token can carry a link id and give it back unchanged: a number, a text or a UUID."""
-    return isinstance(link_id, (int, str, UUID)) and not isinstance(link_id, bool)
-
-
-def _untagged(tag: str) -> int | str | UUID | None:
-    if re.fullmatch(r"i-?[0-9]{1,40}", tag):
-        return int(tag[1:])
-    if re.fullmatch(r"u[0-9a-f]{32}", tag):
-        return UUID(tag[1:])
-    return tag[1:] if tag.startswith("s") else None
 
 
 def _read(payload: object, key: _Key) -> Claim | None:
@@ -242,7 +197,7 @@ def _read(payload: object, key: _Key) -> Claim | None:
         return None
     if (payload["p"], payload["v"], payload["t"]) != (PURPOSE, VERSION, key.table):
         return None
-    link_id = _untagged(payload["l"])
+    link_id = untagged(payload["l"])
     account, state = _bytes(payload["a"]), _bytes(payload["d"])
     if link_id is None or account is None or state is None or max(payload["i"], payload["e"]) > _LAST_SECOND:
         return None
@@ -262,7 +217,7 @@ def _state(key: bytes, state: RowState) -> bytes:
 
 
 def _digest(key: bytes, *fields: str) -> bytes:
-    encoded = [text.encode("utf-8", _KEEP) for text in fields]
+    encoded = [text.encode("utf-8", KEEP) for text in fields]
     return hmac.digest(key, b"".join(len(part).to_bytes(4) + part for part in encoded), sha256)[:_DIGEST]
 
 

@@ -1,0 +1,21 @@
+"""Lead users to a provider and back: the flow, without a framework.
+
+``accountlink.web.fastapi`` and ``accountlink.web.starlette`` make routes of it.
+"""
+
+from accountlink.web.flow import LinkFlow
+from accountlink.web.outcomes import Finished, Impersonated, Started, Ticket, TicketOffer, Tokens, Unbound
+from accountlink.web.states import MemoryFlowStates, flow_states
+
+__all__ = [
+    "Finished",
+    "Impersonated",
+    "LinkFlow",
+    "MemoryFlowStates",
+    "Started",
+    "Ticket",
+    "TicketOffer",
+    "Tokens",
+    "Unbound",
+    "flow_states",
+]
