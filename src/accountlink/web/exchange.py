@@ -251,7 +251,8 @@ class Exchange:
             ).validate(now=int(self._clock().timestamp()), leeway=LEEWAY)
         except _INVALID:
             raise IdentityNotProven from None
-        if not isinstance(token.claims.get("sub"), str):
+        subject = token.claims.get("sub")
+        if not isinstance(subject, str) or not subject:
             raise IdentityNotProven
         return dict(token.claims)
 
@@ -355,7 +356,8 @@ class Exchange:
                 check_address(getattr(endpoints, name), field=name)
         except (KeyError, ConfigurationError):
             raise ProviderFailed(step="discovery") from None
-        if provider.id_token and not endpoints.algorithms:
+        needed = [endpoints.authorization, endpoints.token]
+        if None in needed or (provider.id_token and not (endpoints.keys and endpoints.algorithms)):
             raise ProviderFailed(step="discovery")
         self._endpoints = (endpoints, self._clock())
         return endpoints

@@ -13,7 +13,8 @@ from accountlink.errors import ConfigurationError, ReturnTargetRejected
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 """The hosts on which a browser accepts http as safe enough for development."""
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
-_PATH: Final = re.compile(r"/(?:[A-Za-z0-9._~!$&'()*+,;=:@%-]+/?)*(?:\?[A-Za-z0-9._~!$&'()*+,;=:@%/?-]*)?")
+_SEGMENT: Final = r"[A-Za-z0-9._~!$&'()*+,;=:@%-]+"
+_PATH: Final = re.compile(rf"/(?:{_SEGMENT}(?:/{_SEGMENT})*/?)?(?:\?[A-Za-z0-9._~!$&'()*+,;=:@%/?-]*)?")
 """A path and query of RFC 3986 without an empty segment, a backslash, a fragment or white space."""
 _LONGEST: Final = 2_000
 """Characters of a return target."""
@@ -118,7 +119,7 @@ def _hides_something(target: str) -> bool:
     """Say whether a target, decoded as a careless server would, has a part that leads elsewhere."""
     for _ in range(_DECODINGS):
         decoded = unquote(target)
-        if "\\" in decoded or "//" in decoded.partition("?")[0] or any(c <= " " or c == "\x7f" for c in decoded):
+        if "\\" in decoded or "//" in decoded.partition("?")[0] or any(c < " " or c == "\x7f" for c in decoded):
             return True
         if decoded == target:
             return False
