@@ -34,6 +34,7 @@ from accountlink.values.outcomes import Linked, LinkId, OwnershipConflict, UserI
 from accountlink.values.tagging import can_return, tagged, untagged
 from accountlink.web.browser import BrowserCookie, known_browser, new_browser
 from accountlink.web.checks import checked_scopes, consent_for, distinct, states_of, themselves
+from accountlink.web.conversation import Line
 from accountlink.web.derived import digest, flow_keys, new_state
 from accountlink.web.exchange import Exchange, Proof
 from accountlink.web.outcomes import Finished, Impersonated, Started, Ticket, TicketOffer, Tokens, Unbound
@@ -110,9 +111,10 @@ class LinkFlow(Generic[UserId, LinkId]):
                 "tokens=Tokens.DISCARDED to forget the provider's tokens."
             )
         self._clock: Final = check_callable("clock", clock)
+        line = Line(transport)
         self._exchanges: Final = {
             provider.slug: Exchange(
-                provider, redirect_uri=self.site.redirect_uri(provider.slug), transport=transport, clock=clock
+                provider, redirect_uri=self.site.redirect_uri(provider.slug), line=line, clock=clock
             )
             for provider in distinct(providers)
         }

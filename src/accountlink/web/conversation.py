@@ -1,0 +1,160 @@
+"""Send a flow's requests to one provider, each answer bounded in size, and all of them in time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any, Final
+
+from accountlink.errors import ProviderFailed
+from accountlink.extras import explained
+from accountlink.providers.provider import OAuthClient
+
+try:
+    import httpx2
+    from authlib.common.errors import AuthlibBaseError  # type: ignore[import-untyped]  # Authlib ships no types
+    from authlib.integrations.httpx_client import AsyncOAuth2Client  # type: ignore[import-untyped]  # likewise
+except ModuleNotFoundError as missing:
+    raise explained("accountlink.web", missing) from None
+
+LARGEST: Final = 262_144
+"""Bytes of a provider's answer; a discovery document or a set of keys has a tenth of that."""
+DEADLINE: Final = timedelta(seconds=20)
+"""The time in which all answers of one provider to one flow must have come."""
+_UNREACHED: Final = (httpx2.HTTPError, httpx2.InvalidURL, AuthlibBaseError, ValueError, TypeError, RecursionError)
+"""The errors of a request whose answer did not come, or is not what it should be."""
+
+
+class Conversation:
+    """Send the requests of one flow. No error holds text that the provider wrote.
+
+    Args:
+        client: Authlib's client of one registration.
+        ends: The moment of the event loop's clock at which the last answer must have come.
+    """
+
+    def __init__(self, client: AsyncOAuth2Client, *, ends: float) -> None:
+        self._client = client
+        self._ends = ends
+
+    async def redeem(self, address: str, *, code: str, redirect_uri: str, verifier: str) -> dict[str, Any]:
+        """Exchange a code for a token response.
+
+        Raises:
+            ProviderFailed: The provider refuses, cannot be reached, or sends no access token.
+
+        Source: RFC 6749, section 4.1.3; RFC 7636, section 4.5.
+        """
+        async with self._step("token"):
+            received: dict[str, Any] = await self._client.fetch_token(
+                address,
+                grant_type="authorization_code",
+                code=code,
+                redirect_uri=redirect_uri,
+                code_verifier=verifier,
+            )
+        token = received.get("access_token")
+        if not isinstance(token, str) or not token:
+            raise ProviderFailed(step="token")
+        return received
+
+    async def document(
+        self, address: str, *, step: str, headers: Mapping[str, str] | None = None, without: Collection[int] = ()
+    ) -> Any:  # what JSON can hold
+        """Fetch a JSON document.
+
+        Args:
+            address: Its address.
+            step: The step of the flow, for errors.
+            headers: The request's headers.
+            without: Statuses that mean that there is no such document.
+
+        Returns:
+            The document, or ``None`` if there is none.
+
+        Raises:
+            ProviderFailed: Another status than 200, no JSON, too much of it, or no answer in time.
+        """
+        async with self._step(step):
+            answer = await self._client.request("GET", address, withhold_token=True, headers=headers)
+            if answer.status_code in without:
+                return None
+            if answer.status_code != httpx2.codes.OK:
+                raise ProviderFailed(step=step)
+            return json.loads(answer.content)
+
+    @asynccontextmanager
+    async def _step(self, name: str) -> AsyncIterator[None]:
+        """Turn each way in which a request can fail into one error, without what the provider wrote."""
+        try:
+            async with asyncio.timeout_at(self._ends):
+                yield
+        except (*_UNREACHED, TimeoutError):
+            raise ProviderFailed(step=name) from None
+
+
+class Line:
+    """Open conversations with one provider.
+
+    Args:
+        transport: Replaces the network, for tests. It stays open.
+    """
+
+    def __init__(self, transport: httpx2.AsyncBaseTransport | None) -> None:
+        self._transport = None if transport is None else _StaysOpen(transport)
+        self._verify: ssl.SSLContext | bool = httpx2.create_ssl_context() if transport is None else False
+
+    @asynccontextmanager
+    async def open(self, registered: OAuthClient) -> AsyncIterator[Conversation]:
+        """Open a conversation for one flow: no connection outlives its event loop, and no token stays in memory."""
+        async with AsyncOAuth2Client(
+            registered.client_id,
+            registered.secret(),
+            token_endpoint_auth_method=registered.auth_method,
+            transport=self._transport,
+            verify=self._verify,
+            headers={"Accept-Encoding": "identity"},
+            event_hooks={"response": [_bounded]},
+            timeout=DEADLINE.total_seconds(),
+        ) as client:
+            yield Conversation(client, ends=asyncio.get_running_loop().time() + DEADLINE.total_seconds())
+
+
+class _StaysOpen(httpx2.AsyncBaseTransport):
+    """Pass requests on to a transport that the application opened and will close."""
+
+    def __init__(self, transport: httpx2.AsyncBaseTransport) -> None:
+        self._transport = transport
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        return await self._transport.handle_async_request(request)
+
+
+class _Bounded(httpx2.AsyncByteStream):
+    """Break off a body that is too large."""
+
+    def __init__(self, stream: httpx2.AsyncByteStream) -> None:
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        left = LARGEST
+        async for part in self._stream:
+            left -= len(part)
+            if left < 0:
+                raise httpx2.ReadError("the provider's answer is too large")
+            yield part
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+async def _bounded(response: httpx2.Response) -> None:
+    """Bound the body of an answer before it is read; a compressed one could grow without a bound."""
+    if response.headers.get("Content-Encoding", "identity") != "identity":
+        raise httpx2.DecodingError("the provider compressed its answer, which it was asked not to")
+    if isinstance(response.stream, httpx2.AsyncByteStream):
+        response.stream = _Bounded(response.stream)
