@@ -460,6 +460,17 @@ class AccountLinker(Generic[UserId, LinkId]):
             return None
         return await read(await self._place(bind), partial(self._store.find_owner, call=call))
 
+    def check_user(self, user_id: UserId) -> None:
+        """Refuse a value that cannot be a user's id in this table, before anything begins.
+
+        Args:
+            user_id: The user's id, in the column's own Python type.
+
+        Raises:
+            ConfigurationError: It is of another type, or outside what the column can hold.
+        """
+        self._store.check_id("user_id", user_id, what="user_id")
+
     def events(
         self, engine: AsyncEngine, *, poll: timedelta | None = None, lease: timedelta = LEASE
     ) -> AsyncGenerator[Delivery[LinkEvent[UserId, LinkId]], None]:

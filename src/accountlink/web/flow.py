@@ -156,10 +156,11 @@ class LinkFlow(Generic[UserId, LinkId]):
             ReturnTargetRejected: The return target is not allowed.
             RequestRejected: A scope is not a scope token, or there are too many.
             AccountNotFound: The user has no such link at this provider.
+            ConfigurationError: The user's id is of another type than the column's.
             ProviderFailed, ProviderMismatch: The provider's discovery document cannot be had, or is another issuer's.
             StoreBusy, StoreUnavailable, OutcomeUnknown: The database failed.
         """
-        user, exchange = themselves(user_id), self._exchange(provider)
+        user, exchange = self._themselves(user_id), self._exchange(provider)
         target = self.site.checked(return_to)
         asked = await self._asked(user, exchange.provider, expect=expect, scopes=scopes)
         bound = None if isinstance(browser, Unbound) else known_browser(browser) or new_browser()
@@ -218,7 +219,7 @@ class LinkFlow(Generic[UserId, LinkId]):
         exchange = self._exchange(provider)
         if user_id is None:
             raise FlowNotStartedHere
-        user = themselves(user_id)
+        user = self._themselves(user_id)
         record = await self._begun(parameters.get("state"), user, browser)
         try:
             proof = await self._proof(record, exchange, parameters)
@@ -318,7 +319,7 @@ class LinkFlow(Generic[UserId, LinkId]):
             AccountNotFound: The user has no such link at this provider.
             StoreBusy, StoreUnavailable, OutcomeUnknown: The database failed.
         """
-        user, exchange = themselves(user_id), self._exchange(provider)
+        user, exchange = self._themselves(user_id), self._exchange(provider)
         asked = await self._asked(user, exchange.provider, expect=expect, scopes=scopes)
         ticket = new_state()
         record = self._record(ticket, Kind.TICKET, user, exchange.provider, expect=expect, scopes=asked)
@@ -338,7 +339,7 @@ class LinkFlow(Generic[UserId, LinkId]):
             self.engine,
             digest=digest(ticket),
             kind=Kind.TICKET,
-            user_id=tagged(themselves(user_id)),
+            user_id=tagged(self._themselves(user_id)),
             now=self._clock(),
         )
         if isinstance(record, Absence) or record.provider not in self._exchanges:
@@ -382,6 +383,11 @@ class LinkFlow(Generic[UserId, LinkId]):
         )
 
     # -- what they share ----------------------------------------------------------------------------------------------
+
+    def _themselves(self, user_id: UserId | Impersonated[UserId]) -> UserId:
+        user = themselves(user_id)
+        self.linker.check_user(user)
+        return user
 
     def _exchange(self, provider: str) -> Exchange:
         exchange = self._exchanges.get(provider)
