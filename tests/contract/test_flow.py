@@ -289,12 +289,19 @@ async def test_a_users_id_of_another_type_is_refused_before_the_user_leaves(engi
 # -- the provider's answer ---------------------------------------------------------------------------------------------
 
 
-async def test_an_answer_of_another_provider_is_refused(engine: AsyncEngine) -> None:
+@pytest.mark.parametrize("promised", [True, False])
+async def test_an_answer_of_another_provider_is_refused(engine: AsyncEngine, promised: bool) -> None:
     """A11, A12: state, code and cookie of one provider at the callback of another reach neither token endpoint."""
     stage = await stage_on(engine, slugs=["acme", "evil"])
+    if not promised:  # then no issuer tells the two apart
+        silent = {"authorization_response_iss_parameter_supported": False}
+        for provider in stage.providers.values():
+            provider.forge_next("configuration", lambda document: document | silent)
     started = await stage.start(1, "acme")
+    parameters = await stage.consent(started.url)
+    sent = parameters if promised else {name: parameters[name] for name in ("state", "code")}
     with pytest.raises(ProviderMismatch):
-        await stage.finish(started, await stage.consent(started.url), slug="evil")
+        await stage.finish(started, sent, slug="evil")
     assert (0, 0) == (stage.asked_for_tokens("acme"), stage.asked_for_tokens("evil"))
 
 
