@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+from accountlink.errors import ConfigurationError
+from accountlink.providers.client import ClientSecret, OAuthClient, RefreshBehaviour, Revocation
 from accountlink.providers.provider import (
-    ClientSecret,
     Described,
     EmailTrust,
     Evidence,
     EvidenceMissing,
-    OAuthClient,
     Provider,
-    RefreshBehaviour,
-    Revocation,
     boolean_or_none,
+    scopes_with,
     text_or_none,
 )
 
@@ -45,7 +44,7 @@ def oidc(
         client_secret: Your client secret there; without it the client is a public one.
         name: The name to show; the slug without it.
         auth_method: The way to authenticate at the token endpoint; ``"client_secret_basic"`` with a secret.
-        scopes: The scopes that each flow asks for.
+        scopes: The scopes that each flow asks for; ``openid`` is added.
         email_trust: Whether the provider's ``email_verified`` can be believed. Say so only if you know that the
             provider itself sends a message to each address.
         algorithms: The accepted signature algorithms of the ID token.
@@ -58,6 +57,9 @@ def oidc(
 
     Source: OpenID Connect Discovery 1.0, section 4.
     """
+    given: object = issuer
+    if not isinstance(given, str):
+        raise ConfigurationError("issuer=... is the text that the provider writes into its ID tokens.")
     method = auth_method or ("none" if client_secret is None else "client_secret_basic")
 
     return Provider(
@@ -74,7 +76,7 @@ def oidc(
                 revocation=Revocation.RFC7009,
             ),
         ),
-        scopes=scopes,
+        scopes=scopes_with("openid", scopes=scopes),
         algorithms=algorithms,
         authorize_parameters=authorize_parameters or {},
         consent_parameters={"prompt": "consent"} if consent_parameters is None else consent_parameters,
@@ -86,16 +88,19 @@ def oidc(
 def described_by_claims(evidence: Evidence) -> Described:
     """Read the standard claims; what the ID token lacks is taken from userinfo, whose ``sub`` the flow has compared.
 
+    The e-mail address and its flag come from one document, so that no flag vouches for another address.
+
     Raises:
         EvidenceMissing: There is no ``sub``.
     """
-    told = {**evidence.documents.get("userinfo", {}), **evidence.claims}
-    subject = told.get("sub")
+    claims, userinfo = evidence.claims, evidence.documents.get("userinfo", {})
+    subject = claims.get("sub", userinfo.get("sub"))
     if not isinstance(subject, str):
         raise EvidenceMissing
+    of_email = claims if "email" in claims else userinfo
     return Described(
         account_id=subject,
-        email=text_or_none(told.get("email")),
-        email_verified=boolean_or_none(told.get("email_verified")),
-        display_name=text_or_none(told.get("name")),
+        email=text_or_none(of_email.get("email")),
+        email_verified=boolean_or_none(of_email.get("email_verified")),
+        display_name=text_or_none(claims.get("name")) or text_or_none(userinfo.get("name")),
     )

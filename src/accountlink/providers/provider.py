@@ -3,53 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from enum import Enum
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from accountlink.errors import ConfigurationError
+from accountlink.providers.client import OAuthClient
 from accountlink.values.identity import ProviderIdentity
-from accountlink.values.secrecy import Secret
 from accountlink.values.text import check_provider
 
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _SCOPE: Final = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")
 """A scope token, by RFC 6749, section 3.3."""
 
-ClientSecret = str | Callable[[], str] | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RefreshBehaviour:
-    """Say how a provider treats refresh tokens. ``None`` means that the provider does not say.
-
-    Attributes:
-        rotates: Whether each refresh gives a new refresh token.
-        grace: How long the former refresh token still works after that; zero for a token of single use.
-        idle_limit: How long a refresh token lives that is not used.
-        hard_limit: How long a grant lives, however often it is used.
-        per_user_limit: How many grants of one user and one client live at once; one more ends the oldest.
-    """
-
-    rotates: bool | None = None
-    grace: timedelta = timedelta(0)
-    idle_limit: timedelta | None = None
-    hard_limit: timedelta | None = None
-    per_user_limit: int | None = None
-
-
-class Revocation(Enum):
-    """Name the way in which a provider revokes a token."""
-
-    UNSUPPORTED = "unsupported"
-    """The provider has no endpoint for it."""
-    RFC7009 = "rfc7009"
-    """The revocation endpoint of RFC 7009."""
-    OWN = "own"
-    """An endpoint in a form of the provider's own."""
+_SLUG: Final = re.compile(r"[a-z0-9][a-z0-9._-]*")
+_ADDRESSES: Final = (
+    "issuer", "metadata_url", "authorization_endpoint", "token_endpoint", "jwks_uri", "userinfo_endpoint",
+)  # fmt: skip
+_LISTS: Final = ("clients", "scopes", "tenants", "optional_requests", "algorithms", "extra")
+"""The fields of a provider that hold several values."""
 
 
 class Userinfo(Enum):
@@ -58,7 +32,7 @@ class Userinfo(Enum):
     WHEN_MISSING = "when_missing"
     """If a scope asks for claims that the ID token lacks."""
     NEVER = "never"
-    """The ID token has all that the provider tells."""
+    """The ID token has all that a preset reads, or there is no such endpoint."""
 
 
 ALGORITHMS: Final = frozenset({
@@ -74,50 +48,6 @@ class EmailTrust(Enum):
     """The flag is dropped: accountlink reports ``None``."""
     VERIFIED_FLAG = "verified_flag"
     """The provider itself has sent a message to each address that it flags; its boolean is passed on."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OAuthClient:
-    """Describe one registration of your application at a provider.
-
-    Attributes:
-        client_id: The client id that the provider gave.
-        client_secret: The secret, or a function that makes one for each request (Apple); ``None`` for a public client.
-        name: Tells several clients at one provider apart. The grant of one client cannot be refreshed by another.
-        auth_method: The way of RFC 6749, section 2.3, in which the client authenticates at the token endpoint:
-            ``"client_secret_basic"``, ``"client_secret_post"`` or ``"none"``.
-        behaviour: The provider's treatment of this client's refresh tokens.
-        revocation: The provider's way of revoking this client's tokens.
-    """
-
-    client_id: str
-    client_secret: ClientSecret = field(default=None, repr=False)
-    name: str = "default"
-    auth_method: str = "client_secret_basic"
-    behaviour: RefreshBehaviour = RefreshBehaviour()
-    revocation: Revocation = Revocation.UNSUPPORTED
-
-    def __post_init__(self) -> None:
-        """Check the client, and hide its secret."""
-        given: object = self.client_id
-        if not isinstance(given, str) or not given.strip():
-            raise ConfigurationError("client_id=... is the text that the provider gave your application.")
-        if self.auth_method not in {"client_secret_basic", "client_secret_post", "none"}:
-            raise ConfigurationError("auth_method=... is 'client_secret_basic', 'client_secret_post' or 'none'.")
-        if (self.client_secret is None) != (self.auth_method == "none"):
-            raise ConfigurationError(
-                "A client has a client_secret=..., or it is a public one with auth_method='none'. Pass one of the two."
-            )
-        if isinstance(self.client_secret, str):
-            if not self.client_secret.strip():
-                raise ConfigurationError("client_secret=... is empty. Pass the secret that the provider gave.")
-            object.__setattr__(self, "client_secret", Secret(self.client_secret).reveal)
-        elif self.client_secret is not None and not callable(self.client_secret):
-            raise ConfigurationError("client_secret=... is text, or a function without arguments that returns text.")
-
-    def secret(self) -> str | None:
-        """Return the client's secret as text, made anew where a function makes it; ``None`` for a public client."""
-        return self.client_secret() if callable(self.client_secret) else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -178,7 +108,7 @@ class Provider:
         token_endpoint: The address that the code goes to.
         jwks_uri: The address of the provider's signing keys.
         userinfo_endpoint: The address of OpenID Connect's userinfo; the document is called ``"userinfo"``.
-        userinfo: When that is asked.
+        userinfo: When the userinfo endpoint is asked.
         requests: Further requests with the access token, address by document name.
         optional_requests: The names of requests whose refusal (status 403 or 404) counts as no document.
         request_headers: Headers of every request with the access token.
@@ -219,12 +149,15 @@ class Provider:
 
     def __post_init__(self) -> None:
         """Check the description, so that no flow begins with a provider that cannot end it."""
-        check_provider(self.slug)
-        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", self.slug):
+        for name in _LISTS:
+            object.__setattr__(self, name, _several(getattr(self, name), field=name))
+        slug: object = self.slug
+        if not isinstance(slug, str) or not _SLUG.fullmatch(slug):
             raise ConfigurationError("A provider's slug is part of its redirect URI: use a-z, 0-9, '.', '_' and '-'.")
+        check_provider(slug)
         if not self.clients:
             raise ConfigurationError(f"Provider {self.slug!r} has no client. Pass client_id=... and client_secret=...")
-        for name in ("metadata_url", "authorization_endpoint", "token_endpoint", "jwks_uri", "userinfo_endpoint"):
+        for name in _ADDRESSES:
             check_address(getattr(self, name), field=name)
         for address in self.requests.values():
             check_address(address, field="requests")
@@ -234,7 +167,8 @@ class Provider:
             raise ConfigurationError(f"Provider {self.slug!r} has an ID token and so needs issuer=...")
         if not self.algorithms or not ALGORITHMS.issuperset(self.algorithms):
             raise ConfigurationError(f"algorithms=... takes some of {', '.join(sorted(ALGORITHMS))}.")
-        if not all(_SCOPE.fullmatch(scope) for scope in self.scopes):
+        scopes: Iterable[object] = self.scopes
+        if not all(isinstance(scope, str) and _SCOPE.fullmatch(scope) for scope in scopes):
             raise ConfigurationError("scopes=... takes scope tokens: text without white space or quotation marks.")
 
     @property
@@ -250,11 +184,12 @@ class Provider:
             InvalidIdentity: The id, or another field, is one that no provider gives.
         """
         read = self.describe(evidence)
+        trusted = self.email_trust is EmailTrust.VERIFIED_FLAG
         return ProviderIdentity(
             provider=self.slug,
             account_id=read.account_id,  # type: ignore[arg-type]  # a whole number becomes its decimal text
             email=read.email,
-            email_verified=read.email_verified if self.email_trust is EmailTrust.VERIFIED_FLAG else None,
+            email_verified=read.email_verified if read.email is not None and trusted else None,
             issuer=evidence.claims.get("iss", self.issuer),
             display_name=read.display_name,
             claims=evidence.claims or evidence.documents,
@@ -271,7 +206,10 @@ def check_address(address: object, *, field: str) -> None:
     """
     if address is None:
         return
-    parts = urlsplit(address) if isinstance(address, str) else None
+    try:
+        parts = urlsplit(address) if isinstance(address, str) else None
+    except ValueError:  # a bracket that no IPv6 address closes
+        parts = None
     secure = parts is not None and parts.scheme == "https" and bool(parts.hostname)
     if parts is None or not (secure or (parts.scheme == "http" and parts.hostname in _LOOPBACK)):
         raise ConfigurationError(f"{field}=... must be an https address (or http on this machine, for tests).")
@@ -285,3 +223,31 @@ def text_or_none(value: object) -> str | None:
 def boolean_or_none(value: object) -> bool | None:
     """Return the boolean of a claim that is a boolean, else ``None``: the text ``"false"`` is not a boolean."""
     return value if isinstance(value, bool) else None
+
+
+def joined_id(account: object, container: object) -> str:
+    """Return the id of an account that is unique only within a container (a tenant, a workspace): both, with a dot.
+
+    Raises:
+        EvidenceMissing: One of them is missing, is not text, or holds a dot, so that two pairs could look alike.
+    """
+    for part in (account, container):
+        if not isinstance(part, str) or not part or "." in part:
+            raise EvidenceMissing
+    return f"{account}.{container}"
+
+
+def scopes_with(*needed: str, scopes: Collection[str]) -> tuple[str, ...]:
+    """Return the scopes that an application asks for, after those without which there is no stable id.
+
+    Raises:
+        ConfigurationError: ``scopes`` is one text.
+    """
+    return tuple(dict.fromkeys((*needed, *_several(scopes, field="scopes"))))
+
+
+def _several(values: object, *, field: str) -> tuple[Any, ...]:
+    """Return the values of a field that holds several: nothing that the caller changes later changes them."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ConfigurationError(f"{field}=... is a list of texts, and not one text.")
+    return tuple(values)

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from accountlink.errors import ProviderFailed
 from accountlink.extras import explained
-from accountlink.providers.provider import OAuthClient
+from accountlink.providers.client import OAuthClient
 
 try:
     import httpx2
