@@ -506,6 +506,40 @@ class RequestRejected(FlowRejected):
         self.field = field
 
 
+class UnsupportedMediaType(FlowRejected):
+    """Raised when the body of a request is neither a form nor JSON."""
+
+    code = "unsupported_media_type"
+
+    def __init__(self) -> None:
+        super().__init__(
+            problem="The request's body is neither application/x-www-form-urlencoded nor application/json.",
+            remedy="Send the fields in one of the two.",
+        )
+
+
+class NotSignedIn(FlowRejected):
+    """Raised when nobody is signed in, and the route is for a signed-in user."""
+
+    code = "not_signed_in"
+
+    def __init__(self) -> None:
+        super().__init__(problem="Nobody is signed in.", remedy="Let the user sign in, then repeat the request.")
+
+
+class CrossSiteRequest(FlowRejected):
+    """Raised when a page of another site may have sent the request in the name of the user."""
+
+    code = "cross_site_request"
+
+    def __init__(self) -> None:
+        super().__init__(
+            problem="A page of another site may have sent this request.",
+            remedy="Send it from LinkFlow(page=...)'s origin, or list the page's origin in "
+            "LinkFlow(trusted_origins=...).",
+        )
+
+
 class ImpersonationRefused(FlowRejected):
     """Raised when an administrator who acts for a user begins or ends a flow, unlinks or transfers."""
 

@@ -177,8 +177,29 @@ async def test_a_flow_by_bearer_token_needs_its_user_and_no_cookie(engine: Async
     assert started.browser is None
     parameters = await stage.consent(started.url)
     with pytest.raises(FlowNotStartedHere):
-        await stage.finish(started, parameters, 2)
-    assert isinstance((await stage.finish(started, parameters, 1)).outcome, Linked)
+        await stage.finish(started, parameters, 2, browser=Unbound.BEARER)
+    assert isinstance((await stage.finish(started, parameters, 1, browser=Unbound.BEARER)).outcome, Linked)
+
+
+@pytest.mark.parametrize("browser", [None, "bearer", "x" * 43])
+async def test_a_flow_by_bearer_token_ends_by_one_only(engine: AsyncEngine, browser: str | None) -> None:
+    """A10: an attacker begins without a cookie, and signs a victim in as themselves: the callback is refused."""
+    stage = await stage_on(engine)
+    started = await stage.start(1, browser=Unbound.BEARER)
+    parameters = await stage.consent(started.url)
+    with pytest.raises(FlowNotStartedHere):
+        await stage.finish(started, parameters, 1, browser=browser)
+    assert 0 == stage.asked_for_tokens()
+    assert isinstance((await stage.finish(started, parameters, 1, browser=Unbound.BEARER)).outcome, Linked)
+
+
+async def test_a_flow_with_a_cookie_does_not_end_by_a_bearer_token(engine: AsyncEngine) -> None:
+    """A10: a bearer token does not stand in for the cookie of the browser that began."""
+    stage = await stage_on(engine)
+    started = await stage.start(1)
+    parameters = await stage.consent(started.url)
+    with pytest.raises(FlowNotStartedHere):
+        await stage.finish(started, parameters, 1, browser=Unbound.BEARER)
 
 
 @pytest.mark.parametrize("state", [None, "", "x" * 43, "x" * 42, "'; --", "\x00" * 43, "é" * 43, "x" * 1_000_000])

@@ -53,6 +53,22 @@ TABLE: Final[list[tuple[str, str, dict[str, Any], str]]] = [
     ("TokenForAnotherUser", "token_for_another_user", {}, "Let the user who met the conflict sign in"),
     ("TokenExpired", "token_expired", {}, "the new conflict carries a new token"),
     ("TokenSuperseded", "token_superseded", {}, "it may be free now"),
+    ("FlowRejected", "flow_rejected", {}, "Let the user start to connect the account again"),
+    ("FlowNotStartedHere", "flow_not_started_here", {}, "Let the user start to connect the account again"),
+    ("FlowExpired", "flow_expired", {}, "Let the user start to connect the account again"),
+    ("FlowReplayed", "flow_replayed", {}, "the first request may have linked one"),
+    ("ProviderMismatch", "provider_mismatch", {}, "Check the redirect URI and the issuer of each provider"),
+    ("ProviderFailed", "provider_error", {"step": "token"}, "check the client's registration at the provider"),
+    ("ConsentDeclined", "consent_declined", {}, "Let the user start to connect the account again"),
+    ("IdentityNotProven", "identity_not_proven", {}, "Check issuer, client id, algorithms and tenants"),
+    ("TicketRejected", "ticket_rejected", {}, "let them ask for a new one"),
+    ("UnknownProvider", "unknown_provider", {}, "Use the slug of one in LinkFlow(providers=...)"),
+    ("ReturnTargetRejected", "return_target_rejected", {}, "Use a path such as /settings"),
+    ("RequestRejected", "invalid_request", {"field": "body"}, "See the route's description"),
+    ("UnsupportedMediaType", "unsupported_media_type", {}, "Send the fields in one of the two"),
+    ("NotSignedIn", "not_signed_in", {}, "Let the user sign in"),
+    ("CrossSiteRequest", "cross_site_request", {}, "LinkFlow(trusted_origins=...)"),
+    ("ImpersonationRefused", "impersonation_refused", {}, "Let the user sign in themselves"),
     ("GrantRejected", "grant_rejected", {}, "Ask whoever gives the access for a new token"),
 ]
 ROWS: Final = pytest.mark.parametrize(
@@ -86,7 +102,8 @@ def test_an_error_has_a_code_fields_and_a_remedy(name: str, code: str, fields: d
 @ROWS
 def test_an_error_has_the_one_root(name: str, code: str, fields: dict[str, Any], remedy: str) -> None:
     """One ``except`` catches every error of accountlink, and no error of another library."""
-    above = [kind for kind in type(make(name, fields)).__mro__[1:] if kind is not errors.TokenRejected]
+    families = {errors.TokenRejected, errors.FlowRejected}
+    above = [kind for kind in type(make(name, fields)).__mro__[1:] if kind not in families]
     assert [AccountLinkError, Exception, BaseException, object] == above
 
 
@@ -94,6 +111,13 @@ def test_what_is_wrong_with_a_token_has_one_root() -> None:
     """One ``except`` catches every refusal of a token, and nothing else."""
     below = {name for name, kind in classes().items() if issubclass(kind, errors.TokenRejected)}
     assert {"TokenRejected", "TokenForged", "TokenForAnotherUser", "TokenExpired", "TokenSuperseded"} == below
+
+
+def test_what_is_wrong_with_a_flow_has_one_root() -> None:
+    """One ``except`` catches every refusal of a flow or of a request to its routes, and nothing of the store."""
+    below = {name for name, kind in classes().items() if issubclass(kind, errors.FlowRejected)}
+    listed = [name for name, *_ in TABLE]
+    assert below == set(listed[listed.index("FlowRejected") : listed.index("GrantRejected")])
 
 
 @ROWS

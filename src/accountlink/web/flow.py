@@ -173,8 +173,7 @@ class LinkFlow(Generic[UserId, LinkId]):
             consent=consent_for(exchange.provider, expect=expect, scopes=asked),
         )
         record = self._record(state, Kind.FLOW, user, exchange.provider, expect=expect, scopes=asked)
-        bound_digest = None if bound is None else digest(bound)
-        await self._add(replace(record, browser=bound_digest, return_to=target))
+        await self._add(replace(record, browser=digest(bound or Unbound.BEARER.value), return_to=target))
         return Started(url=url, browser=bound)
 
     # -- the user comes back ------------------------------------------------------------------------------------------
@@ -184,7 +183,7 @@ class LinkFlow(Generic[UserId, LinkId]):
         *,
         user_id: UserId | Impersonated[UserId] | None,
         provider: str,
-        browser: str | None,
+        browser: str | Unbound | None,
         parameters: Mapping[str, str],
     ) -> Finished[UserId, LinkId]:
         """End a flow: check everything that the provider and the browser bring, then link the account.
@@ -194,7 +193,8 @@ class LinkFlow(Generic[UserId, LinkId]):
         Args:
             user_id: The signed-in user; ``None`` if nobody is.
             provider: The provider's slug, from the route.
-            browser: The value of the browser's cookie, if there is one.
+            browser: The value of the browser's cookie, if there is one. ``Unbound.BEARER`` for a user who proves
+                themselves by a bearer token; only such a request ends a flow that began so.
             parameters: The parameters that the provider sent through the browser, each once.
 
         Returns:
@@ -233,11 +233,11 @@ class LinkFlow(Generic[UserId, LinkId]):
         """Return where to send the browser after an error: the flow's return target, or the page, with the code."""
         return error.redirect_url(error.return_to or self.site.page)
 
-    async def _begun(self, state: str | None, user: UserId, browser: str | None) -> FlowRecord:
+    async def _begun(self, state: str | None, user: UserId, browser: str | Unbound | None) -> FlowRecord:
         """Return the record of the flow, which this statement marks as used."""
         if state is None or not _STATE.fullmatch(state):
             raise FlowNotStartedHere
-        known = known_browser(browser)
+        known = browser.value if isinstance(browser, Unbound) else known_browser(browser)
         record = await self._states.consume(
             self.engine,
             digest=digest(state),

@@ -46,8 +46,8 @@ class FlowRecord:
         digest: The digest of the state, or of the ticket. Neither is stored.
         kind: Whether it is a flow, or a ticket from which one can begin.
         user_id: The user who began it, as text with its type.
-        browser: The digest of the browser's cookie. ``None`` for a user who proves themselves by a bearer token, and
-            for a ticket.
+        browser: The digest of the browser's cookie, or of ``"bearer"`` for a user who proves themselves by a bearer
+            token: no cookie has that value. ``None`` for a ticket.
         provider: The provider's slug.
         key: The name of the secret from which verifier and nonce are derived.
         expect: The link to reconnect, as text with its type.
