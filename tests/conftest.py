@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.support.databases import KINDS, Database, fresh_database
 from tests.support.effort import Effort, is_for_stress
 from tests.support.forked import Forks, forking
+from tests.support.oidc import OidcProvider, run_oidc_provider
 from tests.support.postgres import PostgresServer, run_server, source_from_environment
 
 settings.register_profile("untimed", deadline=None)  # a busy machine is no defect
@@ -53,6 +54,13 @@ def forks() -> Iterator[Forks]:
     """Run code as in a fresh interpreter, for less."""
     with forking() as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def oidc() -> Iterator[OidcProvider]:
+    """The npm package ``oidc-provider``, on which a test opens issuers of its own."""
+    with run_oidc_provider() as provider:
+        yield provider
 
 
 @pytest.fixture(params=KINDS)

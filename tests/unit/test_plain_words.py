@@ -26,7 +26,11 @@ def files() -> Iterator[Path]:
     yield from (path for path in sorted(ROOT.iterdir()) if path.suffix in {".md", ".toml"})
     for folder in _FOLDERS:
         for path in sorted((ROOT / folder).rglob("*")):
-            if path.is_file() and path.suffix in _SUFFIXES and not {"__pycache__", ".venv"} & set(path.parts):
+            if (
+                path.is_file()
+                and path.suffix in _SUFFIXES
+                and not {"__pycache__", ".venv", "node_modules"} & set(path.parts)
+            ):
                 yield path
 
 
