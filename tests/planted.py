@@ -308,8 +308,8 @@ FAULTS: Final[dict[str, Fault]] = {
     ),
     "flow: an e-mail flag is believed (A05)": Fault(
         file="providers/provider.py",
-        old="if self.email_trust is EmailTrust.VERIFIED_FLAG else None",
-        new="",
+        old="trusted = self.email_trust is EmailTrust.VERIFIED_FLAG",
+        new="trusted = True",
         test="unit/test_providers.py",
         certain=True,
     ),

@@ -215,7 +215,7 @@ async def test_a_state_that_nobody_was_given_is_refused(engine: AsyncEngine, sta
 
 
 async def test_a_reload_is_told_from_a_forgery(engine: AsyncEngine) -> None:
-    """The same answer again is a replay, for its user; for anybody else it was never theirs."""
+    """An answer that comes again is a replay, for its user; for anybody else it was never theirs."""
     stage = await stage_on(engine)
     started = await stage.start(1)
     parameters = await stage.consent(started.url)

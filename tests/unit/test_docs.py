@@ -186,7 +186,7 @@ def test_every_block_uses_what_exists(block: Block) -> None:
     missing = []
     for node in ast.walk(block.tree()):
         if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "accountlink":
-            module = __import__(str(node.module), fromlist=["*"])
+            module = __import__(str(node.module), fromlist=[alias.name for alias in node.names])  # and its modules
             missing += [alias.name for alias in node.names if not hasattr(module, alias.name)]
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "linker":
             missing += [] if hasattr(AccountLinker, node.attr) else [node.attr]

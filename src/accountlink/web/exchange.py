@@ -19,7 +19,7 @@ from accountlink.web.conversation import Conversation, Line
 from accountlink.web.id_tokens import UnknownKey, checked_claims, issuers, key_set
 
 FRESH: Final = timedelta(hours=1)
-"""How long a discovery document and a set of keys are used without asking again."""
+"""The time for which a discovery document and a set of keys are used without asking again."""
 _ASKED_BY: Final = {"email": "email", "profile": "name"}
 """The claim that a scope asks for (OpenID Connect Core 1.0, section 5.4)."""
 _NO_DOCUMENT: Final = (403, 404)

@@ -19,7 +19,7 @@ from accountlink.values.secrecy import Parameters
 
 FLOW_STATES_NAME: Final = "accountlink_flow_states"
 LIFETIME: Final = timedelta(minutes=10)
-"""How long a user may take at the provider (threats A09)."""
+"""The time that a user may take at the provider (threats A09)."""
 AT_MOST: Final = 200
 """The number of records that one user has at most; one more ends the oldest."""
 _SWEPT: Final = 100
