@@ -64,6 +64,7 @@ def gitlab(
         client_id=client_id,
         client_secret=client_secret,
         name=name,
+        auth_method="client_secret_post",
         scopes=scopes,
         email_trust=known if email_trust is None else email_trust,
         algorithms=["RS256"],
