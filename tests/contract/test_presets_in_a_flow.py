@@ -187,6 +187,18 @@ async def test_github_refuses_the_addresses(engine: AsyncEngine) -> None:
     assert row["email"] is None
 
 
+@pytest.mark.parametrize(("scope", "stored"), [("", []), ("repo,gist", ["gist", "repo"]), (None, ["user:email"])])
+async def test_the_scopes_that_github_granted(engine: AsyncEngine, scope: str | None, stored: list[str]) -> None:
+    """A GitHub App lists no scope, an OAuth app separates them by commas; only an answer without a list means all."""
+    network = Network("github")
+    network.token = {key: value for key, value in network.token.items() if key != "scope"}
+    network.token |= {} if scope is None else {"scope": scope}
+    stage = await network.stage(engine)
+    await through(stage, network)
+    (row,) = await stage.rows()
+    assert stored == sorted((row["scopes"] or "").split())
+
+
 @pytest.mark.parametrize(
     ("name", "status", "answer"),
     [

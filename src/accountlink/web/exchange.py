@@ -161,7 +161,7 @@ class Exchange:
         except EvidenceMissing:
             raise IdentityNotProven from None
         told = {name: value for name, value in received.items() if name != "expires_at" or "expires_in" not in received}
-        if not told.get("scope"):
+        if told.get("scope") is None:  # an empty text means that nothing was granted (GitHub Apps)
             told["scope"] = list(scopes)
         return Proof(identity=identity, tokens=TokenSet.from_response(told, received_at=moment))
 
