@@ -11,6 +11,8 @@ from importlib import import_module
 from typing import Any, Final
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from accountlink import ConfigurationError, InvalidIdentity, TokenSet, providers
 from accountlink.providers import Described, EmailTrust, Evidence, EvidenceMissing, OAuthClient, Provider, Revocation
@@ -133,6 +135,33 @@ def test_an_empty_id_is_refused(documented: Documented) -> None:
     """No two accounts share an empty id."""
     with pytest.raises((EvidenceMissing, InvalidIdentity)):
         documented.provider.identity(with_ids(documented, ""))
+
+
+JSON: Final = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+MEMBERS: Final = st.sampled_from(
+    ["sub", "oid", "tid", "iss", "hd", "email", "email_verified", "name", "id", "login", "https://slack.com/team_id"]
+)
+DOCUMENTS: Final = st.sampled_from(["userinfo", "user", "emails", "me"])
+
+
+@each_documented
+@given(
+    claims=st.dictionaries(MEMBERS, JSON), documents=st.dictionaries(DOCUMENTS, JSON | st.dictionaries(MEMBERS, JSON))
+)
+def test_no_answer_makes_a_preset_fail(
+    documented: Documented, claims: dict[str, Any], documents: dict[str, Any]
+) -> None:
+    """Whatever a provider answers, it proves an identity or is refused by one of two errors."""
+    evidence = Evidence(claims={**documented.claims, **claims}, documents={**documented.documents, **documents})
+    try:
+        identity = documented.provider.identity(evidence)
+    except (EvidenceMissing, InvalidIdentity):
+        return
+    assert identity.email_verified is None or identity.email is not None
 
 
 def with_ids(documented: Documented, value: object) -> Evidence:

@@ -43,6 +43,7 @@ from accountlink.providers.provider import (
     EvidenceMissing,
     Provider,
     Userinfo,
+    document_of,
     text_or_none,
 )
 
@@ -101,9 +102,9 @@ def github(
 
 
 def _describe(evidence: Evidence) -> Described:
-    user = evidence.documents.get("user")
-    number = user.get("id") if isinstance(user, Mapping) else None
-    if not isinstance(user, Mapping) or not isinstance(number, int) or isinstance(number, bool):
+    user = document_of(evidence, "user")
+    number = user.get("id")
+    if not isinstance(number, int) or isinstance(number, bool):
         raise EvidenceMissing
     email = _verified_primary(evidence.documents.get("emails"))
     return Described(

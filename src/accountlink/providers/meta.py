@@ -27,7 +27,7 @@ Source:
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 from accountlink.errors import ConfigurationError
 from accountlink.providers.client import ClientSecret, OAuthClient, Revocation
@@ -37,6 +37,7 @@ from accountlink.providers.provider import (
     EvidenceMissing,
     Provider,
     Userinfo,
+    document_of,
     text_or_none,
 )
 
@@ -91,9 +92,9 @@ def meta(
 
 
 def _describe(evidence: Evidence) -> Described:
-    me = evidence.documents.get("me")
-    account_id = me.get("id") if isinstance(me, Mapping) else None
-    if not isinstance(me, Mapping) or not isinstance(account_id, str) or not re.fullmatch(r"[0-9]+", account_id):
+    me = document_of(evidence, "me")
+    account_id = me.get("id")
+    if not isinstance(account_id, str) or not re.fullmatch(r"[0-9]+", account_id):
         raise EvidenceMissing
     return Described(
         account_id=account_id,

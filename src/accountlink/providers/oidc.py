@@ -13,6 +13,7 @@ from accountlink.providers.provider import (
     EvidenceMissing,
     Provider,
     boolean_or_none,
+    document_of,
     scopes_with,
     text_or_none,
 )
@@ -93,7 +94,7 @@ def described_by_claims(evidence: Evidence) -> Described:
     Raises:
         EvidenceMissing: There is no ``sub``.
     """
-    claims, userinfo = evidence.claims, evidence.documents.get("userinfo", {})
+    claims, userinfo = evidence.claims, document_of(evidence, "userinfo")
     subject = claims.get("sub", userinfo.get("sub"))
     if not isinstance(subject, str):
         raise EvidenceMissing

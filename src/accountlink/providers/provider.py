@@ -225,6 +225,12 @@ def boolean_or_none(value: object) -> bool | None:
     return value if isinstance(value, bool) else None
 
 
+def document_of(evidence: Evidence, name: str) -> Mapping[str, Any]:
+    """Return an answer that is a JSON object; an empty one where there is none, or another kind of answer."""
+    document = evidence.documents.get(name)
+    return document if isinstance(document, Mapping) else {}
+
+
 def joined_id(account: object, container: object) -> str:
     """Return the id of an account that is unique only within a container (a tenant, a workspace): both, with a dot.
 
