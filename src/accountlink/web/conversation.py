@@ -109,12 +109,16 @@ class Line:
         self._verify: ssl.SSLContext | bool = httpx2.create_ssl_context() if transport is None else False
 
     @asynccontextmanager
-    async def open(self, registered: OAuthClient) -> AsyncIterator[Conversation]:
-        """Open a conversation for one flow: no connection outlives its event loop, and no token stays in memory."""
+    async def open(self, registered: OAuthClient | None = None) -> AsyncIterator[Conversation]:
+        """Open a conversation for one flow: no connection outlives its event loop, and no token stays in memory.
+
+        Args:
+            registered: The registration that redeems a code; ``None`` for what needs none.
+        """
         async with AsyncOAuth2Client(
-            registered.client_id,
-            registered.secret(),
-            token_endpoint_auth_method=registered.auth_method,
+            None if registered is None else registered.client_id,
+            None if registered is None else registered.secret(),
+            token_endpoint_auth_method="none" if registered is None else registered.auth_method,
             transport=self._transport,
             verify=self._verify,
             headers={"Accept-Encoding": "identity"},

@@ -248,7 +248,7 @@ class Exchange:
             return known[0]
         told: dict[str, Any] = {}
         if provider.metadata_url is not None:
-            async with self._line.open(provider.client) as talk:
+            async with self._line.open() as talk:
                 document = await talk.document(provider.metadata_url, step="discovery")
             if not isinstance(document, dict) or document.get("issuer") != provider.issuer:
                 raise ProviderMismatch
