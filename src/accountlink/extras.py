@@ -29,15 +29,18 @@ def how_to_install(library: str | None) -> str | None:
     return None if extra is None else f'pip install "accountlink{extra}"'
 
 
-def explained(what: str, error: ModuleNotFoundError) -> ModuleNotFoundError:
+def explained(what: str, error: ModuleNotFoundError, *, extra: str | None = None) -> ModuleNotFoundError:
     """Return an import error that says how to install the missing library.
 
     Args:
         what: What needs the library, for people.
         error: What ``import`` raised; one about a library that no extra brings is returned as it is.
+        extra: The extra that brings everything that is needed, such as ``"demo"``; without it that of the library.
     """
     command = how_to_install(error.name)
     if command is None:
         return error
+    if extra is not None:
+        command = f'pip install "accountlink[{extra}]"'
     library = str(error.name).partition(".")[0]
     return ModuleNotFoundError(f"{what} needs {library}, which is not installed: {command}", name=library)

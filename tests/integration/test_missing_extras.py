@@ -77,6 +77,10 @@ def test_a_command_says_which_extra_it_needs(
         ("httpx2", "accountlink.testing.fake_provider", "demo"),
         ("joserfc", "accountlink.testing.fake_provider", "demo"),
         ("starlette", "accountlink.testing.fake_provider", "demo"),
+        ("httpx2", "accountlink.web", "web"),
+        ("joserfc", "accountlink.web", "web"),
+        ("starlette", "accountlink.web.starlette", "starlette"),
+        ("fastapi", "accountlink.web.fastapi", "fastapi"),
     ],
 )
 def test_a_module_says_which_extra_it_needs(forks: Forks, missing: str, module: str, extra: str) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
@@ -11,6 +14,8 @@ from starlette.applications import Starlette
 
 from accountlink.web import Impersonated, LinkFlow
 from accountlink.web.fastapi import link_router
+from accountlink.web.openapi import described
+from accountlink.web.routes import ROUTES
 from accountlink.web.starlette import link_routes
 from tests.support.flows import APP, Stage
 
@@ -33,9 +38,25 @@ def signed_in(request: Request) -> Any:
     return Impersonated(user_id=int(user)) if acting else int(user)
 
 
+def signed_in_by_cookie(request: Request) -> int | None:
+    """Return the user of a session cookie, and look at nothing else."""
+    user = request.cookies.get(SESSION, "")
+    return int(user) if user.isdecimal() else None
+
+
 def named(request: Request) -> str:
     """Return a name of the user, with markup in it."""
     return f"<b>User</b> {request.cookies.get(SESSION)}"
+
+
+async def signed_in_later(request: Request) -> Any:
+    """Return the user as a coroutine does that asks a database."""
+    return signed_in(request)
+
+
+async def named_later(request: Request) -> str:
+    """Return the user's name as such a coroutine does."""
+    return named(request)
 
 
 def application(framework: str, flow: LinkFlow[Any, Any], **options: Any) -> Any:
@@ -51,8 +72,40 @@ def application(framework: str, flow: LinkFlow[Any, Any], **options: Any) -> Any
 def browser_of(app: Any, user: str | None = "1", *, base: str = APP, **headers: str) -> httpx2.AsyncClient:
     """Open a browser, or an API client, in which a user is signed in."""
     cookies = {} if user is None else {SESSION: user}
-    transport = httpx2.ASGITransport(app=app)
-    return httpx2.AsyncClient(transport=transport, base_url=base, cookies=cookies, headers=HTML | SAME_ORIGIN | headers)
+    return httpx2.AsyncClient(
+        transport=httpx2.ASGITransport(app=app),
+        base_url=base,
+        cookies=cookies,
+        headers=HTML | SAME_ORIGIN | headers,
+        event_hooks={"response": [is_described]},
+    )
+
+
+async def is_described(answer: httpx2.Response) -> None:
+    """Fail for an answer that OpenAPI does not describe: its status, its media type, its members, or its code."""
+    path = answer.request.url.path.removeprefix("/accounts")
+    routes = [each for each in ROUTES if re.fullmatch(re.sub(r"{\w+}", "[^/]+", each.path) + "/?", path)]
+    route = next((each for each in routes if each.method == answer.request.method), None)
+    if route is None or answer.status_code in {405, 418}:  # a framework's, or the application's own
+        return
+    described_answer = described(route, [])["responses"][answer.status_code]
+    if "content" not in described_answer:
+        assert ("location" in answer.headers, b"") == (True, await answer.aread())
+        return
+    media = answer.headers["content-type"].partition(";")[0]
+    schema = described_answer["content"][media]["schema"]
+    if media != "text/html":
+        _conforms(json.loads(await answer.aread()), schema)
+
+
+def _conforms(value: Any, schema: Mapping[str, Any]) -> None:
+    if schema.get("type") == "array":
+        for each in value:
+            _conforms(each, schema["items"])
+        return
+    assert set(schema["required"]) <= set(value) <= set(schema["properties"])
+    for name, each in schema["properties"].items():
+        assert value.get(name) in each.get("enum", [value.get(name)])
 
 
 def api_client(app: Any, user: str | None = "1", **headers: str) -> httpx2.AsyncClient:

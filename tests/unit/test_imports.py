@@ -43,6 +43,12 @@ def test_importing_the_package_loads_no_extra() -> None:
     assert {"accountlink.cli", "accountlink.testing", "accountlink.web"} & set(loaded) == set()
 
 
+def test_the_flow_knows_no_web_framework() -> None:
+    """Whoever writes their own routes needs neither Starlette nor FastAPI."""
+    loaded = json.loads(run("import accountlink.web, sys, json; print(json.dumps(sorted(sys.modules)))"))
+    assert set() == {name.partition(".")[0] for name in loaded} & {"fastapi", "pydantic", "starlette"}
+
+
 @pytest.mark.parametrize("missing", EXTRAS)
 def test_importing_the_package_does_without_each_extra(forks: Forks, missing: str) -> None:
     """An extra that is not installed is not missed."""

@@ -3,9 +3,14 @@
 ``accountlink.web.fastapi`` and ``accountlink.web.starlette`` make routes of it.
 """
 
-from accountlink.web.flow import LinkFlow
-from accountlink.web.outcomes import Finished, Impersonated, Started, Ticket, TicketOffer, Tokens, Unbound
-from accountlink.web.states import MemoryFlowStates, flow_states
+from accountlink.extras import explained
+
+try:
+    from accountlink.web.flow import LinkFlow
+    from accountlink.web.outcomes import Finished, Impersonated, Started, Ticket, TicketOffer, Tokens, Unbound
+    from accountlink.web.states import MemoryFlowStates, flow_states
+except ModuleNotFoundError as missing:
+    raise explained("accountlink.web", missing) from None
 
 __all__ = [
     "Finished",

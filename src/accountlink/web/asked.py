@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic
 
-from accountlink.values.outcomes import UserId
+from accountlink.values.outcomes import UserId, sealed
 from accountlink.web.outcomes import Impersonated
 
 _WEIGHT: Final = re.compile(r"\s*[qQ]\s*=\s*(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)\s*")
@@ -17,6 +17,7 @@ _QUIET: Final = (("cache-control", "no-store"), ("referrer-policy", "no-referrer
 """The headers of every answer: addresses with a state or a ticket are neither kept nor passed on (threats A23)."""
 
 
+@sealed
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asked(Generic[UserId]):
     """Hold the parts of a request that the routes look at. The ``Host`` header is none of them.

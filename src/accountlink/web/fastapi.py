@@ -47,8 +47,9 @@ def link_router(
     """
     check_kind("flow", flow, LinkFlow)
     check_callable("current_user", current_user)
+    named = check_callable("user_label", _nameless if user_label is None else user_label)
     answering, router = LinkRoutes(flow), APIRouter()
-    signed_in, label = Depends(current_user), Depends(user_label or _nameless)
+    signed_in, label = Depends(current_user), Depends(named)
 
     def endpoint_of(route: LinkRoute) -> Callable[..., Any]:
         async def answer(request: Request, user: Any = None, shown: Any = None) -> Response:

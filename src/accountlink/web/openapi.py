@@ -8,12 +8,11 @@ from typing import Any, Final
 
 from accountlink.web.fields import FORM, JSON
 from accountlink.web.problems import PROBLEM, problem_of
-from accountlink.web.routes import LinkRoute
+from accountlink.web.routes import OF_THE_PROVIDER, LinkRoute
 
 Schema = Mapping[str, Any]
 
 _TEXT: Final[Schema] = {"type": "string"}
-_TEXT_OR_NULL: Final[Schema] = {"anyOf": [{"type": "string"}, {"type": "null"}]}
 _URL: Final[Schema] = {"type": "string", "format": "uri"}
 _MOMENT_OR_NULL: Final[Schema] = {"anyOf": [{"type": "string", "format": "date-time"}, {"type": "null"}]}
 _SCOPES: Final[Schema] = {"type": "array", "items": {"type": "string"}}
@@ -75,11 +74,8 @@ _REDIRECTS: Final = {
     "unlink": "For a browser: to the page, with the result in the query.",
 }
 """Where each route redirects to; the others answer in JSON only."""
-_OF_THE_PROVIDER: Final = {
-    "state": "The provider's parameter of this name.",
-    "code": "The provider's parameter of this name.",
-    "iss": "The provider's parameter of this name (RFC 9207).",
-    "error": "The provider's parameter of this name.",
+_OF_THE_PROVIDER: Final[Mapping[str, Schema]] = {
+    name: {"type": "string", "description": "The provider's parameter of this name."} for name in OF_THE_PROVIDER
 }
 _FIELDS: Final[Mapping[str, Schema]] = {
     "connect": _object({}, optional={
@@ -87,14 +83,16 @@ _FIELDS: Final[Mapping[str, Schema]] = {
         "expect": {"type": "string", "description": "The id of the account to reconnect."},
         "scopes": {"type": "string", "description": "Scopes to ask for as well, with blanks between."},
     }),
-    "finish": _object({}, optional={
-        name: {"type": "string", "description": text} for name, text in _OF_THE_PROVIDER.items()
-    }),
-    "bounce": _object({}, optional={
-        name: {"type": "string", "description": text} for name, text in _OF_THE_PROVIDER.items()
-    }),
+    "finish": _object({}, optional=_OF_THE_PROVIDER),
+    "bounce": _object({}, optional=_OF_THE_PROVIDER),
     "transfer": _object({"transfer_token": {"type": "string", "description": "From the conflict, unchanged."}}),
 }  # fmt: skip
+"""The fields of a form."""
+_IN_JSON: Final[Mapping[str, Schema]] = {
+    "expect": {**_ID, "description": "The id of the account to reconnect."},
+    "scopes": {"anyOf": [_TEXT, _SCOPES], "description": "Scopes to ask for as well: a list, or a text with blanks."},
+}
+"""The fields that JSON may have in another form as well."""
 _IN_PATH: Final = {
     "provider": "The provider's slug.",
     "link_id": "The id of the linked account.",
@@ -109,12 +107,13 @@ def described(route: LinkRoute, slugs: Sequence[str]) -> dict[str, Any]:
         route: The route.
         slugs: The slugs of the providers.
     """
-    body = _FIELDS.get(route.name)
+    form = _FIELDS.get(route.name)
     extra: dict[str, Any] = {"parameters": _parameters(route, slugs)}
-    if body is not None:
-        schema = {"schema": body}
-        required = bool(body["required"])
-        extra["requestBody"] = {"required": required, "content": {FORM: schema, JSON: schema}}
+    if form is not None:
+        in_json = {name: _IN_JSON.get(name, field) for name, field in form["properties"].items()}
+        only_texts = {**form, "additionalProperties": _TEXT}  # which are ignored; a field that comes twice is not
+        content = {FORM: {"schema": only_texts}, JSON: {"schema": {**form, "properties": in_json}}}
+        extra["requestBody"] = {"required": bool(form["required"]), "content": content}
     return {
         "summary": (route.run.__doc__ or "").partition("\n")[0],
         "description": "",
@@ -132,8 +131,7 @@ def _parameters(route: LinkRoute, slugs: Sequence[str]) -> list[dict[str, Any]]:
         found.append({"name": name, "in": "path", "required": True, "description": _IN_PATH[name], "schema": schema})
     query = _OF_THE_PROVIDER if route.name == "callback" else {}
     return found + [
-        {"name": name, "in": "query", "required": False, "description": text, "schema": _TEXT}
-        for name, text in query.items()
+        {"name": name, "in": "query", "required": False, "schema": schema} for name, schema in query.items()
     ]
 
 

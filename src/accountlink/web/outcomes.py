@@ -8,9 +8,10 @@ from enum import Enum
 from typing import Generic
 
 from accountlink.providers.provider import Provider
-from accountlink.values.outcomes import Linked, LinkId, OwnershipConflict, UserId
+from accountlink.values.outcomes import Linked, LinkId, OwnershipConflict, UserId, sealed
 
 
+@sealed
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Impersonated(Generic[UserId]):
     """Say that somebody acts for a user. Such a person may look, and neither connects nor disconnects anything.
@@ -35,6 +36,7 @@ class Started:
     browser: str | None = field(repr=False)
 
 
+@sealed
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finished(Generic[UserId, LinkId]):
     """Report how a flow ended.

@@ -39,7 +39,7 @@ from accountlink.web.problems import PROBLEM, answer_problem
 
 logger: Final = logging.getLogger("accountlink.web")
 
-_OF_THE_PROVIDER: Final = ("state", "code", "iss", "error")
+OF_THE_PROVIDER: Final = ("state", "code", "iss", "error")
 """The parameters of a provider's answer that a flow reads."""
 _LONGEST_BOUNCE: Final = 6_000
 """Characters of the query into which a posted answer is turned; servers and proxies take about 8,000 in an address."""
@@ -138,7 +138,7 @@ class LinkRoutes(Generic[UserId, LinkId]):
         if slug not in self.flow.providers:
             raise UnknownProvider
         fields = fields_of(asked)
-        query = urlencode([(name, value) for name in _OF_THE_PROVIDER if (value := fields.text(name)) is not None])
+        query = urlencode([(name, value) for name in OF_THE_PROVIDER if (value := fields.text(name)) is not None])
         if len(query) > _LONGEST_BOUNCE:
             raise RequestRejected(field="body")
         return redirect(f"{self.flow.site.redirect_uri(slug)}?{query}")
@@ -146,7 +146,7 @@ class LinkRoutes(Generic[UserId, LinkId]):
     async def finish(self, asked: Asked[UserId]) -> Answer:
         """End a flow whose answer came to a page of the application, which hands the parameters on."""
         user, fields = themselves(_signed_in(asked)), fields_of(asked)
-        texts = {name: fields.text(name) for name in _OF_THE_PROVIDER}
+        texts = {name: fields.text(name) for name in OF_THE_PROVIDER}
         finished = await self.flow.finish(
             user_id=user,
             provider=asked.path["provider"],

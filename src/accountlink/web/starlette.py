@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from accountlink.errors import ConfigurationError
 from accountlink.extras import explained
 from accountlink.tables.arguments import check_callable, check_kind
 from accountlink.web.asked import Answer, Asked
@@ -42,11 +44,14 @@ def link_routes(
         The routes, in the order in which Starlette must try them.
 
     Raises:
-        ConfigurationError: An argument is of another kind.
+        ConfigurationError: An argument cannot work.
     """
     check_kind("flow", flow, LinkFlow)
     check_callable("current_user", current_user)
-    answering, label = LinkRoutes(flow), user_label or _nameless
+    label = check_callable("user_label", _nameless if user_label is None else user_label)
+    if prefix and not re.fullmatch(r"(/[^/{}]+)+", prefix):
+        raise ConfigurationError('prefix=... is a path such as "/accounts", without a slash at its end.')
+    answering = LinkRoutes(flow)
 
     def made(route: LinkRoute) -> Route:
         async def endpoint(request: Request) -> Response:

@@ -19,6 +19,6 @@ try:
     from accountlink.testing.fake_provider.provider import FakeProvider
     from accountlink.testing.fake_provider.script import Endpoint, Forgeable, Lost
 except ModuleNotFoundError as error:
-    raise explained("accountlink.testing.fake_provider", error) from None
+    raise explained("accountlink.testing.fake_provider", error, extra="demo") from None
 
 __all__ = ["Account", "Endpoint", "FakeProvider", "Forgeable", "Lost"]
