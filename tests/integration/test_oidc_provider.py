@@ -254,6 +254,7 @@ with run_oidc_provider() as provider, provider.issuer(redirect_uris=["https://ap
     sibling = os.fork()
     if not sibling:
         time.sleep(60)
+        os._exit(0)
     print(sibling, issuer.url.rpartition(":")[2], flush=True)
     os.kill(test_run, signal.SIGKILL)
 """

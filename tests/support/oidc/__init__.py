@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_urlsafe
@@ -109,10 +109,14 @@ class OidcProvider:
         """Give the process an order, and return its answer."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps({"order": order, **details}).encode() + b"\n")
-        ready, _, _ = select.select([self._process.stdout], [], [], _ANSWER_SECONDS)
-        line = self._process.stdout.readline() if ready else b""
-        answer = json.loads(line) if line else {"error": "no answer"}
+        line = b""
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps({"order": order, **details}).encode() + b"\n")
+            if select.select([self._process.stdout], [], [], _ANSWER_SECONDS)[0]:
+                line = self._process.stdout.readline()
+        if not line:
+            self._process.kill()  # a late answer would pass for that to the next order
+        answer = json.loads(line or '{"error": "no answer"}')
         if "error" in answer:
             self._log.seek(0)
             said = self._log.read()[-2000:].decode(errors="replace")

@@ -2,7 +2,7 @@
 //
 // A line of JSON on stdin is an order, and a line of JSON on stdout is its answer. The process ends when stdin closes.
 
-import { generateKeyPairSync, randomBytes } from "node:crypto";
+import { createPrivateKey, generateKeyPairSync, randomBytes } from "node:crypto";
 import { once } from "node:events";
 import { createServer } from "node:http";
 import { createInterface } from "node:readline";
@@ -20,10 +20,11 @@ const ENDPOINTS = {
   "/token/revocation": "revocation",
 };
 const issuers = new Map();
+const spareKeys = []; // of closed issuers: to make one takes longer than all else
 
 const orders = {
   async open({ client, accounts }) {
-    const issuer = { accounts, requests: {} };
+    const issuer = { accounts, requests: {}, key: spareKeys.pop() ?? makeKey() };
     const server = createServer((request, response) => answer(issuer, request, response));
     await once(server.listen(0, "127.0.0.1"), "listening");
     issuer.server = server;
@@ -38,14 +39,22 @@ const orders = {
     return issuers.get(issuer).requests;
   },
   close({ issuer }) {
-    issuers.get(issuer).server.close().closeAllConnections();
+    const { server, key } = issuers.get(issuer);
+    server.close().closeAllConnections();
     issuers.delete(issuer);
+    spareKeys.push(key);
   },
 };
 
+function makeKey() {
+  const pem = { type: "pkcs8", format: "pem" };
+  const { privateKey } = generateKeyPairSync("rsa", { modulusLength: 2048, privateKeyEncoding: pem });
+  // By way of a text: Node.js 20 can wait for itself for ever when it exports a key that it has just generated.
+  return { ...createPrivateKey(privateKey).export({ format: "jwk" }), kid: "newest", use: "sig", alg: "RS256" };
+}
+
 function makeProvider(issuer, client) {
   const { port } = issuer.server.address();
-  const { privateKey } = generateKeyPairSync("rsa", { modulusLength: 2048 });
   return new Provider(`http://127.0.0.1:${port}`, {
     clients: [client],
     claims: { openid: ["sub"], email: ["email", "email_verified"], profile: ["name"] },
@@ -57,7 +66,7 @@ function makeProvider(issuer, client) {
     interactions: { url: (_, interaction) => `/interaction/${interaction.uid}` },
     pkce: { required: () => true },
     rotateRefreshToken: true,
-    jwks: { keys: [{ ...privateKey.export({ format: "jwk" }), kid: "newest", use: "sig", alg: "RS256" }] },
+    jwks: { keys: [issuer.key] },
     cookies: {
       keys: [randomBytes(32).toString("hex")],
       names: { session: `session-${port}` }, // a browser sends the cookies of one port to every port of the host
