@@ -45,10 +45,11 @@ class GrantCall(FrozenCall):
         use_hash: The hash by which this user's use of the token is found, in the library's own table.
         max_uses: How many users can redeem the token.
         expires_in: How long a new grant lasts, where the database's clock decides.
-        now: The present moment by role, where the linker's clock decides.
-        ends: When a new grant ends by role, where the linker's clock decides.
+        now: The present moment by role, where the application's clock decides.
+        ends: When a new grant ends by role, where the application's clock decides.
         functions: The results of the application's onupdate functions, by the names of their parameters.
-        defaults: Returns the results of the application's default functions, which it calls once.
+        defaults: Calls the application's default functions, once for all attempts, and returns their results by the
+            names of their parameters.
         occasion: The facts of the call's event, where there is an outbox.
         lock_timeout: How long a statement waits for a lock, as PostgreSQL's setting has it; ``None`` leaves that alone.
     """
