@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from accountlink.database.patience import Patience
 from accountlink.database.sessions import forget_held, hand_over_held, refresh_held
-from accountlink.database.transactions import Bind, Needs, Place, done, place_of, read, run
+from accountlink.database.transactions import Bind, Needs, Place, place_of, read, run
 from accountlink.errors import (
     AccountMismatch,
     AccountNotFound,
@@ -225,7 +225,7 @@ class AccountLinker(Generic[UserId, LinkId]):
         place = await self._place(bind)
         outcome = self._outcome(await self._settled(place, call, identity.provider), identity, user_id)
         if place.session is not None and isinstance(outcome, Linked):
-            done(place, await refresh_held(place.session, self.mapping, outcome.account.id))
+            await refresh_held(place, place.session, self.mapping, outcome.account.id)
         return outcome
 
     async def _settled(self, place: Place, call: Call, provider: str) -> Answer[UserId, LinkId]:
@@ -350,7 +350,7 @@ class AccountLinker(Generic[UserId, LinkId]):
         place = await self._place(bind, needs=self._needs)
         outcome = await self._transfers.redeem(place, claim, call, now=now, max_age=max_auth_age)
         if place.session is not None and isinstance(outcome, Transferred):
-            done(place, await hand_over_held(place.session, self.mapping, outcome.account.id))
+            await hand_over_held(place, place.session, self.mapping, outcome.account.id)
         return outcome
 
     # -- reading ------------------------------------------------------------------------------------------------------
@@ -555,7 +555,7 @@ class AccountLinker(Generic[UserId, LinkId]):
         account = await self._removed(place, call)
         if place.session is not None:
             sync = forget_held if self.mapping.policy.removal is Removal.DELETE else refresh_held
-            done(place, await sync(place.session, self.mapping, account.id))
+            await sync(place, place.session, self.mapping, account.id)
         return Unlinked(account=account)
 
     async def _removed(self, place: Place, call: Call) -> LinkedAccount[UserId, LinkId]:

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from accountlink.database.patience import Patience
 from accountlink.database.sessions import hand_over_held, refresh_held
-from accountlink.database.transactions import Bind, Needs, Place, Work, done, nothing_more, place_of, read, run
+from accountlink.database.transactions import Bind, Needs, Place, Work, nothing_more, place_of, read, run
 from accountlink.errors import AccountNotFound, ConfigurationError, GrantRejected
 from accountlink.grants.call import TOKEN_BYTES, TOKEN_LENGTH, GrantCall, GrantCalls
 from accountlink.grants.decide import after_violation
@@ -228,7 +228,7 @@ class ShareGrants:
         ended = await run(place, partial(self._store.expire, call=call), Patience())
         if place.session is not None:
             for grant_id in ended:
-                done(place, await refresh_held(place.session, self.mapping, grant_id))
+                await refresh_held(place, place.session, self.mapping, grant_id)
         return len(ended)
 
     # -- reading ------------------------------------------------------------------------------------------------------
@@ -335,9 +335,9 @@ class ShareGrants:
         """Update the objects that the caller's session has of the written rows."""
         if place.session is None:
             return
-        done(place, await hand_over_held(place.session, self.mapping, grant_id))
+        await hand_over_held(place, place.session, self.mapping, grant_id)
         for other in others:
-            done(place, await refresh_held(place.session, self.mapping, other))
+            await refresh_held(place, place.session, self.mapping, other)
 
 
 def _mapping_of(grants: object, *, one_active_per_pair: bool) -> GrantMapping:
