@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from accountlink.database.patience import Patience
 from accountlink.database.sessions import forget_held, hand_over_held, refresh_held
-from accountlink.database.transactions import Bind, Needs, Place, done, place_of, read, run
+from accountlink.database.transactions import Bind, Needs, Place, place_of, read, run
 from accountlink.errors import (
     AccountMismatch,
     AccountNotFound,
@@ -225,13 +225,13 @@ class AccountLinker(Generic[UserId, LinkId]):
         place = await self._place(bind)
         outcome = self._outcome(await self._settled(place, call, identity.provider), identity, user_id)
         if place.session is not None and isinstance(outcome, Linked):
-            done(place, await refresh_held(place.session, self.mapping, outcome.account.id))
+            await refresh_held(place, place.session, self.mapping, outcome.account.id)
         return outcome
 
     async def _settled(self, place: Place, call: Call, provider: str) -> Answer[UserId, LinkId]:
         """Run a link until the database has answered it."""
-        store, patience, call = self._store, Patience(), call.within(place.lock_timeout)
-        again = partial(store.link, call=call.changed(is_repeated=True)) if store.outbox is not None else None
+        store, patience = self._store, Patience()
+        repeated = call if store.outbox is None else call.changed(is_repeated=True)
 
         async def silent() -> Answer[UserId, LinkId] | Failure | None:
             """Insert after several runs without an answer, so that a unique index names the row in the way."""
@@ -239,22 +239,22 @@ class AccountLinker(Generic[UserId, LinkId]):
                 return None
             patience.causes -= 1
             patience.runs = min(1, patience.causes)
-            return None if call.link_id is not None else await place.attempt(partial(store.probe, call=call))
+            return None if call.link_id is not None else await place.attempt(partial(call.within, place, store.probe))
 
         async def refused(violation: Failure) -> Answer[UserId, LinkId] | None:
             """Find the cause of a unique violation, and write the event of a conflict that is found."""
             look = partial(store.obstacle, call=call)
             settled = await explain(place, violation, look, provider=provider, patience=patience)
             if settled is not None and settled.account is not None and store.outbox is not None:
-                write_event = partial(store.tell_conflict, call=call.changed(is_repeated=True), owned=settled.account)
+                write_event = partial(store.tell_conflict, call=repeated, owned=settled.account)
                 await run(place, write_event, patience)
             return settled
 
         return await run(
             place,
-            partial(store.link, call=call),
+            partial(call.within, place, store.link),
             patience,
-            again=again,
+            again=partial(repeated.within, place, store.link),
             silent=silent,
             refused=refused,
         )
@@ -348,10 +348,9 @@ class AccountLinker(Generic[UserId, LinkId]):
         if not self._store.may_be_id("id", claim.link_id):
             raise TokenForged
         place = await self._place(bind, needs=self._needs)
-        call = call.changed(link_id=claim.link_id).within(place.lock_timeout)
         outcome = await self._transfers.redeem(place, claim, call, now=now, max_age=max_auth_age)
         if place.session is not None and isinstance(outcome, Transferred):
-            done(place, await hand_over_held(place.session, self.mapping, outcome.account.id))
+            await hand_over_held(place, place.session, self.mapping, outcome.account.id)
         return outcome
 
     # -- reading ------------------------------------------------------------------------------------------------------
@@ -553,17 +552,17 @@ class AccountLinker(Generic[UserId, LinkId]):
         """
         call = self._calls.unlink(user_id=user_id, link_id=link_id, reason=reason)
         place = await self._place(bind, needs=self._needs)
-        account = await self._removed(place, call.within(place.lock_timeout))
+        account = await self._removed(place, call)
         if place.session is not None:
             sync = forget_held if self.mapping.policy.removal is Removal.DELETE else refresh_held
-            done(place, await sync(place.session, self.mapping, account.id))
+            await sync(place, place.session, self.mapping, account.id)
         return Unlinked(account=account)
 
     async def _removed(self, place: Place, call: Call) -> LinkedAccount[UserId, LinkId]:
         """Run an unlink until the database has answered it."""
         store, guard, patience = self._store, self._guard, Patience()
 
-        def work(connection: sa.Connection) -> LinkedAccount[UserId, LinkId] | None:
+        def removed(connection: sa.Connection, call: Call) -> LinkedAccount[UserId, LinkId] | None:
             """Unlink; with a guard, lock the user's live links first, so that two calls cannot remove the last two."""
             is_last = guard is not None and store.locks_last(connection, call)
             if guard is not None and is_last and not place.ask(guard, connection, Concealed(call.user_id)):
@@ -575,4 +574,4 @@ class AccountLinker(Generic[UserId, LinkId]):
                 # An earlier attempt, whose answer was lost, may have deleted the link.
                 raise OutcomeUnknown if patience.ambiguous else AccountNotFound
 
-        return await run(place, work, patience, silent=silent)
+        return await run(place, partial(call.within, place, removed), patience, silent=silent)

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from accountlink.database.patience import Patience
 from accountlink.database.sessions import hand_over_held, refresh_held
-from accountlink.database.transactions import Bind, Needs, Place, Work, done, nothing_more, place_of, read, run
+from accountlink.database.transactions import Bind, Needs, Place, Work, nothing_more, place_of, read, run
 from accountlink.errors import AccountNotFound, ConfigurationError, GrantRejected
 from accountlink.grants.call import TOKEN_BYTES, TOKEN_LENGTH, GrantCall, GrantCalls
 from accountlink.grants.decide import after_violation
@@ -129,9 +129,8 @@ class ShareGrants:
         call = self._calls.issue(
             token, grantor_id=grantor_id, link_id=link_id, expires_in=expires_in, max_uses=max_uses
         )
-        place = await self._place(bind)
-        call = self._timed(call, place, expires_in)
-        made, retried = partial(self._store.issue, call=call), partial(self._store.issued, call=call)
+        place, call = await self._place(bind), self._store.timed(call, expires_in)
+        made, retried = partial(call.within, place, self._store.issue), partial(self._store.issued, call=call)
         grant = await self._settled(place, made, retried=retried)
         if grant is None:
             raise AccountNotFound
@@ -175,7 +174,7 @@ class ShareGrants:
         presented, token = Concealed[object](token), ""  # error reports that show a frame's locals show no token
         call = self._calls.redeem(presented, grantee_id=grantee_id)
         place = await self._place(bind, needs=Needs.SNAPSHOTS if self.mapping.one_active_per_pair else Needs.STATEMENT)
-        work = partial(self._store.redeem, call=self._timed(call, place))
+        work = partial(self._store.timed(call).within, place, self._store.redeem)
         redeemed = await self._settled(place, work, silent=nothing_more)
         if redeemed.outcome is None:
             raise GrantRejected
@@ -206,7 +205,7 @@ class ShareGrants:
         token = None  # error reports that show a frame's locals show no token
         call = self._calls.revoke(grantor_id=grantor_id, grant_id=grant_id, token=presented)
         place = await self._place(bind)
-        ended = await run(place, partial(self._store.revoke, call=self._timed(call, place)), Patience())
+        ended = await run(place, partial(self._store.timed(call).within, place, self._store.revoke), Patience())
         if ended is None:
             raise GrantRejected
         await self._in_step(place, ended.grant.id, ended.others)
@@ -225,12 +224,11 @@ class ShareGrants:
         Raises:
             RetryTransaction, StoreBusy, StoreUnavailable, OutcomeUnknown: As for :meth:`AccountLinker.link`.
         """
-        place = await self._place(bind)
-        call = self._store.timed(GrantCall(), place.dialect)
+        place, call = await self._place(bind), self._store.timed(GrantCall())
         ended = await run(place, partial(self._store.expire, call=call), Patience())
         if place.session is not None:
             for grant_id in ended:
-                done(place, await refresh_held(place.session, self.mapping, grant_id))
+                await refresh_held(place, place.session, self.mapping, grant_id)
         return len(ended)
 
     # -- reading ------------------------------------------------------------------------------------------------------
@@ -257,8 +255,7 @@ class ShareGrants:
         """
         call = self._calls.active(grantor_id=grantor_id, grantee_id=grantee_id, link_id=link_id)
         place = await self._place(bind)
-        call = self._store.timed(call, place.dialect)
-        return await read(place, partial(self._store.active, call=call))
+        return await read(place, partial(self._store.active, call=self._store.timed(call)))
 
     def events(
         self, engine: AsyncEngine, *, poll: timedelta | None = None, lease: timedelta = LEASE
@@ -300,12 +297,6 @@ class ShareGrants:
         """
         return self._feed.consume("batches", engine, Batch, poll=poll, lease=lease, size=size)
 
-    # -- where and when -----------------------------------------------------------------------------------------------
-
-    def _timed(self, call: GrantCall, place: Place, expires_in: timedelta | None = None) -> GrantCall:
-        """Return a call with its moment, and with a lock timeout in a transaction of accountlink's own."""
-        return self._store.timed(call, place.dialect, expires_in).changed(lock_timeout=place.lock_timeout)
-
     # -- running ------------------------------------------------------------------------------------------------------
 
     async def _settled(
@@ -344,9 +335,9 @@ class ShareGrants:
         """Update the objects that the caller's session has of the written rows."""
         if place.session is None:
             return
-        done(place, await hand_over_held(place.session, self.mapping, grant_id))
+        await hand_over_held(place, place.session, self.mapping, grant_id)
         for other in others:
-            done(place, await refresh_held(place.session, self.mapping, other))
+            await refresh_held(place, place.session, self.mapping, other)
 
 
 def _mapping_of(grants: object, *, one_active_per_pair: bool) -> GrantMapping:

@@ -239,6 +239,29 @@ async def test_objects_that_the_session_holds_get_the_new_values(engine: AsyncEn
     assert [("mine", "a4")] == await rows(engine, "SELECT label, access_token FROM connections")
 
 
+async def test_a_session_whose_object_cannot_be_read_again_stays_usable(engine: AsyncEngine) -> None:
+    """F01: the values of a held object are read in a savepoint, too: what the caller had pending still commits."""
+    tables = shared_tables(EXCLUSIVE_SOFT)
+    await create(engine, tables.metadata)
+    linker = tables.linker()
+    await linker.link(engine, user_id=1, identity=identity())
+
+    def spoil(_: object, __: object, statement: str, parameters: object, *___: object) -> tuple[str, Any]:
+        reads = statement.startswith(("SELECT true", "SELECT 1 AS"))
+        return ("SELECT no_such_column", ()) if reads else (statement, parameters)
+
+    async with AsyncSession(engine) as session:
+        session.add(tables.Note(text="kept"))
+        held = await session.get_one(tables.Connection, 1)
+        sa.event.listen(engine.sync_engine, "before_cursor_execute", spoil, retval=True)
+        with pytest.raises(sa.exc.DBAPIError):
+            await linker.link(session, user_id=1, identity=identity(), credentials=tokens())
+        sa.event.remove(engine.sync_engine, "before_cursor_execute", spoil)
+        assert held in session
+        await session.commit()
+    assert [("kept",)] == await rows(engine, "SELECT text FROM notes")
+
+
 async def test_an_object_of_a_deleted_row_is_deleted_in_the_session(engine: AsyncEngine) -> None:
     """Unlinking under Removal.DELETE tells the session; a rollback brings the object back with the row."""
     tables = shared_tables(EXCLUSIVE)

@@ -6,20 +6,33 @@ import asyncio
 import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from datetime import timedelta
 from functools import partial
+from itertools import count
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from accountlink import AlreadyGranted, Granted, IssuedGrant, OutcomeUnknown, Revoked, StoreUnavailable, link_outbox
+from accountlink import (
+    AlreadyGranted,
+    Granted,
+    GrantMapping,
+    IssuedGrant,
+    OutcomeUnknown,
+    Revoked,
+    ShareGrants,
+    StoreUnavailable,
+    link_outbox,
+)
 from tests.faults.stepping import Moment, Stepped
 from tests.faults.test_cancellation import ASYNCPG_CONNECTS
 from tests.faults.test_lost_lines import ENOUGH, WARM, Line, result_of, through
 from tests.faults.watch import Watch, checked_out, soon, watched_engine, watching
 from tests.support.databases import Database, create, rows, run_sql
 from tests.support.shares import SHARED, Sharing
+from tests.support.wire import Lose, executes
 
 POSTGRESQL = pytest.mark.parametrize("kind", ["asyncpg", "psycopg"])
 CALLS = ("issue", "redeem", "redeem one of several", "revoke")
@@ -162,6 +175,32 @@ async def test_a_line_cut_anywhere_leaves_one_event(database: Database, line: Li
         if not cut:
             assert passed > 1, "nothing was cut"
             break
+
+
+@pytest.mark.parametrize("kind", ["asyncpg"])
+async def test_a_default_function_is_called_once_for_all_attempts(database: Database, line: Line) -> None:
+    """F03: an attempt after a lost line writes the row of the first, as an id that the application makes has to be."""
+    made = count(1)
+    metadata = sa.MetaData()
+    table = sa.Table(
+        "shares",
+        metadata,
+        sa.Column("id", sa.BigInteger, primary_key=True, autoincrement=False, default=lambda: next(made)),
+        sa.Column("grantor_id", sa.BigInteger, nullable=False),
+        sa.Column("grantee_id", sa.BigInteger),
+        sa.Column("token_hash", sa.String(64), nullable=False, unique=True),
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("active", sa.Boolean),
+    )
+    shares = ShareGrants(GrantMapping(table), outbox=link_outbox(metadata))
+    await create(database.engine(), metadata)
+    engine = through(line, database)
+    for lose in Lose:
+        await shares.expire(engine)  # so that the engine has a line
+        line.cut_when(executes("WITH"), lose=lose)
+        await shares.issue(engine, grantor_id=1, expires_in=timedelta(hours=1))
+        assert line.is_cut
+    assert [(1,), (2,)] == await rows(database.engine(), "SELECT id FROM shares ORDER BY id")
 
 
 @POSTGRESQL

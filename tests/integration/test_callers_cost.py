@@ -1,17 +1,19 @@
-"""The cost of a call in a caller's transaction: three round trips and two tasks, however many calls came before."""
+"""The cost of a call in a caller's transaction: three round trips, one task, one greenlet, whatever came before it."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import greenlet  # type: ignore[import-untyped]  # SQLAlchemy depends on it; it has no types of its own
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from accountlink import LastAccount, Linked, Unlinked
+from tests.support.binds import BINDS, bound
 from tests.support.databases import Database, create
 from tests.support.models import EXCLUSIVE_SOFT, Tables, identity, shared_tables, tokens
 from tests.support.wire import WireProxy
@@ -107,21 +109,39 @@ async def test_a_refusing_guard_undoes_the_savepoint(engine: AsyncEngine) -> Non
         await session.commit()
 
 
+@contextmanager
+def started() -> Iterator[tuple[list[object], set[object]]]:
+    """The tasks that are started meanwhile, and the greenlets that anything runs on."""
+    loop, main = asyncio.get_running_loop(), greenlet.getcurrent()
+    tasks, greenlets = list[object](), set[object]()
+
+    def task(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        tasks.append(made := asyncio.Task(coroutine, loop=loop, **options))
+        return made
+
+    loop.set_task_factory(task)
+    greenlet.settrace(lambda _, switch: greenlets.add(switch[1]))
+    yield tasks, greenlets
+    greenlet.settrace(None)
+    loop.set_task_factory(None)
+    greenlets.discard(main)
+
+
+@pytest.mark.parametrize("how", BINDS)
 @pytest.mark.parametrize("kind", ["asyncpg"], indirect=False)
-async def test_a_call_starts_two_tasks(engine: AsyncEngine) -> None:
-    """One to reach the connection, one for the work; none to look after objects that the session does not hold."""
+async def test_a_call_takes_one_task_and_one_greenlet(engine: AsyncEngine, how: str) -> None:
+    """One of each for reaching the connection and for the work, and none for objects that a session does not hold."""
     linker = (await staged(engine)).linker()
-    started = 0
-
-    def count(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
-        nonlocal started
-        started += 1
-        return asyncio.Task(coroutine, loop=loop, **options)
-
-    async with AsyncSession(engine) as session:
-        await linker.link(session, user_id=1, identity=identity())
-        asyncio.get_running_loop().set_task_factory(count)
-        await linker.link(session, user_id=1, identity=identity())
-        asyncio.get_running_loop().set_task_factory(None)
-        await session.commit()
-    assert 2 == started
+    async with bound(engine, how) as bind:
+        made = await linker.link(bind, user_id=1, identity=identity())
+        assert isinstance(made, Linked)
+        calls: list[Coroutine[Any, Any, object]] = [
+            linker.link(bind, user_id=1, identity=identity(), credentials=tokens()),
+            linker.link(bind, user_id=2, identity=identity()),
+            linker.accounts(bind, user_id=1),
+            linker.unlink(bind, user_id=1, link_id=made.account.id),
+        ]
+        for call in calls:
+            with started() as (tasks, greenlets):
+                await call
+            assert (1, 1) == (len(tasks), len(greenlets)), call

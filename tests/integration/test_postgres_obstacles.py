@@ -22,6 +22,7 @@ from accountlink import (
     RetryTransaction,
     StoreBusy,
 )
+from tests.support.binds import bound
 from tests.support.databases import Database, create, rows, run_sql
 from tests.support.models import EXCLUSIVE, EXCLUSIVE_SOFT, PER_USER, identity, shared_tables, tokens
 
@@ -423,6 +424,46 @@ async def test_waiting_is_bounded_where_the_server_sets_no_bound(database: Datab
         await rival.rollback()
     assert "55P03" == caught.value.sqlstate
     assert [("0",)] == await rows(engine, "SHOW lock_timeout")
+
+
+@pytest.mark.parametrize("how", ["connection", "session"])
+async def test_waiting_is_bounded_on_a_connection_in_autocommit(database: Database, how: str) -> None:
+    """F06: there each statement is a transaction of its own, whichever bind the connection comes from."""
+    engine = database.engine(pool_size=1, max_overflow=0)
+    tables = shared_tables(EXCLUSIVE_SOFT)
+    await create(engine, tables.metadata)
+    linker = tables.linker(lock_timeout=timedelta(milliseconds=100))
+    mine = await linker.link(engine, user_id=1, identity=identity("mine"))
+    assert isinstance(mine, Linked)
+    autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
+    async with (
+        database.engine().begin() as rival,
+        AsyncSession(autocommit) if how == "session" else autocommit.connect() as bind,
+    ):
+        await rival.exec_driver_sql("SELECT * FROM connections FOR UPDATE")
+        for call in (
+            linker.link(bind, user_id=1, identity=identity("mine"), credentials=tokens()),
+            linker.unlink(bind, user_id=1, link_id=mine.account.id),
+        ):
+            async with asyncio.timeout(5):
+                with pytest.raises(StoreBusy) as caught:
+                    await call
+            assert "55P03" == caught.value.sqlstate
+        assert "0" == (await bind.execute(sa.text("SHOW lock_timeout"))).scalar_one()
+
+
+@pytest.mark.parametrize("how", ["connection", "session"])
+async def test_a_callers_transaction_keeps_its_own_bound(database: Database, how: str) -> None:
+    """F06: accountlink's limit is not set there, where it would bound the waiting of the caller's statements too."""
+    engine = database.engine()
+    tables = shared_tables(EXCLUSIVE_SOFT)
+    await create(engine, tables.metadata)
+    linker = tables.linker(lock_timeout=timedelta(milliseconds=100))
+    async with bound(engine, how) as bind:
+        mine = await linker.link(bind, user_id=1, identity=identity())
+        assert isinstance(mine, Linked)
+        await linker.unlink(bind, user_id=1, link_id=mine.account.id)
+        assert "0" == (await bind.execute(sa.text("SHOW lock_timeout"))).scalar_one()
 
 
 async def test_a_bound_that_the_server_sets_is_kept(database: Database) -> None:

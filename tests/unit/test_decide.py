@@ -396,7 +396,6 @@ class Links(LinkedAccountMixin, Base):
 class Scripted(Place):
     """A place that answers each piece of work by its name, always the same, and counts."""
 
-    dialect = "postgresql"
     session = None
 
     def __init__(self, *, owned: bool, answers: dict[str, object], ambiguous: bool = False) -> None:
@@ -405,7 +404,8 @@ class Scripted(Place):
         self.asked: list[str] = []
 
     async def attempt(self, work: Any) -> Any:
-        self.asked.append(work.func.__name__ if isinstance(work, partial) else work.__name__)
+        step = work.args[-1] if work.args else work.func
+        self.asked.append(step.__name__)
         if len(self.asked) > 60:
             raise TooOften
         return self.answers[self.asked[-1]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -11,54 +12,50 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstanceState, Mapper, Session, SessionTransaction, object_mapper
 from sqlalchemy.orm.attributes import set_committed_value
 
-from accountlink.database import violations
-from accountlink.database.transactions import sheltered
-from accountlink.tables.targets import TableMapping, as_a_write
-from accountlink.values.facts import Failure
+from accountlink.database.transactions import Place, done
+from accountlink.tables.targets import TableMapping
 
 _Written = WeakKeyDictionary[SessionTransaction, set[tuple[TableMapping, object]]]
 _WRITTEN: Final = WeakKeyDictionary[Session, _Written]()
 """The rows that were written in each savepoint of a session, whose objects expire if it is rolled back."""
 
 
-async def refresh_held(session: AsyncSession, mapping: TableMapping, row_id: object) -> Failure | None:
+async def refresh_held(place: Place, session: AsyncSession, mapping: TableMapping, row_id: object) -> None:
     """Load the new values of a row into its object, if the session has one."""
-    return await _in_step(session, mapping, row_id, owners=frozenset())
+    await _in_step(place, session.sync_session, mapping, row_id, owners=frozenset())
 
 
-async def hand_over_held(session: AsyncSession, mapping: TableMapping, row_id: object) -> Failure | None:
+async def hand_over_held(place: Place, session: AsyncSession, mapping: TableMapping, row_id: object) -> None:
     """Load the new values of a row that has another user now, and its relationships to the former user again."""
     owners = frozenset(mapping.columns[role] for role in ("user_id", "grantee_id") if role in mapping.columns)
-    return await _in_step(session, mapping, row_id, owners=owners)
+    await _in_step(place, session.sync_session, mapping, row_id, owners=owners)
 
 
-async def forget_held(session: AsyncSession, mapping: TableMapping, row_id: object) -> Failure | None:
+async def forget_held(place: Place, session: AsyncSession, mapping: TableMapping, row_id: object) -> None:
     """Mark the object of a deleted row as deleted in the session; a rollback restores the object with the row."""
-    if not _held(session.sync_session, mapping, row_id):
-        return None
-    try:
-        await sheltered(_forget(session, mapping, row_id))
-    except violations.FAILURES as error:
-        return violations.read(error)
-    return None
+    if _held(session.sync_session, mapping, row_id):
+        forget = partial(_forget, session=session.sync_session, mapping=mapping, row_id=row_id)
+        done(place, await place.attempt(forget))
 
 
 async def _in_step(
-    session: AsyncSession, mapping: TableMapping, row_id: object, *, owners: frozenset[sa.Column[Any]]
-) -> Failure | None:
-    _end_with_savepoint(session.sync_session, mapping, row_id)
-    if not _held(session.sync_session, mapping, row_id):
-        return None  # without the cost of a task or a greenlet
-    try:
-        await sheltered(session.run_sync(_refresh, mapping, row_id, owners))
-    except violations.FAILURES as error:
-        return violations.read(error)
-    return None
+    place: Place, session: Session, mapping: TableMapping, row_id: object, *, owners: frozenset[sa.Column[Any]]
+) -> None:
+    _end_with_savepoint(session, mapping, row_id)
+    if _held(session, mapping, row_id):  # or it costs no task and no greenlet
+        refresh = partial(_refresh, session=session, mapping=mapping, row_id=row_id, owners=owners)
+        done(place, await place.attempt(refresh))  # which leaves the transaction usable if it fails
 
 
-def _refresh(session: Session, mapping: TableMapping, row_id: object, owners: frozenset[sa.Column[Any]]) -> None:
+def _refresh(
+    connection: sa.Connection,
+    *,
+    session: Session,
+    mapping: TableMapping,
+    row_id: object,
+    owners: frozenset[sa.Column[Any]],
+) -> None:
     """Read the row on the connection that wrote it, because ``Session.refresh`` may be routed to a follower."""
-    connection = session.connection(bind_arguments=as_a_write(mapping))
     for held in _held(session, mapping, row_id):
         state: InstanceState[Any] = sa.inspect(held)
         mapper: Mapper[Any] = object_mapper(held)
@@ -80,12 +77,12 @@ def _refresh(session: Session, mapping: TableMapping, row_id: object, owners: fr
                 _ = state.attrs[key].value  # by the new user's id; Session.refresh would read the row itself
 
 
-async def _forget(session: AsyncSession, mapping: TableMapping, row_id: object) -> None:
+def _forget(_: sa.Connection, *, session: Session, mapping: TableMapping, row_id: object) -> None:
     if mapping.mapper is not None:
         model = mapping.mapper.class_
         link_attribute = getattr(model, mapping.mapper.get_property_by_column(mapping.columns["id"]).key)
         gone = sa.delete(model).where(link_attribute == row_id)
-        await session.execute(gone, execution_options={"synchronize_session": "evaluate"})
+        session.execute(gone, execution_options={"synchronize_session": "evaluate"})
 
 
 def _end_with_savepoint(session: Session, mapping: TableMapping, row_id: object) -> None:

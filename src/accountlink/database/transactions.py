@@ -17,9 +17,8 @@ from functools import partial
 from typing import Any, Final, TypeVar, cast
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
-from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only
 
 from accountlink.database import sqlite, violations
@@ -55,18 +54,17 @@ class Place:
     """Run work, in a way that depends on the bind that the caller gave.
 
     Attributes:
-        owned: Whether the transaction is accountlink's own, to be committed and tried again.
-        dialect: The database's name: ``"postgresql"`` or ``"sqlite"``.
+        owned: Whether the transaction is accountlink's own, to be committed and tried again. On a caller's bind this is
+            known once work has begun.
         session: The caller's session, if the caller gave one.
         committed: Whether the last attempt may have been committed.
         reconnects: Whether another attempt gets another connection.
         tables: The tables that the work needs. They are looked for if the database says that a table is missing.
-        lock_timeout: How long statements wait for a lock, as PostgreSQL's setting has it; ``None`` in a caller's
-            transaction and on SQLite, where the connection's own setting decides.
+        lock_timeout: How long statements wait for a lock, as PostgreSQL's setting has it, once work has begun; ``None``
+            in a caller's transaction and on SQLite, where the connection's own setting decides.
     """
 
     owned: bool
-    dialect: str
     session: AsyncSession | None
     committed: bool
     reconnects: bool = False
@@ -115,23 +113,69 @@ class Place:
 
 
 @dataclass(kw_only=True, eq=False)
-class CallersTransaction(Place):
-    """Run work in a savepoint of the caller's transaction, and change nothing else in that transaction."""
+class CallersConnection(Place):
+    """Run work in a savepoint of the caller's transaction, and change nothing else in that transaction.
 
-    opened: Callable[[], Awaitable[AsyncConnection]]
-    connection: sa.Connection
+    On a connection in AUTOCOMMIT the caller has no transaction. There the work is one statement that commits by itself,
+    or on SQLite a transaction of accountlink's own. Only the connection shows which of the two it is, and a session
+    chooses its connection when the work begins.
+
+    Attributes:
+        bind: The session or connection that the caller gave.
+        mapping: The table, by which a session chooses one of its engines.
+        needs: The guarantee that the work needs.
+        wanted_by: The argument for which the work needs a transaction, for messages.
+        own_lock_timeout: How long statements wait for a lock if the transaction is accountlink's own.
+    """
+
+    bind: AsyncSession | AsyncConnection
+    mapping: TableMapping
+    needs: Needs
+    wanted_by: str
+    own_lock_timeout: str | None
+    tables: Sequence[sa.Table]
     session: AsyncSession | None
-    dialect: str
     owned: bool = False
     committed: bool = False
 
     def _run(self, _: object, work: Work[T]) -> T:
-        if self.dialect == "sqlite":
-            sqlite.begin_for_real(self.connection)
-        return _between(self.connection, work, _SAVEPOINT)
+        connection = self._reached()
+        on_sqlite = connection.dialect.name == "sqlite"
+        if not self.owned:
+            if on_sqlite:
+                sqlite.begin_for_real(connection)
+            return _between(connection, work, _SAVEPOINT)
+        if self.needs is Needs.TRANSACTION or (self.needs is Needs.SNAPSHOTS and not on_sqlite):
+            raise ConfigurationError(
+                f"{self.wanted_by} needs a transaction around several statements, and this connection is in "
+                "AUTOCOMMIT. Pass the engine, or a connection in a transaction."
+            )
+        self.committed = True
+        if on_sqlite:
+            return _between(connection, work, _TRANSACTION)
+        self.lock_timeout = self.own_lock_timeout
+        return work(connection)
+
+    def _reached(self) -> sa.Connection:
+        """Return the connection that the bind writes on, once it is known whose transaction that has."""
+        try:
+            connection: sa.Connection | None
+            if isinstance(self.bind, AsyncSession):
+                connection = self.bind.sync_session.connection(bind_arguments=as_a_write(self.mapping))
+            else:
+                connection = self.bind.sync_connection
+            if connection is None:
+                raise InvalidRequestError("The connection was never begun.")
+            _check_dialect(connection.dialect)
+            self.owned = _commits_by_itself(connection)
+        except violations.FAILURES as error:
+            raise Foreign(_unreached(violations.read(error))) from None
+        return connection
 
     async def _opened(self, connection: sa.Connection) -> AsyncConnection:
-        return await self.opened()
+        if isinstance(self.bind, AsyncConnection):
+            return self.bind
+        return await self.bind.connection(bind_arguments=as_a_write(self.mapping))
 
 
 @dataclass(kw_only=True, eq=False)
@@ -139,7 +183,8 @@ class OwnTransactions(Place):
     """Run each piece of work on an engine, with a connection and a transaction for that piece alone."""
 
     engine: AsyncEngine
-    dialect: str
+    tables: Sequence[sa.Table] = ()
+    lock_timeout: str | None = None
     owned: bool = True
     session: None = None
     committed: bool = False
@@ -155,7 +200,7 @@ class OwnTransactions(Place):
 
     def _run(self, _: object, work: Work[T]) -> T:
         with self.engine.sync_engine.begin() as connection:
-            if self.dialect == "sqlite":
+            if connection.dialect.name == "sqlite":
                 sqlite.begin_for_real(connection)
             result = work(connection)
             self.committed = True
@@ -191,22 +236,6 @@ class FreshTransactions(OwnTransactions):
         return result
 
 
-@dataclass(kw_only=True, eq=False)
-class AutocommitConnection(Place):
-    """Run work on a connection of the caller that commits each statement by itself."""
-
-    connection: sa.Connection
-    session: AsyncSession | None
-    dialect: str
-    owned: bool = True
-    committed: bool = True
-
-    def _run(self, _: object, work: Work[T]) -> T:
-        if self.dialect != "sqlite":
-            return work(self.connection)  # which is one statement
-        return _between(self.connection, work, _TRANSACTION)
-
-
 def _between(connection: sa.Connection, work: Work[T], statements: tuple[str, str, str]) -> T:
     """Run work after the first statement and before the last; if the work fails, run the second instead."""
     begin, undo, end = statements
@@ -222,9 +251,9 @@ def _between(connection: sa.Connection, work: Work[T], statements: tuple[str, st
 
 
 class Foreign(Exception):
-    """Carry an error of the application's own code past the handling of database errors."""
+    """Carry an error past the handling of database errors: one of the application's own code, or one ready to raise."""
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: BaseException) -> None:
         super().__init__()
         self.error = error
 
@@ -352,6 +381,8 @@ async def place_of(
 ) -> Place:
     """Return the place that runs work on a bind, after flushing a session.
 
+    Nothing else is sent before the work: whether there is a connection, and what it can do, shows then.
+
     Args:
         bind: The bind that the caller gave.
         mapping: The table, by which a session chooses one of its engines.
@@ -361,9 +392,7 @@ async def place_of(
         lock_timeout: How long statements wait for a lock in a transaction of accountlink's own.
 
     Raises:
-        ConfigurationError: Not an async engine, connection or session; one that can run nothing; a database that is not
-            supported; or a connection in AUTOCOMMIT for work that needs a transaction.
-        StoreBusy, StoreUnavailable, RetryTransaction: There is no connection to be had.
+        ConfigurationError: Not an async engine, connection or session; or an engine of an unsupported database.
         Exception: The flush failed; this is the application's own error, unchanged.
     """
     if isinstance(bind, AsyncEngine):
@@ -373,29 +402,15 @@ async def place_of(
     session = bind if isinstance(bind, AsyncSession) else None
     if session is not None and (session.new or session.dirty or session.deleted):
         await session.flush()  # which takes a greenlet, even if there is nothing to do
-    found = await _reached(bind, mapping)
-    if isinstance(found, Failure):
-        raise _unreached(found)
-    connection, autocommit = found
-    dialect = connection.dialect.name
-    place: Place
-    if not autocommit:
-        opened = partial(_opened, bind, mapping)
-        place = CallersTransaction(connection=connection, opened=opened, session=session, dialect=dialect)
-    elif needs is Needs.TRANSACTION or (needs is Needs.SNAPSHOTS and dialect == "postgresql"):
-        raise ConfigurationError(
-            f"{wanted_by} needs a transaction around several statements, and this connection is in AUTOCOMMIT. "
-            "Pass the engine, or a connection in a transaction."
-        )
-    else:
-        place = AutocommitConnection(connection=connection, session=session, dialect=dialect)
-    return _with(place, tables, lock_timeout)
-
-
-def _with(place: Place, tables: Sequence[sa.Table], lock_timeout: str | None) -> Place:
-    place.tables = tables
-    place.lock_timeout = lock_timeout if place.owned and place.dialect == "postgresql" else None
-    return place
+    return CallersConnection(
+        bind=bind,
+        session=session,
+        mapping=mapping,
+        tables=tables,
+        needs=needs,
+        wanted_by=wanted_by,
+        own_lock_timeout=lock_timeout,
+    )
 
 
 def place_on(
@@ -404,7 +419,7 @@ def place_on(
     tables: Sequence[sa.Table] = (),
     needs: Needs = Needs.STATEMENT,
     lock_timeout: str | None = None,
-) -> Place:
+) -> OwnTransactions:
     """Return the place that runs work on an engine.
 
     Args:
@@ -416,20 +431,12 @@ def place_on(
     Raises:
         ConfigurationError: A database that is not supported.
     """
-    dialect = _dialect(engine.dialect)
-    kind: type[OwnTransactions] = OwnTransactions
-    if dialect == "postgresql" and needs is Needs.STATEMENT:
-        kind = OwnStatements
-    elif dialect == "postgresql" and needs is Needs.SNAPSHOTS:
-        kind = FreshTransactions
-    return _with(kind(engine=engine, dialect=dialect), tables, lock_timeout)
-
-
-async def _reached(bind: AsyncSession | AsyncConnection, mapping: TableMapping) -> tuple[sa.Connection, bool] | Failure:
-    try:
-        return await sheltered(bind.run_sync(_connection_of, mapping))
-    except violations.FAILURES as error:
-        return violations.read(error)
+    _check_dialect(engine.dialect)
+    if engine.dialect.name == "sqlite":
+        return OwnTransactions(engine=engine, tables=tables)
+    kinds: dict[Needs, type[OwnTransactions]]
+    kinds = {Needs.STATEMENT: OwnStatements, Needs.TRANSACTION: OwnTransactions, Needs.SNAPSHOTS: FreshTransactions}
+    return kinds[needs](engine=engine, tables=tables, lock_timeout=lock_timeout)
 
 
 def _unreached(failure: Failure) -> BaseException:
@@ -444,25 +451,12 @@ def _unreached(failure: Failure) -> BaseException:
     return error
 
 
-def _connection_of(bind: Session | sa.Connection, mapping: TableMapping) -> tuple[sa.Connection, bool]:
-    """Return the connection that a bind writes on, and whether it commits each statement by itself."""
-    connection = bind.connection(bind_arguments=as_a_write(mapping)) if isinstance(bind, Session) else bind
-    _dialect(connection.dialect)
-    return connection, _commits_by_itself(connection)
-
-
-async def _opened(bind: AsyncSession | AsyncConnection, mapping: TableMapping) -> AsyncConnection:
-    """Return the asynchronous connection that a bind writes on."""
-    return bind if isinstance(bind, AsyncConnection) else await bind.connection(bind_arguments=as_a_write(mapping))
-
-
-def _dialect(dialect: sa.Dialect) -> str:
+def _check_dialect(dialect: sa.Dialect) -> None:
     if dialect.name not in _SUPPORTED or not dialect.is_async:
         raise ConfigurationError(
             f"{dialect.name!r} with {dialect.driver!r} is not supported. "
             "Use postgresql+asyncpg, postgresql+psycopg or sqlite+aiosqlite."
         )
-    return dialect.name
 
 
 def _wrong_bind(bind: object) -> str:

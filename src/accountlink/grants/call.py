@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets as randomness
 from base64 import urlsafe_b64encode
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
@@ -44,10 +44,12 @@ class GrantCall(FrozenCall):
         token: The token, or its hash, by role.
         use_hash: The hash by which this user's use of the token is found, in the library's own table.
         max_uses: How many users can redeem the token.
-        expires_in: How long a new grant lasts, where calls do not bring the present moment.
-        now: The present moment by role, where calls bring it.
-        ends: When a new grant ends by role, where calls bring the present moment.
-        functions: The results of the application's default and onupdate functions, by the names of their parameters.
+        expires_in: How long a new grant lasts, where the database's clock decides.
+        now: The present moment by role, where the application's clock decides.
+        ends: When a new grant ends by role, where the application's clock decides.
+        functions: The results of the application's onupdate functions, by the names of their parameters.
+        defaults: Calls the application's default functions, once for all attempts, and returns their results by the
+            names of their parameters.
         occasion: The facts of the call's event, where there is an outbox.
         lock_timeout: How long a statement waits for a lock, as PostgreSQL's setting has it; ``None`` leaves that alone.
     """
@@ -63,6 +65,7 @@ class GrantCall(FrozenCall):
     now: Mapping[str, Any] = field(default_factory=dict)
     ends: Mapping[str, Any] = field(default_factory=dict)
     functions: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Callable[[], Mapping[str, Any]] = dict
     occasion: Occasion | None = None
     lock_timeout: str | None = None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any, Final
 from uuid import uuid4
 
@@ -93,23 +94,21 @@ class GrantStore(MappedTable):
             clock=present if clock is None else clock,
         )
 
-    def timed(self, call: GrantCall, dialect: str, expires_in: timedelta | None = None) -> GrantCall:
-        """Return a call with its moment, and with the values of the application's default and onupdate functions.
+    def timed(self, call: GrantCall, expires_in: timedelta | None = None) -> GrantCall:
+        """Return a call with its moment, and with the values of the application's onupdate functions.
 
         Args:
             call: The call.
-            dialect: The database's name.
             expires_in: How long the new grant lasts; ``None`` for a call that makes no grant.
         """
-        now, functions = self.now(), self.onupdate()
-        if expires_in is not None and self.outbox is not None and dialect == "postgresql":
-            functions |= self.defaults()  # an insert that is a part of a statement takes them from here
-        occasion = None if self.outbox is None else Occasion.of(now)
-        if self._asks_database(dialect):
-            return call.changed(functions=functions, occasion=occasion, expires_in=expires_in)
-        ends = {} if expires_in is None else self.stamped(("expires_at",), now + expires_in)
+        now = self.now()
         return call.changed(
-            functions=functions, occasion=occasion, now=self.stamped(tuple(GRANT_PARTS), now), ends=ends
+            functions=self.onupdate(),
+            occasion=None if self.outbox is None else Occasion.of(now),
+            now=self.stamped(tuple(GRANT_PARTS), now),
+            ends={} if expires_in is None else self.stamped(("expires_at",), now + expires_in),
+            expires_in=expires_in,
+            defaults=cache(self.defaults),
         )
 
     def _asks_database(self, dialect: str) -> bool:
@@ -144,9 +143,10 @@ class GrantStore(MappedTable):
         """Make a grant, or return ``None`` if the grantor has no such live link."""
         linked, limited = call.link_id is not None, call.lock_timeout is not None
         in_steps = connection.dialect.name == "sqlite"
+        whole = not in_steps and self.outbox is not None  # the INSERT is a part of a statement, and asks no default
         row = self._ask(
             connection,
-            call,
+            Parameters(call.parameters, **call.defaults()) if whole else call,
             ("issue", in_steps, linked, limited),
             lambda s: (s.issue if in_steps else s.issue_and_tell)(linked=linked, limited=limited),
         ).first()

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import secrets as randomness
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 from uuid import UUID, uuid4
 
 import sqlalchemy as sa
 
+from accountlink.database.transactions import Place
 from accountlink.errors import AccountNotFound, BlockedByConstraint, ConfigurationError, InvalidIdentity
 from accountlink.linking.decide import BY_SPELLING
 from accountlink.linking.statements import Shape
@@ -30,6 +31,7 @@ from accountlink.values.policy import Key, Removal
 from accountlink.values.secrecy import ConcealedText, Parameters
 from accountlink.values.text import check_identifier, check_provider
 
+T = TypeVar("T")
 _VERSION_BITS: Final = 47
 """The bits of a random version, so that it stays a number that JSON readers keep exact, however often it rises."""
 
@@ -77,6 +79,11 @@ class FrozenCall:
         """The parameters of every statement of the call."""
         raise NotImplementedError
 
+    @property
+    def shape(self) -> Hashable:
+        """The shape of the call, by which its statements are built and cached, if calls have several."""
+        return None
+
     def changed(self, **changes: Any) -> Self:
         """Return a copy with these fields changed. ``dataclasses.replace`` does the same at ten times the cost."""
         made = object.__new__(type(self))
@@ -84,6 +91,16 @@ class FrozenCall:
         given = vars(self)
         vars(made).update({name: given[name] for name in fields}, **changes)
         return made
+
+    def within(self, place: Place, step: Callable[[sa.Connection, Self], T], connection: sa.Connection) -> T:
+        """Run a step with this call, whose statements wait for locks no longer than the place lets them.
+
+        The place knows its limit once it has a connection, so that this is work: ``partial(call.within, place, step)``.
+        """
+        limit = place.lock_timeout
+        ready = self if limit is None else self.changed(lock_timeout=limit)
+        _ = ready.shape, ready.parameters  # which every statement of the step uses
+        return step(connection, ready)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -156,12 +173,6 @@ class Call(FrozenCall):
             bounded=self.lock_timeout is not None,
             again=self.is_repeated,
         )
-
-    def within(self, lock_timeout: str | None) -> Call:
-        """Return the call with a limit for its waiting, ready to run any number of times."""
-        ready = self if lock_timeout is None else self.changed(lock_timeout=lock_timeout)
-        _ = ready.shape, ready.parameters
-        return ready
 
 
 class Calls:

@@ -233,12 +233,6 @@ def holder(
         ConfigurationError: A database that is not supported.
     """
     place = place_on(engine, tables=tables)
-    if place.dialect == "sqlite":
+    if engine.dialect.name == "sqlite":
         return partial(Lease, place=place, reading=reading, clock=clock, length=lease, size=size)
-
-    def lock() -> Hold[Event]:
-        transaction = OpenTransaction(engine=engine, dialect=place.dialect)
-        transaction.tables = tables
-        return Lock(place=transaction, reading=reading, size=size)
-
-    return lock
+    return lambda: Lock(place=OpenTransaction(engine=engine, tables=tables), reading=reading, size=size)

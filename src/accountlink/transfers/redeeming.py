@@ -6,7 +6,7 @@ import secrets as randomness
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Final, Generic
 from uuid import UUID
 
@@ -39,7 +39,7 @@ from accountlink.values.facts import Claimed, Failure, Obstacle, Step
 from accountlink.values.keys import Secrets
 from accountlink.values.outcomes import AlreadyOwner, LinkedAccount, LinkId, Transferred, UserId
 from accountlink.values.policy import Ownership
-from accountlink.values.secrecy import Concealed, concealed_id
+from accountlink.values.secrecy import Concealed, Parameters, concealed_id
 from accountlink.values.tagging import can_return
 
 Guard = Callable[[AsyncConnection, UserId], Awaitable[bool]]
@@ -148,7 +148,7 @@ class Transfers(Generic[UserId, LinkId]):
         Args:
             place: Runs the work.
             claim: The content of the token.
-            call: The claimant, the link, the claimant's credentials, and the moment.
+            call: The claimant, the claimant's credentials, and the moment.
             now: The present moment, aware.
             max_age: The greatest age of the token; ``None`` for any age until it expires.
 
@@ -156,7 +156,8 @@ class Transfers(Generic[UserId, LinkId]):
             TokenExpired, TokenSuperseded, LinkBlocked, LastAccount: See :meth:`AccountLinker.transfer`.
         """
         redemption = _Redemption(transfers=self, place=place, claim=claim, call=call, now=now, max_age=max_age)
-        return await run(place, redemption.work, redemption.patience, silent=nothing_more, refused=redemption.refused)
+        work = partial(call.within, place, redemption.work)
+        return await run(place, work, redemption.patience, silent=nothing_more, refused=redemption.refused)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -177,8 +178,11 @@ class _Redemption(Generic[UserId, LinkId]):
     provider: str = ""
     patience: Patience = field(default_factory=lambda: Patience(writes=False))
 
-    def work(self, connection: sa.Connection) -> Transferred[UserId, LinkId] | AlreadyOwner[UserId, LinkId] | None:
+    def work(
+        self, connection: sa.Connection, call: Call
+    ) -> Transferred[UserId, LinkId] | AlreadyOwner[UserId, LinkId] | None:
         """Read, decide, and give the link to the claimant; return ``None`` if a concurrent transaction came between."""
+        self.call = call
         claimed, fits = self._read(connection)
         decided = of_claim(claimed, expired=self.claim.has_expired(self.now, max_age=self.max_age), fits=fits)
         if isinstance(decided, (TokenRejected, LinkBlocked)):
@@ -201,7 +205,8 @@ class _Redemption(Generic[UserId, LinkId]):
         accounts, statements, claim = self.transfers.accounts, self.transfers.statements, self.claim
         table, epoch, fits = accounts.name_on(connection), len(accounts.row_roles), False
         found: Claimed[UserId, LinkId] = Claimed()
-        for row in accounts.run(connection, self.call.parameters, "claimed", statements.claimed):
+        named_by_token = Parameters(self.call.parameters, al_id=claim.link_id)
+        for row in accounts.run(connection, named_by_token, "claimed", statements.claimed):
             account, version = accounts.account(row), accounts.version_of(row, epoch=epoch)
             if not self._is_of_account(account):
                 continue  # another account's row has the id of a deleted one
