@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from tests.support.bytecode import import_tests  # the first of all, so that what the others load is shared
+
+# isort: split
 import gc
 import os
 from collections.abc import AsyncIterator, Iterator
@@ -25,6 +28,15 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Start one worker more than there are cores, since each waits for its database at times; none for a few tests."""
     few = config.args and all("::" in each for each in config.args)  # it would take longer than they do
     return 0 if few else (os.cpu_count() or 1) + 1
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Iterator[None]:
+    """Import the tests beforehand where several workers import all of them."""
+    worker = getattr(session.config, "workerinput", None)
+    if worker and session.config.args == session.config.getini("testpaths"):
+        import_tests(begin=int(worker["workerid"].removeprefix("gw")) / worker["workercount"])
+    return (yield)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
