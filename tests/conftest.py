@@ -18,7 +18,7 @@ from tests.support.databases import KINDS, Database, fresh_database
 from tests.support.effort import Effort, is_for_stress
 from tests.support.forked import Forks, forking
 from tests.support.oidc import OidcProvider, run_oidc_provider
-from tests.support.postgres import PostgresServer, run_server, source_from_environment
+from tests.support.postgres import MEMORY, PostgresServer, run_server, source_from_environment
 
 settings.register_profile("untimed", deadline=None)  # a busy machine is no defect
 settings.load_profile("untimed")
@@ -55,9 +55,13 @@ def effort(request: pytest.FixtureRequest) -> Effort:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """A real PostgreSQL for the whole run; where none can be had, each test that needs one fails."""
+    os.environ["PGSSLMODE"] = "disable"  # to ask for TLS, which it has not, is a third of the cost of a connection
     wanted = source_from_environment()
-    quiet = {"autovacuum": "off"}  # nothing but the tests writes WAL while they measure it
-    with run_server(source=wanted.source, version=wanted.version, settings=quiet) as server:
+    settings = {
+        "autovacuum": "off",  # nothing but the tests writes WAL while they measure it
+        "max_wal_size": "128MB",  # so little is kept in memory
+    }
+    with run_server(source=wanted.source, version=wanted.version, settings=settings, preferred=MEMORY) as server:
         yield server
 
 
