@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from tests.support.bytecode import import_tests  # the first of all, so that what the others load is shared
+
+# isort: split
 import gc
 import os
 from collections.abc import AsyncIterator, Iterator
@@ -15,7 +18,7 @@ from tests.support.databases import KINDS, Database, fresh_database
 from tests.support.effort import Effort, is_for_stress
 from tests.support.forked import Forks, forking
 from tests.support.oidc import OidcProvider, run_oidc_provider
-from tests.support.postgres import PostgresServer, run_server, source_from_environment
+from tests.support.postgres import MEMORY, PostgresServer, run_server, source_from_environment
 
 settings.register_profile("untimed", deadline=None)  # a busy machine is no defect
 settings.load_profile("untimed")
@@ -25,6 +28,15 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Start one worker more than there are cores, since each waits for its database at times; none for a few tests."""
     few = config.args and all("::" in each for each in config.args)  # it would take longer than they do
     return 0 if few else (os.cpu_count() or 1) + 1
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Iterator[None]:
+    """Import the tests beforehand where several workers import all of them."""
+    worker = getattr(session.config, "workerinput", None)
+    if worker and session.config.args == session.config.getini("testpaths"):
+        import_tests(begin=int(worker["workerid"].removeprefix("gw")) / worker["workercount"])
+    return (yield)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -43,9 +55,13 @@ def effort(request: pytest.FixtureRequest) -> Effort:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """A real PostgreSQL for the whole run; where none can be had, each test that needs one fails."""
+    os.environ["PGSSLMODE"] = "disable"  # to ask for TLS, which it has not, is a third of the cost of a connection
     wanted = source_from_environment()
-    quiet = {"autovacuum": "off"}  # nothing but the tests writes WAL while they measure it
-    with run_server(source=wanted.source, version=wanted.version, settings=quiet) as server:
+    settings = {
+        "autovacuum": "off",  # nothing but the tests writes WAL while they measure it
+        "max_wal_size": "128MB",  # so little is kept in memory
+    }
+    with run_server(source=wanted.source, version=wanted.version, settings=settings, preferred=MEMORY) as server:
         yield server
 
 

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import sys
 from collections import Counter
-from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from accountlink import tune_sqlite
 from tests.support.databases import Database, rows
 from tests.support.effort import Effort
+from tests.support.processes import Process, begin
+from tests.support.redeemers import many, redeem_grants
 from tests.support.shares import OWN, PAIRED, SHARED, Sharing, patients
 
-ROOT: Final = Path(__file__).parents[2]
 EACH: Final = 25
 """How many calls a process makes."""
 ONE_TABLE_EACH: Final = pytest.mark.parametrize("name", ["own", "own-pairs", "patients", "patients-index", "counted"])
@@ -33,11 +30,6 @@ def a_real_pool(database: Database) -> AsyncEngine:
 
 async def made(name: str, database: Database, **options: Any) -> Sharing:
     return await Sharing.made(SHARED[name](), a_real_pool(database), clock=None, **options)
-
-
-async def many(case: Sharing, calls: list[tuple[str, int]]) -> Counter[str]:
-    """Redeem all tokens concurrently."""
-    return Counter(await asyncio.gather(*(case.ended(case.redeem(token, user)) for token, user in calls)))
 
 
 # -- tasks ------------------------------------------------------------------------------------------------------------
@@ -167,48 +159,13 @@ async def test_everything_at_once(database: Database) -> None:
 # -- processes --------------------------------------------------------------------------------------------------------
 
 
-async def one_process(kind: str, url: str, name: str, tokens: list[str], users: list[int]) -> dict[str, int]:
-    """Redeem all tokens of one process when it gets the signal, and report how each call ended."""
-    engine = create_async_engine(url)
-    if kind == "sqlite":
-        tune_sqlite(engine, busy_timeout=30_000)
-    case = Sharing(SHARED[name](), engine, clock=None)
-    await many(case, [("warm", 1)] * 5)
-    print("ready", flush=True)  # noqa: T201  # heard by the parent
-    await asyncio.to_thread(sys.stdin.readline)
-    ends = await many(case, list(zip(tokens, users, strict=True)))
-    await engine.dispose()
-    return dict(ends)
-
-
-_RUN: Final = """
-import asyncio, json, sys
-sys.path[:0] = [{root!r}]
-from tests.contract.test_grant_races import one_process
-print(json.dumps(asyncio.run(one_process(*json.loads(sys.stdin.readline())))))
-"""
-
-
-async def in_processes(database: Database, name: str, work: list[tuple[list[str], list[int]]]) -> Counter[str]:
+async def in_processes(database: Database, name: str, work: list[list[tuple[str, int]]]) -> Counter[str]:
     """Start a process for each piece of work, let them begin together, and add up how their calls ended."""
-    pipe = asyncio.subprocess.PIPE
-    program = _RUN.format(root=str(ROOT))
-    started = [
-        await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdin=pipe, stdout=pipe) for _ in work
-    ]
-    for process, (tokens, users) in zip(started, work, strict=True):
-        assert process.stdin is not None
-        process.stdin.write(json.dumps([database.kind, database.url, name, tokens, users]).encode() + b"\n")
-    for process in started:
-        assert process.stdout is not None
-        assert b"ready\n" == await process.stdout.readline()
+    running = [Process(redeem_grants, url=database.url, table=name, calls=calls) for calls in work]
+    await begin(running)
     ends: Counter[str] = Counter()
-    for process in started:
-        assert process.stdin is not None
-        process.stdin.write(b"go\n")
-    for process in started:
-        said, _ = await process.communicate()
-        ends.update(json.loads(said))
+    for each in running:
+        ends.update(*await each.rest())
     return ends
 
 
@@ -220,8 +177,9 @@ async def test_one_token_in_several_processes(database: Database, name: str, eff
     calls = number * EACH
     own, others = await case.issue(), await case.issue()
     users = range(1_000, 1_000 + calls)
-    both = [own.token, others.token] * EACH
-    work = [(both, [user for one in users[at::number] for user in (2, one)]) for at in range(number)]
+    work = [
+        [call for user in users[at::number] for call in ((own.token, 2), (others.token, user))] for at in range(number)
+    ]
     ends = await in_processes(database, name, work)
     assert {"granted": 2, "already_granted": calls - 1, "grant_rejected": calls - 1} == ends
 
@@ -233,7 +191,7 @@ async def test_uses_are_not_exceeded_from_several_processes(database: Database, 
     calls = number * EACH
     issued = await case.issue(max_uses=10)
     users = range(1_000, 1_000 + calls)
-    work = [([issued.token] * EACH, list(users[at::number])) for at in range(number)]
+    work = [[(issued.token, user) for user in users[at::number]] for at in range(number)]
     assert {"granted": 10, "grant_rejected": calls - 10} == await in_processes(database, "own", work)
     assert 10 == len(await case.active(grantor_id=1))
     assert [(10,)] == await rows(case.engine, "SELECT uses FROM accountlink_grants WHERE max_uses = 10")
@@ -245,7 +203,7 @@ async def test_tokens_of_one_pair_in_several_processes(database: Database, name:
     case = await made(name, database)
     number = processes(effort)
     tokens = [(await case.issue()).token for _ in range(10 * number)]
-    work = [(tokens[at::number], [2] * 10) for at in range(number)]
+    work = [[(token, 2) for token in tokens[at::number]] for at in range(number)]
     assert {"granted": len(tokens)} == await in_processes(database, name, work)
     assert 1 == sum((await case.flags()).values())
     assert 1 == len(await case.active(grantor_id=1, grantee_id=2))

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import sys
 import time
-from asyncio.subprocess import PIPE, Process
 from collections import Counter
 from contextlib import aclosing
 from datetime import timedelta
@@ -18,10 +14,11 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.support.claims import Case
+from tests.support.consumers import consume
 from tests.support.databases import Database, rows
+from tests.support.processes import Process, begin
 from tests.support.told import TOLD, read
 
-ROOT = Path(__file__).parents[2]
 TABLE = "mixin-exclusive-soft"
 LEFT = "SELECT count(*) FROM accountlink_events"
 
@@ -36,37 +33,9 @@ async def case(engine: AsyncEngine, kind: str) -> Case:
     return case
 
 
-async def process(database: Database, marks: Path, **more: Any) -> Process:
+def process(database: Database, marks: Path, **more: Any) -> Process:
     """Start a consumer."""
-    told = {"url": database.url, "table": TABLE, "marks": str(marks)} | more
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.support.consumers", json.dumps(told)),
-        cwd=ROOT,
-        stdin=PIPE,
-        stdout=PIPE,
-        stderr=PIPE,
-        env=dict(os.environ),
-    )
-
-
-async def begin(running: list[Process]) -> None:
-    """Wait until all are ready, and let them begin together."""
-    for each in running:
-        assert each.stdout is not None
-        assert b"ready 0\n" == await each.stdout.readline()
-    for each in running:
-        assert each.stdin is not None
-        each.stdin.write(b"go\n")
-
-
-async def done_by(running: list[Process]) -> Counter[int]:
-    """Wait for consumers to end, and count what they have acknowledged."""
-    done: Counter[int] = Counter()
-    for each in running:
-        out, err = await each.communicate()
-        assert 0 == each.returncode, err.decode()[-2_000:]
-        done.update(int(line.split()[1]) for line in out.decode().splitlines() if line.startswith("done"))
-    return done
+    return Process(consume, url=database.url, table=TABLE, marks=str(marks), **more)
 
 
 @pytest.mark.parametrize("number", [2, pytest.param(8, marks=pytest.mark.stress)])
@@ -76,13 +45,13 @@ async def test_processes_share_the_events_among_them(
     """Two and eight processes, while links go on: each event is in one's hands at a time, and done once, by one."""
     marks = tmp_path / "marks"
     marks.mkdir()
-    running = [await process(database, marks, passed_over=0.1) for _ in range(number)]
+    running = [process(database, marks, passed_over=0.1) for _ in range(number)]
     for n in range(100):
         await case.link(1, f"before-{n}")
     await begin(running)
     for n in range(50):
         await case.link(1, f"meanwhile-{n}")
-    done = await done_by(running)
+    done = Counter([number for each in running for number in await each.rest()])
     for event in await read(case):  # what came after the last of them had ended
         done[event.id] += 1
     assert dict.fromkeys(range(1, 151), 1) == done
@@ -98,19 +67,17 @@ async def test_what_a_killed_process_had_in_hand_is_delivered_again(
     for n in range(20):
         await case.link(1, f"sub-{n}")
     lease = 3.0
-    dying = await process(database, marks, hang_at=7, lease=lease)
+    dying = process(database, marks, hang_at=7, lease=lease)
     await begin([dying])
-    assert dying.stdout is not None
     done: Counter[int] = Counter()
     async with asyncio.timeout(30):
-        while (line := (await dying.stdout.readline()).decode()) and not line.startswith("holds"):
-            done[int(line.split()[1])] += 1
+        while (number := await dying.hear()) > 0:
+            done[number] += 1
     held = time.monotonic()
-    assert line.startswith("holds 7")
+    assert -7 == number
     async with aclosing(case.linker.events(engine)) as deliveries:
         assert 7 not in [delivery.event.id async for delivery in deliveries]
     dying.kill()
-    await dying.wait()
     again = []
     async with asyncio.timeout(30), aclosing(case.linker.events(engine, poll=timedelta(milliseconds=50))) as deliveries:
         async for delivery in deliveries:

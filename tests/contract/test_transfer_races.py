@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import sys
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,8 +22,9 @@ from tests.support.claims import CLAIMED, Case
 from tests.support.databases import Database, rows
 from tests.support.effort import Effort
 from tests.support.models import identity, tokens
+from tests.support.processes import Process, begin
+from tests.support.redeemers import redeem
 
-ROOT = Path(__file__).parents[2]
 RACED = ("mixin-exclusive", "mixin-exclusive-soft", "exclusive-soft-ledger")
 """With a version, deleted and soft, and with a ledger."""
 POSTGRESQL = pytest.mark.parametrize("kind", ["asyncpg", "psycopg"])
@@ -102,28 +99,11 @@ async def test_processes_redeem_one_token_once(case: Case, database: Database, t
 async def processes(database: Database, table: str, token: str, *, user: int, number: int) -> Counter[str]:
     """Let processes redeem a token twenty times each, all at the same moment."""
     told = {"url": database.url, "table": table, "token": token, "user": user, "times": 20}
-    running = [
-        await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tests.support.redeemers", json.dumps(told)),
-            cwd=ROOT,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=dict(os.environ),
-        )
-        for _ in range(number)
-    ]
+    running = [Process(redeem, **told) for _ in range(number)]
+    await begin(running)
     ends: Counter[str] = Counter()
     for each in running:
-        assert each.stdout is not None
-        assert b"ready\n" == await each.stdout.readline()
-    for each in running:
-        assert each.stdin is not None
-        each.stdin.write(b"go\n")
-    for each in running:
-        out, err = await each.communicate()
-        assert 0 == each.returncode, err.decode()[-2_000:]
-        ends += Counter(json.loads(out))
+        ends.update(*await each.rest())
     return ends
 
 

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from accountlink import BlockedByConstraint, Change
 from examples.calendar import broken, main, models, story
 from tests.support.databases import Database, create, rows, run_sql
+from tests.support.forked import Forks
 
 PROGRAM = Path(__file__).parents[2] / "examples" / "calendar" / "main.py"
 KEYS = """
@@ -74,22 +75,22 @@ def test_the_program_tells_its_story(tmp_path: Path) -> None:
     assert [] == list(tmp_path.iterdir())
 
 
-async def test_the_program_on_a_given_database(database: Database, tmp_path: Path) -> None:
+async def test_the_program_on_a_given_database(database: Database, tmp_path: Path, forks: Forks) -> None:
     """On a database of one's own it tells the same, takes its tables away again, and can be run twice."""
     expected = ON_POSTGRESQL if database.is_postgresql else ON_SQLITE
     for _ in range(2):
-        done = run(tmp_path, "--database-url", database.url)
+        done = forks.program(PROGRAM, "--database-url", database.url, folder=tmp_path)
         assert (0, expected, "") == (done.returncode, done.stdout, done.stderr)
 
 
-async def test_a_table_that_is_there_is_not_touched(database: Database, tmp_path: Path) -> None:
+async def test_a_table_that_is_there_is_not_touched(database: Database, tmp_path: Path, forks: Forks) -> None:
     """Where the table exists already, perhaps with real rows, the program refuses."""
     engine = database.engine()
     await create(engine, models.Base.metadata)
     linked = await story.connect(
         engine, user_id="real", identity=story.google("real@example.com"), tokens=story.first_consent("real")
     )
-    done = run(tmp_path, "--database-url", database.url)
+    done = forks.program(PROGRAM, "--database-url", database.url, folder=tmp_path)
     assert (1, "") == (done.returncode, done.stdout)
     assert "the database has calendar_connections already; give an empty one" in done.stderr
     assert [(linked.account.id,)] == await rows(engine, "SELECT id FROM calendar_connections")

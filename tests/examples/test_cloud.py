@@ -22,8 +22,10 @@ from examples.cloud.callback import callback, notices_to_former_owners, take_ove
 from examples.cloud.faults import lookup_fails, owner_vanishes
 from examples.cloud.models import Base, make_linker
 from tests.support.databases import Database, create, rows, run_sql
+from tests.support.forked import Forks
 
 ROOT = Path(__file__).parents[2]
+PROGRAM = ROOT / "examples" / "cloud" / "main.py"
 PAGE = "https://app.example/settings/cloud"
 SUCCESS = f"{PAGE}?connection=success"
 EVERYTHING = "SELECT * FROM cloud_provider_accounts ORDER BY id"
@@ -62,11 +64,11 @@ async def tables(engine: AsyncEngine) -> None:
     await create(engine, Base.metadata)
 
 
-def start(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def start(*, folder: Path) -> subprocess.CompletedProcess[str]:
     """Start the program as people do, from another folder than the repository's."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "COLUMNS")}
     return subprocess.run(
-        [sys.executable, "-W", "error", str(ROOT / "examples" / "cloud" / "main.py"), *arguments],
+        [sys.executable, "-W", "error", str(PROGRAM)],
         env=environment | {"PYTHONIOENCODING": "utf-8", "PYTHONDONTWRITEBYTECODE": "1"},
         cwd=folder,
         capture_output=True,
@@ -88,9 +90,9 @@ def test_the_program_on_a_file_of_its_own(tmp_path: Path) -> None:
     assert [] == list(tmp_path.iterdir())
 
 
-async def test_the_program_on_a_given_database(database: Database, tmp_path: Path) -> None:
+async def test_the_program_on_a_given_database(database: Database, tmp_path: Path, forks: Forks) -> None:
     """With a URL the story is told there, and its rows stay there to be looked at; again is refused."""
-    ended = start("--database-url", database.url, folder=tmp_path)
+    ended = forks.program(PROGRAM, "--database-url", database.url, folder=tmp_path)
     assert (0, "") == (ended.returncode, ended.stderr)
     assert re.fullmatch(BEGINNING + MIDDLE[database.is_postgresql] + END, ended.stdout), ended.stdout
     vanished = [("account-6", 1, True)] if database.is_postgresql else []
@@ -106,16 +108,16 @@ async def test_the_program_on_a_given_database(database: Database, tmp_path: Pat
         ("account-9", 1, True),
     ] == [(account, user, bool(live)) for account, user, live in before]
 
-    again = start("--database-url", database.url, folder=tmp_path)
+    again = forks.program(PROGRAM, "--database-url", database.url, folder=tmp_path)
     assert (1, "") == (again.returncode, again.stdout)
     assert "the database has a table cloud_provider_accounts already; pass an empty database\n" == again.stderr
     assert before == await rows(engine, found)
 
 
-def test_a_database_that_cannot_be_used(tmp_path: Path) -> None:
+def test_a_database_that_cannot_be_used(tmp_path: Path, forks: Forks) -> None:
     """A server that does not answer, or a URL that is none: exit code 1, one line, and no password in it."""
     for url in ("postgresql+asyncpg://me:hidden@127.0.0.1:1/none", "not a URL", "mysql://me:hidden@localhost/x"):
-        ended = start("--database-url", url, folder=tmp_path)
+        ended = forks.program(PROGRAM, "--database-url", url, folder=tmp_path)
         assert (1, "") == (ended.returncode, ended.stdout)
         assert re.fullmatch(r"the database cannot be used: \w+\n", ended.stderr), ended.stderr
 

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from accountlink import AccountMismatch, Change
 from examples.platforms import broken, main, models, story
 from tests.support.databases import Database, create, rows, run_sql
+from tests.support.forked import Forks
 
 PROGRAM = Path(__file__).parents[2] / "examples" / "platforms" / "main.py"
 STORY = """\
@@ -103,23 +104,25 @@ def test_the_program_tells_its_story(tmp_path: Path) -> None:
     assert [] == list(tmp_path.iterdir())
 
 
-async def test_the_program_on_a_given_database(its_database: Database, tmp_path: Path) -> None:
+async def test_the_program_on_a_given_database(its_database: Database, tmp_path: Path, forks: Forks) -> None:
     """On a database of one's own it tells the same, takes its schema away again, and can be run twice."""
     expected = ON_POSTGRESQL if its_database.is_postgresql else ON_SQLITE
     for _ in range(2):
-        done = run(tmp_path, "--database-url", its_database.url)
+        done = forks.program(PROGRAM, "--database-url", its_database.url, folder=tmp_path)
         assert (0, expected, "") == (done.returncode, done.stdout, done.stderr)
     if its_database.is_postgresql:
         left = "SELECT nspname FROM pg_namespace WHERE nspname = 'cmis'"
         assert [] == await rows(its_database.engine(), left)
 
 
-async def test_what_is_there_is_not_touched(engine: AsyncEngine, its_database: Database, tmp_path: Path) -> None:
+async def test_what_is_there_is_not_touched(
+    engine: AsyncEngine, its_database: Database, tmp_path: Path, forks: Forks
+) -> None:
     """Where the schema or the table exists already, perhaps with real rows, the program refuses."""
     await create(engine, models.Base.metadata)
     page = story.listed_by_meta("1", "Real", consent=1)
     linked = await story.connect_page(engine, org_id=UUID(int=1), page=page)
-    done = run(tmp_path, "--database-url", its_database.url)
+    done = forks.program(PROGRAM, "--database-url", its_database.url, folder=tmp_path)
     assert (1, "") == (done.returncode, done.stdout)
     assert "already; give an empty one" in done.stderr
     assert [(linked.account.id,)] == await stored(engine, "id")

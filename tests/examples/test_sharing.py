@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from examples.sharing import broken, main, models, shares, story
 from tests.support.databases import Database, create, rows, run_sql
+from tests.support.forked import Forks
 
 PROGRAM = Path(__file__).parents[2] / "examples" / "sharing" / "main.py"
 STORY = """\
@@ -78,20 +79,20 @@ def test_the_program_tells_its_story(tmp_path: Path) -> None:
     assert [] == list(tmp_path.iterdir())
 
 
-async def test_the_program_on_a_given_database(database: Database, tmp_path: Path) -> None:
+async def test_the_program_on_a_given_database(database: Database, tmp_path: Path, forks: Forks) -> None:
     """On a database of one's own it tells the same, takes its tables away again, and can be run twice."""
     expected = ON_POSTGRESQL if database.is_postgresql else ON_SQLITE
     for _ in range(2):
-        done = run(tmp_path, "--database-url", database.url)
+        done = forks.program(PROGRAM, "--database-url", database.url, folder=tmp_path)
         assert (0, expected, "") == (done.returncode, done.stdout, done.stderr)
 
 
-async def test_a_table_that_is_there_is_not_touched(database: Database, tmp_path: Path) -> None:
+async def test_a_table_that_is_there_is_not_touched(database: Database, tmp_path: Path, forks: Forks) -> None:
     """Where the table exists already, perhaps with real rows, the program refuses."""
     engine = database.engine()
     await create(engine, models.Base.metadata)
     await story.add_row(engine, token="real")
-    done = run(tmp_path, "--database-url", database.url)
+    done = forks.program(PROGRAM, "--database-url", database.url, folder=tmp_path)
     assert (1, "") == (done.returncode, done.stdout)
     assert "the database has patient_doctor_connections already; give an empty one" in done.stderr
     assert [("real",)] == await rows(engine, "SELECT access_token FROM patient_doctor_connections")

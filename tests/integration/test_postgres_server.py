@@ -19,10 +19,12 @@ import pytest
 
 from tests.support import postgres
 from tests.support.postgres import (
+    MEMORY,
     PostgresServer,
     PostgresUnavailable,
     WantedPostgres,
     find_binaries,
+    place,
     run_server,
     source_from_environment,
 )
@@ -127,7 +129,7 @@ async def test_nothing_is_left_when_the_block_ends(source: Literal["system", "wh
 
 async def test_two_servers_at_once() -> None:
     """Two servers run side by side with a directory, a port and data of their own."""
-    with run_server(source="wheel") as first, run_server(source="wheel") as second:
+    with run_server(source="wheel", preferred=MEMORY) as first, run_server(source="wheel", preferred=MEMORY) as second:
         assert first.port != second.port
         assert first.data_directory != second.data_directory
         await ask(first, "CREATE TABLE only_here (id int)")
@@ -137,7 +139,7 @@ async def test_two_servers_at_once() -> None:
 
 def test_the_server_never_runs_as_root() -> None:
     """Whoever runs the tests, the server's process and data belong to an ordinary user."""
-    with run_server(source="wheel") as server:
+    with run_server(source="wheel", preferred=MEMORY) as server:
         owner = server.data_directory.stat().st_uid
         assert owner != 0
         assert os.geteuid() in {0, owner}
@@ -164,6 +166,18 @@ def test_programs_and_directories_that_only_we_may_enter(tmp_path: Path, monkeyp
     assert tmp_path.stat().st_mode & 0o777 == 0o700
 
 
+def test_a_preferred_folder_holds_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A preferred folder holds the server's files, unless it has less room than servers may need, or is not there."""
+    monkeypatch.setattr(place, "_ROOM", 0)
+    with place.private_directory(None, preferred=tmp_path) as directory:
+        assert tmp_path == directory.parent
+    with place.private_directory(None, preferred=tmp_path / "nowhere") as directory:
+        assert Path(tempfile.gettempdir()) == directory.parent
+    monkeypatch.setattr(place, "_ROOM", 1 << 62)
+    with place.private_directory(None, preferred=tmp_path) as directory:
+        assert Path(tempfile.gettempdir()) == directory.parent
+
+
 @pytest.mark.parametrize("with_keeper", [False, True] if sys.platform == "linux" else [False])
 def test_a_killed_test_run_leaves_nothing_running(with_keeper: bool) -> None:
     """SIGKILL to the test run ends its server; so does, on Linux, SIGKILL to the server's keeper as well."""
@@ -187,7 +201,7 @@ def test_a_killed_test_run_leaves_nothing_running(with_keeper: bool) -> None:
 
 async def test_a_server_outlives_the_thread_that_started_it() -> None:
     """A server started in a worker thread goes on when that thread ends."""
-    block = run_server(source="wheel")
+    block = run_server(source="wheel", preferred=MEMORY)
     starter = asyncio.create_task(asyncio.to_thread(block.__enter__))
     server = await starter
     try:
@@ -217,7 +231,7 @@ async def test_a_taken_port_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None
         taken = int(rival.getsockname()[1])
         offered = [taken]
         monkeypatch.setattr(running, "_free_port", lambda: offered.pop() if offered else free_port())
-        with run_server(source="wheel") as server:
+        with run_server(source="wheel", preferred=MEMORY) as server:
             assert offered == []
             assert server.port != taken
             assert await ask(server, "SELECT 1") == 1
@@ -248,7 +262,7 @@ async def test_a_settings_value_arrives_as_written() -> None:
     """A setting's value reaches the server character by character, quotes and line ends included."""
     values = ("it's", "back\\slash", "two\nlines", "%m [%p] ", "")
     settings = {f"accountlink.example_{number}": value for number, value in enumerate(values)}
-    with run_server(source="wheel", settings=settings) as server:
+    with run_server(source="wheel", preferred=MEMORY, settings=settings) as server:
         assert [await ask(server, f"SHOW {name}") for name in settings] == list(values)
 
 

@@ -1,7 +1,7 @@
 """The counting proxy counts as a network would, and cuts exactly where the test says."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import asyncpg
@@ -11,7 +11,7 @@ from sqlalchemy import URL, make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from tests.support.postgres import run_server, source_from_environment
+from tests.support.postgres import PostgresServer
 from tests.support.wire import Lose, WireProxy, executes
 
 SELECT = text("SELECT 1 WHERE CAST(:wanted AS boolean)")
@@ -19,10 +19,8 @@ DRIVERS = pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
 
 
 @pytest.fixture(scope="module")
-def upstream() -> Iterator[URL]:
-    wanted = source_from_environment()
-    with run_server(source=wanted.source, version=wanted.version) as server:
-        yield make_url(server.url(driver="asyncpg", database="postgres"))
+def upstream(postgres: PostgresServer) -> URL:
+    return make_url(postgres.url(driver="asyncpg", database="postgres"))
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from sqlalchemy.engine.mock import MockConnection
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from accountlink import tune_sqlite
-from tests.support.postgres import PostgresServer
+from tests.support.postgres import MEMORY, PostgresServer
 
 KINDS = ("sqlite", "asyncpg", "psycopg")
 _EMPTY = """
@@ -32,8 +32,6 @@ EMPTIES: Final = "emptying"
 """What the connection that does it is called; it stays for all tests, and is none that a test has left behind."""
 
 
-_MEMORY: Final = Path("/dev/shm")  # noqa: S108  # a folder of its own is made in it
-"""Where files are kept in memory, if there is such a place: SQLite's would wait for the disk at each commit."""
 _FIRST: Final[dict[str, sa.Engine]] = {}
 """The first engine of each kind that has connected, whose dialect and compiled statements later ones use."""
 
@@ -109,7 +107,8 @@ class Database:
 @asynccontextmanager
 async def fresh_database(kind: str, folder: Path, server: PostgresServer | None) -> AsyncIterator[Database]:
     if kind == "sqlite":
-        with tempfile.TemporaryDirectory(dir=_MEMORY if os.access(_MEMORY, os.W_OK) else folder) as place:
+        # On a disk it would wait at each commit.
+        with tempfile.TemporaryDirectory(dir=MEMORY if os.access(MEMORY, os.W_OK) else folder) as place:
             database = Database(kind=kind, url=f"sqlite+aiosqlite:///{Path(place) / 'test.db'}")
             try:
                 yield database

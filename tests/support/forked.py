@@ -36,6 +36,15 @@ for line in sys.stdin:
 """
 """A fork leaves the loop, so that it ends as an interpreter does that was given the code alone."""
 
+_PROGRAM: Final = """
+import os, runpy, sys, warnings
+warnings.simplefilter("error")
+os.environ.pop("COLUMNS", None)
+program = sys.argv.pop(1)
+sys.path.insert(0, os.path.dirname(program))
+runpy.run_path(program, run_name="__main__")
+"""
+
 
 class Forks:
     """An interpreter that forks whenever it is told to."""
@@ -43,15 +52,21 @@ class Forks:
     def __init__(self, forking: subprocess.Popen[str]) -> None:
         self._forking = forking
 
-    def run(self, code: str, *arguments: str, missing: Iterable[str] = ()) -> subprocess.CompletedProcess[str]:
-        """Run code in the current directory, where some libraries cannot be imported."""
+    def program(self, path: Path, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+        """Run a program in a folder, with every warning as an error."""
+        return self.run(_PROGRAM, str(path), *arguments, folder=folder)
+
+    def run(
+        self, code: str, *arguments: str, missing: Iterable[str] = (), folder: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run code in a folder, or the current one, where some libraries cannot be imported."""
         with tempfile.NamedTemporaryFile("r+") as out, tempfile.NamedTemporaryFile("r+") as error:
             told = {
                 "code": code,
                 "arguments": arguments,
                 "missing": list(missing),
                 "files": [os.devnull, out.name, error.name],
-                "folder": str(Path.cwd()),
+                "folder": str(folder or Path.cwd()),
                 "environment": dict(os.environ),
             }
             assert self._forking.stdin is not None

@@ -2,17 +2,14 @@
 
 They ask in transactions, in AUTOCOMMIT, and through accountlink, in turn.
 
-Run as ``python -m tests.support.pooled '{...}'``; prints how many answers were right, were somebody else's, and failed.
+A process says how many answers were right, how many were somebody else's, and how many calls failed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import sys
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -22,38 +19,23 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from accountlink import AccountLinkError, Linked
 from accountlink.database.pooler import pooler_options
 from tests.support.models import EXCLUSIVE_SOFT, identity, make_tables, tokens
+from tests.support.processes import Process, Say, Wait
 
 PROCESSES = 4
 USERS = 12
-ROOT = Path(__file__).parents[2]
 
 
 async def behind(url: str, *, rounds: int, recipe: bool) -> Mapping[str, int]:
     """Run the processes at the same time, and add up what they counted."""
-    tasks = [{"url": url, "rounds": rounds, "recipe": recipe, "process": number} for number in range(PROCESSES)]
-    running = [
-        await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", __name__, json.dumps(task)),
-            cwd=ROOT,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        for task in tasks
-    ]
+    running = [Process(_ask, url=url, process=number, rounds=rounds, recipe=recipe) for number in range(PROCESSES)]
     total: Counter[str] = Counter()
     try:
         async with asyncio.timeout(60):
-            for process, (said, complained) in zip(
-                running, await asyncio.gather(*(process.communicate() for process in running)), strict=True
-            ):
-                assert 0 == process.returncode, complained.decode()[-2000:]
-                total.update(json.loads(said))
+            for said in await asyncio.gather(*(process.rest() for process in running)):
+                total.update(*said)
     finally:
         for process in running:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
+            process.kill()
     return total
 
 
@@ -85,7 +67,7 @@ class _Application:
         return isinstance(outcome, Linked) and (user, name) == (outcome.account.user_id, outcome.account.account_id)
 
 
-async def main(url: str, process: int, rounds: int, *, recipe: bool) -> None:
+async def _ask(say: Say, _wait: Wait, *, url: str, process: int, rounds: int, recipe: bool) -> None:
     options: dict[str, Any] = pooler_options(url) if recipe else {}
     engine = create_async_engine(url, pool_size=USERS, max_overflow=0, **options)
     application = _Application(engine, process)
@@ -99,10 +81,5 @@ async def main(url: str, process: int, rounds: int, *, recipe: bool) -> None:
                 count["failed"] += 1  # of somebody else's rows, not every one can be read
 
     await asyncio.gather(*(use(user) for user in range(USERS)))
-    sys.stdout.write(json.dumps(count))
+    say(count)
     await engine.dispose()
-
-
-if __name__ == "__main__":
-    given = json.loads(sys.argv[1])
-    asyncio.run(main(given["url"], given["process"], given["rounds"], recipe=given["recipe"]))

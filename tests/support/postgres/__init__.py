@@ -8,9 +8,11 @@ from tests.support.postgres.binaries import (
     find_binaries,
     source_from_environment,
 )
+from tests.support.postgres.place import MEMORY
 from tests.support.postgres.server import PostgresServer, run_server
 
 __all__ = [
+    "MEMORY",
     "Binaries",
     "PostgresServer",
     "PostgresUnavailable",

@@ -10,9 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from tests.support.postgres.binaries import Binaries, PostgresUnavailable, Source, nothing_found, search
 from tests.support.postgres.keeper import Account, remove_directory, run_program
+
+MEMORY: Final = Path("/dev/shm")  # noqa: S108  (only a parent of mkdtemp)
+"""A file system in memory, where there is one. A disk's costs the server half of its time in the kernel."""
+_ROOM: Final = 2 << 30
+"""What must be free in a preferred folder, in bytes. A server takes less than 300 MB, and each worker has one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +57,9 @@ def server_account() -> Account | None:
 
 
 @contextmanager
-def private_directory(account: Account | None) -> Iterator[Path]:
+def private_directory(account: Account | None, *, preferred: Path | None = None) -> Iterator[Path]:
     """Make a directory of the server's user's own, for the length of a ``with`` block."""
-    directory = Path(tempfile.mkdtemp(prefix="accountlink-postgres-", dir=_temporary_base(account)))
+    directory = Path(tempfile.mkdtemp(prefix="accountlink-postgres-", dir=_temporary_base(account, preferred)))
     try:
         if account is not None:
             os.chown(directory, account.uid, account.gid)
@@ -62,8 +68,10 @@ def private_directory(account: Account | None) -> Iterator[Path]:
         remove_directory(directory)
 
 
-def _temporary_base(account: Account | None) -> Path:
-    names = (tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm")  # noqa: S108  (only parents of mkdtemp)
+def _temporary_base(account: Account | None, preferred: Path | None) -> Path:
+    names = [tempfile.gettempdir(), "/tmp", "/var/tmp", str(MEMORY)]  # noqa: S108  (only parents of mkdtemp)
+    if preferred is not None and preferred.is_dir() and shutil.disk_usage(preferred).free >= _ROOM:
+        names.insert(0, str(preferred))
     bases = [base for base in map(Path, dict.fromkeys(names)) if _can_hold(base, account)]
     if not bases:
         raise PostgresUnavailable(f"None of {', '.join(names)} can be entered by the server's user. Set TMPDIR.")

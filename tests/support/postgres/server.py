@@ -54,7 +54,11 @@ class PostgresServer:
 
 @contextmanager
 def run_server(
-    *, source: Source = "any", version: str | None = None, settings: Mapping[str, str] = {}
+    *,
+    source: Source = "any",
+    version: str | None = None,
+    settings: Mapping[str, str] = {},
+    preferred: Path | None = None,
 ) -> Iterator[PostgresServer]:
     """Run a fresh PostgreSQL server for the length of a ``with`` block.
 
@@ -67,6 +71,7 @@ def run_server(
         version: The major version wanted, such as ``16``.
         settings: Server settings by name, over the defaults for tests (no fsync, 300 connections, UTC). ALTER
             SYSTEM overrides them later.
+        preferred: The folder to make the server's directory in, if it has room and the server's user can enter it.
 
     Yields:
         The server, which has answered a connection.
@@ -79,7 +84,7 @@ def run_server(
     if os.name != "posix":
         raise PostgresUnavailable("Servers for tests run on Linux and macOS only; point the tests at one of your own.")
     account = server_account()
-    with private_directory(account) as directory:
+    with private_directory(account, preferred=preferred) as directory:
         place = Place(
             directory=directory, binaries=choose_binaries(source, version, directory, account), account=account
         )
