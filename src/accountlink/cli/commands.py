@@ -1,6 +1,7 @@
 """The commands. Each command's own imports wait until it is called, since some need further extras."""
 
 import asyncio
+import logging
 import os
 import traceback
 from dataclasses import replace
@@ -31,8 +32,8 @@ def accountlink() -> None:
 def demo(*, once: bool, database_url: str | None) -> None:
     """Two people, one provider account: link, relink, conflict, transfer, unlink, restore.
 
-    Runs a small backend, Authlib and an OpenID Connect provider in this one process: no network, no account
-    anywhere, no credentials. Exits 1 if anything does not come out as it should.
+    Runs a small backend and an OpenID Connect provider in this one process: no network, no account anywhere, no
+    credentials. Exits 1 if anything does not come out as it should.
     """
     if not once:
         raise click.UsageError(
@@ -48,6 +49,7 @@ def demo(*, once: bool, database_url: str | None) -> None:
     from accountlink.cli.demo.story import UnexpectedOutcome, tell  # noqa: PLC0415  # as above
     from accountlink.cli.output import output_for_terminal  # noqa: PLC0415  # rich, which no other command may need
 
+    logging.getLogger("accountlink").addHandler(logging.NullHandler())  # the story says what went wrong
     try:
         asyncio.run(tell(output_for_terminal(), database_url=database_url))
     except (CannotStart, UnexpectedOutcome) as problem:

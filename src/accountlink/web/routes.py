@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Generic, assert_never
 from urllib.parse import urlencode
@@ -32,12 +31,11 @@ from accountlink.web.asked import Answer, Asked, answer_json, redirect, shown_id
 from accountlink.web.checks import themselves
 from accountlink.web.fields import fields_of, once
 from accountlink.web.flow import LinkFlow
+from accountlink.web.logs import log_error, log_outcome, person
 from accountlink.web.origins import refuse_other_sites
 from accountlink.web.outcomes import Finished, Impersonated, Started, Unbound
 from accountlink.web.pages import answer_ticket
 from accountlink.web.problems import PROBLEM, answer_problem
-
-logger: Final = logging.getLogger("accountlink.web")
 
 OF_THE_PROVIDER: Final = ("state", "code", "iss", "error")
 """The parameters of a provider's answer that a flow reads."""
@@ -62,13 +60,13 @@ class LinkRoutes(Generic[UserId, LinkId]):
             if route.is_guarded:
                 refuse_other_sites(asked, self.flow.site)
             return await route.run(self, asked)
-        except CrossSiteRequest as error:  # a redirect would tell the other site's page that its request arrived
-            return answer_problem(error)
         except AccountLinkError as error:
-            problem = answer_problem(error)
-            if problem.status == 500:  # nobody but the application's developers can do something about it
-                logger.exception("A route failed with %s.", error.code)
-            return problem if route.answers_json or asked.wants_json else redirect(self.flow.after(error))
+            slug = asked.path.get("provider")
+            provider = slug if slug in self.flow.providers else None  # no text of a request gets into the log
+            log_error(error, route=route.name, provider=provider, who=person(asked.user, self.flow.linker))
+            # A redirect would tell another site's page that its request arrived.
+            in_json = route.answers_json or asked.wants_json or isinstance(error, CrossSiteRequest)
+            return answer_problem(error) if in_json else redirect(self.flow.after(error))
 
     # -- the user's accounts ------------------------------------------------------------------------------------------
 
@@ -97,6 +95,7 @@ class LinkRoutes(Generic[UserId, LinkId]):
         if token is None:
             raise RequestRejected(field="transfer_token")
         outcome = await self.flow.linker.transfer(self.flow.engine, token, user_id=user)
+        log_outcome(outcome, user=user)
         if asked.wants_json:
             return answer_json(_body(outcome, return_to=None))
         return redirect(outcome.redirect_url(self.flow.site.page))
@@ -119,13 +118,8 @@ class LinkRoutes(Generic[UserId, LinkId]):
 
     async def callback(self, asked: Asked[UserId]) -> Answer:
         """End a flow in the browser that began it."""
-        parameters = once(asked.query, where="query")
-        finished = await self.flow.finish(
-            user_id=asked.user,
-            provider=asked.path["provider"],
-            browser=asked.cookies.get(self.flow.cookie.name),
-            parameters=parameters,
-        )
+        browser = asked.cookies.get(self.flow.cookie.name)
+        finished = await self._finished(asked, browser, once(asked.query, where="query"))
         return _arrived(finished) if asked.wants_json else redirect(finished.redirect_url)
 
     async def bounce(self, asked: Asked[UserId]) -> Answer:
@@ -145,15 +139,11 @@ class LinkRoutes(Generic[UserId, LinkId]):
 
     async def finish(self, asked: Asked[UserId]) -> Answer:
         """End a flow whose answer came to a page of the application, which hands the parameters on."""
-        user, fields = themselves(_signed_in(asked)), fields_of(asked)
+        themselves(_signed_in(asked))
+        fields = fields_of(asked)
         texts = {name: fields.text(name) for name in OF_THE_PROVIDER}
-        finished = await self.flow.finish(
-            user_id=user,
-            provider=asked.path["provider"],
-            browser=self._finishing(asked),
-            parameters={name: value for name, value in texts.items() if value is not None},
-        )
-        return _arrived(finished)
+        parameters = {name: value for name, value in texts.items() if value is not None}
+        return _arrived(await self._finished(asked, self._finishing(asked), parameters))
 
     # -- tickets ------------------------------------------------------------------------------------------------------
 
@@ -172,6 +162,15 @@ class LinkRoutes(Generic[UserId, LinkId]):
         return self._leaving(asked, started)
 
     # -- what they share ----------------------------------------------------------------------------------------------
+
+    async def _finished(
+        self, asked: Asked[UserId], browser: str | Unbound | None, parameters: Mapping[str, str]
+    ) -> Finished[UserId, LinkId]:
+        finished = await self.flow.finish(
+            user_id=asked.user, provider=asked.path["provider"], browser=browser, parameters=parameters
+        )
+        log_outcome(finished.outcome, user=asked.user)
+        return finished
 
     def _starting(self, asked: Asked[UserId]) -> str | Unbound | None:
         """Return what a flow is bound to that begins now.
@@ -203,9 +202,10 @@ class LinkRoutes(Generic[UserId, LinkId]):
 
     async def _unlinked(self, asked: Asked[UserId]) -> Unlinked[UserId, LinkId]:
         user = themselves(_signed_in(asked))
-        return await self.flow.linker.unlink(
-            self.flow.engine, user_id=user, link_id=self._link_id(asked.path["link_id"])
-        )
+        link_id = self._link_id(asked.path["link_id"])
+        outcome = await self.flow.linker.unlink(self.flow.engine, user_id=user, link_id=link_id)
+        log_outcome(outcome, user=user)
+        return outcome
 
     def _link_id(self, text: str) -> LinkId:
         """Return a link's id in its column's own type.

@@ -4,6 +4,7 @@ from sqlalchemy import ForeignKey
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from accountlink import Key, LinkedAccountMixin, LinkPolicy, Ownership, Removal, link_outbox
+from accountlink.web import flow_states
 
 
 class Base(DeclarativeBase):
@@ -31,3 +32,6 @@ class Connection(LinkedAccountMixin, Base):
 
 outbox = link_outbox(Base.metadata, name="accountlink_demo_events")
 """The events of connections, for the worker that informs users."""
+
+flows = flow_states(Base.metadata, name="accountlink_demo_flows")
+"""The flows that are under way, so that a restart of the backend loses none."""

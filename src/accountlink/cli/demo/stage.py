@@ -15,13 +15,15 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from accountlink import AccountLinker, LinkEvent, tune_sqlite
-from accountlink.cli.demo.backend import Backend, create_app, register_provider
+from accountlink.cli.demo.backend import ACCOUNTS, create_app
 from accountlink.cli.demo.models import Base, Connection, User, outbox
 from accountlink.extras import how_to_install
+from accountlink.providers import Provider, oidc
 from accountlink.testing.fake_provider import FakeProvider
 
 ORIGIN = "https://app.example"
 ISSUER = "https://idp.example"
+PROVIDER = "demo"
 
 
 class CannotStart(Exception):
@@ -39,12 +41,13 @@ class Stage:
 
     @asynccontextmanager
     async def browser(self) -> AsyncIterator[httpx2.AsyncClient]:
-        """Yield a browser: it keeps cookies, follows redirects and reaches two hosts and no other."""
+        """Yield a browser that keeps cookies, follows redirects, and shows pages of two hosts and no other."""
         async with httpx2.AsyncClient(
             base_url=ORIGIN,
             follow_redirects=True,
             transport=httpx2.MockTransport(_unreachable),
             mounts={f"{ORIGIN}": self.app, ISSUER: httpx2.ASGITransport(app=self.provider)},
+            headers={"Sec-Fetch-Site": "same-origin"},  # each form of the story is on a page of our own
             trust_env=False,
         ) as browser:
             yield browser
@@ -88,21 +91,27 @@ async def set_stage(*, people: dict[int, str], database_url: str | None) -> Asyn
         cleanup.push_async_callback(engine.dispose)
         await _fresh_tables(engine, people)
         linker = AccountLinker(Connection, secrets=[secrets.token_urlsafe(32)], outbox=outbox)
-        provider = FakeProvider(issuer=ISSUER, redirect_uris=[f"{ORIGIN}/callback"])
-        backend = Backend(
+        provider = FakeProvider(issuer=ISSUER, redirect_uris=[f"{ORIGIN}{ACCOUNTS}/callback/{PROVIDER}"])
+        app = create_app(
             engine=engine,
             linker=linker,
-            oauth_client=register_provider(
-                issuer=ISSUER,
-                client_id=provider.client_id,
-                client_secret=provider.client_secret,
-                transport=httpx2.ASGITransport(app=provider),
-            ),
-            issuer=ISSUER,
+            providers=[registered_at(provider)],
             origin=ORIGIN,
+            secret=secrets.token_urlsafe(32),
+            transport=httpx2.ASGITransport(app=provider),
         )
-        app = create_app(backend, session_secret=secrets.token_urlsafe(32))
         yield Stage(engine=engine, linker=linker, provider=provider, app=httpx2.ASGITransport(app=app))
+
+
+def registered_at(provider: FakeProvider) -> Provider:
+    """Return what the backend knows of the provider: its issuer, and the client that it has there."""
+    return oidc(
+        PROVIDER,
+        issuer=provider.issuer,
+        client_id=provider.client_id,
+        client_secret=provider.client_secret,
+        scopes=("email", "profile", "offline_access"),
+    )
 
 
 def _engine(database_url: str) -> AsyncEngine:

@@ -8,13 +8,19 @@ import httpx2
 from sqlalchemy.exc import SQLAlchemyError
 
 from accountlink import AccountLinkError, Change, EventType
-from accountlink.cli.demo.stage import ORIGIN, Stage, set_stage
+from accountlink.cli.demo.backend import ACCOUNTS, SETTINGS
+from accountlink.cli.demo.stage import ORIGIN, PROVIDER, Stage, set_stage
 from accountlink.cli.output import Output
 
-SETTINGS = f"{ORIGIN}/settings/accounts"
+PAGE = f"{ORIGIN}{SETTINGS}"
 ALICE, BOB = 1, 2
 PEOPLE = {ALICE: "Alice", BOB: "Bob"}
 ACCOUNT = "248289761001"
+EVENT_OF = {
+    Change.CREATED: EventType.LINKED,
+    Change.UPDATED: EventType.UPDATED,
+    Change.RESTORED: EventType.RESTORED,
+}
 SHOWN_OF_TOKEN = 8
 TOKEN_MARK = "#transfer_token="  # noqa: S105  # where a token begins, not a token
 
@@ -30,21 +36,26 @@ class Person:
     user_id: int
     browser: httpx2.AsyncClient
 
+    @property
+    def name(self) -> str:
+        """Their name."""
+        return PEOPLE[self.user_id]
+
     async def sign_in(self) -> httpx2.Response:
         """Sign in to the backend."""
         return await self.browser.post(f"/sign-in/{self.user_id}")
 
     async def connect(self) -> httpx2.Response:
         """Press "connect", sign in at the provider, and be sent back through the callback."""
-        return await self.browser.post("/connect")
+        return await self.browser.post(f"{ACCOUNTS}/connect/{PROVIDER}")
 
     async def take_over(self, token: str) -> httpx2.Response:
         """Press "it is mine" in the dialogue that a conflict opens."""
-        return await self.browser.post("/take-over", data={"transfer_token": token})
+        return await self.browser.post(f"{ACCOUNTS}/transfer", data={"transfer_token": token})
 
     async def disconnect(self, link_id: int) -> httpx2.Response:
         """Press "disconnect" beside one account."""
-        return await self.browser.post(f"/disconnect/{link_id}")
+        return await self.browser.post(f"{ACCOUNTS}/{link_id}/unlink")
 
 
 async def tell(output: Output, *, database_url: str | None = None) -> None:
@@ -83,12 +94,10 @@ async def _tell(output: Output, stage: Stage, alice: Person, bob: Person) -> Non
     output.line("the same row holds the new tokens")
 
     output.heading("3. Bob signs in and connects the same provider account")
-    token = await _conflict(output, stage, bob)
+    token = await _conflict(output, stage, owner=alice, claimant=bob)
 
     output.heading("4. Bob takes it over, after proving control of it")
     await _take_over(output, stage, former=alice, claimant=bob, token=token)
-
-    await _notify(output, stage, former=alice, claimant=bob)
 
     output.heading("5. Bob connects it, and it holds Bob's tokens")
     await _link(output, stage, bob, expected=Change.UPDATED, link_id=link_id)
@@ -107,10 +116,10 @@ async def _link(output: Output, stage: Stage, person: Person, *, expected: Chang
     """Let the person sign in, connect, and end up with the expected change of the expected link."""
     await person.sign_in()
     arrived = await person.connect()
-    page = _page(arrived, at=f"{SETTINGS}?connection=success")
+    accounts = _accounts(arrived, at=f"{PAGE}?connection=success")
     row = await _only_row(stage)
-    _expect(page["notice"] == expected.value, f"{expected.value} was expected, not {page['notice']}")
-    _expect([account["id"] for account in page["accounts"]] == [row["id"]], "the page shows another link")
+    await _events(stage, (EVENT_OF[expected], person, None))
+    _expect([account["id"] for account in accounts] == [row["id"]], "the page shows another link")
     _expect(link_id in {None, row["id"]}, f"link {link_id} was expected, not {row['id']}")
     _expect((row["user_id"], row["account_id"]) == (person.user_id, ACCOUNT), "the row is somebody else's")
     _expect(row["deleted_at"] is None, "the row is marked as disconnected")
@@ -120,19 +129,19 @@ async def _link(output: Output, stage: Stage, person: Person, *, expected: Chang
     return int(row["id"])
 
 
-async def _conflict(output: Output, stage: Stage, person: Person) -> str:
+async def _conflict(output: Output, stage: Stage, *, owner: Person, claimant: Person) -> str:
     """Let the person connect an account of another user: they are told so and given a token, and nothing is touched."""
     owners_row = await _only_row(stage)
-    await person.sign_in()
-    arrived = await person.connect()
+    await claimant.sign_in()
+    arrived = await claimant.connect()
     address, mark, token = str(arrived.url).partition(TOKEN_MARK)
-    page = _page(arrived, at=address)
-    _expect(address == f"{SETTINGS}?error=ownership_conflict", f"a conflict was expected, not {address}")
+    accounts = _accounts(arrived, at=f"{PAGE}?error=ownership_conflict")
+    await _events(stage, (EventType.CONFLICT, claimant, owner))
     _expect(bool(mark) and len(token) > SHOWN_OF_TOKEN, "the conflict carries no transfer token")
-    _expect(page["accounts"] == [], "the other user was given an account")
+    _expect(accounts == [], "the other user was given an account")
     _expect(await _only_row(stage) == owners_row, "the owner's row was touched")
     output.line(f"ownership conflict: {address}{mark}{token[:SHOWN_OF_TOKEN]}...")
-    output.line(f"{PEOPLE[owners_row['user_id']]}'s row is untouched: every column is as it was")
+    output.line(f"{owner.name}'s row is untouched: every column is as it was")
     return token
 
 
@@ -140,45 +149,41 @@ async def _take_over(output: Output, stage: Stage, *, former: Person, claimant: 
     """Let the token be redeemed: not by the owner, by the claimant, and by the claimant again."""
     before = await _only_row(stage)
     address = str((await former.take_over(token)).url)
-    _expect(address == f"{SETTINGS}?error=token_for_another_user", f"a refusal was expected, not {address}")
+    _expect(address == f"{PAGE}?error=token_for_another_user", f"a refusal was expected, not {address}")
     _expect(await _only_row(stage) == before, "a refused transfer touched the row")
-    output.line(f"with the same token {PEOPLE[former.user_id]} gets nowhere: {address}")
+    output.line(f"with the same token {former.name} gets nowhere: {address}")
 
-    page = _page(await claimant.take_over(token), at=f"{SETTINGS}?connection=success")
+    _accounts(await claimant.take_over(token), at=f"{PAGE}?connection=success")
     row = await _only_row(stage)
-    _expect(page["notice"] == "transferred", f"a transfer was expected, not {page['notice']}")
     _expect((row["id"], row["user_id"]) == (before["id"], claimant.user_id), "the row is not the claimant's")
     _expect((row["access_token"], row["refresh_token"]) == (None, None), "the former owner's tokens are still stored")
-    output.line(f"transferred: link {row['id']} is {PEOPLE[claimant.user_id]}'s, under its id")
-    output.line(f"nothing of {PEOPLE[former.user_id]}'s tokens is left in it")
+    output.line(f"transferred: link {row['id']} is {claimant.name}'s, under its id")
+    output.line(f"nothing of {former.name}'s tokens is left in it")
 
-    page = _page(await claimant.take_over(token), at=f"{SETTINGS}?connection=success")
-    _expect(page["notice"] == "already_owner", f"a second click should change nothing, not end in {page['notice']}")
+    _accounts(await claimant.take_over(token), at=f"{PAGE}?connection=success")
     _expect(await _only_row(stage) == row, "a second click touched the row")
-    output.line("a second click: it is Bob's already, and nothing is written")
+    output.line(f"a second click: it is {claimant.name}'s already, and nothing is written")
 
-
-async def _notify(output: Output, stage: Stage, *, former: Person, claimant: Person) -> None:
-    """Let the worker behind the outbox tell the former owner."""
-    told = [(event.type, event.user_id, event.other_user_id) for event in await stage.events()]
-    expected = [
-        (EventType.LINKED, former.user_id, None),
-        (EventType.UPDATED, former.user_id, None),
-        (EventType.CONFLICT, claimant.user_id, former.user_id),
-        (EventType.TRANSFERRED, claimant.user_id, former.user_id),
-    ]
-    _expect(told == expected, f"the outbox tells {told}")
-    output.line(f"the outbox tells a worker, who writes to {PEOPLE[former.user_id]} that it is gone")
+    await _events(stage, (EventType.TRANSFERRED, claimant, former))
+    output.line(f"the outbox tells a worker, who writes to {former.name} that it is gone")
 
 
 async def _unlink(output: Output, stage: Stage, person: Person, link_id: int) -> None:
     """Let the person disconnect: the row stays, marked, and the tokens are gone."""
-    page = _page(await person.disconnect(link_id), at=SETTINGS)
+    accounts = _accounts(await person.disconnect(link_id), at=f"{PAGE}?connection=unlinked")
     row = await _only_row(stage)
-    _expect((page["notice"], page["accounts"]) == ("unlinked", []), "the account is still on the page")
+    _expect(accounts == [], "the account is still on the page")
+    await _events(stage, (EventType.UNLINKED, person, None))
     _expect(row["id"] == link_id and row["deleted_at"] is not None, "the row is not marked as disconnected")
     _expect(row["access_token"] is None and row["refresh_token"] is None, "the tokens are still stored")
     output.line(f"unlinked: link {link_id} is kept, marked as disconnected, and its tokens are wiped")
+
+
+async def _events(stage: Stage, *expected: tuple[EventType, Person, Person | None]) -> None:
+    """Let the worker behind the outbox take the events since the last time, and compare them."""
+    told = [(event.type, event.user_id, event.other_user_id) for event in await stage.events()]
+    wanted = [(kind, user.user_id, other and other.user_id) for kind, user, other in expected]
+    _expect(told == wanted, f"the outbox tells {told}")
 
 
 async def _only_row(stage: Stage) -> dict[str, Any]:
@@ -187,13 +192,13 @@ async def _only_row(stage: Stage) -> dict[str, Any]:
     return rows[0]
 
 
-def _page(arrived: httpx2.Response, *, at: str) -> dict[str, Any]:
-    """Return what the backend's page shows, given that it is the page that was expected."""
+def _accounts(arrived: httpx2.Response, *, at: str) -> list[dict[str, Any]]:
+    """Return the accounts that the backend's page shows, given that it is the page that was expected."""
     address = str(arrived.url).partition("#")[0]
     _expect(address == at, f"the browser was sent to {address} instead of {at}")
     _expect(arrived.status_code == httpx2.codes.OK, f"{address} answered {arrived.status_code}")
-    page: dict[str, Any] = arrived.json()
-    return page
+    accounts: list[dict[str, Any]] = arrived.json()
+    return accounts
 
 
 def _shown(row: dict[str, Any]) -> list[str]:
