@@ -117,6 +117,11 @@ def check(words: list[str]) -> None:
             assert set(extra.split(",")) <= set(_PROJECT["optional-dependencies"])
         for word, after in itertools.pairwise(arguments):
             assert word != "-r" or (ROOT / after).is_file()
+    elif program == "export":
+        application = (ROOT / "examples" / "fastapi" / "main.py").read_text(encoding="utf-8")
+        assert [] == [word for word in arguments if f'environ["{word.partition("=")[0]}"]' not in application]
+    elif program == "uvicorn":
+        assert (ROOT / f"{arguments[0].removesuffix(':app').replace('.', '/')}.py").is_file()
     elif program.startswith("python") and arguments[0].endswith(".py"):
         text = (ROOT / arguments[0]).read_text(encoding="utf-8")
         assert [] == [word for word in arguments[1:] if word.startswith("--") and f'"{word}"' not in text]

@@ -160,8 +160,8 @@ def test_the_layout_is_the_layout() -> None:
 
 
 def test_the_readme_leads_on() -> None:
-    """README names the pages of the way from a first link to its tests in their order, and each page names the next."""
-    way = ["linking", "conflicts", "transfer", "unlinking", "testing"]
+    """README names the pages of the way to a first application and its tests in order, and each names the next."""
+    way = ["fastapi", "linking", "conflicts", "transfer", "unlinking", "testing"]
     numbered = re.findall(r"^\d\. \[[\w ]+\]\(docs/(\w+)\.md\): .+\.$", text_of(README), re.MULTILINE)
     assert way == numbered
     for page, following in itertools.pairwise(way):

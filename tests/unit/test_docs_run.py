@@ -51,6 +51,7 @@ async def test_python_runs(
 ) -> None:
     """The Python blocks of a page run one after another, against SQLite, and print what their comments say."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "environ", os.environ.copy())  # a page may set variables, and no other page has them
     module = ModuleType(f"docs_{page.stem.replace('-', '_')}")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     opened: dict[int, AsyncEngine | AsyncSession] = {}
