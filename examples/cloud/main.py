@@ -1,6 +1,7 @@
 """Cloud provider accounts: one owner each, a flag instead of deletion, and a callback that says how it ended.
 
-``accountlink demo --once`` tells how a link is made, refused and taken over. This tells what else can happen.
+``accountlink demo --once`` tells how a link is made, refused and taken over. This tells what else can happen, with a
+provider of its own in this process.
 
 python examples/cloud/main.py [--database-url URL]
 """
@@ -12,31 +13,43 @@ import secrets
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
+import httpx2
 from sqlalchemy import inspect, make_url, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that this file can be started by its path
 
-from accountlink import AccountLinkError, BlockedByConstraint, Linked, ProviderIdentity, TokenSet, tune_sqlite
+from accountlink import AccountLinkError, BlockedByConstraint, ProviderIdentity, tune_sqlite
+from accountlink.providers import oidc
+from accountlink.testing.fake_provider import FakeProvider
 from examples import doctor
+from examples.cloud.app import APP, CALLBACK, SETTINGS, make_app, make_flow
 from examples.cloud.broken import FULL_KEYS, migrate
-from examples.cloud.callback import callback, take_over
 from examples.cloud.faults import lookup_fails, owner_vanishes
 from examples.cloud.models import Base, CloudProviderAccount, make_linker
 
-PAGE: Final = "https://app.example/settings/cloud"
-PROVIDER: Final = "google"
+PAGE: Final = f"{APP}{SETTINGS}"
 ADA, BEN = 1, 2
 TOGETHER: Final = 20
 """How many callbacks of one user arrive at the same moment."""
+SECRET: Final = secrets.token_urlsafe(48)
+"""Yours come from a secret store, and outlive the process."""
 
-linker = make_linker(secrets.token_urlsafe(48))  # yours come from a secret store, and outlive the process
+linker = make_linker(SECRET)
+provider = FakeProvider(redirect_uris=[f"{CALLBACK}/google"])
+google = oidc(
+    "google",
+    issuer=provider.issuer,
+    client_id=provider.client_id,
+    client_secret=provider.client_secret,
+    scopes=("email", "offline_access"),
+)  # yours is the preset of that name
 
 
 class UnexpectedOutcome(Exception):
@@ -50,11 +63,11 @@ async def back_again(engine: AsyncEngine) -> None:
     """The account goes to Ben and back to Ada: a token that has moved it once does not move it again."""
     await connect(engine, ADA, "account-9")
     bens = token_in(await connect(engine, BEN, "account-9"))
-    url = await take_over(linker, engine, user_id=BEN, token=bens, page=PAGE)
+    url = await press(engine, BEN, "/transfer", transfer_token=bens)
     expect("the redirect", url, f"{PAGE}?connection=success")
     adas = token_in(await connect(engine, ADA, "account-9"))
-    expect("the redirect", await take_over(linker, engine, user_id=ADA, token=adas, page=PAGE), url)
-    url = await take_over(linker, engine, user_id=BEN, token=bens, page=PAGE)
+    expect("the redirect", await press(engine, ADA, "/transfer", transfer_token=adas), url)
+    url = await press(engine, BEN, "/transfer", transfer_token=bens)
     expect("the redirect", url, f"{PAGE}?error=token_superseded")
     [row] = await stored(engine, "account-9")
     expect("the owner", row["user_id"], ADA)
@@ -62,37 +75,65 @@ async def back_again(engine: AsyncEngine) -> None:
 
 
 async def race(engine: AsyncEngine) -> None:
-    """Many concurrent callbacks of Ada's, as from a double click or a proxy that sends again: one row."""
-    urls = await asyncio.gather(*(connect(engine, ADA, "account-3") for _ in range(TOGETHER)))
-    expect("the redirects", Counter(urls), Counter({f"{PAGE}?connection=success": TOGETHER}))
-    expect("the number of rows", len(await stored(engine, "account-3")), 1)
+    """Many concurrent callbacks of Ada's, as from as many tabs: one row. Then one of them comes once more."""
+    async with browser(engine, ADA) as tabs:
+        callbacks = [await leave(tabs, "account-3") for _ in range(TOGETHER)]
+        answers = await asyncio.gather(*(tabs.get(url, headers={"Accept": "application/json"}) for url in callbacks))
+        told = [answer.json() for answer in answers]
+        changes = Counter(each["change"] for each in told)
+        expect("the changes", changes, Counter(created=1, updated=TOGETHER - 1))
+        before = await stored(engine, "account-3")
+        expect("the ids that they tell", [{each["id"] for each in told}], [{row["id"]} for row in before])
+        print(f"{TOGETHER} callbacks of Ada's at once: 1 created, {changes['updated']} updated, one row")
 
-    identity = ProviderIdentity(provider=PROVIDER, account_id="account-4", email="ada@example.org")
-    tokens = TokenSet(access_token="made-up-access-token")  # noqa: S106  # nobody's
-    calls = (linker.link(engine, user_id=ADA, identity=identity, credentials=tokens) for _ in range(TOGETHER))
-    linked = [outcome for outcome in await asyncio.gather(*calls) if isinstance(outcome, Linked)]
-    changes = Counter(outcome.change.value for outcome in linked)
-    expect("the changes", changes, Counter(created=1, updated=TOGETHER - 1))
-    [row] = await stored(engine, "account-4")
-    expect("the ids that they tell", {outcome.account.id for outcome in linked}, {row["id"]})
-    print(f"{TOGETHER} callbacks of Ada's at once: 1 created, {changes['updated']} updated, one row")
+        url = str((await tabs.get(callbacks[0])).url)
+    expect("the redirect", url, f"{PAGE}?error=flow_replayed")
+    expect("the row", await stored(engine, "account-3"), before)
+    print(f"Ada loads one of them again: {url}")
 
 
-async def unusable(engine: AsyncEngine) -> None:
-    """A provider without an account id, and one without a token: refused before any SQL, each with its code."""
-    claims = {"email": "ada@example.org", "email_verified": True}
-    url = await callback(
-        linker, engine, user_id=ADA, provider=PROVIDER, claims=claims, token_response=token_response(), page=PAGE
-    )
-    expect("the redirect", url, f"{PAGE}?error=invalid_identity")
-    print(f"A callback without an account id: {url}")
+async def mix_ups(engine: AsyncEngine) -> None:
+    """A callback of Ada's reaches Ben's browser; and Ada renews a link with another account than the link's own."""
+    async with browser(engine, ADA) as adas, browser(engine, BEN) as bens:
+        callback = await leave(adas, "account-4")
+        url = str((await bens.get(callback)).url)
+        expect("Ben's redirect", url, f"{PAGE}?error=flow_not_started_here")
+        expect("the rows", await stored(engine, "account-4"), [])
+        print(f"Ben opens the address of Ada's callback: {url}")
+        expect("Ada's redirect", str((await adas.get(callback)).url), f"{PAGE}?connection=success")
 
-    url = await callback(
-        linker, engine, user_id=ADA, provider=PROVIDER, claims={"sub": "account-5"}, token_response={}, page=PAGE
-    )
-    expect("the redirect", url, f"{PAGE}?error=invalid_credentials")
+    before = await stored(engine, "account-4")
+    sign_in_at_the_provider("account-5")
+    url = await press(engine, ADA, "/connect/google", expect=str(before[0]["id"]))
+    expect("the redirect", url, f"{PAGE}?error=account_mismatch")
+    expect("the row", await stored(engine, "account-4"), before)
+    print(f"Ada renews that link, and signs in to another account: {url}")
+
+
+async def refusals(engine: AsyncEngine) -> None:
+    """Ada says no at the provider; and the provider's answers are not what they should be. No row is written."""
+    provider.fail_next("authorize", error="access_denied")
+    await refused(engine, "Ada cancels at the provider", code="consent_declined")
+    provider.fail_next("token", status=503)
+    await refused(engine, "The provider is down", code="provider_error")
+    provider.forge_next("token", lambda answer: without(answer, "access_token"))
+    await refused(engine, "An answer without a token", code="provider_error")
+    provider.forge_next_id_token(lambda claims: without(claims, "sub"))
+    await refused(engine, "An answer without an account id", code="identity_not_proven")
+    provider.forge_next_id_token(lambda claims: claims | {"aud": "another-application"})
+    await refused(engine, "A token for another application", code="identity_not_proven")
+    provider.forge_next_id_token(lambda claims: claims | {"sub": "account\x00 5"})
+    await refused(engine, "An account id that cannot be one", code="invalid_identity")
+    provider.forge_next("token", lambda answer: answer | {"refresh_token": "\x00"})
+    await refused(engine, "A token that cannot be stored", code="invalid_credentials")
+
+
+async def refused(engine: AsyncEngine, what: str, *, code: str) -> None:
+    """Tell of one callback that links nothing."""
+    url = await connect(engine, ADA, "account-5")
+    expect("the redirect", url, f"{PAGE}?error={code}")
     expect("the rows", await stored(engine, "account-5"), [])
-    print(f"A callback without a token: {url}")
+    print(f"{what}: {url}")
 
 
 async def faults(engine: AsyncEngine) -> None:
@@ -120,7 +161,8 @@ async def full_keys(engine: AsyncEngine) -> None:
     await migrate(engine, FULL_KEYS)
     await connect(engine, ADA, "account-8")
     [row] = await stored(engine, "account-8")
-    await linker.unlink(engine, user_id=ADA, link_id=row["id"])
+    url = await press(engine, ADA, f"/{row['id']}/unlink")
+    expect("the redirect", url, f"{PAGE}?connection=unlinked")
     before = await stored(engine, "account-8")
 
     url = await connect(engine, BEN, "account-8")
@@ -157,7 +199,8 @@ async def story(engine: AsyncEngine) -> None:
     await make_tables(engine)
     await back_again(engine)
     await race(engine)
-    await unusable(engine)
+    await mix_ups(engine)
+    await refusals(engine)
     if engine.dialect.name == "postgresql":
         await faults(engine)
     else:
@@ -168,12 +211,55 @@ async def story(engine: AsyncEngine) -> None:
 # -- what the story needs ----------------------------------------------------------------------------------------------
 
 
-async def connect(engine: AsyncEngine, user_id: int, account: str) -> str:
-    """Let a user come back from the provider, with everything that the provider says made up."""
-    claims = {"sub": account, "email": f"{account}@example.org", "email_verified": True}
-    return await callback(
-        linker, engine, user_id=user_id, provider=PROVIDER, claims=claims, token_response=token_response(), page=PAGE
+@asynccontextmanager
+async def browser(engine: AsyncEngine, user_id: int, *, page: str = PAGE) -> AsyncIterator[httpx2.AsyncClient]:
+    """Open a browser in which a user is signed in to the application. Nothing reaches a network."""
+    to_provider = httpx2.ASGITransport(app=provider)
+    flow = make_flow(
+        linker,
+        engine,
+        provider=google,
+        secret=SECRET,
+        page=page,
+        transport=to_provider,
     )
+    app = make_app(flow, current_user=lambda request: int(request.cookies["user"]))  # yours asks for proof
+    async with httpx2.AsyncClient(
+        base_url=APP,
+        mounts={APP: httpx2.ASGITransport(app=app), provider.issuer: to_provider},
+        cookies={"user": str(user_id)},
+        headers={"Sec-Fetch-Site": "same-origin"},  # the buttons are on a page of the application's
+        follow_redirects=True,
+        trust_env=False,
+    ) as client:
+        yield client
+
+
+async def press(engine: AsyncEngine, user_id: int, path: str, *, page: str = PAGE, **fields: str) -> str:
+    """Let a user press a button, and return the address at which their browser is in the end."""
+    async with browser(engine, user_id, page=page) as tab:
+        return str((await tab.post(f"/accounts{path}", data=fields)).url)
+
+
+async def connect(engine: AsyncEngine, user_id: int, account: str, *, page: str = PAGE) -> str:
+    """Let a user go to the provider, sign in to an account there, and come back."""
+    sign_in_at_the_provider(account)
+    return await press(engine, user_id, "/connect/google", page=page)
+
+
+async def leave(tab: httpx2.AsyncClient, account: str) -> str:
+    """Let a user agree at the provider, and return the callback's address before the browser follows it."""
+    sign_in_at_the_provider(account)
+    answer = await tab.post("/accounts/connect/google", follow_redirects=False)
+    answer = await tab.get(answer.headers["Location"], follow_redirects=False)
+    return str(answer.headers["Location"])
+
+
+def sign_in_at_the_provider(account: str) -> None:
+    """Make up an account at the provider, with its e-mail address, and sign in to it."""
+    with suppress(ValueError):  # it is there already
+        provider.add_account(account, email=f"{account}@example.org")
+    provider.sign_in_as(account)
 
 
 def token_in(url: str) -> str:
@@ -181,20 +267,15 @@ def token_in(url: str) -> str:
     return url.partition("#transfer_token=")[2]
 
 
-def token_response() -> dict[str, Any]:
-    """Make up what a token endpoint answers: new tokens each time."""
-    return {
-        "access_token": f"made-up-{secrets.token_hex(8)}",
-        "refresh_token": f"made-up-{secrets.token_hex(8)}",
-        "expires_in": 3600,
-        "scope": "openid email files.read",
-    }
+def without(answer: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return the answer without one member."""
+    return {key: value for key, value in answer.items() if key != name}
 
 
 async def why_blocked(engine: AsyncEngine, account: str) -> BlockedByConstraint:
     """Return the error behind a redirect with ``blocked_by_constraint``: what an operator reads in the log."""
     try:
-        identity = ProviderIdentity(provider=PROVIDER, account_id=account)
+        identity = ProviderIdentity(provider="google", account_id=account)
         outcome = await linker.link(engine, user_id=BEN, identity=identity)
     except BlockedByConstraint as error:
         return error

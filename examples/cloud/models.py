@@ -7,6 +7,7 @@ from sqlalchemy import BigInteger, DateTime, Index, Integer, Text, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from accountlink import AccountLinker, AccountMapping, Key, LinkPolicy, Ownership, Removal, link_outbox
+from accountlink.web import flow_states
 
 WholeNumber = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up in INTEGER columns alone
 LIVE: Final = text("is_active")
@@ -69,6 +70,9 @@ cloud_accounts: Final = AccountMapping(
 
 outbox: Final = link_outbox(Base.metadata, name="cloud_provider_events")
 """Events of the accounts, written in the transaction of each change, for the worker that informs users."""
+
+flows: Final = flow_states(Base.metadata, name="cloud_provider_flows")
+"""The users who are on their way to the provider and back."""
 
 
 def make_linker(*secrets: str) -> AccountLinker[int, int]:

@@ -17,8 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from accountlink import ConfigurationError
 from examples import doctor
 from examples.cloud import main as cloud
+from examples.cloud.app import notices_to_former_owners
 from examples.cloud.broken import FULL_KEYS, migrate
-from examples.cloud.callback import callback, notices_to_former_owners, take_over
 from examples.cloud.faults import lookup_fails, owner_vanishes
 from examples.cloud.models import Base, make_linker
 from tests.support.databases import Database, create, rows, run_sql
@@ -36,8 +36,16 @@ KEYS = {
 
 BEGINNING = r"""Ben took Ada's account over, and Ada has it back; Ben's old token: https://app\.example/settings/cloud\?error=token_superseded
 20 callbacks of Ada's at once: 1 created, 19 updated, one row
-A callback without an account id: https://app\.example/settings/cloud\?error=invalid_identity
-A callback without a token: https://app\.example/settings/cloud\?error=invalid_credentials
+Ada loads one of them again: https://app\.example/settings/cloud\?error=flow_replayed
+Ben opens the address of Ada's callback: https://app\.example/settings/cloud\?error=flow_not_started_here
+Ada renews that link, and signs in to another account: https://app\.example/settings/cloud\?error=account_mismatch
+Ada cancels at the provider: https://app\.example/settings/cloud\?error=consent_declined
+The provider is down: https://app\.example/settings/cloud\?error=provider_error
+An answer without a token: https://app\.example/settings/cloud\?error=provider_error
+An answer without an account id: https://app\.example/settings/cloud\?error=identity_not_proven
+A token for another application: https://app\.example/settings/cloud\?error=identity_not_proven
+An account id that cannot be one: https://app\.example/settings/cloud\?error=invalid_identity
+A token that cannot be stored: https://app\.example/settings/cloud\?error=invalid_credentials
 """
 MIDDLE = {
     True: r"""The owner's row is gone when it is looked for: tried again, https://app\.example/settings/cloud\?connection=success
@@ -147,16 +155,22 @@ async def test_back_again(engine: AsyncEngine) -> None:
 
 @pytest.mark.usefixtures("tables")
 async def test_race(engine: AsyncEngine) -> None:
-    """Parallel callbacks of one user leave one row for each account."""
+    """Parallel callbacks of one user leave one row."""
     await cloud.race(engine)
-    found = "SELECT user_id, provider_account_id, count(*) FROM cloud_provider_accounts GROUP BY 1, 2 ORDER BY 2"
-    assert [(1, "account-3", 1), (1, "account-4", 1)] == await rows(engine, found)
+    assert [(1, "account-3")] == await rows(engine, "SELECT user_id, provider_account_id FROM cloud_provider_accounts")
 
 
 @pytest.mark.usefixtures("tables")
-async def test_unusable_answers_of_a_provider(engine: AsyncEngine) -> None:
-    """Neither a missing account id nor a missing token leaves a row."""
-    await cloud.unusable(engine)
+async def test_mix_ups(engine: AsyncEngine) -> None:
+    """A callback in another user's browser, and an account that is not the link's, leave Ada's one row as it is."""
+    await cloud.mix_ups(engine)
+    assert [(1, "account-4")] == await rows(engine, "SELECT user_id, provider_account_id FROM cloud_provider_accounts")
+
+
+@pytest.mark.usefixtures("tables")
+async def test_refusals(engine: AsyncEngine) -> None:
+    """No answer of the provider that proves nothing leaves a row."""
+    await cloud.refusals(engine)
     assert [] == await rows(engine, EVERYTHING)
 
 
@@ -221,7 +235,7 @@ async def test_ones_own_dead_row_is_restored_under_either_keys(engine: AsyncEngi
         await migrate(engine, keys)
         assert SUCCESS == await cloud.connect(engine, cloud.ADA, "account-1")
         [before] = await cloud.stored(engine, "account-1")
-        await cloud.linker.unlink(engine, user_id=cloud.ADA, link_id=before["id"])
+        assert f"{PAGE}?connection=unlinked" == await cloud.press(engine, cloud.ADA, f"/{before['id']}/unlink")
         assert SUCCESS == await cloud.connect(engine, cloud.ADA, "account-1")
         found = "SELECT id, user_id, is_active FROM cloud_provider_accounts"
         [(link_id, user, live)] = await rows(engine, found)
@@ -242,7 +256,7 @@ async def test_first_link_and_reconnect(engine: AsyncEngine) -> None:
     assert before["access_token"] != after["access_token"]
     found = "SELECT user_id, provider, provider_account_id, account_email, scopes, version, is_active"
     [(*row, live)] = await rows(engine, f"{found} FROM cloud_provider_accounts")
-    assert [1, "google", "account-1", "account-1@example.org", "email files.read openid", 1] == row
+    assert [1, "google", "account-1", "account-1@example.org", "email offline_access openid", 1] == row
     assert live
 
 
@@ -265,16 +279,16 @@ async def test_taking_over(engine: AsyncEngine) -> None:
     await cloud.connect(engine, cloud.ADA, "account-9")
     token = cloud.token_in(await cloud.connect(engine, cloud.BEN, "account-9"))
     [before] = await cloud.stored(engine, "account-9")
-    refused = await take_over(cloud.linker, engine, user_id=cloud.ADA, token=token, page=PAGE)
+    refused = await cloud.press(engine, cloud.ADA, "/transfer", transfer_token=token)
     assert f"{PAGE}?error=token_for_another_user" == refused
     assert [before] == await cloud.stored(engine, "account-9")
 
-    assert SUCCESS == await take_over(cloud.linker, engine, user_id=cloud.BEN, token=token, page=PAGE)
+    assert SUCCESS == await cloud.press(engine, cloud.BEN, "/transfer", transfer_token=token)
     [after] = await cloud.stored(engine, "account-9")
     assert (before["id"], cloud.BEN) == (after["id"], after["user_id"])
     assert (None, None) == (after["access_token"], after["refresh_token"])
 
-    assert SUCCESS == await take_over(cloud.linker, engine, user_id=cloud.BEN, token=token, page=PAGE)
+    assert SUCCESS == await cloud.press(engine, cloud.BEN, "/transfer", transfer_token=token)
     assert [after] == await cloud.stored(engine, "account-9")
     notices = [notice async for notice in notices_to_former_owners(cloud.linker, engine)]
     assert [(cloud.ADA, before["id"])] == notices
@@ -299,7 +313,7 @@ async def test_an_owner_who_always_vanishes_is_an_inconsistency(
     async with owner_vanishes(engine, times=1_000):
         assert f"{PAGE}?error=database_inconsistency" == await cloud.connect(engine, cloud.ADA, "account-1")
     assert [] == await rows(engine, EVERYTHING)
-    assert [logging.ERROR] == [record.levelno for record in caplog.records if record.name == "examples.cloud.callback"]
+    assert [logging.ERROR] == [record.levelno for record in caplog.records if record.name == "accountlink.web"]
     assert "'cloud_one_owner'" in caplog.text
 
 
@@ -312,7 +326,7 @@ async def test_a_look_up_that_fails_is_a_failed_query(engine: AsyncEngine, caplo
             assert f"{PAGE}?error=database_query_failed" == await cloud.connect(engine, cloud.ADA, "account-1")
     assert [] == await rows(engine, EVERYTHING)
     assert "SQLSTATE 22012" in caplog.text
-    assert "made-up" not in caplog.text
+    assert "account-1" not in caplog.text
     assert SUCCESS == await cloud.connect(engine, cloud.ADA, "account-1")
 
 
@@ -330,33 +344,24 @@ async def test_a_server_that_does_not_answer(driver: str) -> None:
 async def test_a_page_with_a_query(engine: AsyncEngine) -> None:
     """The page's own query stays, whatever the outcome."""
     page = f"{PAGE}?tab=accounts"
-    urls = [
-        await callback(
-            cloud.linker,
-            engine,
-            user_id=user,
-            provider="google",
-            claims=claims,
-            token_response=cloud.token_response(),
-            page=page,
-        )
-        for user, claims in ((1, {"sub": "account-1"}), (2, {"sub": "account-1"}), (1, {}))
-    ]
-    endings = ["connection=success", "error=ownership_conflict", "error=invalid_identity"]
+    urls = [await cloud.connect(engine, user, "account-1", page=page) for user in (cloud.ADA, cloud.BEN)]
+    cloud.provider.fail_next("token", status=503)
+    urls.append(await cloud.connect(engine, cloud.ADA, "account-1", page=page))
+    endings = ["connection=success", "error=ownership_conflict", "error=provider_error"]
     assert [f"{page}&{ending}" for ending in endings] == [url.partition("#")[0] for url in urls]
 
 
 @pytest.mark.usefixtures("tables")
 async def test_nothing_secret_is_logged(engine: AsyncEngine, caplog: pytest.LogCaptureFixture) -> None:
     """The log tells the operator who owns the account, and neither tokens nor addresses; the URL tells no owner."""
-    caplog.set_level(logging.DEBUG, logger="examples.cloud.callback")
+    caplog.set_level(logging.DEBUG, logger="accountlink.web")
     await cloud.connect(engine, 4711, "account-1")
     url = await cloud.connect(engine, 4712, "account-1")
-    assert "user 4712, google: the account is user 4711's" in caplog.messages
+    assert "user 4712, google: the account is linked to user 4711" in caplog.messages
     assert "4711" not in url.partition("#")[0]
-    assert "made-up" not in caplog.text
-    assert "account-1@example.org" not in caplog.text
-    assert "transfer_token" not in caplog.text
+    [row] = await cloud.stored(engine, "account-1")
+    for secret in (cloud.token_in(url), row["access_token"], row["refresh_token"], row["account_email"]):
+        assert secret not in caplog.text
 
 
 @pytest.mark.usefixtures("tables")
