@@ -49,6 +49,7 @@ class Fault:
 
 RACES: Final = "contract/test_races.py"
 FLOW: Final = "contract/test_flow.py"
+SIGN_IN: Final = "contract/test_sign_in.py"
 STATES: Final = "contract/test_flow_states.py"
 TOKENS: Final = "contract/test_id_tokens.py"
 GATED: Final = "contract/test_gated_races.py"
@@ -156,6 +157,22 @@ FAULTS: Final[dict[str, Fault]] = {
         only="used_once and sqlite and table",
         certain=True,
     ),
+    "sign-in: another browser ends it (A09)": Fault(
+        file="web/sign_in.py",
+        old='return f"browser:{digest(browser)}"',
+        new='return "browser"',
+        test=SIGN_IN,
+        only="another_browser or cookie_of_another",
+        certain=True,
+    ),
+    "sign-in: its record is one of a link's flow (A20)": Fault(
+        file="web/states.py",
+        old='    SIGN_IN = "sign_in"\n',
+        new='    SIGN_IN = "flow"\n',
+        test=STATES,
+        only="used_once and sqlite and table",
+        certain=True,
+    ),
     "flow: a ticket serves as a state (A20)": Fault(
         file="web/states.py",
         old='            c.kind == sa.bindparam("al_kind", type_=sa.Text),\n',
@@ -181,7 +198,7 @@ FAULTS: Final[dict[str, Fault]] = {
         certain=True,
     ),
     "flow: another provider's callback (A11, A12)": Fault(
-        file="web/flow.py",
+        file="web/journeys.py",
         old="if record.provider != exchange.provider.slug:",
         new="if False:",
         test=FLOW,
@@ -291,7 +308,7 @@ FAULTS: Final[dict[str, Fault]] = {
         certain=True,
     ),
     "flow: an error's text decides nothing (A33)": Fault(
-        file="web/flow.py",
+        file="web/journeys.py",
         old='if (refusal := parameters.get("error")) is not None:',
         new='if (refusal := parameters.get("error")) is not None and False:',
         test=FLOW,

@@ -59,8 +59,10 @@ async def use(states: Any, engine: AsyncEngine, name: str = "d1", **fields: Any)
 async def test_a_record_is_used_once_by_whom_it_is_for(states: Any, engine: AsyncEngine) -> None:
     """A09, A10: another user, another browser, another kind see nothing and burn nothing; then it is used."""
     await states.add(engine, record(), now=NOW)
-    for other in ({"user_id": "s1"}, {"browser": "b2"}, {"browser": None}, {"kind": Kind.TICKET}, {"name": "d2"}):
+    for other in ({"user_id": "s1"}, {"browser": "b2"}, {"browser": None}, {"name": "d2"}):
         assert Absence.UNKNOWN is await use(states, engine, **other)
+    for kind in (Kind.TICKET, Kind.SIGN_IN):
+        assert Absence.UNKNOWN is await use(states, engine, kind=kind)
     assert record() == await use(states, engine)
     assert Absence.USED is await use(states, engine)
     assert Absence.UNKNOWN is await use(states, engine, user_id="i2")

@@ -185,3 +185,20 @@ async def test_keys_that_were_rotated_are_fetched_once(engine: AsyncEngine) -> N
     assert 2 == stage.provider.calls["/jwks"]
     await stage.connect()
     assert 2 == stage.provider.calls["/jwks"]
+
+
+async def test_a_tenants_token_counts_for_accepted_tenants_only(engine: AsyncEngine) -> None:
+    """A06, A38: with tenants, a token's issuer is that of its own tenant, and the tenant is an accepted one."""
+    template = "https://{tenantid}.example"
+    for tenant, accepted in (("acme", True), ("evil", False), (None, False)):
+        stage = await stage_on(engine, oidc_options={"issuer": template, "tenants": ["acme"]})
+        stage.provider.forge_next("configuration", lambda document: document | {"issuer": template})
+        changed = {"tid": tenant, "iss": f"https://{tenant}.example"}
+        stage.provider.forge_next_id_token(partial(with_claims(**changed), stage.provider))
+        started = await stage.start(1)
+        finishing = stage.finish(started, await stage.consent(started.url))
+        if accepted:
+            assert isinstance((await finishing).outcome, Linked)
+            continue
+        with pytest.raises(IdentityNotProven):
+            await finishing

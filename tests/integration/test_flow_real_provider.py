@@ -228,7 +228,7 @@ async def test_a_used_code(ann: User, acme: Issuer, engine: AsyncEngine) -> None
     """A code that somebody else has exchanged is refused by the provider."""
     parameters = await ann.answer(acme)
     form = {"grant_type": "authorization_code", "code": parameters["code"], "redirect_uri": f"{CALLBACK}/acme"}
-    key = next(iter(ann.flow._keys.values()))
+    key = next(iter(ann.flow._journeys._keys.values()))
     form["code_verifier"] = key.verifier(parameters["state"])
     answer = await ann.browser.post(f"{acme.url}/token", data=form, auth=(acme.client_id, acme.client_secret))
     assert 200 == answer.status_code

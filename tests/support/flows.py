@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
@@ -48,9 +48,11 @@ def fake(slug: str) -> FakeProvider:
 
 def preset(slug: str, provider: FakeProvider, **options: Any) -> Provider:
     """The description of a fake provider."""
-    return oidc(
+    changed = {name: options.pop(name) for name in ("issuer", "tenants") if name in options}
+    made = oidc(
         slug, issuer=provider.issuer, client_id=provider.client_id, client_secret=provider.client_secret, **options
     )
+    return replace(made, **changed)
 
 
 @dataclass(kw_only=True)

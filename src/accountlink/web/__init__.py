@@ -7,7 +7,17 @@ from accountlink.extras import explained
 
 try:
     from accountlink.web.flow import LinkFlow
-    from accountlink.web.outcomes import Finished, Impersonated, Started, Ticket, TicketOffer, Tokens, Unbound
+    from accountlink.web.outcomes import (
+        Finished,
+        Impersonated,
+        ProvenIdentity,
+        Started,
+        Ticket,
+        TicketOffer,
+        Tokens,
+        Unbound,
+    )
+    from accountlink.web.sign_in import SignInFlow
     from accountlink.web.states import MemoryFlowStates, flow_states
 except ModuleNotFoundError as missing:
     raise explained("accountlink.web", missing) from None
@@ -17,6 +27,8 @@ __all__ = [
     "Impersonated",
     "LinkFlow",
     "MemoryFlowStates",
+    "ProvenIdentity",
+    "SignInFlow",
     "Started",
     "Ticket",
     "TicketOffer",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final, Generic, assert_never
 
@@ -16,14 +14,8 @@ from accountlink.errors import (
     AccountLinkError,
     AccountNotFound,
     ConfigurationError,
-    ConsentDeclined,
-    FlowExpired,
     FlowNotStartedHere,
-    FlowReplayed,
-    ProviderFailed,
-    ProviderMismatch,
     TicketRejected,
-    UnknownProvider,
 )
 from accountlink.linker import AccountLinker, Values
 from accountlink.providers.provider import Provider
@@ -33,18 +25,13 @@ from accountlink.values.keys import Secrets
 from accountlink.values.outcomes import Linked, LinkId, OwnershipConflict, UserId
 from accountlink.values.tagging import can_return, tagged, untagged
 from accountlink.web.browser import BrowserCookie, known_browser, new_browser
-from accountlink.web.checks import checked_scopes, consent_for, distinct, states_of, themselves
-from accountlink.web.conversation import Line
-from accountlink.web.derived import digest, flow_keys, new_state
-from accountlink.web.exchange import Exchange, Proof
+from accountlink.web.checks import checked_scopes, consent_for, themselves
+from accountlink.web.derived import digest, new_state
+from accountlink.web.exchange import Proof
+from accountlink.web.journeys import STATE, Journeys
 from accountlink.web.outcomes import Finished, Impersonated, Started, Ticket, TicketOffer, Tokens, Unbound
-from accountlink.web.states import LIFETIME, Absence, FlowRecord, FlowStates, Kind
+from accountlink.web.states import Absence, FlowRecord, FlowStates, Kind
 from accountlink.web.targets import Site
-
-_STATE: Final = re.compile(r"[A-Za-z0-9_-]{43}")
-_LONGEST: Final = 4_096
-"""Characters of a code, or of another parameter that a provider sends through the browser."""
-_DECLINED: Final = "access_denied"
 
 OfClaims = Callable[[Mapping[str, Any]], Values]
 
@@ -101,8 +88,15 @@ class LinkFlow(Generic[UserId, LinkId]):
             callback_url=callback_url, page=page, allowed=allowed_return_urls, trusted=trusted_origins
         )
         self.cookie: Final = BrowserCookie.on(https=self.site.is_secure)
-        self._states: Final[FlowStates] = states_of(states)
-        self._keys: Final = flow_keys(secrets)
+        self._journeys: Final = Journeys(
+            engine,
+            site=self.site,
+            providers=providers,
+            states=states,
+            secrets=secrets,
+            clock=clock,
+            transport=transport,
+        )
         self._values: Final = None if values is None else check_callable("values", values)
         self._tokens: Final = tokens
         if tokens is Tokens.STORED and "access_token" not in linker.mapping.columns:
@@ -110,19 +104,11 @@ class LinkFlow(Generic[UserId, LinkId]):
                 "The table of links has no column for an access token. Map one as access_token=..., or pass "
                 "tokens=Tokens.DISCARDED to forget the provider's tokens."
             )
-        self._clock: Final = check_callable("clock", clock)
-        line = Line(transport)
-        self._exchanges: Final = {
-            provider.slug: Exchange(
-                provider, redirect_uri=self.site.redirect_uri(provider.slug), line=line, clock=clock
-            )
-            for provider in distinct(providers)
-        }
 
     @property
     def providers(self) -> Mapping[str, Provider]:
         """The providers by their slugs."""
-        return {slug: exchange.provider for slug, exchange in self._exchanges.items()}
+        return self._journeys.providers
 
     # -- the user leaves ----------------------------------------------------------------------------------------------
 
@@ -160,20 +146,22 @@ class LinkFlow(Generic[UserId, LinkId]):
             ProviderFailed, ProviderMismatch: The provider's discovery document cannot be had, or is another issuer's.
             StoreBusy, StoreUnavailable, OutcomeUnknown: The database failed.
         """
-        user, exchange = self._themselves(user_id), self._exchange(provider)
+        user, known = self._themselves(user_id), self._provider(provider)
         target = self.site.checked(return_to)
-        asked = await self._asked(user, exchange.provider, expect=expect, scopes=scopes)
+        asked = await self._asked(user, known, expect=expect, scopes=scopes)
         bound = None if isinstance(browser, Unbound) else known_browser(browser) or new_browser()
-        state, key = new_state(), next(iter(self._keys.values()))
-        url = await exchange.authorization_url(
-            state=state,
-            nonce=key.nonce(state),
-            verifier=key.verifier(state),
+        state = new_state()
+        record = self._journeys.record(
+            state,
+            Kind.FLOW,
+            user_id=tagged(user),
+            browser=digest(bound or Unbound.BEARER.value),
+            provider=known,
+            expect=_tagged_link(expect),
+            return_to=target,
             scopes=asked,
-            consent=consent_for(exchange.provider, expect=expect, scopes=asked),
         )
-        record = self._record(state, Kind.FLOW, user, exchange.provider, expect=expect, scopes=asked)
-        await self._add(replace(record, browser=digest(bound or Unbound.BEARER.value), return_to=target))
+        url = await self._journeys.leave(state, record, consent=consent_for(known, expect=expect, scopes=asked))
         return Started(url=url, browser=bound)
 
     # -- the user comes back ------------------------------------------------------------------------------------------
@@ -216,13 +204,14 @@ class LinkFlow(Generic[UserId, LinkId]):
         Source: RFC 9700, sections 2.1 and 4.4; draft-ietf-oauth-security-topics-update (the binding is checked before
         the token request); RFC 9207.
         """
-        exchange = self._exchange(provider)
+        exchange = self._journeys.exchange(provider)
         if user_id is None:
             raise FlowNotStartedHere
         user = self._themselves(user_id)
-        record = await self._begun(parameters.get("state"), user, browser)
+        known = browser.value if isinstance(browser, Unbound) else known_browser(browser)
+        record = await self._journeys.come_back(parameters.get("state"), Kind.FLOW, user_id=tagged(user), browser=known)
         try:
-            proof = await self._proof(record, exchange, parameters)
+            proof = await self._journeys.proof(record, exchange, parameters)
             outcome = await self._link(user, record, proof)
         except AccountLinkError as error:
             error.return_to = record.return_to
@@ -232,48 +221,6 @@ class LinkFlow(Generic[UserId, LinkId]):
     def after(self, error: AccountLinkError) -> str:
         """Return where to send the browser after an error: the flow's return target, or the page, with the code."""
         return error.redirect_url(error.return_to or self.site.page)
-
-    async def _begun(self, state: str | None, user: UserId, browser: str | Unbound | None) -> FlowRecord:
-        """Return the record of the flow, which this statement marks as used."""
-        if state is None or not _STATE.fullmatch(state):
-            raise FlowNotStartedHere
-        known = browser.value if isinstance(browser, Unbound) else known_browser(browser)
-        record = await self._states.consume(
-            self.engine,
-            digest=digest(state),
-            kind=Kind.FLOW,
-            user_id=tagged(user),
-            browser=None if known is None else digest(known),
-            now=self._clock(),
-        )
-        match record:
-            case FlowRecord():
-                return record
-            case Absence.USED:
-                raise FlowReplayed
-            case Absence.EXPIRED:
-                raise FlowExpired
-            case Absence.UNKNOWN:
-                raise FlowNotStartedHere
-            case _:
-                assert_never(record)
-
-    async def _proof(self, record: FlowRecord, exchange: Exchange, parameters: Mapping[str, str]) -> Proof:
-        """Check the provider's answer, in the order that the contract gives, and exchange its code."""
-        if record.provider != exchange.provider.slug:
-            raise ProviderMismatch
-        await exchange.check_issuer(parameters.get("iss"))
-        if (refusal := parameters.get("error")) is not None:
-            raise ConsentDeclined if refusal == _DECLINED else ProviderFailed(step="authorization")
-        code, state = parameters.get("code", ""), parameters["state"]
-        if not code or len(code) > _LONGEST:
-            raise ProviderFailed(step="authorization")
-        key = self._keys.get(record.key)
-        if key is None:  # its secret was removed in the meantime
-            raise FlowExpired
-        return await exchange.prove(
-            code=code, verifier=key.verifier(state), nonce=key.nonce(state), scopes=record.scopes
-        )
 
     async def _link(self, user: UserId, record: FlowRecord, proof: Proof) -> Linked[UserId, LinkId] | OwnershipConflict:
         expect: Any = None if record.expect is None else untagged(record.expect)
@@ -319,11 +266,13 @@ class LinkFlow(Generic[UserId, LinkId]):
             AccountNotFound: The user has no such link at this provider.
             StoreBusy, StoreUnavailable, OutcomeUnknown: The database failed.
         """
-        user, exchange = self._themselves(user_id), self._exchange(provider)
-        asked = await self._asked(user, exchange.provider, expect=expect, scopes=scopes)
+        user, known = self._themselves(user_id), self._provider(provider)
+        asked = await self._asked(user, known, expect=expect, scopes=scopes)
         ticket = new_state()
-        record = self._record(ticket, Kind.TICKET, user, exchange.provider, expect=expect, scopes=asked)
-        await self._add(record)
+        record = self._journeys.record(
+            ticket, Kind.TICKET, user_id=tagged(user), provider=known, expect=_tagged_link(expect), scopes=asked
+        )
+        await self._journeys.keep(record)
         return Ticket(url=self.site.beside_callback(f"tickets/{ticket}"), expires_at=record.expires_at)
 
     async def offer(self, ticket: str, *, user_id: UserId | Impersonated[UserId] | None) -> TicketOffer:
@@ -333,18 +282,18 @@ class LinkFlow(Generic[UserId, LinkId]):
             ImpersonationRefused: Somebody acts for the user.
             TicketRejected: The ticket is not this user's, or no longer valid.
         """
-        if user_id is None or not _STATE.fullmatch(ticket):
+        if user_id is None or not STATE.fullmatch(ticket):
             raise TicketRejected
-        record = await self._states.look(
+        record = await self._journeys.states.look(
             self.engine,
             digest=digest(ticket),
             kind=Kind.TICKET,
             user_id=tagged(self._themselves(user_id)),
-            now=self._clock(),
+            now=self._journeys.clock(),
         )
-        if isinstance(record, Absence) or record.provider not in self._exchanges:
+        if isinstance(record, Absence) or record.provider not in self.providers:
             raise TicketRejected
-        provider = self._exchanges[record.provider].provider
+        provider = self._provider(record.provider)
         return TicketOffer(provider=provider, scopes=record.scopes, reconnects=record.expect is not None)
 
     async def start_with(
@@ -365,15 +314,15 @@ class LinkFlow(Generic[UserId, LinkId]):
             StoreBusy, StoreUnavailable, OutcomeUnknown: The database failed.
         """
         offered = await self.offer(ticket, user_id=user_id)
-        await self._exchange(offered.provider.slug).endpoints()  # a provider that is down burns no ticket
+        await self._journeys.exchange(offered.provider.slug).endpoints()  # a provider that is down burns no ticket
         user: Any = user_id
-        record = await self._states.consume(
+        record = await self._journeys.states.consume(
             self.engine,
             digest=digest(ticket),
             kind=Kind.TICKET,
             user_id=tagged(user),
             browser=None,
-            now=self._clock(),
+            now=self._journeys.clock(),
         )
         if isinstance(record, Absence):
             raise TicketRejected
@@ -389,11 +338,8 @@ class LinkFlow(Generic[UserId, LinkId]):
         self.linker.check_user(user)
         return user
 
-    def _exchange(self, provider: str) -> Exchange:
-        exchange = self._exchanges.get(provider)
-        if exchange is None:
-            raise UnknownProvider
-        return exchange
+    def _provider(self, slug: str) -> Provider:
+        return self._journeys.exchange(slug).provider
 
     async def _asked(
         self, user: UserId, provider: Provider, *, expect: LinkId | None, scopes: Collection[str]
@@ -411,30 +357,17 @@ class LinkFlow(Generic[UserId, LinkId]):
             granted = (linked[0].scopes or frozenset()) if len(linked) == 1 else frozenset()
         return tuple(dict.fromkeys((*provider.scopes, *wanted, *sorted(granted))))
 
-    def _record(
-        self,
-        value: str,
-        kind: Kind,
-        user: UserId,
-        provider: Provider,
-        *,
-        expect: LinkId | None,
-        scopes: tuple[str, ...],
-    ) -> FlowRecord:
-        if expect is not None and not can_return(expect):
-            raise ConfigurationError(
-                "A flow can reconnect a link whose id is a number, a text or a UUID, and this table's is another."
-            )
-        return FlowRecord(
-            digest=digest(value),
-            kind=kind,
-            user_id=tagged(user),
-            provider=provider.slug,
-            key=next(iter(self._keys)),
-            expect=None if expect is None else tagged(expect),
-            scopes=scopes,
-            expires_at=self._clock() + LIFETIME,
-        )
 
-    async def _add(self, record: FlowRecord) -> None:
-        await self._states.add(self.engine, record, now=self._clock())
+def _tagged_link(link_id: object) -> str | None:
+    """Return a link's id as a record holds it.
+
+    Raises:
+        ConfigurationError: The id is of a type that does not come back from text.
+    """
+    if link_id is None:
+        return None
+    if not can_return(link_id):
+        raise ConfigurationError(
+            "A flow can reconnect a link whose id is a number, a text or a UUID, and this table's is another."
+        )
+    return tagged(link_id)

@@ -8,6 +8,8 @@ from enum import Enum
 from typing import Generic
 
 from accountlink.providers.provider import Provider
+from accountlink.values.credentials import TokenSet
+from accountlink.values.identity import ProviderIdentity
 from accountlink.values.outcomes import Linked, LinkId, OwnershipConflict, UserId, sealed
 
 
@@ -48,6 +50,23 @@ class Finished(Generic[UserId, LinkId]):
     """
 
     outcome: Linked[UserId, LinkId] | OwnershipConflict
+    return_to: str | None
+    redirect_url: str = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProvenIdentity:
+    """Report whose account at the provider a visitor has proved to control. Nothing is linked, nobody is signed in.
+
+    Attributes:
+        identity: The identity that the provider vouched for.
+        tokens: The tokens that came with it.
+        return_to: The return target that the sign-in began with, as a complete URL.
+        redirect_url: Where to send the browser: the return target, or the page.
+    """
+
+    identity: ProviderIdentity
+    tokens: TokenSet
     return_to: str | None
     redirect_url: str = field(repr=False)
 

@@ -36,6 +36,7 @@ class Kind(Enum):
 
     FLOW = "flow"
     TICKET = "ticket"
+    SIGN_IN = "sign_in"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,10 +45,10 @@ class FlowRecord:
 
     Attributes:
         digest: The digest of the state, or of the ticket. Neither is stored.
-        kind: Whether it is a flow, or a ticket from which one can begin.
-        user_id: The user who began it, as text with its type.
+        kind: Whether it is a flow, a ticket from which one can begin, or a visitor's sign-in.
+        user_id: The user who began it, as text with its type. A visitor is nobody yet: their browser's digest.
         browser: The digest of the browser's cookie, or of ``"bearer"`` for a user who proves themselves by a bearer
-            token: no cookie has that value. ``None`` for a ticket.
+            token: no cookie has that value. ``None`` for a ticket, and for a sign-in, whose ``user_id`` is the browser.
         provider: The provider's slug.
         key: The name of the secret from which verifier and nonce are derived.
         expect: The link to reconnect, as text with its type.
