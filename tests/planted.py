@@ -52,6 +52,8 @@ FLOW: Final = "contract/test_flow.py"
 SIGN_IN: Final = "contract/test_sign_in.py"
 STATES: Final = "contract/test_flow_states.py"
 TOKENS: Final = "contract/test_id_tokens.py"
+REFUSALS: Final = "contract/test_router_refusals.py"
+PAGES: Final = "contract/test_router_pages.py"
 GATED: Final = "contract/test_gated_races.py"
 FAULTS: Final[dict[str, Fault]] = {
     "link: no ON CONFLICT": Fault(
@@ -321,6 +323,78 @@ FAULTS: Final[dict[str, Fault]] = {
         new="        return user.user_id  # type: ignore[no-any-return]\n    return user",
         test=FLOW,
         only="acts_for_a_user",
+        certain=True,
+    ),
+    "flow: any tenant's token (A06, A38)": Fault(
+        file="web/id_tokens.py",
+        old="if tenant not in provider.tenants:",
+        new="if False:",
+        test=TOKENS,
+        only="accepted_tenants",
+        certain=True,
+    ),
+    "router: pages of another site (A34)": Fault(
+        file="web/origins.py",
+        old='    origin, relation = asked.headers.get("origin")',
+        new='    return\n    origin, relation = asked.headers.get("origin")',
+        test=REFUSALS,
+        only="other_sites",
+        certain=True,
+    ),
+    "router: a cookie that a sibling host can plant (A13)": Fault(
+        file="web/browser.py",
+        old='"__Host-accountlink" if https else "accountlink"',
+        new='"accountlink"',
+        test=PAGES,
+        only="no_other_host_can_set",
+        certain=True,
+    ),
+    "router: answers that caches keep (A23)": Fault(
+        file="web/asked.py",
+        old='("cache-control", "no-store"), ',
+        new="",
+        test=PAGES,
+        only="kept_or_passed_on",
+        certain=True,
+    ),
+    "router: HEAD runs a GET (A23)": Fault(
+        file="web/starlette.py",
+        old="        made.methods = {route.method}  # Starlette adds HEAD, and would run a GET for it\n",
+        new="",
+        test=REFUSALS,
+        only="head_consumes_nothing and starlette",
+        certain=True,
+    ),
+    "router: a parameter comes twice": Fault(
+        file="web/fields.py",
+        old="if len(found) != len(given):",
+        new="if False:",
+        test=REFUSALS,
+        only="comes_twice",
+        certain=True,
+    ),
+    "router: a body of any size (A40)": Fault(
+        file="web/fields.py",
+        old="if len(asked.body) > LARGEST:",
+        new="if False:",
+        test=REFUSALS,
+        only="not_understood",
+        certain=True,
+    ),
+    "router: a start by GET (A34)": Fault(
+        file="web/routes.py",
+        old='name="connect", method="POST"',
+        new='name="connect", method="GET"',
+        test=REFUSALS,
+        only="start_by_get",
+        certain=True,
+    ),
+    "router: a header unbinds a flow (A09)": Fault(
+        file="web/routes.py",
+        old="if asked.has_bearer and not asked.has_cookies:",
+        new="if asked.has_bearer:",
+        test=REFUSALS,
+        only="unbinds_no_flow",
         certain=True,
     ),
     "flow: an e-mail flag is believed (A05)": Fault(
