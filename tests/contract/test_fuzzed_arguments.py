@@ -215,6 +215,7 @@ CALLS: Final[dict[str, Call]] = {
     "AccountLinker.accounts": taking(bind=BINDS, user_id=[1], provider=[None, "acme"]),
     "AccountLinker.unlinked": taking(bind=BINDS, user_id=[1], provider=[None, "acme"]),
     "AccountLinker.account": taking(bind=BINDS, user_id=[1], link_id=[None, 1], provider=[None, "acme"]),
+    "AccountLinker.check_user": taking(user_id=[1, 2]),
     "AccountLinker.find_owner": taking(bind=BINDS, provider=["acme"], account_id=["sub-1"]),
     "AccountLinker.events": taking(engine=["engine"], poll=[None], lease=SECONDS),
     "AccountLinker.batches": taking(engine=["engine"], size=[1, 100, 10_000], poll=[None], lease=SECONDS),

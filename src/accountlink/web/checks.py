@@ -15,6 +15,8 @@ from accountlink.values.outcomes import UserId
 from accountlink.web.outcomes import Impersonated
 from accountlink.web.states import FlowStates, TableFlowStates, checked_states
 
+OF_THE_PROVIDER: Final = ("state", "code", "iss", "error")
+"""The parameters of a provider's answer that a flow reads."""
 _MOST_SCOPES: Final = 50
 _SCOPE: Final = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,255}")
 """A scope token (RFC 6749, section 3.3)."""
@@ -67,9 +69,28 @@ def checked_scopes(scopes: Collection[str]) -> tuple[str, ...]:
     Raises:
         RequestRejected: One is no scope token, or there are too many.
     """
-    if isinstance(scopes, str) or len(scopes) > _MOST_SCOPES or not all(map(_SCOPE.fullmatch, scopes)):
+    given: object = scopes
+    if isinstance(given, str) or not isinstance(given, Collection) or len(given) > _MOST_SCOPES:
+        raise RequestRejected(field="scopes")
+    if not all(isinstance(scope, str) and _SCOPE.fullmatch(scope) for scope in given):
         raise RequestRejected(field="scopes")
     return tuple(sorted(scopes))
+
+
+def checked_answer(parameters: Mapping[str, str]) -> dict[str, str]:
+    """Return the parameters of a provider's answer that a flow reads.
+
+    Raises:
+        RequestRejected: They are no mapping, or one of them is not text.
+    """
+    given: object = parameters
+    if not isinstance(given, Mapping):
+        raise RequestRejected(field="parameters")
+    answer = {name: given[name] for name in OF_THE_PROVIDER if given.get(name) is not None}
+    for name, value in answer.items():
+        if not isinstance(value, str):
+            raise RequestRejected(field=name)
+    return answer
 
 
 def consent_for(provider: Provider, *, expect: object, scopes: Collection[str]) -> Mapping[str, str]:

@@ -25,10 +25,10 @@ from accountlink.values.keys import Secrets
 from accountlink.values.outcomes import Linked, LinkId, OwnershipConflict, UserId
 from accountlink.values.tagging import can_return, tagged, untagged
 from accountlink.web.browser import BrowserCookie, known_browser, new_browser
-from accountlink.web.checks import checked_scopes, consent_for, themselves
+from accountlink.web.checks import checked_answer, checked_scopes, consent_for, themselves
 from accountlink.web.derived import digest, new_state
 from accountlink.web.exchange import Proof
-from accountlink.web.journeys import STATE, Journeys
+from accountlink.web.journeys import Journeys, is_state
 from accountlink.web.outcomes import Finished, Impersonated, Started, Ticket, TicketOffer, Tokens, Unbound
 from accountlink.web.states import Absence, FlowRecord, FlowStates, Kind
 from accountlink.web.targets import Site
@@ -191,6 +191,7 @@ class LinkFlow(Generic[UserId, LinkId]):
         Raises:
             ImpersonationRefused: Somebody acts for the user.
             UnknownProvider: There is no such provider.
+            RequestRejected: A parameter is not text.
             FlowNotStartedHere: Another user, another browser, or nobody began this flow. It can still be ended by the
                 user who did.
             FlowExpired: The user took more than ten minutes.
@@ -204,14 +205,14 @@ class LinkFlow(Generic[UserId, LinkId]):
         Source: RFC 9700, sections 2.1 and 4.4; draft-ietf-oauth-security-topics-update (the binding is checked before
         the token request); RFC 9207.
         """
-        exchange = self._journeys.exchange(provider)
+        exchange, answer = self._journeys.exchange(provider), checked_answer(parameters)
         if user_id is None:
             raise FlowNotStartedHere
         user = self._themselves(user_id)
         known = browser.value if isinstance(browser, Unbound) else known_browser(browser)
-        record = await self._journeys.come_back(parameters.get("state"), Kind.FLOW, user_id=tagged(user), browser=known)
+        record = await self._journeys.come_back(answer.get("state"), Kind.FLOW, user_id=tagged(user), browser=known)
         try:
-            proof = await self._journeys.proof(record, exchange, parameters)
+            proof = await self._journeys.proof(record, exchange, answer)
             outcome = await self._link(user, record, proof)
         except AccountLinkError as error:
             error.return_to = record.return_to
@@ -282,7 +283,7 @@ class LinkFlow(Generic[UserId, LinkId]):
             ImpersonationRefused: Somebody acts for the user.
             TicketRejected: The ticket is not this user's, or no longer valid.
         """
-        if user_id is None or not STATE.fullmatch(ticket):
+        if user_id is None or not is_state(ticket):
             raise TicketRejected
         record = await self._journeys.states.look(
             self.engine,

@@ -40,6 +40,11 @@ _LONGEST: Final = 4_096
 _DECLINED: Final = "access_denied"
 
 
+def is_state(value: object) -> bool:
+    """Say whether a value has the form of a state, or of a ticket."""
+    return isinstance(value, str) and STATE.fullmatch(value) is not None
+
+
 class Journeys:
     """Lead browsers to providers and back.
 
@@ -88,7 +93,8 @@ class Journeys:
         Raises:
             UnknownProvider: There is no such provider.
         """
-        exchange = self._exchanges.get(provider)
+        given: object = provider
+        exchange = self._exchanges.get(given) if isinstance(given, str) else None
         if exchange is None:
             raise UnknownProvider
         return exchange
@@ -159,7 +165,7 @@ class Journeys:
             FlowExpired: It is too old.
             FlowReplayed: It was used already.
         """
-        if state is None or not STATE.fullmatch(state):
+        if state is None or not is_state(state):
             raise FlowNotStartedHere
         record = await self.states.consume(
             self.engine,

@@ -6,9 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from accountlink.web.checks import OF_THE_PROVIDER
 from accountlink.web.fields import FORM, JSON
 from accountlink.web.problems import PROBLEM, problem_of
-from accountlink.web.routes import OF_THE_PROVIDER, LinkRoute
+from accountlink.web.routes import LinkRoute
 
 Schema = Mapping[str, Any]
 

@@ -28,7 +28,7 @@ from accountlink.values.outcomes import (
     UserId,
 )
 from accountlink.web.asked import Answer, Asked, answer_json, redirect, shown_id
-from accountlink.web.checks import themselves
+from accountlink.web.checks import OF_THE_PROVIDER, themselves
 from accountlink.web.fields import fields_of, once
 from accountlink.web.flow import LinkFlow
 from accountlink.web.logs import log_error, log_outcome, person
@@ -37,8 +37,6 @@ from accountlink.web.outcomes import Finished, Impersonated, Started, Unbound
 from accountlink.web.pages import answer_ticket
 from accountlink.web.problems import PROBLEM, answer_problem
 
-OF_THE_PROVIDER: Final = ("state", "code", "iss", "error")
-"""The parameters of a provider's answer that a flow reads."""
 _LONGEST_BOUNCE: Final = 6_000
 """Characters of the query into which a posted answer is turned; servers and proxies take about 8,000 in an address."""
 

@@ -16,6 +16,7 @@ from accountlink.tables.arguments import check_kind
 from accountlink.tables.rows import present
 from accountlink.values.keys import Secrets
 from accountlink.web.browser import BrowserCookie, known_browser, new_browser
+from accountlink.web.checks import checked_answer
 from accountlink.web.derived import digest, new_state
 from accountlink.web.journeys import Journeys
 from accountlink.web.outcomes import ProvenIdentity, Started
@@ -124,6 +125,7 @@ class SignInFlow:
 
         Raises:
             UnknownProvider: There is no such provider.
+            RequestRejected: A parameter is not text.
             FlowNotStartedHere: Another browser began this sign-in, or nobody did. It can still be ended there.
             FlowExpired: The visitor took more than ten minutes.
             FlowReplayed: This answer was used already.
@@ -136,14 +138,15 @@ class SignInFlow:
 
         Source: RFC 9700, section 4.7 (an attacker could sign the victim's browser in as themselves); RFC 9207.
         """
-        exchange, bound = self._journeys.exchange(provider), known_browser(browser)
+        exchange, answer = self._journeys.exchange(provider), checked_answer(parameters)
+        bound = known_browser(browser)
         if bound is None:
             raise FlowNotStartedHere
         record = await self._journeys.come_back(
-            parameters.get("state"), Kind.SIGN_IN, user_id=_visitor(bound), browser=None
+            answer.get("state"), Kind.SIGN_IN, user_id=_visitor(bound), browser=None
         )
         try:
-            proof = await self._journeys.proof(record, exchange, parameters)
+            proof = await self._journeys.proof(record, exchange, answer)
         except AccountLinkError as error:
             error.return_to = record.return_to
             raise

@@ -92,10 +92,12 @@ class Site:
 
         Source: RFC 9700, section 4.11 (open redirection).
         """
-        if return_to is None or return_to == "":
+        if return_to is None:
             return None
         if not isinstance(return_to, str) or len(return_to) > _LONGEST:
             raise ReturnTargetRejected
+        if not return_to:
+            return None
         if return_to in self.allowed:
             return return_to
         if not _PATH.fullmatch(return_to) or _hides_something(return_to):
