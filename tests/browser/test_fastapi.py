@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from html import escape
@@ -28,6 +29,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 MORE: Final = ("blue", "green", "apple")
 """Providers beside Google, whose routes are under ``/more``. Apple's answer is posted."""
 SOMEBODY_ELSE: Final = "Another user has connected this account."
+USED: Final = "This answer was used already. Look at the list below."
 TRY_AGAIN: Final = "Please press the button again."
 PRESS_TWICE: Final = "form => { form.submit(); form.submit(); }"
 LEAVE: Final = """slug => {
@@ -49,6 +51,7 @@ class World:
         self.folder = folder
         self.providers: dict[str, FakeProvider] = {}
         self.statuses: list[tuple[str, int]] = []
+        self._answering, self._quiet = 0, asyncio.Event()
 
     def build(self, url: str) -> World:
         """Make the application at its own address, and the providers."""
@@ -89,11 +92,29 @@ class World:
         slug = scope.get("path", "").split("/")[1:2]
         provider = self.providers.get(slug[0]) if slug else None
         if provider is None:
-            await self.app(scope, receive, self._noting(scope, send))
+            await self._answer(scope, receive, send)
         elif scope["path"].endswith("/authorize"):
             await (await self._question(provider, scope))(scope, receive, send)
         else:
             await provider(scope, receive, send)
+
+    async def quiet(self) -> None:
+        """Wait until the application has answered everything, also to a browser that has gone on meanwhile."""
+        async with asyncio.timeout(10):
+            await self._quiet.wait()
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":  # it lasts as long as the server
+            await self.app(scope, receive, send)
+            return
+        self._answering += 1
+        self._quiet.clear()
+        try:
+            await self.app(scope, receive, self._noting(scope, send))
+        finally:
+            self._answering -= 1
+            if not self._answering:
+                self._quiet.set()
 
     def _noting(self, scope: Scope, send: Send) -> Send:
         async def noting(message: Any) -> None:
@@ -217,14 +238,19 @@ async def test_the_story_of_two_users(world: World, browser: Browser) -> None:
 
 
 async def test_a_double_click(world: World, browser: Browser) -> None:
-    """Two presses of one button begin two flows, and the one that the browser follows succeeds."""
+    """Two presses of each button make one link at most, and what the user reads is true."""
     world.account("double-click")
     user = await arrives(world, browser, 11)
     await user.tab.locator("form[action='/accounts/connect/google']").evaluate(PRESS_TWICE)
     await user.tab.get_by_role("button", name="Continue").dblclick()
-    await expect(user.tab.get_by_role("listitem")).to_have_count(1)
-    notice = await user.tab.get_by_role("status").inner_text()
-    assert notice in {"Connected.", "This answer was used already. Look at the list below."}
+    await expect(user.tab.get_by_role("status")).not_to_be_empty()
+    read = await user.tab.get_by_role("status").inner_text()
+    assert read in {"Connected.", USED, TRY_AGAIN}  # the last one if the browser kept the cookie of the other press
+    if read == TRY_AGAIN:
+        await user.connect()
+    await world.quiet()
+    await user.tab.reload()
+    await user.sees("", accounts=["google"])
 
 
 async def test_reload_and_back(world: World, browser: Browser) -> None:
@@ -239,12 +265,12 @@ async def test_reload_and_back(world: World, browser: Browser) -> None:
 
     [callback] = [url for url in opened if "/callback/google?" in url]
     await user.tab.goto(callback)
-    await user.sees("This answer was used already. Look at the list below.", accounts=["google"])
+    await user.sees(USED, accounts=["google"])
     await user.tab.go_back()
     await user.tab.go_back()
     await expect(user.tab).to_have_title("A provider")
     await user.press("Continue")
-    await user.sees("This answer was used already. Look at the list below.", accounts=["google"])
+    await user.sees(USED, accounts=["google"])
 
 
 async def test_two_tabs(world: World, browser: Browser) -> None:

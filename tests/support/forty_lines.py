@@ -52,5 +52,5 @@ def loaded(folder: Path, *, site: str, google: FakeProvider | None = None) -> It
         try:
             yield import_module(f"{_PACKAGE}.main")
         finally:
-            for name in [name for name in sys.modules if name.startswith(f"{_PACKAGE}.")]:
-                del sys.modules[name]
+            for name in [name for name in sys.modules if f"{name}.".startswith(f"{_PACKAGE}.")]:
+                del sys.modules[name]  # the package as well: it has the modules as attributes
