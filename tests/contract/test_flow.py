@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import httpx2
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -18,6 +19,7 @@ from accountlink import (
     AccountNotFound,
     Change,
     ConfigurationError,
+    InvalidCredentials,
     Linked,
     LinkedAccount,
     OwnershipConflict,
@@ -429,6 +431,32 @@ async def test_a_megabyte_is_refused(engine: AsyncEngine, answer: Any) -> None:
     stage.provider.forge_next(answer, lambda given: given | {"padding": "x" * 1_000_000})
     with pytest.raises((ProviderFailed, IdentityNotProven)):
         await stage.connect()
+    assert [] == await stage.rows()
+
+
+class Respelt(httpx2.AsyncBaseTransport):
+    """Passes requests on, and writes another text for one in each answer: JSON that Starlette does not write."""
+
+    def __init__(self, text: bytes, other: bytes) -> None:
+        self.network: Any = None
+        self._text, self._other = text, other
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        answer = await self.network.handle_async_request(request)
+        body = (await answer.aread()).replace(self._text, self._other)
+        return httpx2.Response(answer.status_code, content=body, headers={"content-type": "application/json"})
+
+
+@pytest.mark.parametrize("member", ["expires_in", "expires_at"])
+@pytest.mark.parametrize("lifetime", ["1e999", "-1e999", "NaN", "1" + "0" * 400, "1e300", '"soon"', "[1]"])
+async def test_a_lifetime_that_is_none_is_a_typed_error(engine: AsyncEngine, member: str, lifetime: str) -> None:
+    """F24: ``1e999`` is JSON, and an infinite number in Python; such a lifetime, too, is an error with a code."""
+    spelt = Respelt(b'"expires_in":3600', f'"{member}":{lifetime}'.encode())
+    stage = await stage_on(engine, transport=spelt)
+    spelt.network = stage.network
+    with pytest.raises((ProviderFailed, InvalidCredentials)):
+        await stage.connect()
+    assert 1 == stage.asked_for_tokens()
     assert [] == await stage.rows()
 
 
