@@ -15,7 +15,7 @@ from joserfc.jwk import ECKey, OctKey, RSAKey
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from accountlink import Linked
-from accountlink.errors import IdentityNotProven
+from accountlink.errors import IdentityNotProven, ProviderFailed
 from accountlink.testing.fake_provider import FakeProvider
 from tests.support.flows import Stage, stage_on
 
@@ -202,3 +202,32 @@ async def test_a_tenants_token_counts_for_accepted_tenants_only(engine: AsyncEng
             continue
         with pytest.raises(IdentityNotProven):
             await finishing
+
+
+OTHERS: Final[dict[str, object]] = {
+    "another type": {"kty": "AKP", "alg": "ML-DSA-44", "pub": "AAAA", "kid": "other"},
+    "no type": {"kid": "other"},
+    "a curve that is not known": {"kty": "EC", "crv": "brainpoolP256r1", "x": "AA", "y": "AA", "kid": "other"},
+    "members that are missing": {"kty": "RSA", "kid": "other"},
+    "a number for an id": {"kty": "RSA", "n": "u" * 342, "e": "AQAB", "kid": 5},
+    "a use of another kind": {"kty": "RSA", "n": "u" * 342, "e": "AQAB", "use": ["sig"], "kid": "other"},
+    "no key": None,
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+async def test_a_key_that_is_not_understood_is_left_out(engine: AsyncEngine, name: str) -> None:
+    """RFC 7517, section 5: a provider may publish a key of a new kind beside the one that it signs with."""
+    stage = await stage_on(engine)
+    stage.provider.forge_next("jwks", lambda given: {"keys": [OTHERS[name], *given["keys"]]})
+    assert isinstance((await stage.connect()).outcome, Linked)
+
+
+@pytest.mark.parametrize("keys", [[], [{"kty": "AKP", "kid": "key-1"}], None, "key-1", 7, {"kty": "EC"}])
+async def test_without_a_key_nobody_is_believed(engine: AsyncEngine, keys: object) -> None:
+    """A15: a set without a key that can be used is a failure of the provider, and proves nothing."""
+    stage = await stage_on(engine)
+    stage.provider.forge_next("jwks", lambda _: {"keys": keys})
+    with pytest.raises(ProviderFailed):
+        await stage.connect()
+    assert [] == await stage.rows()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, Final
 
@@ -32,11 +33,16 @@ class UnknownKey(Exception):
 
 
 def key_set(document: Any) -> KeySet | None:  # what a provider published
-    """Return a set of keys, or ``None`` if the document is none (RFC 7517, section 5)."""
-    try:
-        return KeySet.import_key_set(document)
-    except _INVALID:
-        return None
+    """Return the keys that can be used, or ``None`` if the document has none.
+
+    Source: RFC 7517, section 5: a key of another type, or of a curve that is not known here, is left out.
+    """
+    found: list[Any] = []
+    listed = document.get("keys") if isinstance(document, Mapping) else None
+    for key in listed if isinstance(listed, list) else ():
+        with suppress(*_INVALID):
+            found += KeySet.import_key_set({"keys": [key]})
+    return KeySet(found) if found else None
 
 
 def checked_claims(
