@@ -204,6 +204,32 @@ async def test_a_tenants_token_counts_for_accepted_tenants_only(engine: AsyncEng
             await finishing
 
 
+@pytest.mark.parametrize("kid", ["the-key", None], ids=["the id of the old one", "no id"])
+async def test_a_new_key_that_looks_like_the_old_one_is_fetched_once(engine: AsyncEngine, kid: str | None) -> None:
+    """A provider whose keys have no ids of their own must not stop working for an hour when it gets a new one."""
+    stage = await stage_on(engine)
+    kept = {} if kid is None else {"kid": kid}
+
+    def named(keys: Claims) -> Claims:
+        return {"keys": [{name: value for name, value in keys["keys"][-1].items() if name != "kid"} | kept]}
+
+    def signed(claims: Claims) -> str:
+        header = {"alg": "ES256"} | kept
+        return jwt.encode(header, claims, ECKey.import_key(stage.provider.signer._keys[-1].as_dict(private=True)))
+
+    for asked in (1, 2):
+        stage.provider.forge_next("jwks", named)
+        stage.provider.forge_next_id_token(signed)
+        assert isinstance((await stage.connect()).outcome, Linked)
+        assert asked == stage.provider.calls["/jwks"]
+        stage.provider.signer.rotate()
+    forged = ECKey.generate_key("P-256")
+    stage.provider.forge_next("jwks", named)
+    stage.provider.forge_next_id_token(lambda claims: jwt.encode({"alg": "ES256"} | kept, claims, forged))
+    with pytest.raises(IdentityNotProven):
+        await stage.connect()
+
+
 OTHERS: Final[dict[str, object]] = {
     "another type": {"kty": "AKP", "alg": "ML-DSA-44", "pub": "AAAA", "kid": "other"},
     "no type": {"kid": "other"},
