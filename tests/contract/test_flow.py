@@ -487,11 +487,29 @@ async def test_a_discovery_document_of_another_issuer_is_refused(engine: AsyncEn
         await stage.start(1)
 
 
-@pytest.mark.parametrize("address", ["http://acme.example/token", "ftp://acme.example", "", 7, None, "https:///token"])
-async def test_a_discovery_document_with_an_unsafe_address_is_refused(engine: AsyncEngine, address: object) -> None:
-    """No code is sent over plain http, and to no address that is none."""
+@pytest.mark.parametrize("endpoint", ["authorization_endpoint", "token_endpoint"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://acme.example/token",
+        "ftp://acme.example",
+        "",
+        7,
+        None,
+        "https:///token",
+        "https://acme.example/中",
+        "https://acme.example/a b",
+        "https://acme.example/\r\nSet-Cookie: a=b",
+        "https://acme.example:port/",
+        "https://[::1",
+    ],
+)
+async def test_a_discovery_document_with_an_unsafe_address_is_refused(
+    engine: AsyncEngine, endpoint: str, address: object
+) -> None:
+    """No code is sent over plain http, no browser to an address that no header can hold, and nothing to none at all."""
     stage = await stage_on(engine)
-    stage.provider.forge_next("configuration", lambda document: document | {"token_endpoint": address})
+    stage.provider.forge_next("configuration", lambda document: document | {endpoint: address})
     with pytest.raises(ProviderFailed):
         await stage.start(1)
 
