@@ -134,6 +134,19 @@ async def test_the_address_at_the_provider_holds_what_protects_the_flow(engine: 
     assert all(urls[0][name] != urls[1][name] for name in ("state", "nonce", "code_challenge"))
 
 
+async def test_what_starts_and_ends_a_flow_shows_no_secret(engine: AsyncEngine) -> None:
+    """A28: a line that logs what a flow returned holds neither its state, its nonce, its cookie nor a token."""
+    stage = await stage_on(engine)
+    ticket = await stage.flow.ticket(user_id=1, provider="acme")
+    started = await stage.start(1)
+    secret = [*query(started.url)["state"], *query(started.url)["nonce"], str(started.browser), ticket.url]
+    finished = await stage.finish(started, await stage.consent(started.url))
+    conflict = await stage.connect(2)
+    secret += [row["access_token"] for row in await stage.rows()] + [conflict.redirect_url, "ada@example.org"]
+    shown = repr([ticket, started, finished, conflict])
+    assert [] == [each for each in secret if each in shown]
+
+
 async def test_three_flows_in_one_browser_end_in_any_order(engine: AsyncEngine) -> None:
     """Each flow has its own record: two tabs and three providers do not disturb each other."""
     stage = await stage_on(engine, slugs=["acme", "bolt", "core"])
