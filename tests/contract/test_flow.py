@@ -14,7 +14,9 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from accountlink import (
+    AccountLinker,
     AccountLinkError,
+    AccountMapping,
     AccountMismatch,
     AccountNotFound,
     Change,
@@ -22,7 +24,9 @@ from accountlink import (
     InvalidCredentials,
     Linked,
     LinkedAccount,
+    LinkPolicy,
     OwnershipConflict,
+    Removal,
     Transferred,
 )
 from accountlink.errors import (
@@ -643,6 +647,38 @@ async def test_tokens_can_be_discarded(engine: AsyncEngine) -> None:
     assert isinstance((await stage.connect()).outcome, Linked)
     [row] = await stage.rows()
     assert row["access_token"] is None
+
+
+@pytest.mark.parametrize("missing", ["access_token", "scopes"])
+async def test_a_table_that_cannot_keep_the_tokens_is_refused_at_once(engine: AsyncEngine, missing: str) -> None:
+    """A user does not agree at the provider first; without the tokens such a table serves."""
+    metadata = sa.MetaData()
+    texts = {"provider", "account_id", "access_token", "scopes"} - {missing}
+    table = sa.Table(
+        "connections",
+        metadata,
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("user_id", sa.Integer, nullable=False),
+        *(sa.Column(name, sa.Text) for name in texts),
+        sa.Column("expires_at", sa.DateTime(timezone=True)),
+        sa.UniqueConstraint("provider", "account_id"),
+    )
+    stage = await stage_on(engine)
+    mapping = AccountMapping(
+        table,
+        policy=LinkPolicy(removal=Removal.DELETE),
+        **{column.name: column for column in table.columns if column.name != "id"},
+    )
+    options: dict[str, Any] = {
+        "providers": stage.flow.providers.values(),
+        "callback_url": CALLBACK,
+        "page": PAGE,
+        "states": stage.states,
+        "secrets": FLOW_SECRETS,
+    }
+    with pytest.raises(ConfigurationError, match=f"{missing}=.*DISCARDED"):
+        LinkFlow(AccountLinker(mapping), engine, **options)
+    LinkFlow(AccountLinker(mapping), engine, tokens=Tokens.DISCARDED, **options)
 
 
 # -- tickets -----------------------------------------------------------------------------------------------------------
