@@ -5,7 +5,7 @@ No message, attribute, cause or context carries a secret, an e-mail address, ano
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 from urllib.parse import quote_plus
 
 
@@ -571,8 +571,14 @@ def _named(constraint: str | None) -> str:
     return f"The unique constraint or index {constraint!r}" if constraint else "A unique constraint or index"
 
 
+_TOLD: Final = frozenset({"connection", "error"})
+"""The parameters by which a redirect tells how something ended."""
+
+
 def with_query(base: str, name: str, value: str) -> str:
-    """Return a URL with one query parameter set, and every other byte unchanged.
+    """Return a URL with one query parameter set, and without what an earlier redirect told.
+
+    A page passes its own address as the next return target, so an old error stood beside a new success.
 
     Raises:
         ConfigurationError: ``base`` is no text, or has a fragment, white space or control characters.
@@ -585,5 +591,5 @@ def with_query(base: str, name: str, value: str) -> str:
     if any(c <= " " or "\x7f" <= c <= "\x9f" or "\ud800" <= c <= "\udfff" for c in base):  # what no URL can carry
         raise ConfigurationError("The base of a redirect must not contain white space or control characters.")
     path, _, query = base.partition("?")
-    kept = [pair for pair in query.split("&") if pair.partition("=")[0] != name] if query else []
+    kept = [pair for pair in query.split("&") if pair.partition("=")[0] not in _TOLD] if query else []
     return f"{path}?{'&'.join([*kept, f'{name}={quote_plus(value)}'])}"

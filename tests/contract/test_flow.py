@@ -8,19 +8,25 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import httpx2
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from accountlink import (
+    AccountLinker,
     AccountLinkError,
+    AccountMapping,
     AccountMismatch,
     AccountNotFound,
     Change,
     ConfigurationError,
+    InvalidCredentials,
     Linked,
     LinkedAccount,
+    LinkPolicy,
     OwnershipConflict,
+    Removal,
     Transferred,
 )
 from accountlink.errors import (
@@ -130,6 +136,19 @@ async def test_the_address_at_the_provider_holds_what_protects_the_flow(engine: 
         assert ["code"] == asked["response_type"]
         assert all(len(asked[name][0]) == 43 for name in ("state", "nonce", "code_challenge"))
     assert all(urls[0][name] != urls[1][name] for name in ("state", "nonce", "code_challenge"))
+
+
+async def test_what_starts_and_ends_a_flow_shows_no_secret(engine: AsyncEngine) -> None:
+    """A28: a line that logs what a flow returned holds neither its state, its nonce, its cookie nor a token."""
+    stage = await stage_on(engine)
+    ticket = await stage.flow.ticket(user_id=1, provider="acme")
+    started = await stage.start(1)
+    secret = [*query(started.url)["state"], *query(started.url)["nonce"], str(started.browser), ticket.url]
+    finished = await stage.finish(started, await stage.consent(started.url))
+    conflict = await stage.connect(2)
+    secret += [row["access_token"] for row in await stage.rows()] + [conflict.redirect_url, "ada@example.org"]
+    shown = repr([ticket, started, finished, conflict])
+    assert [] == [each for each in secret if each in shown]
 
 
 async def test_three_flows_in_one_browser_end_in_any_order(engine: AsyncEngine) -> None:
@@ -432,6 +451,32 @@ async def test_a_megabyte_is_refused(engine: AsyncEngine, answer: Any) -> None:
     assert [] == await stage.rows()
 
 
+class Respelt(httpx2.AsyncBaseTransport):
+    """Passes requests on, and writes another text for one in each answer: JSON that Starlette does not write."""
+
+    def __init__(self, text: bytes, other: bytes) -> None:
+        self.network: Any = None
+        self._text, self._other = text, other
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        answer = await self.network.handle_async_request(request)
+        body = (await answer.aread()).replace(self._text, self._other)
+        return httpx2.Response(answer.status_code, content=body, headers={"content-type": "application/json"})
+
+
+@pytest.mark.parametrize("member", ["expires_in", "expires_at"])
+@pytest.mark.parametrize("lifetime", ["1e999", "-1e999", "NaN", "1" + "0" * 400, "1e300", '"soon"', "[1]"])
+async def test_a_lifetime_that_is_none_is_a_typed_error(engine: AsyncEngine, member: str, lifetime: str) -> None:
+    """F24: ``1e999`` is JSON, and an infinite number in Python; such a lifetime, too, is an error with a code."""
+    spelt = Respelt(b'"expires_in":3600', f'"{member}":{lifetime}'.encode())
+    stage = await stage_on(engine, transport=spelt)
+    spelt.network = stage.network
+    with pytest.raises((ProviderFailed, InvalidCredentials)):
+        await stage.connect()
+    assert 1 == stage.asked_for_tokens()
+    assert [] == await stage.rows()
+
+
 async def test_userinfo_of_another_account_is_refused(engine: AsyncEngine) -> None:
     """OpenID Connect Core 1.0, section 5.3.2: userinfo whose sub differs is about somebody else."""
     stage = await stage_on(engine)
@@ -459,11 +504,29 @@ async def test_a_discovery_document_of_another_issuer_is_refused(engine: AsyncEn
         await stage.start(1)
 
 
-@pytest.mark.parametrize("address", ["http://acme.example/token", "ftp://acme.example", "", 7, None, "https:///token"])
-async def test_a_discovery_document_with_an_unsafe_address_is_refused(engine: AsyncEngine, address: object) -> None:
-    """No code is sent over plain http, and to no address that is none."""
+@pytest.mark.parametrize("endpoint", ["authorization_endpoint", "token_endpoint"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://acme.example/token",
+        "ftp://acme.example",
+        "",
+        7,
+        None,
+        "https:///token",
+        "https://acme.example/中",
+        "https://acme.example/a b",
+        "https://acme.example/\r\nSet-Cookie: a=b",
+        "https://acme.example:port/",
+        "https://[::1",
+    ],
+)
+async def test_a_discovery_document_with_an_unsafe_address_is_refused(
+    engine: AsyncEngine, endpoint: str, address: object
+) -> None:
+    """No code is sent over plain http, no browser to an address that no header can hold, and nothing to none at all."""
     stage = await stage_on(engine)
-    stage.provider.forge_next("configuration", lambda document: document | {"token_endpoint": address})
+    stage.provider.forge_next("configuration", lambda document: document | {endpoint: address})
     with pytest.raises(ProviderFailed):
         await stage.start(1)
 
@@ -584,6 +647,38 @@ async def test_tokens_can_be_discarded(engine: AsyncEngine) -> None:
     assert isinstance((await stage.connect()).outcome, Linked)
     [row] = await stage.rows()
     assert row["access_token"] is None
+
+
+@pytest.mark.parametrize("missing", ["access_token", "scopes"])
+async def test_a_table_that_cannot_keep_the_tokens_is_refused_at_once(engine: AsyncEngine, missing: str) -> None:
+    """A user does not agree at the provider first; without the tokens such a table serves."""
+    metadata = sa.MetaData()
+    texts = {"provider", "account_id", "access_token", "scopes"} - {missing}
+    table = sa.Table(
+        "connections",
+        metadata,
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("user_id", sa.Integer, nullable=False),
+        *(sa.Column(name, sa.Text) for name in texts),
+        sa.Column("expires_at", sa.DateTime(timezone=True)),
+        sa.UniqueConstraint("provider", "account_id"),
+    )
+    stage = await stage_on(engine)
+    mapping = AccountMapping(
+        table,
+        policy=LinkPolicy(removal=Removal.DELETE),
+        **{column.name: column for column in table.columns if column.name != "id"},
+    )
+    options: dict[str, Any] = {
+        "providers": stage.flow.providers.values(),
+        "callback_url": CALLBACK,
+        "page": PAGE,
+        "states": stage.states,
+        "secrets": FLOW_SECRETS,
+    }
+    with pytest.raises(ConfigurationError, match=f"{missing}=.*DISCARDED"):
+        LinkFlow(AccountLinker(mapping), engine, **options)
+    LinkFlow(AccountLinker(mapping), engine, tokens=Tokens.DISCARDED, **options)
 
 
 # -- tickets -----------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from joserfc.jwk import ECKey, OctKey, RSAKey
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from accountlink import Linked
-from accountlink.errors import IdentityNotProven
+from accountlink.errors import IdentityNotProven, ProviderFailed
 from accountlink.testing.fake_provider import FakeProvider
 from tests.support.flows import Stage, stage_on
 
@@ -202,3 +202,58 @@ async def test_a_tenants_token_counts_for_accepted_tenants_only(engine: AsyncEng
             continue
         with pytest.raises(IdentityNotProven):
             await finishing
+
+
+@pytest.mark.parametrize("kid", ["the-key", None], ids=["the id of the old one", "no id"])
+async def test_a_new_key_that_looks_like_the_old_one_is_fetched_once(engine: AsyncEngine, kid: str | None) -> None:
+    """A provider whose keys have no ids of their own must not stop working for an hour when it gets a new one."""
+    stage = await stage_on(engine)
+    kept = {} if kid is None else {"kid": kid}
+
+    def named(keys: Claims) -> Claims:
+        return {"keys": [{name: value for name, value in keys["keys"][-1].items() if name != "kid"} | kept]}
+
+    def signed(claims: Claims) -> str:
+        header = {"alg": "ES256"} | kept
+        return jwt.encode(header, claims, ECKey.import_key(stage.provider.signer._keys[-1].as_dict(private=True)))
+
+    for asked in (1, 2):
+        stage.provider.forge_next("jwks", named)
+        stage.provider.forge_next_id_token(signed)
+        assert isinstance((await stage.connect()).outcome, Linked)
+        assert asked == stage.provider.calls["/jwks"]
+        stage.provider.signer.rotate()
+    forged = ECKey.generate_key("P-256")
+    stage.provider.forge_next("jwks", named)
+    stage.provider.forge_next_id_token(lambda claims: jwt.encode({"alg": "ES256"} | kept, claims, forged))
+    with pytest.raises(IdentityNotProven):
+        await stage.connect()
+
+
+OTHERS: Final[dict[str, object]] = {
+    "another type": {"kty": "AKP", "alg": "ML-DSA-44", "pub": "AAAA", "kid": "other"},
+    "no type": {"kid": "other"},
+    "a curve that is not known": {"kty": "EC", "crv": "brainpoolP256r1", "x": "AA", "y": "AA", "kid": "other"},
+    "members that are missing": {"kty": "RSA", "kid": "other"},
+    "a number for an id": {"kty": "RSA", "n": "u" * 342, "e": "AQAB", "kid": 5},
+    "a use of another kind": {"kty": "RSA", "n": "u" * 342, "e": "AQAB", "use": ["sig"], "kid": "other"},
+    "no key": None,
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+async def test_a_key_that_is_not_understood_is_left_out(engine: AsyncEngine, name: str) -> None:
+    """RFC 7517, section 5: a provider may publish a key of a new kind beside the one that it signs with."""
+    stage = await stage_on(engine)
+    stage.provider.forge_next("jwks", lambda given: {"keys": [OTHERS[name], *given["keys"]]})
+    assert isinstance((await stage.connect()).outcome, Linked)
+
+
+@pytest.mark.parametrize("keys", [[], [{"kty": "AKP", "kid": "key-1"}], None, "key-1", 7, {"kty": "EC"}])
+async def test_without_a_key_nobody_is_believed(engine: AsyncEngine, keys: object) -> None:
+    """A15: a set without a key that can be used is a failure of the provider, and proves nothing."""
+    stage = await stage_on(engine)
+    stage.provider.forge_next("jwks", lambda _: {"keys": keys})
+    with pytest.raises(ProviderFailed):
+        await stage.connect()
+    assert [] == await stage.rows()

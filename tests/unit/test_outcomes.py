@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accountlink import (
+    AccountNotFound,
     AlreadyOwner,
     Change,
     ConfigurationError,
@@ -316,6 +317,14 @@ def test_a_redirect_sets_its_parameter_once() -> None:
     assert "/cb?connection=success" == LINKED.redirect_url("/cb?connection=failed")
 
 
+def test_a_redirect_tells_one_ending() -> None:
+    """A page that passes its own address on does not show an old error beside the success that follows."""
+    assert "/cb?x=1&connection=success" == LINKED.redirect_url("/cb?error=ownership_conflict&x=1")
+    assert "/cb?x=1&connection=unlinked" == UNLINKED.redirect_url("/cb?error&x=1")
+    assert "/cb?x=1&error=ownership_conflict" == conflict(token=None).redirect_url("/cb?connection=success&x=1")
+    assert "/cb?x=1&error=account_not_found" == AccountNotFound().redirect_url("/cb?x=1&connection=success")
+
+
 UNFIT = {
     "fragment": "https://app.example/cb#top",
     "empty fragment": "https://app.example/cb#",
@@ -344,7 +353,7 @@ def test_an_unfit_base_is_refused(outcome: OwnershipConflict | Linked[UUID, int]
 URL_TEXT = st.text(st.characters(exclude_characters="#&=?+%;", exclude_categories=("Cc", "Cs", "Zs")), max_size=8)
 
 
-@given(st.lists(st.tuples(URL_TEXT.filter(lambda name: name not in {"", "error"}), URL_TEXT), max_size=5))
+@given(st.lists(st.tuples(URL_TEXT.filter(lambda name: name not in {"", "connection", "error"}), URL_TEXT), max_size=5))
 def test_the_token_is_never_in_the_query(pairs: list[tuple[str, str]]) -> None:
     """A28: the token is in the fragment, because browsers send a query to servers, logs and the next site."""
     base = "https://app.example/cb?" + "&".join(f"{name}={value}" for name, value in pairs)

@@ -12,7 +12,7 @@ from accountlink.errors import ConfigurationError, ImpersonationRefused, Request
 from accountlink.providers.provider import Provider
 from accountlink.tables.arguments import check_kind
 from accountlink.values.outcomes import UserId
-from accountlink.web.outcomes import Impersonated
+from accountlink.web.outcomes import Impersonated, Tokens
 from accountlink.web.states import FlowStates, TableFlowStates, checked_states
 
 OF_THE_PROVIDER: Final = ("state", "code", "iss", "error")
@@ -61,6 +61,21 @@ def distinct(providers: Iterable[Provider]) -> list[Provider]:
             "provider."
         )
     return given
+
+
+def check_columns(columns: Collection[str], *, tokens: Tokens, providers: Iterable[Provider]) -> None:
+    """Refuse a table that cannot keep what each flow brings, before a user has agreed at the provider for nothing.
+
+    Raises:
+        ConfigurationError: A column is missing.
+    """
+    needed = ["access_token"] + ["scopes"] * any(provider.scopes for provider in providers)
+    lacking = [] if tokens is Tokens.DISCARDED else [name for name in needed if name not in columns]
+    if lacking:
+        raise ConfigurationError(
+            f"The table of links has no column mapped as {lacking[0]!r}. Map one as {lacking[0]}=..., or pass "
+            "tokens=Tokens.DISCARDED to forget the provider's tokens."
+        )
 
 
 def checked_scopes(scopes: Collection[str]) -> tuple[str, ...]:

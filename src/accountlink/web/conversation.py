@@ -25,7 +25,9 @@ LARGEST: Final = 262_144
 """Bytes of a provider's answer; a discovery document or a set of keys has a tenth of that."""
 DEADLINE: Final = timedelta(seconds=20)
 """The time in which all answers of one provider to one flow must have come."""
-_UNREACHED: Final = (httpx2.HTTPError, httpx2.InvalidURL, AuthlibBaseError, ValueError, TypeError, RecursionError)
+_UNREACHED: Final = (
+    httpx2.HTTPError, httpx2.InvalidURL, AuthlibBaseError, ValueError, TypeError, OverflowError, RecursionError,
+)  # fmt: skip
 """The errors of a request whose answer did not come, or is not what it should be."""
 
 

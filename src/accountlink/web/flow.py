@@ -25,7 +25,7 @@ from accountlink.values.keys import Secrets
 from accountlink.values.outcomes import Linked, LinkId, OwnershipConflict, UserId
 from accountlink.values.tagging import can_return, tagged, untagged
 from accountlink.web.browser import BrowserCookie, known_browser, new_browser
-from accountlink.web.checks import checked_answer, checked_scopes, consent_for, themselves
+from accountlink.web.checks import check_columns, checked_answer, checked_scopes, consent_for, themselves
 from accountlink.web.derived import digest, new_state
 from accountlink.web.exchange import Proof
 from accountlink.web.journeys import Journeys, is_state
@@ -99,11 +99,7 @@ class LinkFlow(Generic[UserId, LinkId]):
         )
         self._values: Final = None if values is None else check_callable("values", values)
         self._tokens: Final = tokens
-        if tokens is Tokens.STORED and "access_token" not in linker.mapping.columns:
-            raise ConfigurationError(
-                "The table of links has no column for an access token. Map one as access_token=..., or pass "
-                "tokens=Tokens.DISCARDED to forget the provider's tokens."
-            )
+        check_columns(linker.mapping.columns, tokens=tokens, providers=self.providers.values())
 
     @property
     def providers(self) -> Mapping[str, Provider]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ try:
     from authlib.common.errors import AuthlibBaseError  # type: ignore[import-untyped]  # Authlib ships no types
     from authlib.oidc.core import CodeIDToken  # type: ignore[import-untyped]  # likewise
     from joserfc import jwt
-    from joserfc.errors import InvalidKeyIdError, JoseError
+    from joserfc.errors import BadSignatureError, InvalidKeyIdError, JoseError
     from joserfc.jwk import KeySet
     from joserfc.jws import JWSRegistry
 except ModuleNotFoundError as missing:
@@ -28,15 +29,20 @@ _INVALID: Final = (JoseError, AuthlibBaseError, ValueError, TypeError, KeyError,
 
 
 class UnknownKey(Exception):
-    """Raised for a token that a key signed which the set does not have: the provider may have a new one."""
+    """Raised for a token that none of the keys has signed: the provider may have a new one."""
 
 
 def key_set(document: Any) -> KeySet | None:  # what a provider published
-    """Return a set of keys, or ``None`` if the document is none (RFC 7517, section 5)."""
-    try:
-        return KeySet.import_key_set(document)
-    except _INVALID:
-        return None
+    """Return the keys that can be used, or ``None`` if the document has none.
+
+    Source: RFC 7517, section 5: a key of another type, or of a curve that is not known here, is left out.
+    """
+    found: list[Any] = []
+    listed = document.get("keys") if isinstance(document, Mapping) else None
+    for key in listed if isinstance(listed, list) else ():
+        with suppress(*_INVALID):
+            found += KeySet.import_key_set({"keys": [key]})
+    return KeySet(found) if found else None
 
 
 def checked_claims(
@@ -62,7 +68,7 @@ def checked_claims(
 
     Raises:
         IdentityNotProven: One of the checks failed.
-        UnknownKey: The keys lack the one that the token names.
+        UnknownKey: The keys lack the one that the token names, or that key did not sign it.
 
     Source: OpenID Connect Core 1.0, section 3.1.3.7; RFC 8725.
     """
@@ -80,7 +86,7 @@ def checked_claims(
         context = {"nonce": nonce, "client_id": client_id, "access_token": access_token}
         CodeIDToken(token.claims, token.header, expected, context).validate(now=int(now.timestamp()), leeway=LEEWAY)
         _text(token.claims["sub"])
-    except InvalidKeyIdError:
+    except (InvalidKeyIdError, BadSignatureError):  # a new key may have the id of the old one, or none
         raise UnknownKey from None
     except _INVALID:
         raise IdentityNotProven from None

@@ -34,7 +34,7 @@ class Started:
         browser: The value of the browser's cookie; set it. ``None`` for a flow that is not bound to a browser.
     """
 
-    url: str
+    url: str = field(repr=False)
     browser: str | None = field(repr=False)
 
 
