@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 from urllib.parse import parse_qs, urlsplit
 
 import httpx2
@@ -448,6 +448,32 @@ async def test_a_megabyte_is_refused(engine: AsyncEngine, answer: Any) -> None:
     stage.provider.forge_next(answer, lambda given: given | {"padding": "x" * 1_000_000})
     with pytest.raises((ProviderFailed, IdentityNotProven)):
         await stage.connect()
+    assert [] == await stage.rows()
+
+
+class Refusing(httpx2.AsyncBaseTransport):
+    """Passes requests on, and gives the token response another status."""
+
+    def __init__(self, status: int) -> None:
+        self.network: Any = None
+        self._status = status
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        answer = await self.network.handle_async_request(request)
+        if request.url.path != "/token":
+            return cast("httpx2.Response", answer)
+        return httpx2.Response(self._status, content=await answer.aread(), headers={"location": "https://x.example/"})
+
+
+@pytest.mark.parametrize("status", [302, 304, 400, 401, 418])
+async def test_a_refusal_with_tokens_in_it_is_a_refusal(engine: AsyncEngine, status: int) -> None:
+    """RFC 6749, section 5.1: no token comes from a refusal or a redirect, which is not followed either."""
+    network = Refusing(status)
+    stage = await stage_on(engine, transport=network)
+    network.network = stage.network
+    with pytest.raises(ProviderFailed):
+        await stage.connect()
+    assert 1 == stage.asked_for_tokens()
     assert [] == await stage.rows()
 
 

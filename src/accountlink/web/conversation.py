@@ -127,6 +127,7 @@ class Line:
             event_hooks={"response": [_bounded]},
             timeout=DEADLINE.total_seconds(),
         ) as client:
+            client.register_compliance_hook("access_token_response", _granted)
             yield Conversation(client, ends=asyncio.get_running_loop().time() + DEADLINE.total_seconds())
 
 
@@ -156,6 +157,13 @@ class _Bounded(httpx2.AsyncByteStream):
 
     async def aclose(self) -> None:
         await self._stream.aclose()
+
+
+def _granted(response: httpx2.Response) -> httpx2.Response:
+    """Take no token from a refusal or a redirect, whatever its body holds (RFC 6749, section 5.1)."""
+    if not response.is_success:
+        raise ValueError("a token response has the status 200")
+    return response
 
 
 async def _bounded(response: httpx2.Response) -> None:
