@@ -25,8 +25,11 @@ from accountlink import (
     StoreUnavailable,
     Unlinked,
 )
+from accountlink.errors import FlowReplayed, TicketRejected
+from accountlink.web import Started, flow_states
 from tests.faults.watch import Watch, soon, watched_engine, watching
 from tests.support.databases import Database, create, run_sql
+from tests.support.flows import stage_on
 from tests.support.models import EXCLUSIVE, EXCLUSIVE_SOFT, Tables, identity, shared_tables, tokens
 from tests.support.wire import Lose, Message, WireProxy, executes
 
@@ -583,3 +586,31 @@ async def test_an_exhausted_pool_is_busy(database: Database, how: str) -> None:
     assert isinstance(await linker.link(bind, user_id=1, identity=identity()), Linked)
     if how == "session":
         await bind.close()
+
+
+@pytest.mark.parametrize("purpose", ["flow", "ticket"])
+@pytest.mark.parametrize("lose", Lose)
+async def test_a_flow_whose_use_was_not_answered_is_not_called_a_replay(
+    line: Line, database: Database, purpose: str, lose: Lose
+) -> None:
+    """F03: a record was used and the reply was lost: nobody can say by whom, and the error does not either."""
+    stage = await stage_on(through(line, database), states=flow_states)
+    ticket = (await stage.flow.ticket(user_id=1, provider="acme")).url.rpartition("/")[2]
+    started = await stage.start()
+    parameters = await stage.consent(started.url)
+
+    async def use() -> object:
+        if purpose == "flow":
+            return (await stage.finish(started, parameters)).outcome
+        return await stage.flow.start_with(ticket, user_id=1, browser=None)
+
+    line.cut_when(executes("UPDATE accountlink_flow_states"), lose=lose)
+    if lose is Lose.REQUEST:
+        assert isinstance(await use(), (Linked, Started))
+    else:
+        with pytest.raises(OutcomeUnknown):
+            await use()
+    assert line.is_cut
+    assert stage.asked_for_tokens() == (purpose == "flow" and lose is Lose.REQUEST)
+    with pytest.raises(FlowReplayed if purpose == "flow" else TicketRejected):
+        await use()

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from accountlink.database.patience import Patience
 from accountlink.database.transactions import place_on, read, run
-from accountlink.errors import ConfigurationError
+from accountlink.errors import ConfigurationError, OutcomeUnknown
 from accountlink.tables.own_names import check_own_name, checked_names
 from accountlink.tables.targets import known_table
 from accountlink.values.secrecy import Parameters
@@ -219,7 +219,11 @@ class TableFlowStates:
             row = connection.execute(self._use, values).one_or_none()
             return _record(row) if row is not None else self._absence(connection.execute(self._seen, values).first())
 
-        return await run(place_on(engine, tables=[self.table]), work, Patience())
+        patience = Patience()
+        found: FlowRecord | Absence = await run(place_on(engine, tables=[self.table]), work, patience)
+        if found is Absence.USED and patience.ambiguous:  # perhaps by the attempt whose answer was lost
+            raise OutcomeUnknown
+        return found
 
     async def look(
         self, engine: AsyncEngine, *, digest: str, kind: Kind, user_id: str, now: datetime
