@@ -372,6 +372,8 @@ def made(name: str) -> Any:
             return getattr(accountlink, name)(account=ACCOUNT)
         case "AccountLinkError":
             return accountlink.AccountNotFound()
+        case "AccountLinker":
+            return AccountLinker(MAPPED[0])
         case "AccountMapping":
             return MAPPED[0]
         case "GrantMapping":
