@@ -28,6 +28,10 @@ from tests.support.serving import serve
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 MORE: Final = ("blue", "green", "apple")
 """Providers beside Google, whose routes are under ``/more``. Apple's answer is posted."""
+SETTINGS: Final = "Connected accounts"
+"""The title of the application's page."""
+PROVIDER: Final = "A provider"
+"""The title of a provider's page."""
 SOMEBODY_ELSE: Final = "Another user has connected this account."
 USED: Final = "This answer was used already. Look at the list below."
 TRY_AGAIN: Final = "Please press the button again."
@@ -138,7 +142,7 @@ class World:
             + f"<button>{button}</button></form>"
             for button, fields in (("Continue", said), ("Cancel", refused))
         )
-        return HTMLResponse(f"<title>A provider</title>{forms}")
+        return HTMLResponse(f"<title>{PROVIDER}</title>{forms}")
 
     def account(self, subject: str) -> None:
         """Let this account, and no other, be signed in at every provider."""
@@ -175,10 +179,25 @@ class User:
         """Press a button, in the first tab or in another."""
         await (tab or self.tab).get_by_role("button", name=button, exact=True).click()
 
+    async def sets_out(self, tab: Page | None = None) -> None:
+        """Begin to connect an account of Google, until its page is there."""
+        await self.press("Connect Google", tab)
+        await expect(tab or self.tab).to_have_title(PROVIDER)
+
     async def connect(self) -> None:
         """Connect the account that is signed in at Google."""
-        await self.press("Connect Google")
+        await self.sets_out()
         await self.press("Continue")
+
+    async def becomes(self, number: int, tab: Page | None = None) -> None:
+        """Sign in as this user, until the page says so."""
+        await self.press(f"Be user {number}", tab)
+        await expect((tab or self.tab).get_by_text(f"You are user {number}.")).to_be_visible()
+
+    async def goes_back(self, *, to: str) -> None:
+        """Press Back, and see the page with this title. The page that they leave must be there already."""
+        await self.tab.go_back()
+        await expect(self.tab).to_have_title(to)
 
     async def sees(self, notice: str, *, accounts: list[str], tab: Page | None = None) -> None:
         """Check that the page says this, and lists these accounts."""
@@ -258,17 +277,16 @@ async def test_reload_and_back(world: World, browser: Browser) -> None:
     world.account("reload-and-back")
     user, opened = await arrives(world, browser, 12), []
     user.tab.on("request", lambda request: opened.append(request.url))
-    await user.press("Connect Google")
-    await user.tab.go_back()
+    await user.sets_out()
+    await user.goes_back(to=SETTINGS)
     await user.connect()
     await user.sees("Connected.", accounts=["google"])
 
     [callback] = [url for url in opened if "/callback/google?" in url]
     await user.tab.goto(callback)
     await user.sees(USED, accounts=["google"])
-    await user.tab.go_back()
-    await user.tab.go_back()
-    await expect(user.tab).to_have_title("A provider")
+    await user.goes_back(to=SETTINGS)
+    await user.goes_back(to=PROVIDER)
     await user.press("Continue")
     await user.sees(USED, accounts=["google"])
 
@@ -279,7 +297,7 @@ async def test_two_tabs(world: World, browser: Browser) -> None:
     user = await arrives(world, browser, 13)
     second = await user.new_tab()
     for tab in (user.tab, second):
-        await user.press("Connect Google", tab)
+        await user.sets_out(tab)
     for tab in (user.tab, second):
         await user.press("Continue", tab)
         await user.sees("Connected.", accounts=["google"], tab=tab)
@@ -292,7 +310,7 @@ async def test_three_providers_in_flight(world: World, browser: Browser) -> None
     tabs = {slug: await user.new_tab() for slug in MORE}
     for slug, tab in tabs.items():
         await tab.evaluate(LEAVE, slug)
-        await expect(tab).to_have_title("A provider")
+        await expect(tab).to_have_title(PROVIDER)
     for count, (slug, tab) in enumerate(reversed(tabs.items()), start=1):
         await user.press("Continue", tab)
         await user.sees("Connected.", accounts=sorted([*tabs][-count:], key=[*reversed(tabs)].index), tab=tab)
@@ -305,20 +323,20 @@ async def test_what_goes_wrong(world: World, browser: Browser) -> None:
     """Declined, without cookies, and as another user: a clear message, no link, and nothing asked of the provider."""
     world.account("goes-wrong")
     user = await arrives(world, browser, 15)
-    await user.press("Connect Google")
+    await user.sets_out()
     await user.press("Cancel")
     await user.sees("You did not agree. Nothing was connected.", accounts=[])
 
     asked = world.providers["google"].calls["/token"]
     for cookie in ("accountlink", "session"):
-        await user.press("Connect Google")
+        await user.sets_out()
         await user.context.clear_cookies(name=cookie)
         await user.press("Continue")
         await user.sees(TRY_AGAIN, accounts=[])
-    await user.press("Be user 1")
+    await user.becomes(1)
     second = await user.new_tab()
-    await user.press("Connect Google")
-    await user.press("Be user 2", second)
+    await user.sets_out()
+    await user.becomes(2, second)
     await user.press("Continue")
     await user.sees(TRY_AGAIN, accounts=[])
     await expect(user.tab.get_by_text("You are user 2.")).to_be_visible()
