@@ -44,6 +44,16 @@ async def test_clean_up_is_waited_for() -> None:
     assert room.clean
 
 
+async def test_result_of_clean_up() -> None:
+    """The caller gets what the clean-up returns."""
+
+    async def counted() -> int:
+        await asyncio.sleep(0)
+        return 3
+
+    assert 3 == await seen_through(counted())
+
+
 async def test_clean_up_ends_though_its_caller_is_cancelled() -> None:
     """A cancellation is heard when the clean-up has ended, and not before."""
     room = Room()

@@ -12,12 +12,15 @@ GRACE: Final = 2.0
 """Seconds that clean-up has once its caller is cancelled."""
 
 
-async def seen_through(work: Coroutine[Any, Any, object], *, grace: float = GRACE) -> None:
+async def seen_through(work: Coroutine[Any, Any, T], *, grace: float = GRACE) -> T:
     """Run clean-up to its end, though its caller is cancelled, and raise the cancellation afterwards.
 
     Args:
         work: The clean-up.
         grace: How long it may take once its caller is cancelled, in seconds; then it is cancelled, too.
+
+    Returns:
+        The result of the clean-up.
     """
     loop = asyncio.get_running_loop()
     task = asyncio.ensure_future(work)
@@ -33,7 +36,7 @@ async def seen_through(work: Coroutine[Any, Any, object], *, grace: float = GRAC
     if until is not None:
         let_go(task)
         raise asyncio.CancelledError
-    await task
+    return await task
 
 
 def let_go(task: asyncio.Task[Any]) -> None:

@@ -79,7 +79,8 @@ async def examine(engine: AsyncEngine, slug: str) -> Examination:
 
     Args:
         engine: A database that may hold other tables; of SQLite, tuned by ``tune_sqlite``. Several calls on one engine
-            take turns.
+            take turns. A call that is cancelled first brings the examination to its end, or breaks it off
+            after two seconds.
         slug: The system, one of ``SYSTEMS``.
 
     Raises:
@@ -88,7 +89,14 @@ async def examine(engine: AsyncEngine, slug: str) -> Examination:
         sqlalchemy.exc.SQLAlchemyError: Any other error of the database, as SQLAlchemy raised it.
     """
     system = {system.slug: system for system in SYSTEMS}[slug]
-    async with _turns.setdefault(engine, asyncio.Lock()), _broken_table(engine, system) as schema:
+    async with _turns.setdefault(engine, asyncio.Lock()):
+        # A statement that is cancelled half-way can keep a lock of SQLite for a while. An examination takes a moment
+        # only, so a caller who is cancelled waits for its end instead.
+        return await seen_through(_examine(engine, system))
+
+
+async def _examine(engine: AsyncEngine, system: System) -> Examination:
+    async with _broken_table(engine, system) as schema:
         # 1. The user tries something that the policy allows, and is stopped.
         await system.before(engine)
         attempt = await _try(engine, system)
@@ -112,7 +120,7 @@ async def examine(engine: AsyncEngine, slug: str) -> Examination:
 
 @asynccontextmanager
 async def _broken_table(engine: AsyncEngine, system: System) -> AsyncIterator[str]:
-    """Make the broken table and yield the statements that did; drop it in the end, also of a call that is cancelled."""
+    """Make the broken table and yield the statements that did; drop it in the end."""
     statements = list(_making(system.table, engine.dialect))
     await _drop(engine, system.table)  # a process that was killed has left it
     try:
