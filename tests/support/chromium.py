@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -37,18 +37,21 @@ def required_chromium() -> str:
 
 
 @asynccontextmanager
-async def run_chromium() -> AsyncIterator[Browser]:
+async def run_chromium(*, without: Sequence[str] = ()) -> AsyncIterator[Browser]:
     """Run a browser with an empty profile for the length of a ``with`` block.
 
     Playwright ends its processes and removes its files, also when the test run is killed. It starts Chromium without
     Chromium's own sandbox, which refuses root and many containers: only pages of the tests are opened.
+
+    Args:
+        without: Options that Playwright gives Chromium by itself, and that shall be left out.
 
     Yields:
         The browser. Each ``new_context()`` of it is a user: with cookies, storage and tabs of their own.
     """
     program = required_chromium()
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=program, args=_OPTIONS)
+        browser = await playwright.chromium.launch(executable_path=program, args=_OPTIONS, ignore_default_args=without)
         try:
             yield browser
         finally:
