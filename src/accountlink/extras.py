@@ -15,6 +15,7 @@ _EXTRAS: Final = {
     "psycopg": "[psycopg]",
     "rich": "[cli]",
     "starlette": "[starlette]",
+    "uvicorn": "[demo]",
 }
 """The extra that brings each library; ``asyncpg`` comes without one."""
 

@@ -14,12 +14,14 @@ from urllib.parse import parse_qsl, urlsplit
 import httpx2
 import pytest
 from click.testing import CliRunner
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from accountlink.cli.commands import accountlink
 from accountlink.cli.demo import story
 from accountlink.cli.demo.backend import create_app
 from accountlink.cli.demo.models import Base
-from accountlink.cli.demo.stage import ORIGIN, Stage, registered_at, set_stage
+from accountlink.cli.demo.providers import registered_at
+from accountlink.cli.demo.stage import ORIGIN, PROVIDER, Stage, set_stage
 
 NO_NETWORK = """
 import sys
@@ -202,11 +204,25 @@ class TestChecksWhatItSays:
 
         monkeypatch.setattr(story, "set_stage", sabotaged)
 
+    @staticmethod
+    def _rows_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+        @asynccontextmanager
+        async def sabotaged(**arguments: Any) -> AsyncIterator[Stage]:
+            async with set_stage(**arguments) as stage:
+                empty = create_async_engine("sqlite+aiosqlite://")
+                try:
+                    yield replace(stage, engine=empty)
+                finally:
+                    await empty.dispose()
+
+        monkeypatch.setattr(story, "set_stage", sabotaged)
+
     @pytest.mark.parametrize(
         ("outcome", "problem"),
         [
             (_provider_is_down, "error=provider_error instead of"),
-            (_table_is_gone, "the demo broke off: ConfigurationError: The database has no table"),
+            (_table_is_gone, "error=configuration_error instead of"),
+            (_rows_cannot_be_read, "the demo broke off: OperationalError"),
             (only_says_so("/unlink", "unlinked"), "the account is still on the page"),
             (only_says_so("/callback/demo", "success"), "one row was expected, not 0"),
             (only_says_so("/transfer", "success"), "a refusal was expected, not"),
@@ -248,12 +264,12 @@ class TestChecksWhatItSays:
 
 
 class TestCommandLine:
-    def test_once_is_required(self) -> None:
-        """Without --once there is nothing yet, and the usage error says what there is."""
-        told = run(["-m", "accountlink", "demo"])
+    def test_once_serves_nothing(self) -> None:
+        """The options of the page do not go with the story in the terminal."""
+        told = CliRunner().invoke(accountlink, ["demo", "--once", "--port", "8750"])
 
-        assert told.returncode == 2
-        assert "accountlink demo --once" in told.stderr
+        assert told.exit_code == 2
+        assert "--once uses new tables and serves nothing" in told.stderr
 
     def test_knows_its_version(self) -> None:
         """--version names the program and its version."""
@@ -271,7 +287,7 @@ class TestCommandLine:
         assert told.returncode == 2
         assert told.stderr == f'accountlink: the command line needs {missing}: pip install "accountlink[cli]"\n'
 
-    @pytest.mark.parametrize("missing", ["starlette", "joserfc", "httpx2", "aiosqlite"])
+    @pytest.mark.parametrize("missing", ["starlette", "joserfc", "httpx2", "aiosqlite", "uvicorn"])
     def test_without_the_demo_extra(self, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
         """One plain line and exit 2 when only the demo's libraries are missing."""
         monkeypatch.setitem(sys.modules, missing, None)
@@ -321,7 +337,8 @@ class TestBackend:
     async def test_nobody_signed_in(self, stage: Stage) -> None:
         """Without a signed-in user nothing starts, nothing finishes and nothing shows."""
         async with stage.browser() as browser:
-            assert (await browser.get("/settings/accounts")).status_code == 401
+            assert (await browser.get("/settings/accounts")).status_code == 200  # it asks for each thing that it shows
+            assert (await browser.get("/accounts", headers={"Accept": "application/json"})).status_code == 401
             for path in ("/accounts/connect/demo", "/accounts/1/unlink", "/accounts/transfer"):
                 assert error_at(await browser.post(path)) == "not_signed_in"
             callback = await browser.get("/accounts/callback/demo?code=x&state=y", follow_redirects=False)
@@ -335,7 +352,7 @@ class TestBackend:
             app = create_app(
                 engine=stage.engine,
                 linker=stage.linker,
-                providers=[registered_at(stage.provider)],
+                providers=[registered_at(stage.provider, slug=PROVIDER)],
                 origin=ORIGIN,
                 secret="an example, at least 32 bytes, not random",
                 transport=httpx2.ASGITransport(app=stage.provider),

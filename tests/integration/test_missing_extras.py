@@ -117,10 +117,10 @@ def test_a_url_without_a_driver_takes_the_one_that_is_there(
     assert 1 == ran.stderr.count("\n")
 
 
-def test_the_demo_says_what_there_is(forks: Forks) -> None:
-    """Without ``--once`` it is a usage error that says what to run, what that does, and how it ends."""
-    ran = forks.run(MAIN, "demo")
-    told = " ".join(ran.stderr.split())
-    assert (2, "") == (ran.returncode, ran.stdout)
-    assert "no page for a browser yet. Run: accountlink demo --once." in told
-    assert "exits with 0; with 1 if anything does not come out as it should." in told
+def test_the_demo_says_where_it_cannot_keep_its_data(forks: Forks, tmp_path: Path) -> None:
+    """A folder that is none is one line, and nothing is served."""
+    (tmp_path / "taken").write_text("a file")
+    ran = forks.run(MAIN, "demo", "--folder", str(tmp_path / "taken" / "below"))
+    assert (1, "") == (ran.returncode, ran.stdout)
+    assert ran.stderr.startswith("accountlink: the folder ")
+    assert ran.stderr.endswith("cannot be used (NotADirectoryError): name another one with --folder\n")

@@ -4,15 +4,17 @@ import asyncio
 import logging
 import os
 import traceback
+from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import click
 from click.core import ParameterSource
 
 TRACEBACK = "ACCOUNTLINK_TRACEBACK"
 """The environment variable that lets an unexpected error be shown."""
-DEMO_NEEDS = ("aiosqlite", "httpx2", "joserfc", "rich", "starlette")
+DEMO_NEEDS = ("aiosqlite", "httpx2", "joserfc", "rich", "starlette", "uvicorn")
 
 
 @click.group()
@@ -26,21 +28,32 @@ def accountlink() -> None:
 @click.option(
     "--database-url",
     metavar="URL",
-    help="Any async SQLAlchemy URL instead of a temporary SQLite file. "
-    "The tables accountlink_demo_* in it are dropped and made anew, and stay afterwards.",
+    help="Any async SQLAlchemy URL instead of an SQLite file. The tables accountlink_demo_* in it stay afterwards; "
+    "--once and --fresh drop them first.",
 )
-def demo(*, once: bool, database_url: str | None) -> None:
-    """Two people, one provider account: link, relink, conflict, transfer, unlink, restore.
+@click.option("--fresh", is_flag=True, help="Drop the demo's tables first, and with them what was connected.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), help="The port; 0 for a free one.  [default: 8750, or a free one]"
+)
+@click.option(
+    "--folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where the SQLite file and the demo's secret are kept.  [default: the system's folder for such data]",
+)
+@click.option("--browser/--no-browser", default=True, help="Whether to open a browser, where there is one.")
+def demo(
+    *, once: bool, database_url: str | None, fresh: bool, port: int | None, folder: Path | None, browser: bool
+) -> None:
+    """Two people and their provider accounts, on a page in the browser.
 
-    Runs a small backend and an OpenID Connect provider in this one process: no network, no account anywhere, no
-    credentials. Exits 1 if anything does not come out as it should.
+    Runs a small backend and OpenID Connect providers in this one process: no account anywhere, no credentials, and
+    nothing outside this machine is asked.
+
+    With --once it tells the story of one account in the terminal (link, relink, conflict, transfer, unlink, restore).
+    It looks up in the database what it tells, and exits with 0, or with 1 if anything does not come out as it should.
     """
-    if not once:
-        raise click.UsageError(
-            "This version has the story in the terminal alone, and no page for a browser yet. Run: accountlink demo "
-            "--once. It tells the story, looks up in the database what it tells, and exits with 0; with 1 if anything "
-            "does not come out as it should."
-        )
+    if once and (fresh or folder or port is not None):
+        raise click.UsageError("--once uses new tables and serves nothing: leave out --fresh, --port and --folder.")
     if missing := [name for name in DEMO_NEEDS if find_spec(name) is None]:
         click.echo(f'accountlink: the demo needs {", ".join(missing)}: pip install "accountlink[demo]"', err=True)
         raise click.exceptions.Exit(2)
@@ -51,7 +64,17 @@ def demo(*, once: bool, database_url: str | None) -> None:
 
     logging.getLogger("accountlink").addHandler(logging.NullHandler())  # the story says what went wrong
     try:
-        asyncio.run(tell(output_for_terminal(), database_url=database_url))
+        if once:
+            asyncio.run(tell(output_for_terminal(), database_url=database_url))
+            return
+        from accountlink.cli.demo.place import default_folder  # noqa: PLC0415  # as above
+        from accountlink.cli.demo.site import Order, serve  # noqa: PLC0415  # as above
+
+        order = Order(
+            folder=folder or default_folder(), database_url=database_url, port=port, fresh=fresh, browser=browser
+        )
+        with suppress(KeyboardInterrupt):  # the way to end it
+            asyncio.run(serve(output_for_terminal(), order))
     except (CannotStart, UnexpectedOutcome) as problem:
         click.echo(f"accountlink: {problem}", err=True)
         raise click.exceptions.Exit(1) from None

@@ -1,6 +1,7 @@
-"""``accountlink demo``: a story of two people and one provider account. Start reading at ``backend.py``.
+"""``accountlink demo``: two people and their provider accounts. Start reading at ``backend.py``.
 
-``backend.py`` is what an application writes, ``models.py`` its tables, ``stage.py`` sets up the backend, the
-provider and two browsers in one process, ``story.py`` tells and checks. ``broken.py`` shows four tables that stopped
-users, and how the doctor repairs them.
+``backend.py`` is what an application writes, ``models.py`` its tables, ``page/`` its page. ``providers.py`` pretends to
+be the providers. ``site.py`` serves both on this machine; ``panels.py``, ``worker.py``, ``statements.py`` and
+``broken.py`` are what the page shows beside the user's own accounts. ``stage.py`` sets up the backend, one provider and
+two browsers in one process, and ``story.py`` tells and checks the story of ``--once`` on it.
 """

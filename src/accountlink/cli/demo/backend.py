@@ -4,6 +4,9 @@ The one thing to replace is ``sign_in``, which stands in for however your own us
 """
 
 from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx2
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -11,8 +14,10 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.sessions import SessionMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, RedirectResponse, Response
-from starlette.routing import Route
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import Lifespan
 
 from accountlink import AccountLinker
 from accountlink.cli.demo.models import flows
@@ -21,7 +26,10 @@ from accountlink.web import LinkFlow
 from accountlink.web.starlette import link_routes
 
 ACCOUNTS = "/accounts"
+CALLBACK = f"{ACCOUNTS}/callback"
 SETTINGS = "/settings/accounts"
+PAGE = Path(__file__).parent / "page"
+DIALOG = files("accountlink.web").joinpath("dialog/conflict-dialog.html")
 
 
 def signed_in(request: Request) -> int | None:
@@ -36,6 +44,35 @@ async def sign_in(request: Request) -> Response:
     return RedirectResponse(SETTINGS, status_code=303)
 
 
+async def sign_out(request: Request) -> Response:
+    """Sign the user out."""
+    request.session.clear()
+    return RedirectResponse(SETTINGS, status_code=303)
+
+
+async def home(_: Request) -> Response:
+    """Lead to the one page that there is."""
+    return RedirectResponse(SETTINGS, status_code=303)
+
+
+def page_headers(providers: Sequence[Provider]) -> dict[str, str]:
+    """Return the headers of the page: it runs and shows what comes from here, and sends forms here and to providers.
+
+    Browsers hold ``form-action`` against the redirect to the provider, too, which follows the form "connect".
+    """
+    addresses = sorted({"{0.scheme}://{0.netloc}".format(urlsplit(provider.issuer or "")) for provider in providers})
+    policy = (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        f"form-action 'self' {' '.join(addresses)}; base-uri 'none'; frame-ancestors 'none'"
+    )
+    return {
+        "Content-Security-Policy": policy,
+        "Cache-Control": "no-store",
+        "Referrer-Policy": "same-origin",
+        "X-Content-Type-Options": "nosniff",
+    }
+
+
 def create_app(
     *,
     engine: AsyncEngine,
@@ -44,6 +81,8 @@ def create_app(
     origin: str,
     secret: str,
     transport: httpx2.AsyncBaseTransport | None = None,
+    more: Sequence[BaseRoute] = (),
+    lifespan: Lifespan[Starlette] | None = None,
 ) -> Starlette:
     """Return the ASGI app.
 
@@ -54,40 +93,47 @@ def create_app(
         origin: Where browsers reach this backend, from configuration; never from a request's Host header.
         secret: At least 32 bytes, from a secret store.
         transport: Replaces the network; only the demo, with a provider of its own, needs it.
+        more: Further routes of the application.
+        lifespan: What runs as long as the application does.
     """
     flow = LinkFlow(
         linker,
         engine,
         providers=providers,
-        callback_url=f"{origin}{ACCOUNTS}/callback",
+        callback_url=f"{origin}{CALLBACK}",
         page=f"{origin}{SETTINGS}",
         states=flows,
         secrets=[secret],
         transport=transport,
     )
+    html = (PAGE / "index.html").read_text("utf-8").replace("CONFLICT_DIALOG", DIALOG.read_text("utf-8"))
+    headers = page_headers(providers)
 
-    async def settings(request: Request) -> Response:
-        """Show the signed-in user's accounts; a real backend has a page here."""
-        user_id = signed_in(request)
-        if user_id is None:
-            return Response("Sign in first.", status_code=401)
-        accounts = await linker.accounts(engine, user_id=user_id)
-        shown = [{"id": account.id, "provider": account.provider, "email": account.email} for account in accounts]
-        return JSONResponse(shown, headers={"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"})
+    async def settings(_: Request) -> Response:
+        """Show the page. It is one for all users: its script asks the routes for what the user has."""
+        return HTMLResponse(html, headers=headers)
 
+    is_https = origin.startswith("https:")
     return Starlette(
         routes=[
+            Route("/", home),
             Route("/sign-in/{user_id:int}", sign_in, methods=["POST"]),
+            Route("/sign-out", sign_out, methods=["POST"]),
             Route(SETTINGS, settings),
             *link_routes(flow, current_user=signed_in, prefix=ACCOUNTS),
+            Mount("/static/accountlink", StaticFiles(packages=[("accountlink.web", "dialog")])),
+            Mount("/static", StaticFiles(directory=PAGE)),
+            *more,
         ],
         middleware=[
             Middleware(
                 SessionMiddleware,
                 secret_key=secret,
-                session_cookie="__Host-session",  # this host alone can set it
-                https_only=True,
+                # Under its prefix this host alone can set the cookie; browsers take the prefix on https only.
+                session_cookie="__Host-session" if is_https else "session",
+                https_only=is_https,
                 same_site="lax",
             )
         ],
+        lifespan=lifespan,
     )

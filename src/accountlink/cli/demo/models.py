@@ -1,9 +1,11 @@
-"""The demo's tables: a user, and the provider accounts that belong to users."""
+"""The demo's tables: users, the provider accounts that belong to them, and what they share."""
 
-from sqlalchemy import ForeignKey
+from datetime import datetime
+
+from sqlalchemy import DateTime, ForeignKey
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from accountlink import Key, LinkedAccountMixin, LinkPolicy, Ownership, Removal, link_outbox
+from accountlink import Key, LinkedAccountMixin, LinkPolicy, Ownership, Removal, grants_table, link_outbox
 from accountlink.web import flow_states
 
 
@@ -30,8 +32,26 @@ class Connection(LinkedAccountMixin, Base):
     user_id: Mapped[int] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"))
 
 
+shares = grants_table(Base.metadata, user_id=User.id, link_id=Connection.id, name="accountlink_demo_shares")
+"""The accesses that users give each other to their connections."""
+
 outbox = link_outbox(Base.metadata, name="accountlink_demo_events")
-"""The events of connections, for the worker that informs users."""
+"""The events of connections and shares, for the worker that informs users."""
 
 flows = flow_states(Base.metadata, name="accountlink_demo_flows")
 """The flows that are under way, so that a restart of the backend loses none."""
+
+
+class Told(Base):
+    """Hold an event that the worker took out of the outbox. The page lists all; some are notices for a user."""
+
+    __tablename__ = "accountlink_demo_told"
+
+    event_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    occurred_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    type: Mapped[str]
+    user_id: Mapped[int]
+    other_user_id: Mapped[int | None]
+    provider: Mapped[str | None]
+    link_id: Mapped[int | None]
+    is_read: Mapped[bool] = mapped_column(default=False)

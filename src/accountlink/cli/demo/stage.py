@@ -2,8 +2,8 @@
 
 import secrets
 import sqlite3
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,10 +15,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from accountlink import AccountLinker, LinkEvent, tune_sqlite
-from accountlink.cli.demo.backend import ACCOUNTS, create_app
+from accountlink.cli.demo.backend import CALLBACK, create_app
 from accountlink.cli.demo.models import Base, Connection, User, outbox
+from accountlink.cli.demo.providers import registered_at
 from accountlink.extras import how_to_install
-from accountlink.providers import Provider, oidc
 from accountlink.testing.fake_provider import FakeProvider
 
 ORIGIN = "https://app.example"
@@ -87,15 +87,15 @@ async def set_stage(*, people: dict[int, str], database_url: str | None) -> Asyn
         if database_url is None:
             folder = Path(cleanup.enter_context(TemporaryDirectory(prefix="accountlink-demo-")))
             database_url = f"sqlite+aiosqlite:///{folder / 'demo.sqlite3'}"
-        engine = _engine(database_url)
+        engine = open_engine(database_url)
         cleanup.push_async_callback(engine.dispose)
         await _fresh_tables(engine, people)
         linker = AccountLinker(Connection, secrets=[secrets.token_urlsafe(32)], outbox=outbox)
-        provider = FakeProvider(issuer=ISSUER, redirect_uris=[f"{ORIGIN}{ACCOUNTS}/callback/{PROVIDER}"])
+        provider = FakeProvider(issuer=ISSUER, redirect_uris=[f"{ORIGIN}{CALLBACK}/{PROVIDER}"])
         app = create_app(
             engine=engine,
             linker=linker,
-            providers=[registered_at(provider)],
+            providers=[registered_at(provider, slug=PROVIDER)],
             origin=ORIGIN,
             secret=secrets.token_urlsafe(32),
             transport=httpx2.ASGITransport(app=provider),
@@ -103,18 +103,12 @@ async def set_stage(*, people: dict[int, str], database_url: str | None) -> Asyn
         yield Stage(engine=engine, linker=linker, provider=provider, app=httpx2.ASGITransport(app=app))
 
 
-def registered_at(provider: FakeProvider) -> Provider:
-    """Return what the backend knows of the provider: its issuer, and the client that it has there."""
-    return oidc(
-        PROVIDER,
-        issuer=provider.issuer,
-        client_id=provider.client_id,
-        client_secret=provider.client_secret,
-        scopes=("email", "profile", "offline_access"),
-    )
+def open_engine(database_url: str) -> AsyncEngine:
+    """Return an engine on the database, an SQLite file tuned.
 
-
-def _engine(database_url: str) -> AsyncEngine:
+    Raises:
+        CannotStart: The URL is not one that works here, or the file cannot be opened.
+    """
     try:
         url = make_url(database_url)
         engine = create_async_engine(url)
@@ -145,11 +139,22 @@ def _probe(file: str) -> None:
 
 
 async def _fresh_tables(engine: AsyncEngine, people: dict[int, str]) -> None:
-    try:
+    with unusable_tables(engine):
         async with engine.begin() as connection:
             await connection.run_sync(Base.metadata.drop_all)
             await connection.run_sync(Base.metadata.create_all)
             await connection.execute(insert(User), [{"id": user_id, "name": name} for user_id, name in people.items()])
+
+
+@contextmanager
+def unusable_tables(engine: AsyncEngine) -> Iterator[None]:
+    """Turn a failure of the block into an explanation that quotes no password.
+
+    Raises:
+        CannotStart: The tables could not be made.
+    """
+    try:
+        yield
     except (SQLAlchemyError, OSError) as problem:
         raise CannotStart(
             f"the tables could not be made at {engine.url.render_as_string()}: {type(problem).__name__}"

@@ -116,7 +116,7 @@ async def _link(output: Output, stage: Stage, person: Person, *, expected: Chang
     """Let the person sign in, connect, and end up with the expected change of the expected link."""
     await person.sign_in()
     arrived = await person.connect()
-    accounts = _accounts(arrived, at=f"{PAGE}?connection=success")
+    accounts = await _accounts(person, arrived, at=f"{PAGE}?connection=success")
     row = await _only_row(stage)
     await _events(stage, (EVENT_OF[expected], person, None))
     _expect([account["id"] for account in accounts] == [row["id"]], "the page shows another link")
@@ -135,7 +135,7 @@ async def _conflict(output: Output, stage: Stage, *, owner: Person, claimant: Pe
     await claimant.sign_in()
     arrived = await claimant.connect()
     address, mark, token = str(arrived.url).partition(TOKEN_MARK)
-    accounts = _accounts(arrived, at=f"{PAGE}?error=ownership_conflict")
+    accounts = await _accounts(claimant, arrived, at=f"{PAGE}?error=ownership_conflict")
     await _events(stage, (EventType.CONFLICT, claimant, owner))
     _expect(bool(mark) and len(token) > SHOWN_OF_TOKEN, "the conflict carries no transfer token")
     _expect(accounts == [], "the other user was given an account")
@@ -153,14 +153,14 @@ async def _take_over(output: Output, stage: Stage, *, former: Person, claimant: 
     _expect(await _only_row(stage) == before, "a refused transfer touched the row")
     output.line(f"with the same token {former.name} gets nowhere: {address}")
 
-    _accounts(await claimant.take_over(token), at=f"{PAGE}?connection=success")
+    await _accounts(claimant, await claimant.take_over(token), at=f"{PAGE}?connection=success")
     row = await _only_row(stage)
     _expect((row["id"], row["user_id"]) == (before["id"], claimant.user_id), "the row is not the claimant's")
     _expect((row["access_token"], row["refresh_token"]) == (None, None), "the former owner's tokens are still stored")
     output.line(f"transferred: link {row['id']} is {claimant.name}'s, under its id")
     output.line(f"nothing of {former.name}'s tokens is left in it")
 
-    _accounts(await claimant.take_over(token), at=f"{PAGE}?connection=success")
+    await _accounts(claimant, await claimant.take_over(token), at=f"{PAGE}?connection=success")
     _expect(await _only_row(stage) == row, "a second click touched the row")
     output.line(f"a second click: it is {claimant.name}'s already, and nothing is written")
 
@@ -170,7 +170,7 @@ async def _take_over(output: Output, stage: Stage, *, former: Person, claimant: 
 
 async def _unlink(output: Output, stage: Stage, person: Person, link_id: int) -> None:
     """Let the person disconnect: the row stays, marked, and the tokens are gone."""
-    accounts = _accounts(await person.disconnect(link_id), at=f"{PAGE}?connection=unlinked")
+    accounts = await _accounts(person, await person.disconnect(link_id), at=f"{PAGE}?connection=unlinked")
     row = await _only_row(stage)
     _expect(accounts == [], "the account is still on the page")
     await _events(stage, (EventType.UNLINKED, person, None))
@@ -192,12 +192,13 @@ async def _only_row(stage: Stage) -> dict[str, Any]:
     return rows[0]
 
 
-def _accounts(arrived: httpx2.Response, *, at: str) -> list[dict[str, Any]]:
-    """Return the accounts that the backend's page shows, given that it is the page that was expected."""
+async def _accounts(person: Person, arrived: httpx2.Response, *, at: str) -> list[dict[str, Any]]:
+    """Return the accounts that the person is shown, given that they arrived at the page that was expected."""
     address = str(arrived.url).partition("#")[0]
     _expect(address == at, f"the browser was sent to {address} instead of {at}")
     _expect(arrived.status_code == httpx2.codes.OK, f"{address} answered {arrived.status_code}")
-    accounts: list[dict[str, Any]] = arrived.json()
+    listed = await person.browser.get(ACCOUNTS, headers={"Accept": "application/json"})
+    accounts: list[dict[str, Any]] = listed.json()
     return accounts
 
 

@@ -1,0 +1,243 @@
+// The demo's page. The token of a conflict is not its business: conflict-dialog.js has taken it out of the address.
+
+const NOTICES = new Map([
+  ["success", "Connected."],
+  ["unlinked", "Disconnected. The row stays, without its tokens, and serves again if you connect the account again."],
+  ["ownership_conflict", "Another user has connected this account. To move it to you, connect it once more."],
+  ["consent_declined", "You did not agree at the provider. Nothing was connected."],
+  ["flow_not_started_here", "Somebody else began this, or another browser. Please press the button again."],
+  ["flow_expired", "That took too long. Please press the button again."],
+  ["flow_replayed", "This answer was used already. Your accounts are below."],
+  ["account_mismatch", "You signed in with another account than the one that you wanted to reconnect."],
+  ["account_not_found", "You have no such account any more."],
+  ["token_expired", "The offer to move the account is over. Connect the account once more."],
+  ["token_superseded", "The account has changed hands meanwhile. Connect it once more."],
+  ["token_for_another_user", "The offer to move the account was made to another user."],
+  ["grant_rejected", "This token is unknown, used up, your own, or over."],
+  ["not_signed_in", "Please sign in first."],
+  ["provider_error", "The provider did not answer as it should. Please try again."],
+]);
+const FAILED = "That did not work. Please try again.";
+const EVERY = 1500; // milliseconds from one look at the state to the next
+
+const find = (id) => document.getElementById(id);
+const shown = new Map(); // what each part shows, to leave it alone while it stays the same
+
+/** Make an element. Texts become text, never markup. */
+function make(name, attributes = {}, ...children) {
+  const element = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+  element.append(...children);
+  return element;
+}
+
+/** Make a form of one button, which leads away from the page. */
+function form(action, label, fields = {}, attributes = {}) {
+  const inputs = Object.entries(fields).map(([name, value]) => make("input", { type: "hidden", name, value }));
+  return make("form", { method: "post", action }, ...inputs, make("button", attributes, label));
+}
+
+/** Make a button that stays on the page. */
+function button(label, press, attributes = {}) {
+  const element = make("button", { type: "button", ...attributes }, label);
+  element.addEventListener("click", press);
+  return element;
+}
+
+/** Show a part again if what it shows has changed, and leave the focus where it was. */
+function show(id, data, draw) {
+  const text = JSON.stringify(data);
+  if (shown.get(id) === text) return;
+  shown.set(id, text);
+  const part = find(id);
+  const focused = part.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
+  part.replaceChildren(...draw(data));
+  if (focused) (part.querySelector(`[data-key="${CSS.escape(focused)}"]`) ?? find("title")).focus();
+}
+
+function say(text, tone) {
+  find("notice").textContent = text;
+  find("notice").dataset.tone = tone;
+}
+
+/** Ask a route of the demo, and say on the page why it refuses. */
+async function post(path, body = {}) {
+  const answer = await fetch(`/demo${path}`, {
+    method: "POST",
+    headers: { "content-type": "application/json" },
+    body: JSON.stringify(body),
+  }).catch(() => null);
+  const told = answer === null ? {} : await answer.json().catch(() => ({}));
+  if (answer?.ok) return told;
+  say(NOTICES.get(told.error) ?? FAILED, "bad");
+  return null;
+}
+
+const when = (moment) => new Date(moment).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+
+function drawWho({ user, people }) {
+  find("who").replaceChildren(...(user ? ["You are ", make("strong", {}, user.name)] : ["Nobody is signed in."]));
+  const other = people.find((person) => person.id !== user?.id);
+  find("switch").hidden = find("sign-out").hidden = !user;
+  find("switch").action = `/sign-in/${other.id}`;
+  find("switch").querySelector("button").textContent = `Switch to ${other.name}`;
+  find("sign-in").hidden = Boolean(user);
+  find("own").hidden = find("doctor").hidden = !user;
+}
+
+function drawAccounts({ accounts, names, rows }) {
+  if (!accounts.length) return [make("li", { class: "empty" }, "No account is connected yet.")];
+  return accounts.map(({ id, provider }) => {
+    const email = rows.find((row) => row.id === id)?.email ?? "";
+    const which = `${names[provider]}, ${email}`;
+    return make(
+      "li", {},
+      make("p", {}, make("strong", {}, names[provider]), make("small", {}, email)),
+      make(
+        "div", { class: "row" },
+        form(`/accounts/connect/${provider}`, "Reconnect", { expect: id }, { "data-key": `reconnect-${id}`, "aria-label": `Reconnect ${which}` }),
+        form(`/accounts/${id}/unlink`, "Disconnect", {}, { "data-key": `disconnect-${id}`, "aria-label": `Disconnect ${which}` }),
+      ),
+    );
+  });
+}
+
+function drawNotices(notices) {
+  return notices.map(({ id, user, provider, names }) => make(
+    "li", {},
+    make("p", {}, `${user} has connected your account at ${names[provider]}, and showed control of it. It is no longer yours here. `
+      + "If that was not agreed, change your password there."),
+    button("I have read this", async () => { await post(`/notices/${id}/read`); await refresh(); }, { class: "small quiet", "data-key": `notice-${id}` }),
+  ));
+}
+
+function drawShares({ given, waiting, received, called }) {
+  const revoke = (id) => button("Revoke", async () => { if (await post(`/shares/${id}/revoke`)) say("Revoked.", "good"); await refresh(); }, { "data-key": `revoke-${id}` });
+  const until = (moment) => make("small", {}, `until ${new Date(moment).toLocaleDateString()}`);
+  return [
+    ...given.map((share) => make("li", {}, make("p", {}, `${share.with} may use ${called[share.link_id] ?? "an account"}`, until(share.expires_at)), revoke(share.id))),
+    ...waiting.map((share) => make("li", {}, make("p", {}, `A token for ${called[share.link_id] ?? "an account"} waits for somebody`, until(share.expires_at)), revoke(share.id))),
+    ...received.map((share) => make("li", {}, make("p", {}, `You may use ${called[share.link_id] ?? "an account"} of ${share.with}`, until(share.expires_at)))),
+  ];
+}
+
+function drawRows(rows) {
+  if (!rows.length) return [make("tr", {}, make("td", { colspan: "6", class: "empty" }, "There is no row yet."))];
+  return rows.map((row) => make(
+    "tr", row.deleted_at ? { "data-dead": "" } : {},
+    ...[
+      row.id, row.user, row.provider, row.email,
+      row.access_token ? `access ${row.access_token}, refresh ${row.refresh_token ?? "none"}` : "none",
+      row.deleted_at ? when(row.deleted_at) : "no",
+    ].map((cell) => make("td", {}, String(cell))),
+  ));
+}
+
+function drawEvents(events) {
+  if (!events.length) return [make("li", { class: "empty" }, "No event yet.")];
+  return events.map((event) => {
+    const about = event.link_id === null ? "" : `, row ${event.link_id}`;
+    const other = event.other_user === null ? "" : ` (the other user: ${event.other_user})`;
+    return make("li", { value: event.id }, make("strong", {}, event.type), ` by ${event.user}${other}${about} `, make("small", {}, when(event.occurred_at)));
+  });
+}
+
+function drawStatements(statements) {
+  if (!statements.length) return [make("li", { class: "empty" }, "Nothing ran yet.")];
+  return [...statements].reverse().map(({ number, cause, sql }) => make("li", { value: number }, make("small", {}, cause), make("pre", {}, sql)));
+}
+
+function drawSystems(systems) {
+  return systems.map(({ slug, title, story }) => make(
+    "li", {}, make("h3", {}, title), make("p", {}, story),
+    button("Break it", (event) => examine(slug, title, event.currentTarget), { class: "small", "aria-label": `Break it: ${title}` }),
+  ));
+}
+
+/** Break one system's schema, and show what the doctor does about it. */
+async function examine(slug, title, pressed) {
+  pressed.setAttribute("aria-busy", "true");
+  const told = await post(`/doctor/${slug}`);
+  pressed.removeAttribute("aria-busy");
+  if (!told) return;
+  const code = (text, label) => make("pre", { tabindex: "0", role: "region", "aria-label": label }, text.trim());
+  find("diagnosis").replaceChildren(
+    make("h3", {}, title),
+    make(
+      "ol", {},
+      make("li", {}, "The table as the system had it:", code(told.schema, "The broken schema")),
+      make("li", {}, "What a user tried: ", make("code", {}, told.attempt)),
+      make("li", {}, "What the doctor finds:", make("ul", {}, ...told.findings.map((each) => make(
+        "li", {}, make("code", {}, each.rule), each.name ? ` about ${each.name}: ` : ": ", each.message, " ", make("em", {}, each.remedy),
+      )))),
+      make("li", {}, "The migration that it writes:", code(told.migration, "The migration")),
+      make("li", {}, told.findings_after.length ? "After it, the doctor still finds something." : "After it, the doctor finds nothing. The user tries again: ", make("code", {}, told.attempt_after)),
+    ),
+  );
+  find("diagnosis").focus();
+}
+
+/** Look at the state, and show what has changed. */
+async function refresh() {
+  const read = async (path) => {
+    const answer = await fetch(path, { headers: { accept: "application/json" } });
+    return answer.ok ? answer.json() : [];
+  };
+  const state = await read("/demo/state");
+  const accounts = state.user ? await read("/accounts") : [];
+  const names = Object.fromEntries(state.providers.map(({ slug, name }) => [slug, name]));
+  const called = Object.fromEntries(state.rows.map((row) => [row.id, `${names[row.provider]} (${row.email})`]));
+  const own = state.rows.filter((row) => row.user === state.user?.name);
+  drawWho(state);
+  show("people", state.people, (people) => people.map(({ id, name }) => form(`/sign-in/${id}`, `Be ${name}`)));
+  show("connect", state.providers, (all) => all.map(({ slug, name }) => form(`/accounts/connect/${slug}`, name, {}, { "aria-label": `Connect ${name}` })));
+  show("accounts", { accounts, names, rows: own.map(({ id, email }) => ({ id, email })) }, drawAccounts);
+  show("share-account", accounts.map(({ id }) => id), (ids) => ids.map((id) => make("option", { value: id }, called[id])));
+  find("share").hidden = !accounts.length;
+  show("notices", state.notices.map((notice) => ({ ...notice, names })), drawNotices);
+  show("shares", { ...state.shares, called }, drawShares);
+  show("rows", state.rows, drawRows);
+  show("events", state.events, drawEvents);
+  show("statements", state.statements, drawStatements);
+  show("systems", state.systems, drawSystems);
+  document.body.removeAttribute("aria-busy");
+}
+
+// What the redirect said, once: after a reload it would no longer be true. Only known codes are shown, because every
+// site can link to this page with a text of its own.
+const query = new URLSearchParams(location.search);
+const code = query.get("connection") ?? query.get("error");
+if (code) {
+  history.replaceState(history.state, "", location.pathname);
+  say(NOTICES.get(code) ?? FAILED, query.has("error") ? "bad" : "good");
+}
+
+find("share").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const told = await post("/shares", { link_id: Number(find("share-account").value) });
+  if (!told) return;
+  find("token-text").textContent = told.token;
+  find("token").hidden = false;
+  say("The token is made.", "good");
+  await refresh();
+});
+find("copy").addEventListener("click", async () => {
+  await navigator.clipboard.writeText(find("token-text").textContent).then(() => say("Copied.", "good"), () => say("Select the token and copy it.", "bad"));
+});
+find("redeem").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const told = await post("/shares/redeem", { token: find("redeem-token").value.trim() });
+  if (!told) return;
+  find("redeem-token").value = "";
+  say("You have the access now.", "good");
+  await refresh();
+});
+find("reset").addEventListener("click", async () => { if (await post("/reset")) say("The tables are empty.", "good"); await refresh(); });
+addEventListener("pageshow", (event) => { if (event.persisted) refresh(); });
+
+/** Look again and again, as long as somebody can see it. A demo that was stopped comes back by itself. */
+async function watch() {
+  if (!document.hidden) await refresh().catch(() => undefined);
+  setTimeout(watch, EVERY);
+}
+watch();

@@ -1,0 +1,246 @@
+"""Answers for the page beside the user's own accounts: notices, shares, the doctor, and the tables behind it all.
+
+A real application shows its users the notices and the shares. The rows, the events and the statements of everybody are
+here for those who want to see what accountlink does.
+"""
+
+import hashlib
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import delete, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+
+from accountlink import AccountLinkError, EventType, ShareGrants
+from accountlink.cli.demo import broken
+from accountlink.cli.demo.backend import signed_in
+from accountlink.cli.demo.models import Base, Connection, Told, User, shares
+from accountlink.cli.demo.providers import NAMES
+from accountlink.cli.demo.statements import Statements
+
+PREFIX = "/demo"
+_NO_STORE = {"Cache-Control": "no-store"}
+_SHARED_FOR = timedelta(days=7)
+_EVENTS = 30
+"""The number of events that the page shows."""
+_COLUMNS = ("id", "user_id", "provider", "account_id", "email", "updated_at", "deleted_at")
+_TOKENS = ("access_token", "refresh_token")
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class Panels:
+    """Answer the page's own requests, in JSON.
+
+    Args:
+        engine: The application's engine.
+        grants: Where shares live.
+        statements: What the requests executed.
+    """
+
+    def __init__(self, *, engine: AsyncEngine, grants: ShareGrants, statements: Statements) -> None:
+        self._engine = engine
+        self._grants = grants
+        self._statements = statements
+
+    def routes(self) -> list[BaseRoute]:
+        """Return the routes."""
+        posts: dict[str, Endpoint] = {
+            "/notices/{event_id:int}/read": self.read_notice,
+            "/shares": self.share,
+            "/shares/redeem": self.redeem,
+            "/shares/{grant_id:uuid}/revoke": self.revoke,
+            "/doctor/{system}": self.doctor,
+            "/reset": self.reset,
+        }
+        return [
+            Mount(
+                PREFIX,
+                routes=[
+                    Route("/state", self.state),
+                    *(Route(path, posted(endpoint), methods=["POST"]) for path, endpoint in posts.items()),
+                ],
+            )
+        ]
+
+    async def state(self, request: Request) -> Response:
+        """Say everything that the page shows."""
+        user_id = signed_in(request)
+        async with self._engine.connect() as connection:
+            people = {user.id: user.name for user in await connection.execute(select(User.id, User.name))}
+            rows = await self._rows(connection, people)
+            told = [_event(event, people) for event in await connection.execute(_LATEST)]
+            notices = await self._notices(connection, user_id, people)
+        return JSONResponse(
+            {
+                "user": {"id": user_id, "name": people[user_id]} if user_id in people else None,
+                "people": [{"id": key, "name": name} for key, name in people.items()],
+                "providers": [{"slug": slug, "name": name} for slug, name in NAMES.items()],
+                "systems": [{"slug": each.slug, "title": each.title, "story": each.story} for each in broken.SYSTEMS],
+                "notices": notices,
+                "shares": await self._shares(user_id, people),
+                "rows": rows,
+                "events": told,
+                "statements": [asdict(each) for each in self._statements.latest()],
+            },
+            headers=_NO_STORE,
+        )
+
+    # -- notices ------------------------------------------------------------------------------------------------------
+
+    async def read_notice(self, request: Request) -> Response:
+        """Mark a notice of the user's as read."""
+        whose = Told.other_user_id == signed_in(request)
+        async with self._engine.begin() as connection:
+            marked = update(Told).where(Told.event_id == request.path_params["event_id"], whose).values(is_read=True)
+            await connection.execute(marked)
+        return JSONResponse({}, headers=_NO_STORE)
+
+    async def _notices(
+        self, connection: AsyncConnection, user_id: int | None, people: dict[int, str]
+    ) -> list[dict[str, Any]]:
+        unread = (
+            select(Told)
+            .where(Told.other_user_id == user_id, Told.type == EventType.TRANSFERRED.value, ~Told.is_read)
+            .order_by(Told.event_id.desc())
+        )
+        return [_event(event, people) for event in await connection.execute(unread)]
+
+    # -- shares -------------------------------------------------------------------------------------------------------
+
+    async def share(self, request: Request) -> Response:
+        """Issue a token for one of the user's connections. No later answer holds it."""
+        asked = await request.json()
+        issued = await self._grants.issue(
+            self._engine, grantor_id=signed_in(request), link_id=asked["link_id"], expires_in=_SHARED_FOR
+        )
+        return JSONResponse({"token": issued.token}, headers=_NO_STORE)
+
+    async def redeem(self, request: Request) -> Response:
+        """Give the user the access whose token they have."""
+        asked = await request.json()
+        outcome = await self._grants.redeem(self._engine, asked["token"], grantee_id=signed_in(request))
+        return JSONResponse({"outcome": outcome.code}, headers=_NO_STORE)
+
+    async def revoke(self, request: Request) -> Response:
+        """End an access, or the token for one."""
+        outcome = await self._grants.revoke(
+            self._engine, grantor_id=signed_in(request), grant_id=request.path_params["grant_id"]
+        )
+        return JSONResponse({"outcome": outcome.code}, headers=_NO_STORE)
+
+    async def _shares(self, user_id: int | None, people: dict[int, str]) -> dict[str, Any]:
+        """Return what the user gives, and what they were given. Only ``active`` says who has access now."""
+        if user_id not in people:
+            return {"given": [], "waiting": [], "received": []}
+        waiting = (  # the token of an account that is no longer the user's is worth nothing
+            select(shares.c.id, shares.c.link_id, shares.c.expires_at)
+            .join(Connection, Connection.id == shares.c.link_id)
+            .where(shares.c.grantor_id == user_id, shares.c.redeemed_at.is_(None), shares.c.active)
+            .where(Connection.user_id == user_id, Connection.deleted_at.is_(None))
+        )
+        async with self._engine.connect() as connection:
+            unredeemed = (await connection.execute(waiting)).all()
+        return {
+            "given": [
+                _share(grant, people[grant.grantee_id])
+                for grant in await self._grants.active(self._engine, grantor_id=user_id)
+            ],
+            "waiting": [_share(grant, None) for grant in unredeemed],
+            "received": [
+                _share(grant, people[grant.grantor_id])
+                for grant in await self._grants.active(self._engine, grantee_id=user_id)
+            ],
+        }
+
+    # -- the doctor ---------------------------------------------------------------------------------------------------
+
+    async def doctor(self, request: Request) -> Response:
+        """Break a schema as one of four real systems had broken it, and repair it as the doctor says."""
+        slug = request.path_params["system"]
+        if slug not in {system.slug for system in broken.SYSTEMS}:
+            return refusal("unknown_system", status=404)
+        return JSONResponse(asdict(await broken.examine(self._engine, slug)), headers=_NO_STORE)
+
+    # -- the database -------------------------------------------------------------------------------------------------
+
+    async def reset(self, _: Request) -> Response:
+        """Empty every table but that of the users."""
+        async with self._engine.begin() as connection:
+            for table in reversed(Base.metadata.sorted_tables):
+                if table is not User.__table__:
+                    await connection.execute(delete(table))
+        self._statements.clear()
+        return JSONResponse({}, headers=_NO_STORE)
+
+    async def _rows(self, connection: AsyncConnection, people: dict[int, str]) -> list[dict[str, Any]]:
+        """Return the connections as they are stored, and of each token only a mark that changes with it."""
+        table = Connection.__table__
+        stored = await connection.execute(select(table).order_by(table.c.id))
+        return [
+            {name: _shown(row[name]) for name in _COLUMNS}
+            | {name: _mark(row[name]) for name in _TOKENS}
+            | {"user": people.get(row["user_id"])}
+            for row in stored.mappings()
+        ]
+
+
+def posted(endpoint: Endpoint) -> Endpoint:
+    """Return an endpoint that takes JSON from a signed-in user, and answers an error of accountlink by its code.
+
+    No form of another site can send JSON, and no script of one without the consent of this application (CORS).
+    """
+
+    async def checked(request: Request) -> Response:
+        if request.headers.get("content-type") != "application/json":
+            return refusal("unsupported_media_type", status=415)
+        if signed_in(request) is None:
+            return refusal("not_signed_in", status=401)
+        try:
+            return await endpoint(request)
+        except AccountLinkError as error:
+            return refusal(error.code, status=409)
+        except (ValueError, LookupError, TypeError):  # the body lacks what the endpoint reads
+            return refusal("invalid_request", status=400)
+
+    return checked
+
+
+def refusal(code: str, *, status: int) -> Response:
+    """Return an answer that says why not."""
+    return JSONResponse({"error": code}, status_code=status, headers=_NO_STORE)
+
+
+_LATEST = select(Told).order_by(Told.event_id.desc()).limit(_EVENTS)
+
+
+def _event(event: Any, people: dict[int, str]) -> dict[str, Any]:
+    return {
+        "id": event.event_id,
+        "type": event.type,
+        "user": people.get(event.user_id),
+        "other_user": people.get(event.other_user_id),
+        "provider": event.provider,
+        "link_id": event.link_id,
+        "occurred_at": _shown(event.occurred_at),
+    }
+
+
+def _share(grant: Any, other: str | None) -> dict[str, Any]:
+    return {"id": str(grant.id), "link_id": grant.link_id, "with": other, "expires_at": _shown(grant.expires_at)}
+
+
+def _shown(value: Any) -> Any:
+    """Return a column's value for JSON; a moment in UTC, which SQLite stores without saying so."""
+    if not isinstance(value, datetime):
+        return value
+    return (value if value.tzinfo else value.replace(tzinfo=UTC)).astimezone(UTC).isoformat()
+
+
+def _mark(token: str | None) -> str | None:
+    return None if token is None else hashlib.sha256(token.encode()).hexdigest()[:6]

@@ -1,0 +1,196 @@
+"""Serves the demo on this machine: the page on one host, the providers on another, both in this process."""
+
+import asyncio
+import hmac
+import os
+import socket
+import sys
+import webbrowser
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import uvicorn
+from sqlalchemy import insert, select
+from sqlalchemy.ext.asyncio import AsyncEngine
+from starlette.applications import Starlette
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from accountlink import AccountLinker, ShareGrants
+from accountlink.cli.demo.backend import CALLBACK, create_app
+from accountlink.cli.demo.models import Base, Connection, User, outbox, shares
+from accountlink.cli.demo.panels import Panels
+from accountlink.cli.demo.place import database_url, lasting_secret
+from accountlink.cli.demo.providers import Providers
+from accountlink.cli.demo.stage import CannotStart, open_engine, unusable_tables
+from accountlink.cli.demo.statements import Statements
+from accountlink.cli.demo.story import PEOPLE
+from accountlink.cli.demo.worker import work
+from accountlink.cli.output import Output
+
+PORT = 8750
+"""The port that is tried first, so that a restarted demo is found again by a browser that is still open."""
+_LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Order:
+    """Hold what the command line asked for.
+
+    Attributes:
+        folder: Where the secret is kept, and the SQLite file.
+        database_url: An async SQLAlchemy URL; ``None`` for the SQLite file.
+        port: The port; ``None`` for the usual one, or a free one if that is taken.
+        fresh: Whether the tables are dropped first.
+        browser: Whether a browser is opened, where there is one.
+    """
+
+    folder: Path
+    database_url: str | None = field(default=None, repr=False)
+    port: int | None = None
+    fresh: bool = False
+    browser: bool = True
+
+
+async def serve(output: Output, order: Order) -> None:
+    """Serve until the process is asked to end.
+
+    Raises:
+        CannotStart: The folder, the port or the database cannot be used.
+    """
+    secret = lasting_secret(order.folder)
+    with _listening(order.port) as listener:
+        port = listener.getsockname()[1]
+        engine = open_engine(order.database_url or database_url(order.folder))
+        try:
+            await prepare_tables(engine, fresh=order.fresh)
+            app = build(engine=engine, secret=secret, port=port)
+            config = uvicorn.Config(app, ws="none", log_config=None, access_log=False, timeout_graceful_shutdown=2)
+            await _run(uvicorn.Server(config), listener, output=output, order=order)
+        finally:
+            await engine.dispose()
+
+
+def build(*, engine: AsyncEngine, secret: str, port: int) -> ASGIApp:
+    """Return everything that answers on the port.
+
+    Args:
+        engine: An engine on a database that has the tables.
+        secret: Outlasts a restart, and so do sessions, flows and transfer tokens.
+        port: The port on which browsers arrive.
+    """
+    origin = f"http://localhost:{port}"
+    linker = AccountLinker(Connection, secrets=[_derived(secret, "transfer tokens")], outbox=outbox)
+    grants = ShareGrants(shares, accounts=linker, outbox=outbox)
+    statements = Statements(engine)
+    providers = Providers(address=f"http://{_LOOPBACK}:{port}", callback=f"{origin}{CALLBACK}")
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        worker = asyncio.create_task(work(engine, linker, grants))
+        yield
+        worker.cancel()
+        with suppress(asyncio.CancelledError):
+            await worker
+
+    application = create_app(
+        engine=engine,
+        linker=linker,
+        providers=providers.registered(),
+        origin=origin,
+        secret=_derived(secret, "sessions and flows"),
+        transport=providers.transport(),
+        more=Panels(engine=engine, grants=grants, statements=statements).routes(),
+        lifespan=lifespan,
+    )
+    return Hosts({f"localhost:{port}": recorded(application, statements), f"{_LOOPBACK}:{port}": providers})
+
+
+class Hosts:
+    """Answer by the host that a browser asked for.
+
+    The two are two sites to a browser, as an application and a provider are. A page of another site that points its own
+    name at this machine (DNS rebinding) is refused, since its name is neither.
+
+    Args:
+        apps: The application of each host.
+    """
+
+    def __init__(self, apps: dict[str, ASGIApp]) -> None:
+        self._apps = apps
+        self._own = next(iter(apps.values()))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        if scope["type"] == "lifespan":
+            await self._own(scope, receive, send)
+            return
+        host = next((value for name, value in scope["headers"] if name == b"host"), b"")
+        app = self._apps.get(host.decode("latin-1").lower())
+        if app is None:
+            hosts = " and ".join(f"http://{name}" for name in self._apps)
+            app = Response(f"This demo answers at {hosts}.\n", status_code=421, media_type="text/plain")
+        await app(scope, receive, send)
+
+
+def recorded(app: ASGIApp, statements: Statements) -> ASGIApp:
+    """Return the application, with the statements of what users do recorded, but not those of the page's own looks."""
+
+    async def recording(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not (scope["method"] == "POST" or scope["path"].startswith(CALLBACK)):
+            await app(scope, receive, send)
+            return
+        with statements.caused_by(f"{scope['method']} {scope['path']}"):
+            await app(scope, receive, send)
+
+    return recording
+
+
+def _derived(secret: str, purpose: str) -> str:
+    """Return a secret for one purpose, so that what is signed for one is worth nothing for another."""
+    return hmac.digest(secret.encode(), purpose.encode(), "sha256").hex()
+
+
+def _listening(port: int | None) -> socket.socket:
+    """Return a socket on the port, which only this machine can reach."""
+    try:
+        return socket.create_server((_LOOPBACK, PORT if port is None else port))
+    except OSError as problem:
+        if port is None:
+            return socket.create_server((_LOOPBACK, 0))
+        raise CannotStart(f"port {port} cannot be used ({type(problem).__name__}): name another one") from None
+
+
+async def prepare_tables(engine: AsyncEngine, *, fresh: bool) -> None:
+    """Make the tables that are missing, and the people."""
+    with unusable_tables(engine):
+        async with engine.begin() as connection:
+            if fresh:
+                await connection.run_sync(Base.metadata.drop_all)
+            await connection.run_sync(Base.metadata.create_all)
+            known = set(await connection.scalars(select(User.id)))
+            missing = [{"id": user_id, "name": name} for user_id, name in PEOPLE.items() if user_id not in known]
+            if missing:
+                await connection.execute(insert(User), missing)
+
+
+async def _run(server: uvicorn.Server, listener: socket.socket, *, output: Output, order: Order) -> None:
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    while not server.started and not serving.done():  # noqa: ASYNC110  # uvicorn tells it in no other way
+        await asyncio.sleep(0.005)
+    if server.started:
+        url = f"http://localhost:{listener.getsockname()[1]}"
+        output.line(f"The demo is at {url}")
+        output.line("End it with Ctrl-C. It keeps its data; --fresh begins anew.")
+        if order.browser and _has_browser():
+            await asyncio.to_thread(webbrowser.open, url)
+    await serving
+
+
+def _has_browser() -> bool:
+    """Say whether a window can be opened. A server's text browser would take over the terminal."""
+    if not sys.stdout.isatty():
+        return False
+    return sys.platform in {"darwin", "win32"} or bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())
