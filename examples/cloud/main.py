@@ -226,7 +226,8 @@ async def browser(engine: AsyncEngine, user_id: int, *, page: str = PAGE) -> Asy
     app = make_app(flow, current_user=lambda request: int(request.cookies["user"]))  # yours asks for proof
     async with httpx2.AsyncClient(
         base_url=APP,
-        mounts={APP: httpx2.ASGITransport(app=app), provider.issuer: to_provider},
+        transport=to_provider,  # for every other address
+        mounts={APP: httpx2.ASGITransport(app=app)},
         cookies={"user": str(user_id)},
         headers={"Sec-Fetch-Site": "same-origin"},  # the buttons are on a page of the application's
         follow_redirects=True,
