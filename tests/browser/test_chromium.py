@@ -17,6 +17,8 @@ from tests.support.chromium import VARIABLE, required_chromium
 from tests.support.oidc import Issuer, OidcProvider
 from tests.support.serving import serve
 
+in_one_loop = pytest.mark.asyncio(loop_scope="session")
+
 
 async def greet(request: Request) -> Response:
     name = request.cookies.get("name", "nobody")
@@ -38,6 +40,7 @@ def site(url: str) -> Starlette:
     return Starlette(routes=routes)
 
 
+@in_one_loop
 async def test_a_button_sets_a_cookie(chromium: Browser) -> None:
     """A user presses a button of a page that is served on loopback, and has its cookie; another user has not."""
     async with serve(site) as url:
@@ -61,6 +64,7 @@ def authorization_url(issuer: Issuer, redirect_uri: str) -> str:
     return f"{issuer.url}/auth?{urlencode(request)}&code_challenge={challenge}&code_challenge_method=S256"
 
 
+@in_one_loop
 async def test_a_user_answers_two_providers(chromium: Browser, oidc: OidcProvider) -> None:
     """A user with the pages of two issuers in two tabs consents in one and cancels in the other, and returns twice."""
     async with serve(site) as url:
@@ -79,6 +83,7 @@ async def test_a_user_answers_two_providers(chromium: Browser, oidc: OidcProvide
                 assert urlencode({"iss": issuer.url}) in tab.url
 
 
+@in_one_loop
 async def test_no_page_reaches_another_machine(chromium: Browser) -> None:
     """A name of another machine is not even looked up."""
     page = await chromium.new_page()

@@ -21,11 +21,10 @@ from accountlink import providers
 from accountlink.testing.fake_provider import FakeProvider
 from accountlink.web import LinkFlow, MemoryFlowStates
 from accountlink.web.fastapi import link_router
-from tests.support.chromium import run_chromium
 from tests.support.forty_lines import ENVIRONMENT, loaded
 from tests.support.serving import serve
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 MORE: Final = ("blue", "green", "apple")
 """Providers beside Google, whose routes are under ``/more``. Apple's answer is posted."""
 SETTINGS: Final = "Connected accounts"
@@ -151,14 +150,7 @@ class World:
             provider.sign_in_as(subject)
 
 
-@pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def browser() -> AsyncIterator[Browser]:
-    """One Chromium for the module; each test opens users of its own in it."""
-    async with run_chromium() as chromium:
-        yield chromium
-
-
-@pytest_asyncio.fixture(loop_scope="module", scope="module")
+@pytest_asyncio.fixture(loop_scope="session", scope="module")
 async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
     """The application and its providers; no request to the application may end in a fault of the server."""
     world = World(tmp_path_factory.mktemp("forty"))
@@ -213,9 +205,9 @@ class User:
         return tab
 
 
-async def arrives(world: World, browser: Browser, number: int) -> User:
+async def arrives(world: World, chromium: Browser, number: int) -> User:
     """Open a browser in which a user signs in. The page has buttons for two; others post the same form."""
-    context = await browser.new_context()
+    context = await chromium.new_context()
     context.set_default_timeout(10_000)
     tab = await context.new_page()
     await tab.goto(f"{world.url}/settings")
@@ -229,14 +221,14 @@ async def arrives(world: World, browser: Browser, number: int) -> User:
     return user
 
 
-async def test_the_story_of_two_users(world: World, browser: Browser) -> None:
+async def test_the_story_of_two_users(world: World, chromium: Browser) -> None:
     """One connects; the other meets the conflict, and takes the account over with the token of the fragment."""
     world.account("whole-story")
-    ada = await arrives(world, browser, 1)
+    ada = await arrives(world, chromium, 1)
     await ada.connect()
     await ada.sees("Connected.", accounts=["google"])
 
-    ben, addresses = await arrives(world, browser, 2), []
+    ben, addresses = await arrives(world, chromium, 2), []
     ben.tab.on("framenavigated", lambda frame: addresses.append(frame.url))
     await ben.connect()
     await ben.sees(SOMEBODY_ELSE, accounts=[])
@@ -256,10 +248,10 @@ async def test_the_story_of_two_users(world: World, browser: Browser) -> None:
         assert (each["httpOnly"], each["secure"], each["sameSite"]) == (True, False, "Lax")
 
 
-async def test_a_double_click(world: World, browser: Browser) -> None:
+async def test_a_double_click(world: World, chromium: Browser) -> None:
     """Two presses of each button make one link at most, and what the user reads is true."""
     world.account("double-click")
-    user = await arrives(world, browser, 11)
+    user = await arrives(world, chromium, 11)
     await user.tab.locator("form[action='/accounts/connect/google']").evaluate(PRESS_TWICE)
     await user.tab.get_by_role("button", name="Continue").dblclick()
     await expect(user.tab.get_by_role("status")).not_to_be_empty()
@@ -272,10 +264,10 @@ async def test_a_double_click(world: World, browser: Browser) -> None:
     await user.sees("", accounts=["google"])
 
 
-async def test_reload_and_back(world: World, browser: Browser) -> None:
+async def test_reload_and_back(world: World, chromium: Browser) -> None:
     """A callback that is opened again says that it was used, and the way back to the provider as well."""
     world.account("reload-and-back")
-    user, opened = await arrives(world, browser, 12), []
+    user, opened = await arrives(world, chromium, 12), []
     user.tab.on("request", lambda request: opened.append(request.url))
     await user.sets_out()
     await user.goes_back(to=SETTINGS)
@@ -291,10 +283,10 @@ async def test_reload_and_back(world: World, browser: Browser) -> None:
     await user.sees(USED, accounts=["google"])
 
 
-async def test_two_tabs(world: World, browser: Browser) -> None:
+async def test_two_tabs(world: World, chromium: Browser) -> None:
     """Two tabs connect one account at the same time: both succeed, and there is one link."""
     world.account("two-tabs")
-    user = await arrives(world, browser, 13)
+    user = await arrives(world, chromium, 13)
     second = await user.new_tab()
     for tab in (user.tab, second):
         await user.sets_out(tab)
@@ -303,10 +295,10 @@ async def test_two_tabs(world: World, browser: Browser) -> None:
         await user.sees("Connected.", accounts=["google"], tab=tab)
 
 
-async def test_three_providers_in_flight(world: World, browser: Browser) -> None:
+async def test_three_providers_in_flight(world: World, chromium: Browser) -> None:
     """Three flows of one session end in another order than they began; the posted answer of one arrives as well."""
     world.account("three-providers")
-    user = await arrives(world, browser, 14)
+    user = await arrives(world, chromium, 14)
     tabs = {slug: await user.new_tab() for slug in MORE}
     for slug, tab in tabs.items():
         await tab.evaluate(LEAVE, slug)
@@ -319,10 +311,10 @@ async def test_three_providers_in_flight(world: World, browser: Browser) -> None
     assert [303, 303] == posted[-2:], "the POST, which came without cookies, and the GET that it became"
 
 
-async def test_what_goes_wrong(world: World, browser: Browser) -> None:
+async def test_what_goes_wrong(world: World, chromium: Browser) -> None:
     """Declined, without cookies, and as another user: a clear message, no link, and nothing asked of the provider."""
     world.account("goes-wrong")
-    user = await arrives(world, browser, 15)
+    user = await arrives(world, chromium, 15)
     await user.sets_out()
     await user.press("Cancel")
     await user.sees("You did not agree. Nothing was connected.", accounts=[])

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack
 
 import pytest
+import pytest_asyncio
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse
 from playwright.async_api import Browser, BrowserContext, Page, expect
@@ -18,6 +19,7 @@ from tests.support.models import EXCLUSIVE, SECRETS, make_tables
 from tests.support.oidc import OidcProvider
 from tests.support.serving import serve
 
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 TABLES = make_tables(EXCLUSIVE)
 STATES = flow_states(TABLES.metadata)
 SETTINGS = """<!doctype html><title>Settings</title><link rel="icon" href="data:,">
@@ -34,12 +36,7 @@ def current_user(request: Request) -> int | None:
     return None if user is None else int(user)
 
 
-@pytest.fixture
-def kind() -> str:
-    return "sqlite"
-
-
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def site(engine: AsyncEngine, oidc: OidcProvider) -> AsyncIterator[str]:
     """An application with the router and one page; its users are who their cookie says they are."""
     async with engine.begin() as connection:

@@ -19,6 +19,7 @@ from tests.support.pages import DOCS, blocks_of, parsed
 from tests.support.serving import serve
 from tests.unit.test_docs_run import run
 
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 BLOCKS: Final = blocks_of(DOCS / "recipes" / "single-page-application.md")
 API: Final = next(block for block in BLOCKS if block.language == "python")
 CONNECT, FINISH = (block.source for block in BLOCKS if block.language == "javascript")

@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import httpx2
 import pytest
+import pytest_asyncio
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse
 from playwright.async_api import Browser, BrowserContext, Page, expect
@@ -23,6 +24,7 @@ from tests.support.flows import FLOW_SECRETS
 from tests.support.models import EXCLUSIVE, SECRETS, make_tables
 from tests.support.serving import serve
 
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 TABLES = make_tables(EXCLUSIVE)
 BUTTON = (
     "<!doctype html><title>Settings</title>"
@@ -33,11 +35,6 @@ BUTTON = (
 def current_user(request: Request) -> int | None:
     user = request.cookies.get("user")
     return None if user is None else int(user)
-
-
-@pytest.fixture
-def kind() -> str:
-    return "sqlite"
 
 
 @dataclass(kw_only=True)
@@ -51,7 +48,7 @@ class Place:
     elsewhere: str
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def place(engine: AsyncEngine) -> AsyncIterator[Place]:
     async with engine.begin() as connection:
         await connection.run_sync(TABLES.metadata.create_all)
