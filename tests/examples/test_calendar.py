@@ -107,9 +107,10 @@ def test_another_outcome_ends_with_1(monkeypatch: pytest.MonkeyPatch, capsys: py
 
 
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
-def test_a_database_that_is_not_there_ends_with_1(tmp_path: Path, driver: str) -> None:
+def test_a_database_that_is_not_there_ends_with_1(tmp_path: Path, forks: Forks, driver: str) -> None:
     """A database that cannot be reached is said in one line, without a traceback."""
-    done = run(tmp_path, "--database-url", f"postgresql+{driver}://nobody@127.0.0.1:9/none")
+    url = f"postgresql+{driver}://nobody@127.0.0.1:9/none"
+    done = forks.program(PROGRAM, "--database-url", url, folder=tmp_path)
     assert (1, 1) == (done.returncode, done.stderr.count("\n"))
     assert done.stderr.startswith("The database could not be used: ")
 

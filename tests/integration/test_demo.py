@@ -22,6 +22,7 @@ from accountlink.cli.demo.backend import create_app
 from accountlink.cli.demo.models import Base
 from accountlink.cli.demo.providers import registered_at
 from accountlink.cli.demo.stage import ORIGIN, PROVIDER, Stage, set_stage
+from tests.support.forked import Forks
 
 NO_NETWORK = """
 import sys
@@ -35,7 +36,10 @@ def refuse(event, arguments):
 sys.addaudithook(refuse)
 """
 
+MAIN = "import warnings; warnings.simplefilter('error'); from accountlink.cli.app import main; main()"
 BROKEN = """
+import warnings
+warnings.simplefilter("error")
 from accountlink import AccountLinker, OwnerNotFound
 from accountlink.cli.app import main
 
@@ -237,9 +241,9 @@ class TestChecksWhatItSays:
         assert explanation.startswith("accountlink: ")
         assert problem in explanation
 
-    def test_exits_1_with_one_line(self) -> None:
+    def test_exits_1_with_one_line(self, forks: Forks) -> None:
         """A failure of the backend is one line: what a server would log stays away from the terminal."""
-        told = run(["-c", BROKEN, "demo", "--once"])
+        told = forks.run(BROKEN, "demo", "--once")
 
         assert told.returncode == 1
         assert re.fullmatch(r"accountlink: .*error=database_inconsistency instead of.*\n", told.stderr), told.stderr
@@ -279,10 +283,9 @@ class TestCommandLine:
         assert re.match(r"accountlink, version \d+\.\d+\.\d+", told.stdout)
 
     @pytest.mark.parametrize("missing", ["click", "rich"])
-    def test_without_the_cli_extra(self, missing: str) -> None:
+    def test_without_the_cli_extra(self, forks: Forks, missing: str) -> None:
         """One plain line and exit 2 when the command line's own libraries are missing."""
-        blocked = f"import sys; sys.modules[{missing!r}] = None; from accountlink.cli.app import main; main()"
-        told = run(["-c", blocked])
+        told = forks.run(MAIN, missing=[missing])
 
         assert told.returncode == 2
         assert told.stderr == f'accountlink: the command line needs {missing}: pip install "accountlink[cli]"\n'

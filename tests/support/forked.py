@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Final
 
 _FORKS: Final = """
-import json, os, sys
+import gc, json, os, sys
 import asyncpg, sqlalchemy.dialects.postgresql, sqlalchemy.dialects.sqlite, sqlalchemy.ext.asyncio, sqlalchemy.orm
 
+gc.collect()
+gc.freeze()
 for line in sys.stdin:
     told = json.loads(line)
     if child := os.fork():
@@ -34,7 +36,10 @@ for line in sys.stdin:
     exec(told["code"], {"__name__": "__main__"})
     break
 """
-"""A fork leaves the loop, so that it ends as an interpreter does that was given the code alone."""
+"""A fork leaves the loop, so that it ends as an interpreter does that was given the code alone.
+
+Its garbage collector passes over what was loaded before the fork, which would all be copied for it.
+"""
 
 _PROGRAM: Final = """
 import os, runpy, sys, warnings

@@ -104,12 +104,13 @@ def test_projects_pass(page: Path, mode: str, tmp_path: Path, database: Database
             file.write_text(block.source, encoding="utf-8")
             expected += len(re.findall(r"^(?:async )?def test_", block.source, re.MULTILINE))
     scope = "asyncio_default_fixture_loop_scope=function"  # what is the default; said, it spares a warning
-    options = ["-q", "-p", "no:cacheprovider", "-W", "error", "-o", f"asyncio_mode={mode}", "-o", scope]
+    plugins = ["-p", "no:cacheprovider", "-p", "pytest_asyncio.plugin"]  # and none that only our own tests need
+    options = ["-q", *plugins, "-W", "error", "-o", f"asyncio_mode={mode}", "-o", scope]
     ended = subprocess.run(
         [sys.executable, "-m", "pytest", *options],
         cwd=tmp_path,
         env={name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "ACCOUNTLINK_"))}
-        | {"TEST_DATABASE_URL": database.url},
+        | {"TEST_DATABASE_URL": database.url, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
         text=True,
         check=False,
