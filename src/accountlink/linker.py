@@ -223,7 +223,10 @@ class AccountLinker(Generic[UserId, LinkId]):
         )
         place = await self._place(bind)
         outcome = self._outcome(await self._settled(place, call, identity.provider), identity, user_id)
-        if place.session is not None and isinstance(outcome, Linked):
+        if isinstance(outcome, OwnershipConflict):
+            if outcome.transfer_token is not None:
+                self._transfers.prepare(place)
+        elif place.session is not None:
             await refresh_held(place, place.session, self.mapping, outcome.account.id)
         return outcome
 

@@ -82,11 +82,28 @@ class Transfers(Generic[UserId, LinkId]):
             None if isinstance(secrets, (tuple, list)) and not secrets else TransferSigner(secrets, table=mapping.name)
         )
         self._lifetime: Final = lifetime
+        self._prepared: Final[set[tuple[bool, bool]]] = set()
 
     @cached_property
     def statements(self) -> TransferStatements:
         """The builder of the statements of a transfer, made at the first conflict."""
         return TransferStatements(self._mapping, self._ledger, self.accounts.outbox)
+
+    def prepare(self, place: Place) -> None:
+        """Build the statements of the transfer that may follow a conflict, unless they are built already.
+
+        They are those of a claimant who brings no credentials. A transfer builds what it does not find: in another
+        process than the conflict's, or with credentials.
+
+        Args:
+            place: The place where the conflict was found.
+        """
+        bounded = place.lock_timeout is not None
+        if (place.on_sqlite, bounded) in self._prepared:
+            return
+        self._prepared.add((place.on_sqlite, bounded))
+        self.accounts.built("claimed", self.statements.claimed)
+        self.accounts.built(*self.moving(Shape(bounded=bounded), in_steps=place.on_sqlite))
 
     def moving(self, shape: Shape, *, in_steps: bool) -> tuple[Hashable, Callable[[], sa.Executable]]:
         """Return the key and the builder of the statement that gives a row to the claimant.
