@@ -21,7 +21,6 @@ from accountlink.errors import (
     LastAccount,
     LinkBlocked,
     OutcomeUnknown,
-    TokenForged,
 )
 from accountlink.linking.call import Call
 from accountlink.linking.decide import Answer, Arm
@@ -224,7 +223,10 @@ class AccountLinker(Generic[UserId, LinkId]):
         )
         place = await self._place(bind)
         outcome = self._outcome(await self._settled(place, call, identity.provider), identity, user_id)
-        if place.session is not None and isinstance(outcome, Linked):
+        if isinstance(outcome, OwnershipConflict):
+            if outcome.transfer_token is not None:
+                self._transfers.prepare(place)
+        elif place.session is not None:
             await refresh_held(place, place.session, self.mapping, outcome.account.id)
         return outcome
 
@@ -338,15 +340,13 @@ class AccountLinker(Generic[UserId, LinkId]):
                 :meth:`link`.
             sqlalchemy.exc.DBAPIError: Any other violation, as for :meth:`link`.
         """
-        presented, token = Concealed[object](token), ""  # error reports that show a frame's locals show no token
+        presented, token = self._transfers.read(token), ""  # error reports that show a frame's locals show no token
         self._store.check_id("user_id", user_id, what="user_id")
         if max_auth_age is not None:
             check_span("max_auth_age", max_auth_age, least=NO_TIME)
         now = self._store.now()
         call = self._calls.transfer(now=now, user_id=user_id, credentials=credentials)
-        claim = self._transfers.claim(presented, claimant=user_id)
-        if not self._store.may_be_id("id", claim.link_id):
-            raise TokenForged
+        claim = self._transfers.checked(presented, claimant=user_id)
         place = await self._place(bind, needs=self._needs)
         outcome = await self._transfers.redeem(place, claim, call, now=now, max_age=max_auth_age)
         if place.session is not None and isinstance(outcome, Transferred):

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from accountlink import AccountLinkError, Key, LinkPolicy, Ownership, OwnershipConflict, Removal, link_outbox
+from tests.support.binds import BINDS, bound
 from tests.support.claims import Case, ledgered, without_version
 from tests.support.compilations import Compilations
 from tests.support.databases import run_sql
@@ -279,3 +280,40 @@ async def test_no_statement_is_built_again(engine: AsyncEngine) -> None:
     await every_call(case, 2)
     assert built == store._built
     assert 10 < len(built) < 40
+
+
+def of_transfers(case: Case) -> set[Any]:
+    """The keys of the statements of transfers that a linker has built."""
+    built: dict[Any, Any] = dict(case.linker._store._built)
+    return {key for key in built if key == "claimed" or key[0] == "move"}
+
+
+@pytest.mark.parametrize("how", BINDS)
+async def test_a_conflict_builds_the_statements_of_the_transfer_after_it(engine: AsyncEngine, how: str) -> None:
+    """A transfer without credentials, on the same kind of bind as its conflict, builds no statement of a transfer."""
+    links = CASES["ledger-outbox"][0](engine.dialect.name)
+    await links.create(engine)
+    case = Case(links, engine)
+    await case.link(1)
+    assert set() == of_transfers(case)
+    async with bound(engine, how) as bind:
+        conflict: Any = await case.linker.link(bind, user_id=case.user(2), identity=identity())
+    built = of_transfers(case)
+    assert 2 == len(built)
+    async with bound(engine, how) as bind:
+        outcome = await case.linker.transfer(bind, conflict.transfer_token, user_id=case.user(2))
+    assert "transferred" == outcome.code
+    assert built == of_transfers(case)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "asyncpg"])
+async def test_a_transfer_builds_what_no_conflict_of_its_linker_has_built(engine: AsyncEngine) -> None:
+    """A linker redeems a token though it has met no conflict, as in another process; and one with credentials."""
+    links = CASES["ledger-outbox"][0](engine.dialect.name)
+    await links.create(engine)
+    case, other = Case(links, engine), Case(links, engine)
+    await case.link(1)
+    assert "transferred" == await other.ended(await case.claim(2), 2)
+    assert 2 == len(of_transfers(other))
+    assert "transferred" == await case.ended(await case.claim(3), 3, credentials=tokens())
+    assert 3 == len(of_transfers(case))

@@ -61,7 +61,7 @@ def built() -> dict[str, tuple[Any, Any]]:
     }
 
 
-EXACTLY: Final = re.compile(r"(\w+\.\w+) = (:\w+) AND \(\(CAST\(\1 AS TEXT\) COLLATE \"C\"\) = CAST\(\2 AS TEXT\)\)")
+EXACTLY: Final = re.compile(r"(\w+\.\w+) = (:\w+) AND CAST\(\1 AS TEXT\) COLLATE \"C\" = CAST\(\2 AS TEXT\)")
 ROW: Final = re.compile(r"(\w+)\.(\w+) AS \2(?:, \1\.(\w+) AS \3)+")
 
 

@@ -24,7 +24,6 @@ from accountlink import (
     LinkedAccountMixin,
     LinkPolicy,
     ProviderIdentity,
-    TokenForged,
 )
 from accountlink.transfers.signing import MAX_TOKEN, PURPOSE, Claim, RowState, TransferSigner
 from accountlink.values.tagging import tagged
@@ -227,7 +226,9 @@ def test_a_boolean_is_no_id() -> None:
 
 
 def read(token: object, *secrets: str | bytes, table: str = "links") -> Claim:
-    return signer(*secrets, table=table).read(token)
+    claim = signer(*secrets, table=table).read(token)
+    assert claim is not None
+    return claim
 
 
 def signed(payload: object, *, secret: str = NEW) -> str:
@@ -237,11 +238,7 @@ def signed(payload: object, *, secret: str = NEW) -> str:
 
 
 def forged(token: object, *secrets: str | bytes, table: str = "links") -> bool:
-    try:
-        read(token, *secrets, table=table)
-    except TokenForged as error:
-        return "token_forged" == error.code and error.__cause__ is error.__context__ is None
-    return False
+    return signer(*secrets, table=table).read(token) is None
 
 
 def test_a_token_is_read_as_it_was_signed() -> None:

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from accountlink import AccountMapping, BlockedByConstraint
 from accountlink.linking.decide import after_violation
-from accountlink.tables.exact import Exactly, Spelling
+from accountlink.tables.exact import Spelling, exactly
 from accountlink.values.facts import Failure, Obstacle, Step, Trouble, UniqueIndex
 from accountlink.values.outcomes import LinkedAccount
 from tests.support.loose import LowerCase
@@ -72,5 +72,5 @@ def test_a_type_without_code_keeps_everything() -> None:
 def test_the_comparison_is_cached() -> None:
     """A statement that compares exactly is compiled once, as any other."""
     column = sa.column("a", sa.Text)
-    query = sa.select(column).where(Exactly(column, sa.bindparam("b", type_=sa.Text)))
+    query = sa.select(column).where(exactly(column, sa.bindparam("b", type_=sa.Text)))
     assert query._generate_cache_key() is not None

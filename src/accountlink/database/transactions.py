@@ -62,6 +62,7 @@ class Place:
         tables: The tables that the work needs. They are looked for if the database says that a table is missing.
         lock_timeout: How long statements wait for a lock, as PostgreSQL's setting has it, once work has begun; ``None``
             in a caller's transaction and on SQLite, where the connection's own setting decides.
+        on_sqlite: Whether the database is SQLite, once work has begun.
     """
 
     owned: bool
@@ -70,6 +71,7 @@ class Place:
     reconnects: bool = False
     tables: Sequence[sa.Table] = ()
     lock_timeout: str | None = None
+    on_sqlite: bool = False
 
     async def attempt(self, work: Work[T]) -> T | Failure:
         """Run a piece of work, and return a database error as a value; a failed piece leaves no change behind."""
@@ -140,18 +142,17 @@ class CallersConnection(Place):
 
     def _run(self, _: object, work: Work[T]) -> T:
         connection = self._reached()
-        on_sqlite = connection.dialect.name == "sqlite"
         if not self.owned:
-            if on_sqlite:
+            if self.on_sqlite:
                 sqlite.begin_for_real(connection)
             return _between(connection, work, _SAVEPOINT)
-        if self.needs is Needs.TRANSACTION or (self.needs is Needs.SNAPSHOTS and not on_sqlite):
+        if self.needs is Needs.TRANSACTION or (self.needs is Needs.SNAPSHOTS and not self.on_sqlite):
             raise ConfigurationError(
                 f"{self.wanted_by} needs a transaction around several statements, and this connection is in "
                 "AUTOCOMMIT. Pass the engine, or a connection in a transaction."
             )
         self.committed = True
-        if on_sqlite:
+        if self.on_sqlite:
             return _between(connection, work, _TRANSACTION)
         self.lock_timeout = self.own_lock_timeout
         return work(connection)
@@ -167,6 +168,7 @@ class CallersConnection(Place):
             if connection is None:
                 raise InvalidRequestError("The connection was never begun.")
             _check_dialect(connection.dialect)
+            self.on_sqlite = connection.dialect.name == "sqlite"
             self.owned = _commits_by_itself(connection)
         except violations.FAILURES as error:
             raise Foreign(_unreached(violations.read(error))) from None
@@ -185,6 +187,7 @@ class OwnTransactions(Place):
     engine: AsyncEngine
     tables: Sequence[sa.Table] = ()
     lock_timeout: str | None = None
+    on_sqlite: bool = False
     owned: bool = True
     session: None = None
     committed: bool = False
@@ -200,7 +203,7 @@ class OwnTransactions(Place):
 
     def _run(self, _: object, work: Work[T]) -> T:
         with self.engine.sync_engine.begin() as connection:
-            if connection.dialect.name == "sqlite":
+            if self.on_sqlite:
                 sqlite.begin_for_real(connection)
             result = work(connection)
             self.committed = True
@@ -433,7 +436,7 @@ def place_on(
     """
     _check_dialect(engine.dialect)
     if engine.dialect.name == "sqlite":
-        return OwnTransactions(engine=engine, tables=tables)
+        return OwnTransactions(engine=engine, tables=tables, on_sqlite=True)
     kinds: dict[Needs, type[OwnTransactions]]
     kinds = {Needs.STATEMENT: OwnStatements, Needs.TRANSACTION: OwnTransactions, Needs.SNAPSHOTS: FreshTransactions}
     return kinds[needs](engine=engine, tables=tables, lock_timeout=lock_timeout)

@@ -25,7 +25,7 @@ from accountlink.grants.mapping import GrantMapping
 from accountlink.linking.live_links import LiveLinks
 from accountlink.linking.statements import Columns, Condition, bounded
 from accountlink.tables.defaults import fixed_updates
-from accountlink.tables.exact import Exactly
+from accountlink.tables.exact import exactly
 from accountlink.tables.fragments import ONE, ZERO, named_arm, select, word
 from accountlink.tables.naming import Names
 from accountlink.tables.type_layers import plain_type
@@ -422,4 +422,4 @@ def _is(column: sa.ColumnElement[Any], token: sa.BindParameter[Any]) -> Conditio
 
     The column's own comparison lets the database use an index.
     """
-    return sa.and_(column == token, Exactly(column, token))
+    return sa.and_(column == token, exactly(column, token))

@@ -20,15 +20,16 @@ from accountlink.tables.arguments import wrong_kind
 from accountlink.tables.column_types import Part, form_of
 from accountlink.tables.exact import REFUSED, Spelling
 from accountlink.tables.fitting import check_length, fitted, limit_of
-from accountlink.tables.idtype import smallest_bits
+from accountlink.tables.idtype import IdType, smallest_bits
 from accountlink.tables.mapping import AccountMapping
-from accountlink.tables.rows import MappedTable
+from accountlink.tables.rows import MappedTable, text_of
 from accountlink.tables.slugs import slugs_of
 from accountlink.values.credentials import TokenSet, join_scopes
 from accountlink.values.email import normalize_email
 from accountlink.values.identity import ProviderIdentity
+from accountlink.values.outcomes import LinkedAccount
 from accountlink.values.policy import Key, Removal
-from accountlink.values.secrecy import ConcealedText, Parameters
+from accountlink.values.secrecy import ConcealedNumber, ConcealedText, Parameters, concealed_id
 from accountlink.values.text import check_identifier, check_provider
 
 T = TypeVar("T")
@@ -198,6 +199,7 @@ class Calls:
         """The identifiers whose types have Python code, which may change them; in most tables none."""
         scopes = mapping.columns.get("scopes")
         self._write_scopes = (None if scopes is None else form_of(Part.SCOPES, scopes.type)) or join_scopes
+        self._concealed_user = _concealing(table.id_type("user_id"))
         self._limits = {role: limit for role, c in mapping.columns.items() if (limit := limit_of(c)) is not None}
 
     # -- the calls ----------------------------------------------------------------------------------------------------
@@ -266,6 +268,23 @@ class Calls:
             stamps=self._table.stamped(("updated_at",), now),
             functions=self._table.onupdate(),
             occasion=Occasion.of(now) if self._tells else None,
+        )
+
+    def about_row(self, call: Call, row: LinkedAccount[Any, Any], version: int | None) -> Call:
+        """Return a transfer's call with the values of the row that it is to write, as the row was read.
+
+        Args:
+            call: The claimant's call.
+            row: The row, of a user whose id no log of parameters shows.
+            version: The row's version, or its epoch in the ledger.
+        """
+        # A CHAR(n) that is mapped as another text type pads the text; the padding is removed.
+        provider, account_id = text_of(row.provider).rstrip(" "), text_of(row.account_id).rstrip(" ")
+        return call.changed(
+            link_id=row.id,
+            identity={"provider": self.provider(provider), "account_id": account_id},
+            owner=self._concealed_user(row.user_id),
+            version=version,
         )
 
     def unlink(self, *, user_id: object, link_id: object, reason: object) -> Call:
@@ -437,6 +456,13 @@ class Calls:
                 raise ConfigurationError(f"{column.name!r} is given twice, by two names. Give it once.")
             filled[column] = fitted(value, column)
         return dict(sorted(filled.items(), key=lambda item: item[0].key))
+
+
+def _concealing(kind: IdType) -> Callable[[Any], Any]:
+    """Return the function that masks an id of this type in a log of parameters; most ids are whole numbers."""
+    if kind.is_uuid_text:  # a text in Python and a UUID in the database, for which asyncpg takes a UUID only
+        return lambda text: concealed_id(UUID(str(text)))
+    return ConcealedNumber if kind.python is int else concealed_id
 
 
 def first_version(kind: sa.types.TypeEngine[Any]) -> int:

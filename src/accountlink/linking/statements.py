@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from accountlink.linking.events import LinkEvents
 from accountlink.tables.column_types import Part, form_of
 from accountlink.tables.defaults import fixed_defaults, fixed_updates
-from accountlink.tables.exact import Exactly
+from accountlink.tables.exact import exactly
 from accountlink.tables.fragments import ONE, ZERO, named_arm, select, word
 from accountlink.tables.ledger import Ledger
 from accountlink.tables.mapping import CREDENTIAL_ROLES, AccountMapping
@@ -121,7 +121,7 @@ class Statements:
         exact comparison follows.
         """
         column = (c or self._c)[role]
-        return sa.and_(column == self.bind(role), Exactly(column, self.bind(role)))
+        return sa.and_(column == self.bind(role), exactly(column, self.bind(role)))
 
     def same_account(self, c: Columns | None = None) -> Condition:
         """Build the condition that a row is of the identity's provider account."""

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.functions import FunctionElement
 
 from accountlink.errors import ConfigurationError
 from accountlink.tables.rows import text_of
@@ -18,32 +16,17 @@ REFUSED: Final = (TypeError, ValueError, AttributeError, LookupError)
 """Errors of the Python code of a column's type at a value that is not of its kind."""
 
 
-class Exactly(FunctionElement[bool]):
+_BYTES: Final = sa.Text(collation="C").with_variant(sa.Text(collation="BINARY"), "sqlite")
+"""Text that is compared byte by byte, by the name that each database has for this collation."""
+
+
+def exactly(column: sa.ColumnElement[Any], value: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
     """Compare a column with a text byte by byte, whatever the column's type and collation treat as equal.
 
     A statement uses it beside the column's own comparison, which finds the rows by an index. This comparison only
     narrows them down. Its cast to text makes ``citext`` compare bytes, and removes the padding of ``CHAR(n)``.
     """
-
-    inherit_cache = True
-    name = "exactly"
-    type = sa.Boolean()
-
-
-@compiles(Exactly)
-def _by_bytes(element: Exactly, compiler: Any, **options: Any) -> str:  # SQLAlchemy's compilers have no common type
-    return _written(element, compiler, "C", options)
-
-
-@compiles(Exactly, "sqlite")
-def _by_bytes_in_sqlite(element: Exactly, compiler: Any, **options: Any) -> str:
-    return _written(element, compiler, "BINARY", options)
-
-
-def _written(element: Exactly, compiler: Any, collation: str, options: dict[str, Any]) -> str:
-    column, value = (sa.cast(clause, sa.Text) for clause in element.clauses)
-    sql: str = compiler.process(sa.collate(column, collation) == value, **options)
-    return f"({sql})"
+    return sa.cast(column, _BYTES) == sa.cast(value, sa.Text)
 
 
 class Spelling:

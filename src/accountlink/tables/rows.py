@@ -160,17 +160,27 @@ class MappedTable:
         Raises:
             sqlalchemy.exc.StatementError: The driver, or the serializer of JSON, cannot send one of the values.
         """
-        statement = self._built.get(key)
-        if statement is None:
-            if len(self._built) >= _REMEMBERED:
-                self._built.clear()
-            statement = self._built[key] = build()
+        statement = self.built(key, build)
         if self._named:
             parameters = self._with_names(connection, parameters)
         try:
             return connection.execute(statement, parameters)
         except (TypeError, ValueError, ArithmeticError) as error:
             raise sa.exc.StatementError("", None, None, error, hide_parameters=True) from None
+
+    def built(self, key: Hashable, build: Callable[[], sa.Executable]) -> sa.Executable:
+        """Return a statement from the cache, after building it if the cache has none.
+
+        Args:
+            key: Names the statement among those of this table.
+            build: Builds the statement.
+        """
+        statement: sa.Executable | None = self._built.get(key)
+        if statement is None:
+            if len(self._built) >= _REMEMBERED:
+                self._built.clear()
+            statement = self._built[key] = build()
+        return statement
 
     def _with_names(
         self, connection: sa.Connection, parameters: Parameters | Sequence[Parameters]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import secrets as randomness
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cached_property, partial
 from typing import Any, Final, Generic
-from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -23,15 +22,16 @@ from accountlink.errors import (
     OutcomeUnknown,
     TokenExpired,
     TokenForAnotherUser,
+    TokenForged,
     TokenRejected,
     TokenSuperseded,
 )
 from accountlink.linking.call import Call
 from accountlink.linking.refusals import explain
+from accountlink.linking.statements import Shape
 from accountlink.linking.store import AccountStore
 from accountlink.tables.ledger import checked_ledger
 from accountlink.tables.mapping import AccountMapping
-from accountlink.tables.rows import text_of
 from accountlink.transfers.signing import Claim, RowState, TransferSigner
 from accountlink.transfers.statements import TransferStatements
 from accountlink.values.events import EventType
@@ -39,7 +39,7 @@ from accountlink.values.facts import Claimed, Failure, Obstacle, Step
 from accountlink.values.keys import Secrets
 from accountlink.values.outcomes import AlreadyOwner, LinkedAccount, LinkId, Transferred, UserId
 from accountlink.values.policy import Ownership
-from accountlink.values.secrecy import Concealed, Parameters, concealed_id
+from accountlink.values.secrecy import Concealed, Parameters
 from accountlink.values.tagging import can_return
 
 Guard = Callable[[AsyncConnection, UserId], Awaitable[bool]]
@@ -82,11 +82,39 @@ class Transfers(Generic[UserId, LinkId]):
             None if isinstance(secrets, (tuple, list)) and not secrets else TransferSigner(secrets, table=mapping.name)
         )
         self._lifetime: Final = lifetime
+        self._prepared: Final[set[tuple[bool, bool]]] = set()
 
     @cached_property
     def statements(self) -> TransferStatements:
-        """The statements of a transfer, which are built at the first conflict."""
+        """The builder of the statements of a transfer, made at the first conflict."""
         return TransferStatements(self._mapping, self._ledger, self.accounts.outbox)
+
+    def prepare(self, place: Place) -> None:
+        """Build the statements of the transfer that may follow a conflict, unless they are built already.
+
+        They are those of a claimant who brings no credentials. A transfer builds what it does not find: in another
+        process than the conflict's, or with credentials.
+
+        Args:
+            place: The place where the conflict was found.
+        """
+        bounded = place.lock_timeout is not None
+        if (place.on_sqlite, bounded) in self._prepared:
+            return
+        self._prepared.add((place.on_sqlite, bounded))
+        self.accounts.built("claimed", self.statements.claimed)
+        self.accounts.built(*self.moving(Shape(bounded=bounded), in_steps=place.on_sqlite))
+
+    def moving(self, shape: Shape, *, in_steps: bool) -> tuple[Hashable, Callable[[], sa.Executable]]:
+        """Return the key and the builder of the statement that gives a row to the claimant.
+
+        Args:
+            shape: The shape of the claimant's call.
+            in_steps: Whether the epoch and the event are written by statements of their own (SQLite).
+        """
+        wanted = Shape(credentials=shape.credentials, bounded=shape.bounded)
+        build = self.statements.move if in_steps else self.statements.move_and_tell
+        return ("move", in_steps, wanted), partial(build, wanted)
 
     def offer(
         self, owned: LinkedAccount[UserId, LinkId], version: int | None, *, table: str, claimant: UserId, now: datetime
@@ -106,27 +134,39 @@ class Transfers(Generic[UserId, LinkId]):
         token = self._signer.sign(
             link_id=owned.id,
             claimant=claimant,
-            state=row_state(owned, version, table),
+            state=RowState.of(owned, version, table),
             jti=randomness.token_bytes(16),
             issued_at=now,
             expires_at=expires_at,
         )
         return token, expires_at
 
-    def claim(self, token: Concealed[object], *, claimant: UserId) -> Claim:
+    def read(self, token: object) -> Claim | None:
+        """Return the content of a token, or ``None`` for a value that is not a genuine token; raise no error."""
+        return None if self._signer is None else self._signer.read(token)
+
+    def checked(self, claim: Claim | None, *, claimant: UserId) -> Claim:
         """Return the content of a token that is genuine and was given to this user.
+
+        Args:
+            claim: What :meth:`read` returned for the token.
+            claimant: The user who presents the token.
 
         Raises:
             ConfigurationError: The table or the linker does not support transfers.
-            TokenForged: The token is not genuine.
+            TokenForged: The token is not genuine, or no link can have the id in it.
             TokenForAnotherUser: The token was given to another user.
         """
-        claim = self._able().read(token.reveal())
+        self._check_able()
+        if claim is None:
+            raise TokenForged
         if not claim.is_for(claimant):
             raise TokenForAnotherUser
+        if not self.accounts.may_be_id("id", claim.link_id):
+            raise TokenForged
         return claim
 
-    def _able(self) -> TransferSigner:
+    def _check_able(self) -> None:
         if self._mapping.policy.ownership is not Ownership.EXCLUSIVE:
             raise ConfigurationError(
                 f"transfer() needs Ownership.EXCLUSIVE: nobody owns an account of {self._mapping.name!r} alone."
@@ -138,7 +178,6 @@ class Transfers(Generic[UserId, LinkId]):
                 f"transfer() has to tell the states of a row apart, and {self._mapping.name!r} has no version column "
                 "mapped. Add one, or make a ledger: AccountLinker(ledger=transfer_ledger(Base.metadata))."
             )
-        return self._signer
 
     async def redeem(
         self, place: Place, claim: Claim, call: Call, *, now: datetime, max_age: timedelta | None
@@ -193,11 +232,7 @@ class _Redemption(Generic[UserId, LinkId]):
             return AlreadyOwner(account=claimed.own)
         named = claimed.named
         assert named is not None  # noqa: S101  # it fits
-        self.call, self.provider = self._seen(named, claimed.version), named.provider
-        if self.transfers.guard is not None:
-            self._ask(self.transfers.guard, connection, Concealed(named.user_id))
-        self.patience.writes = True
-        account = self._move(connection)
+        account = self._move(connection, named, claimed.version)
         return None if account is None else Transferred(account=account, previous_owner_id=named.user_id)
 
     def _read(self, connection: sa.Connection) -> tuple[Claimed[UserId, LinkId], bool]:
@@ -207,7 +242,7 @@ class _Redemption(Generic[UserId, LinkId]):
         found: Claimed[UserId, LinkId] = Claimed()
         named_by_token = Parameters(self.call.parameters, al_id=claim.link_id)
         for row in accounts.run(connection, named_by_token, "claimed", statements.claimed):
-            account, version = accounts.account(row), accounts.version_of(row, epoch=epoch)
+            version, account = accounts.version_of(row, epoch=epoch), accounts.account(row)
             if not self._is_of_account(account):
                 continue  # another account's row has the id of a deleted one
             live, mine, named = map(bool, row[-4:-1])
@@ -215,7 +250,7 @@ class _Redemption(Generic[UserId, LinkId]):
             if live and mine:
                 found = replace(found, own=account)
             if named:
-                fits = version is not None and claim.fits(row_state(account, version, table))
+                fits = version is not None and claim.fits(RowState.of(account, version, table))
                 found = replace(found, named=account, live=live, version=version, table=table)
         if found.named is None and found.own is None:  # only a token whose row is gone costs this
             listed = accounts.accounts(connection, Call(user_id=self.call.user_id))
@@ -225,20 +260,6 @@ class _Redemption(Generic[UserId, LinkId]):
     def _is_of_account(self, account: LinkedAccount[Any, Any]) -> bool:
         return account.account_id is not None and self.claim.is_of(account.provider, account.account_id)
 
-    def _seen(self, named: LinkedAccount[UserId, LinkId], version: int | None) -> Call:
-        """Return the call with the values of the row as it was read."""
-        accounts, owner = self.transfers.accounts, named.user_id
-        # Of user ids that are texts in Python and UUIDs in the database, asyncpg takes a UUID only.
-        read: Any = UUID(str(owner)) if accounts.id_type("user_id").is_uuid_text else owner
-        # A CHAR(n) that is mapped as another text type pads the text; the padding is removed.
-        provider, account_id = text_of(named.provider).rstrip(" "), text_of(named.account_id).rstrip(" ")
-        return self.call.changed(
-            link_id=named.id,
-            identity={"provider": accounts.calls.provider(provider), "account_id": account_id},
-            owner=concealed_id(read),
-            version=version,
-        )
-
     def _ask(self, guard: Guard[UserId], connection: sa.Connection, owner: Concealed[UserId]) -> None:
         """Ask the guard while the owner's live links are locked, so that two calls cannot take the last two."""
         of_owner = self.call.changed(user_id=self.call.owner)
@@ -246,12 +267,25 @@ class _Redemption(Generic[UserId, LinkId]):
         if last and not self.place.ask(guard, connection, owner):
             raise LastAccount
 
-    def _move(self, connection: sa.Connection) -> LinkedAccount[UserId, LinkId] | None:
-        """Give the row to the claimant, or return ``None`` if the row has changed since it was read."""
-        accounts, statements, call = self.transfers.accounts, self.transfers.statements, self.call
-        shape, in_steps = call.shape, connection.dialect.name == "sqlite"
-        build = statements.move if in_steps else statements.move_and_tell
-        row = accounts.run(connection, call.parameters, ("move", in_steps, shape), lambda: build(shape)).first()
+    def _move(
+        self, connection: sa.Connection, named: LinkedAccount[UserId, LinkId], version: int | None
+    ) -> LinkedAccount[UserId, LinkId] | None:
+        """Give the row to the claimant, or return ``None`` if the row has changed since it was read.
+
+        Args:
+            connection: The connection that has read the row.
+            named: The row.
+            version: Its version, or its epoch in the ledger.
+        """
+        accounts, guard, in_steps = self.transfers.accounts, self.transfers.guard, self.place.on_sqlite
+        key, build = self.transfers.moving(self.call.shape, in_steps=in_steps)
+        self.call = call = accounts.calls.about_row(self.call, named, version)
+        self.provider = named.provider
+        if guard is not None:
+            self._ask(guard, connection, Concealed(named.user_id))
+        # Write the row; on SQLite its epoch and its event follow.
+        self.patience.writes = True
+        row = accounts.run(connection, call.parameters, key, build).first()
         if row is None:
             return None
         account = accounts.account(row)
@@ -269,17 +303,6 @@ class _Redemption(Generic[UserId, LinkId]):
     def _obstacle(self, connection: sa.Connection, failure: Failure) -> Obstacle[UserId, LinkId]:
         """Collect the facts behind a unique violation, without the owner, whose account a transfer is meant to take."""
         return replace(self.transfers.accounts.obstacle(connection, self.call, failure), owner=None, version=None)
-
-
-def row_state(owned: LinkedAccount[Any, Any], version: int, table: str) -> RowState:
-    """Return the state of a link that a transfer token vouches for."""
-    return RowState(
-        owner=owned.user_id,
-        provider=owned.provider,
-        account_id=str(owned.account_id),
-        version=version,
-        table=table,
-    )
 
 
 def of_claim(claimed: Claimed[Any, Any], *, expired: bool, fits: bool) -> Step | TokenRejected | LinkBlocked:

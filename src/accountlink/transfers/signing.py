@@ -7,14 +7,14 @@ import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
-from typing import Final
+from typing import Any, Final, Self
 
 from itsdangerous import Signer
 from itsdangerous.encoding import base64_decode, base64_encode
 from itsdangerous.exc import BadData
 
-from accountlink.errors import TokenForged
 from accountlink.values.keys import KEEP, Secrets, checked_keys
+from accountlink.values.outcomes import LinkedAccount
 from accountlink.values.tagging import tagged, untagged
 
 MAX_TOKEN: Final = 65_536
@@ -51,6 +51,23 @@ class RowState:
     account_id: str
     version: int
     table: str = ""
+
+    @classmethod
+    def of(cls, owned: LinkedAccount[Any, Any], version: int, table: str) -> Self:
+        """Return the state of a row that was read.
+
+        Args:
+            owned: The row.
+            version: Its version, or its epoch in the ledger.
+            table: The name of its table, with the schema in which it was read.
+        """
+        return cls(
+            owner=owned.user_id,
+            provider=owned.provider,
+            account_id=str(owned.account_id),
+            version=version,
+            table=table,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,8 +169,10 @@ class TransferSigner:
         # What URLSafeSerializer writes and reads, without its attempt to compress, which costs more than the signature.
         return newest.signer.sign(base64_encode(json.dumps(payload, separators=(",", ":")))).decode()
 
-    def read(self, token: object) -> Claim:
-        """Return the content of a token, after checking its signature.
+    def read(self, token: object) -> Claim | None:
+        """Return the content of a token, after checking its signature, or ``None`` for any other value.
+
+        No error leaves this method: a traceback with locals would show the token in the frames above it.
 
         Nothing else is read before the signature is checked. Several texts of one signature are valid, because base64
         leaves bits unused. So a token must never be identified by its text.
@@ -161,16 +180,9 @@ class TransferSigner:
         Args:
             token: The value that the user presented, of any type.
 
-        Raises:
-            TokenForged: None of the secrets signed the value as a transfer token for this table.
+        Returns:
+            The content, or ``None`` if none of the secrets signed the value as a transfer token for this table.
         """
-        claim = self._claim(token)
-        del token  # a traceback with locals shows what a frame still holds
-        if claim is None:
-            raise TokenForged
-        return claim
-
-    def _claim(self, token: object) -> Claim | None:
         if not isinstance(token, str) or len(token) > MAX_TOKEN or not token.isascii():
             return None
         for key in self._keys:
@@ -197,8 +209,8 @@ def _read(payload: object, key: _Key) -> Claim | None:
         return None
     if (payload["p"], payload["v"], payload["t"]) != (PURPOSE, VERSION, key.table):
         return None
-    link_id = untagged(payload["l"])
     account, state = _bytes(payload["a"]), _bytes(payload["d"])
+    link_id = untagged(payload["l"])
     if link_id is None or account is None or state is None or max(payload["i"], payload["e"]) > _LAST_SECOND:
         return None
     return Claim(
