@@ -15,7 +15,7 @@ from hypothesis import settings
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.support.databases import KINDS, Database, fresh_database
-from tests.support.effort import Effort, is_for_stress
+from tests.support.effort import Effort, mark_stress
 from tests.support.forked import Forks, forking
 from tests.support.oidc import OidcProvider, run_oidc_provider
 from tests.support.postgres import MEMORY, PostgresServer, run_server, source_from_environment
@@ -41,9 +41,7 @@ def pytest_collection(session: pytest.Session) -> Iterator[None]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave the combinations in which no factor can break on its own to the stress run."""
-    for item in items:
-        if is_for_stress(item):
-            item.add_marker(pytest.mark.stress)
+    mark_stress(items)
 
 
 @pytest.fixture(params=["quick", pytest.param("full", marks=pytest.mark.stress)])

@@ -7,7 +7,9 @@ their first value. ``pytest -m stress`` runs the rest.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Final
 
 import pytest
@@ -38,16 +40,42 @@ class Effort:
         return range(full if self.full else quick)
 
 
-def is_for_stress(item: pytest.Item) -> bool:
-    """Whether a test is one more combination of factors that other tests vary one at a time.
+def mark_stress(items: Iterable[pytest.Item]) -> None:
+    """Mark each test that is one more combination of factors, which other tests vary one at a time.
 
     Two markers change that: ``each_driver`` where the two PostgreSQL drivers can differ (elsewhere psycopg is for the
     stress run), and ``whole_product`` where factors can break only together.
     """
-    call = getattr(item, "callspec", None)
-    if call is None or item.get_closest_marker("whole_product"):
-        return False
-    varied: int = sum(number > 0 for name, number in call.indices.items() if name in FACTORS)
-    if call.params.get("kind") == "psycopg" and call.indices["kind"] > 0:
-        varied += 1 if item.get_closest_marker("each_driver") or call.indices["kind"] == 1 else 2
-    return varied > 1
+    for _, combinations in groupby(items, key=lambda item: item.nodeid.partition("[")[0]):
+        values: dict[str, list[object]] = {}
+        for item in combinations:
+            call = getattr(item, "callspec", None)
+            if call is not None and _varied(item, call.params, values) > 1:
+                item.add_marker(pytest.mark.stress)
+
+
+def _varied(item: pytest.Item, params: Mapping[str, object], values: dict[str, list[object]]) -> int:
+    """Count the factors that are not at their first value.
+
+    Args:
+        item: A test.
+        params: Its parameters.
+        values: Those of its function so far, in their order; the test's own are added. Pytest's numbers of them cannot
+            serve: since 9.2 they count combinations where two ``parametrize`` meet.
+    """
+    numbers = {name: _number(value, values.setdefault(name, [])) for name, value in params.items()}
+    if item.get_closest_marker("whole_product"):
+        return 0
+    varied = sum(number > 0 for name, number in numbers.items() if name in FACTORS)
+    if params.get("kind") == "psycopg" and numbers["kind"] > 0:
+        varied += 1 if item.get_closest_marker("each_driver") or numbers["kind"] == 1 else 2
+    return varied
+
+
+def _number(value: object, known: list[object]) -> int:
+    """Return the place of a value among those that are known, and add it if it is new."""
+    for number, each in enumerate(known):
+        if each is value:
+            return number
+    known.append(value)
+    return len(known) - 1
