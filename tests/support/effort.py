@@ -63,10 +63,11 @@ def _varied(item: pytest.Item, params: Mapping[str, object], values: dict[str, l
         values: Those of its function so far, in their order; the test's own are added. Pytest's numbers of them cannot
             serve: since 9.2 they count combinations where two ``parametrize`` meet.
     """
-    numbers = {name: _number(value, values.setdefault(name, [])) for name, value in params.items()}
+    factors = {name: value for name, value in params.items() if name in FACTORS or name == "kind"}
+    numbers = {name: _number(value, values.setdefault(name, [])) for name, value in factors.items()}
     if item.get_closest_marker("whole_product"):
         return 0
-    varied = sum(number > 0 for name, number in numbers.items() if name in FACTORS)
+    varied = sum(number > 0 for name, number in numbers.items() if name != "kind")
     if params.get("kind") == "psycopg" and numbers["kind"] > 0:
         varied += 1 if item.get_closest_marker("each_driver") or numbers["kind"] == 1 else 2
     return varied
