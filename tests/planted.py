@@ -404,6 +404,26 @@ FAULTS: Final[dict[str, Fault]] = {
         test="unit/test_providers.py",
         certain=True,
     ),
+    "flow: an address is split after normalisation alone (A35)": Fault(
+        file="values/email.py",
+        old="if _structure(normal) != _structure(checked) or any(dot in normal for dot in _OTHER_DOTS):",
+        new="if False:",
+        test="unit/test_email.py",
+        certain=True,
+    ),
+    "router: addresses come from the Host header (A36)": Fault(
+        file="web/starlette.py",
+        old="return response_of(await answering.answer(route, await asked_by(request, user=user, label=name)))",
+        new=(
+            "told = response_of(await answering.answer(route, await asked_by(request, user=user, label=name)))\n"
+            "            if told.headers.get('location', '').startswith('https://app.example'):\n"
+            "                told.headers['location'] = f'{request.base_url}settings'\n"
+            "            return told"
+        ),
+        test=REFUSALS,
+        only="forged_host and starlette",
+        certain=True,
+    ),
 }
 
 
