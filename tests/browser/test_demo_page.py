@@ -15,7 +15,7 @@ from typing import Any, Final
 import httpx2
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, ConsoleMessage, Locator, Page, Request, expect
+from playwright.async_api import Browser, ConsoleMessage, Locator, Page, Request, Route, expect
 
 from tests.support.axe import violations
 from tests.support.databases import fresh_database
@@ -391,7 +391,7 @@ async def test_two_tabs(demo: Demo, chromium: Browser) -> None:
 
 
 async def test_killed_in_mid_flow(tmp_path: Path, chromium: Browser) -> None:
-    """A demo that is killed while somebody is at the provider, or before the dialog, goes on where it was."""
+    """A demo that is killed while somebody is at the provider, on the way back, or before the dialog, goes on."""
     gone = "net::ERR_"  # the page goes on looking
     async with (
         running(tmp_path) as demo,
@@ -406,8 +406,21 @@ async def test_killed_in_mid_flow(tmp_path: Path, chromium: Browser) -> None:
         await alice.tab.get_by_role("button", name="team@").click()
         await alice.reads(CONNECTED)
 
+        on_the_way = asyncio.Event()
+
+        async def restart(route: Route) -> None:
+            answer = await route.fetch(max_redirects=0)
+            assert "/accounts/callback/orbit?code=" in answer.headers["location"]
+            demo.kill()
+            await demo.end()
+            await demo.start()
+            on_the_way.set()
+            await route.fulfill(response=answer)
+
+        await bob.tab.route("**/orbit/authorize?*answer=*", restart, times=1)
         await bob.connects()
         await expect(bob.dialog).to_be_visible()
+        assert on_the_way.is_set()
         demo.kill()
         await demo.end()
         await demo.start()

@@ -1,7 +1,9 @@
 """The fake provider, driven by the client that real backends use: Authlib."""
 
 import asyncio
+import hashlib
 import secrets
+from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -354,6 +356,43 @@ class TestRefusals:
 
         assert refusal.value.error == "invalid_grant"
         assert (await site.userinfo(token)).status_code == 401
+
+    @pytest.mark.parametrize(("secret", "status"), [("same", 200), ("another", 400), (None, 400)])
+    async def test_code_of_a_provider_that_has_ended(self, secret: str | None, status: int) -> None:
+        """A provider that is made anew redeems what the one before issued, once, if both have one secret."""
+        verifier = secrets.token_urlsafe(32)
+        challenge = urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
+        params = {
+            "client_id": "demo-client",
+            "redirect_uri": CALLBACK,
+            "response_type": "code",
+            "scope": "openid email",
+            "code_challenge": challenge,
+            "code_challenge_method": "S256",
+            "nonce": "n",
+            "login_hint": SUBJECT,
+        }
+        made = [FakeProvider(redirect_uris=[CALLBACK], client_secret="s", secret=each) for each in ("same", secret)]
+        for provider in made:
+            provider.add_account(SUBJECT, email="ada@example.org")
+        ended, anew = (
+            httpx2.AsyncClient(base_url=each.issuer, transport=httpx2.ASGITransport(app=each)) for each in made
+        )
+        async with ended, anew:
+            answer = await ended.get("/authorize", params=params)
+            [code] = parse_qs(urlsplit(answer.headers["location"]).query)["code"]
+            form = {
+                "grant_type": "authorization_code",
+                "code": code,
+                "redirect_uri": CALLBACK,
+                "code_verifier": verifier,
+                "client_id": "demo-client",
+                "client_secret": "s",
+            }
+            redeemed = await anew.post("/token", data=form)
+            assert redeemed.status_code == status
+            assert (await anew.post("/token", data=form)).json()["error"] == "invalid_grant"
+            assert (await anew.post("/token", data=form | {"code": f"{code[:-1]}~"})).json()["error"] == "invalid_grant"
 
     async def test_code_expires(self, site: Site, clock: Clock) -> None:
         """A code is good for a minute."""

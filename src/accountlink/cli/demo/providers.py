@@ -29,11 +29,15 @@ class Providers:
     Args:
         address: Where browsers reach the host, such as ``"http://127.0.0.1:8750"``.
         callback: The application's redirect URI without the slug at its end.
+        secret: Outlasts a restart, and so do the codes that were on their way to the application.
     """
 
-    def __init__(self, *, address: str, callback: str) -> None:
+    def __init__(self, *, address: str, callback: str, secret: str) -> None:
         self.fakes = {
-            slug: FakeProvider(issuer=f"{address}/{slug}", redirect_uris=[f"{callback}/{slug}"]) for slug in NAMES
+            slug: FakeProvider(
+                issuer=f"{address}/{slug}", redirect_uris=[f"{callback}/{slug}"], secret=f"{slug} {secret}"
+            )
+            for slug in NAMES
         }
         for slug, fake in self.fakes.items():
             for account, name in ACCOUNTS.items():

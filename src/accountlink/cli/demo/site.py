@@ -85,7 +85,11 @@ def build(*, engine: AsyncEngine, secret: str, port: int) -> ASGIApp:
     linker = AccountLinker(Connection, secrets=[_derived(secret, "transfer tokens")], outbox=outbox)
     grants = ShareGrants(shares, accounts=linker, outbox=outbox)
     statements = Statements(engine)
-    providers = Providers(address=f"http://{_LOOPBACK}:{port}", callback=f"{origin}{CALLBACK}")
+    providers = Providers(
+        address=f"http://{_LOOPBACK}:{port}",
+        callback=f"{origin}{CALLBACK}",
+        secret=_derived(secret, "codes of the providers"),
+    )
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:

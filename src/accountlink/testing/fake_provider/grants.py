@@ -4,9 +4,12 @@ import hashlib
 import secrets
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from hmac import compare_digest
+from typing import Any
+
+from itsdangerous import BadData, URLSafeSerializer
 
 from accountlink.testing.fake_provider.protocol import ProtocolError
 
@@ -56,9 +59,18 @@ class AccessToken:
 
 
 class GrantBook:
-    """Issue and redeem; a replay of anything that is single-use ends the whole grant."""
+    """Issue and redeem; a replay of anything that is single-use ends the whole grant.
 
-    def __init__(self, *, clock: Callable[[], datetime], access_token_lifetime: timedelta) -> None:
+    Args:
+        clock: Returns the aware current time.
+        access_token_lifetime: How long access tokens live.
+        secret: Signs codes, so that another book with this secret knows them; a random one if it is ``None``.
+    """
+
+    def __init__(
+        self, *, clock: Callable[[], datetime], access_token_lifetime: timedelta, secret: str | None = None
+    ) -> None:
+        self._signed = URLSafeSerializer(secret or secrets.token_urlsafe(32), salt="accountlink fake provider code")
         self._clock = clock
         self._access_token_lifetime = access_token_lifetime
         self._grants: list[Grant] = []
@@ -68,9 +80,17 @@ class GrantBook:
 
     def issue_code(self, grant: Grant, request: CodeRequest) -> str:
         """Return a code that is good once, and for one minute."""
-        self._grants.append(grant)
-        code = secrets.token_urlsafe(24)
-        self._codes[code] = _Code(grant=grant, request=request, expires_at=self._clock() + CODE_LIFETIME)
+        expires_at = self._clock() + CODE_LIFETIME
+        code = self._signed.dumps(
+            {
+                "jti": secrets.token_urlsafe(16),
+                "grant": asdict(grant) | {"scopes": sorted(grant.scopes), "granted_at": grant.granted_at.isoformat()},
+                "request": asdict(request),
+                "expires_at": expires_at.isoformat(),
+            }
+        )
+        assert isinstance(code, str)  # noqa: S101  # the serializer of JSON returns text
+        self._keep(code, _Code(grant=grant, request=request, expires_at=expires_at))
         return code
 
     def redeem_code(
@@ -84,7 +104,7 @@ class GrantBook:
 
         Source: RFC 6749 sections 4.1.2 and 4.1.3 (a replay revokes what the code gave); RFC 7636 section 4.6.
         """
-        stored = self._codes.get(code)
+        stored = self._codes.get(code) or self._issued_before(code)
         if stored is None or stored.grant.client_id != client_id:
             raise ProtocolError("invalid_grant", "unknown code")
         if stored.spent:
@@ -100,6 +120,28 @@ class GrantBook:
         if code_verifier is None or not compare_digest(_s256(code_verifier), stored.request.code_challenge):
             raise ProtocolError("invalid_grant", "PKCE verifier missing or wrong")
         return stored.grant, stored.request.nonce
+
+    def _issued_before(self, code: str) -> _Code | None:
+        """Return what a code stands for that a book with this secret issued, such as one that has ended meanwhile."""
+        try:
+            told: dict[str, Any] = self._signed.loads(code)
+        except BadData:
+            return None
+        grant = told["grant"] | {
+            "scopes": frozenset(told["grant"]["scopes"]),
+            "granted_at": datetime.fromisoformat(told["grant"]["granted_at"]),
+        }
+        stored = _Code(
+            grant=Grant(**grant),
+            request=CodeRequest(**told["request"]),
+            expires_at=datetime.fromisoformat(told["expires_at"]),
+        )
+        self._keep(code, stored)
+        return stored
+
+    def _keep(self, code: str, stored: _Code) -> None:
+        self._grants.append(stored.grant)
+        self._codes[code] = stored
 
     def redeem_refresh_token(self, token: str, *, client_id: str) -> Grant:
         """Spend a refresh token and return its grant; a spent one ends the grant.

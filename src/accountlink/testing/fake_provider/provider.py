@@ -51,6 +51,8 @@ class FakeProvider:
         metadata: Overrides in the discovery document, for a provider that lies about itself.
         token_lifetime: How long access and ID tokens live.
         clock: Returns the aware current time.
+        secret: Lets a provider that is made anew with this secret redeem the codes of the one before, as after a
+            restart; without it no other provider can.
 
     Attributes:
         calls: How often each path was asked, such as ``calls["/token"]``; failed requests count too.
@@ -68,6 +70,7 @@ class FakeProvider:
         metadata: Mapping[str, Any] | None = None,
         token_lifetime: timedelta = timedelta(hours=1),
         clock: Callable[[], datetime] = _now,
+        secret: str | None = None,
     ) -> None:
         self.issuer = issuer
         self.client_id = client_id
@@ -76,7 +79,7 @@ class FakeProvider:
         self.signer = Signer()
         self._directory = Directory()
         self._script = Script()
-        self._grants = GrantBook(clock=clock, access_token_lifetime=token_lifetime)
+        self._grants = GrantBook(clock=clock, access_token_lifetime=token_lifetime, secret=secret)
         self._endpoints = Endpoints(
             issuer=issuer,
             metadata=metadata or {},
