@@ -78,6 +78,39 @@ class InvalidCredentials(AccountLinkError):
         self.problem = problem
 
 
+_UNREADABLE: Final = {
+    "plain_text": "contains plain text. Seal it, or say Plaintext.READ as long as a backfill is under way.",
+    "unknown_format": "contains an envelope of a format that this release does not know. Upgrade accountlink.",
+    "malformed": "contains a damaged envelope. Let the user link the account again.",
+    "unknown_key": "was sealed with a key that the vault does not have. Give the vault this key again, or let the user "
+    "link the account again.",
+    "not_authentic": "was changed, or was sealed for another user, account, column or table. Find out who wrote it, "
+    "then let the user link the account again.",
+    "contents": "was sealed by a program that writes other contents. Upgrade accountlink, or let the user link the "
+    "account again.",
+}
+
+
+class CredentialsUnreadable(AccountLinkError):
+    """Raised when the stored credentials of a link cannot be read. Other links are not affected.
+
+    Attributes:
+        role: The role of the column: ``"access_token"`` or ``"refresh_token"``.
+        reason: Why: ``"plain_text"``, ``"unknown_format"``, ``"malformed"``, ``"unknown_key"``, ``"not_authentic"`` or
+            ``"contents"``.
+        key_id: The id of the key that the envelope names, which is not secret; ``None`` if the envelope names none.
+    """
+
+    code = "credentials_unreadable"
+
+    def __init__(self, *, role: str, reason: str, key_id: str | None = None) -> None:
+        named = f" (key {key_id!r})" if key_id else ""
+        super().__init__(f"The stored {role}{named} {_UNREADABLE[reason]}")
+        self.role = role
+        self.reason = reason
+        self.key_id = key_id
+
+
 class ConfigurationError(AccountLinkError):
     """Raised for a mapping, policy, secret or call that accountlink cannot serve. The message says what to change."""
 

@@ -9,6 +9,7 @@ _EXTRAS: Final = {
     "alembic": "[alembic]",
     "asyncpg": "",
     "click": "[cli]",
+    "cryptography": "[vault]",
     "fastapi": "[fastapi]",
     "httpx2": "[web]",
     "joserfc": "[web]",

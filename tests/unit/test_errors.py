@@ -20,6 +20,22 @@ IDENTITY: Final = {"field": "account_id", "problem": "is empty"}
 TABLE: Final[list[tuple[str, str, dict[str, Any], str]]] = [
     ("InvalidIdentity", "invalid_identity", IDENTITY, "Pass what the provider vouched for, unchanged."),
     ("InvalidCredentials", "invalid_credentials", IDENTITY, "Pass the provider's token response"),
+    *(
+        (
+            "CredentialsUnreadable",
+            "credentials_unreadable",
+            {"role": "access_token", "reason": reason, "key_id": key_id},
+            remedy,
+        )
+        for reason, key_id, remedy in (
+            ("plain_text", None, "say Plaintext.READ as long as a backfill is under way"),
+            ("unknown_format", None, "Upgrade accountlink"),
+            ("malformed", None, "Let the user link the account again"),
+            ("unknown_key", "AbCd_-12", "Give the vault this key again"),
+            ("not_authentic", "AbCd_-12", "Find out who wrote it"),
+            ("contents", "AbCd_-12", "Upgrade accountlink"),
+        )
+    ),
     (
         "OwnerLookupFailed",
         "database_query_failed",

@@ -16,8 +16,8 @@ from tests.support.forked import Forks
 
 PACKAGE: Final = Path(accountlink.__file__).parent
 EXTRAS: Final = (
-    "aiosqlite", "alembic", "authlib", "click", "fastapi", "httpcore2", "httpx", "httpx2", "hypothesis", "joserfc",
-    "psycopg", "pytest", "rich", "starlette", "uvicorn",
+    "aiosqlite", "alembic", "authlib", "click", "cryptography", "fastapi", "httpcore2", "httpx", "httpx2", "hypothesis",
+    "joserfc", "psycopg", "pytest", "rich", "starlette", "uvicorn",
 )  # fmt: skip
 IMPURE: Final = (
     "asyncio", "asyncpg", "http", "logging", "os", "pathlib", "psycopg", "random", "secrets", "socket", "sqlalchemy",
@@ -142,7 +142,8 @@ def test_the_errors_know_nothing_of_accountlink() -> None:
 
 
 def test_errors_and_values_do_not_know_sqlalchemy() -> None:
-    """Errors, values and the signing of tokens do not depend on SQLAlchemy or a driver."""
-    pure = [PACKAGE / "errors.py", PACKAGE / "transfers" / "signing.py", *VALUES]
+    """Errors, values, the signing of tokens and their sealing do not depend on SQLAlchemy or a driver."""
+    sealing = [PACKAGE / "vault" / f"{name}.py" for name in ("base64url", "contents", "envelope", "keys")]
+    pure = [PACKAGE / "errors.py", PACKAGE / "transfers" / "signing.py", *sealing, *VALUES]
     drivers = ("sqlalchemy", "asyncpg", "psycopg", "aiosqlite", "sqlite3")
     assert [] == [(path.name, name) for path in pure for name in _imports(path) if name.split(".")[0] in drivers]

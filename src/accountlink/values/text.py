@@ -26,7 +26,12 @@ _REFUSED: Final = {
 
 def storable(text: str) -> bool:
     """Say whether a text column can hold a text: no database holds a NUL or a lone surrogate."""
-    return "\0" not in text and (text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text))
+    return "\0" not in text and encodable(text)
+
+
+def encodable(text: str) -> bool:
+    """Say whether UTF-8 can encode a text: it has no form for a lone surrogate."""
+    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def flaw(text: str) -> str | None:

@@ -45,6 +45,7 @@ PROBLEMS: Final[dict[type[AccountLinkError], tuple[int, str]]] = {
     errors.TokenExpired: (410, "The transfer token is too old."),
     errors.TokenSuperseded: (409, "The link has changed since the transfer token was issued."),
     errors.GrantRejected: (404, "There is no such grant for this user."),
+    errors.CredentialsUnreadable: (500, "The stored credentials cannot be read."),
     errors.DeliveryExpired: (409, "The event is no longer held."),
     # the store
     errors.BlockedByConstraint: (409, "Another row forbids the change."),

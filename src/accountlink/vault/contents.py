@@ -1,0 +1,177 @@
+"""Hold what an envelope contains, and write it as JSON.
+
+Each kind of contents belongs to one column. No kind shows a token in a ``repr`` or a pickle.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, ClassVar, Final, Self
+
+from accountlink.errors import InvalidCredentials
+from accountlink.values.secrecy import Secret
+from accountlink.values.text import encodable, storable
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_SECOND: Final = timedelta(seconds=1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AccessToken:
+    """Hold the contents of the column ``access_token``.
+
+    Attributes:
+        token: The access token.
+        type: The scheme by which the token is presented.
+        issued_at: When the token was obtained, aware, written in whole seconds; ``None`` where nobody knows, as for
+            plain text.
+        extra: Members of the token response that somebody named beforehand. Their values are as secret as the token.
+    """
+
+    role: ClassVar[str] = "access_token"
+    """The role of the column, which the envelope is bound to."""
+
+    token: Secret
+    type: str = "Bearer"
+    issued_at: datetime | None = None
+    extra: Mapping[str, Secret] = field(default_factory=dict)
+
+    def written(self) -> bytes:
+        """Return the contents as JSON in UTF-8.
+
+        Raises:
+            InvalidCredentials: An empty token, a text that UTF-8 or a text column cannot hold, a naive moment.
+        """
+        members = {
+            "token": self.token.reveal(),
+            "type": self.type,
+            "issued_at": _seconds(self.issued_at, name="issued_at"),
+            "extra": {name: value.reveal() for name, value in self.extra.items()},
+        }
+        if wrong := _wrong_in_access(members):
+            del members  # leave no token in this frame, which a traceback with locals would show
+            raise InvalidCredentials(field=wrong[0], problem=wrong[1])
+        return _json(members)
+
+    @classmethod
+    def read(cls, data: bytes) -> Self | None:
+        """Return the contents that :meth:`written` wrote, or ``None`` for any other bytes."""
+        members = _members(data)
+        if members is None or members.keys() != {"token", "type", "issued_at", "extra"} or _wrong_in_access(members):
+            return None
+        try:
+            issued_at = _moment(members["issued_at"])
+        except (TypeError, OverflowError):
+            return None
+        extra = {name: Secret(value) for name, value in members["extra"].items()}
+        return cls(token=Secret(members["token"]), type=members["type"], issued_at=issued_at, extra=extra)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RefreshToken:
+    """Hold the contents of the column ``refresh_token``.
+
+    Attributes:
+        token: The refresh token.
+        client: The name of the OAuth client that the grant was given to; ``None`` for the provider's only client.
+        refresh_expires_at: When the refresh token expires, aware, written in whole seconds; ``None`` if the provider
+            does not say.
+    """
+
+    role: ClassVar[str] = "refresh_token"
+    """The role of the column, which the envelope is bound to."""
+
+    token: Secret
+    client: str | None = None
+    refresh_expires_at: datetime | None = None
+
+    def written(self) -> bytes:
+        """Return the contents as JSON in UTF-8.
+
+        Raises:
+            InvalidCredentials: An empty token, a text that UTF-8 or a text column cannot hold, a naive moment.
+        """
+        members = {
+            "token": self.token.reveal(),
+            "client": self.client,
+            "refresh_expires_at": _seconds(self.refresh_expires_at, name="refresh_expires_at"),
+        }
+        if wrong := _wrong_in_refresh(members):
+            del members  # leave no token in this frame, which a traceback with locals would show
+            raise InvalidCredentials(field=wrong[0], problem=wrong[1])
+        return _json(members)
+
+    @classmethod
+    def read(cls, data: bytes) -> Self | None:
+        """Return the contents that :meth:`written` wrote, or ``None`` for any other bytes."""
+        members = _members(data)
+        if members is None or members.keys() != {"token", "client", "refresh_expires_at"} or _wrong_in_refresh(members):
+            return None
+        try:
+            expires_at = _moment(members["refresh_expires_at"])
+        except (TypeError, OverflowError):
+            return None
+        return cls(token=Secret(members["token"]), client=members["client"], refresh_expires_at=expires_at)
+
+
+def _wrong_in_access(members: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return the first wrong field of an access token's contents, and its fault."""
+    for name in ("token", "type"):
+        if problem := _flaw(members[name]):
+            return name, problem
+    extra = members["extra"]
+    if not isinstance(extra, dict) or not all(isinstance(text, str) for pair in extra.items() for text in pair):
+        return "extra", "is not a mapping from text to text"
+    if not all(encodable(text) for pair in extra.items() for text in pair):
+        return "extra", "contains a lone surrogate"
+    return None
+
+
+def _wrong_in_refresh(members: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return the first wrong field of a refresh token's contents, and its fault."""
+    if problem := _flaw(members["token"]):
+        return "token", problem
+    if members["client"] is not None and (problem := _flaw(members["client"])):
+        return "client", problem
+    return None
+
+
+def _flaw(text: object) -> str | None:
+    if not isinstance(text, str):
+        return f"is {type(text).__name__}, not text"
+    if not text:
+        return "is empty"
+    return None if storable(text) else "contains a character that no text column can hold"
+
+
+def _json(members: Mapping[str, Any]) -> bytes:
+    return json.dumps(members, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+
+
+def _members(data: bytes) -> dict[str, Any] | None:
+    """Return the members of a JSON object. No error leaves this function, since it would carry the token."""
+    try:
+        members = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    return members if isinstance(members, dict) else None
+
+
+def _seconds(moment: datetime | None, *, name: str) -> int | None:
+    """Return a moment in whole seconds since 1970, rounded down."""
+    if moment is None:
+        return None
+    if moment.utcoffset() is None:
+        raise InvalidCredentials(field=name, problem="is a naive datetime")
+    return (moment - _EPOCH) // _SECOND
+
+
+def _moment(seconds: object) -> datetime | None:
+    if seconds is None:
+        return None
+    if type(seconds) is not int:
+        raise TypeError
+    return _EPOCH + timedelta(seconds=seconds)
