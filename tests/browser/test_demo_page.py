@@ -6,9 +6,10 @@ import asyncio
 import os
 import re
 import signal
+import sqlite3
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -245,7 +246,7 @@ async def tell(demo: Demo, chromium: Browser) -> None:
         await part(alice, bob)
         told = bob.tab.get_by_role("region", name="Events that the worker took").locator("strong")
         await expect(told).to_have_text([*EVENTS])
-        await expect(bob.tab.get_by_role("region", name="Statements that ran for you")).to_contain_text("INSERT INTO")
+        await expect(bob.tab.get_by_role("region", name="Statements that ran for users")).to_contain_text("INSERT INTO")
 
 
 async def meet(alice: Person, bob: Person) -> None:
@@ -390,6 +391,48 @@ async def test_two_tabs(demo: Demo, chromium: Browser) -> None:
         assert second.problems == []
 
 
+async def test_what_others_change_meanwhile(demo: Demo, chromium: Browser) -> None:
+    """A choice stays while accounts come; a token that was shown is gone when another tab is somebody else."""
+    async with person(demo, chromium) as alice:
+        await alice.signs_in("Alice")
+        await alice.connects("team")
+        await alice.reads(CONNECTED)
+        await alice.connects("alice")
+        await alice.has("team@orbit.example", "alice@orbit.example")
+        choice = alice.tab.get_by_label("Let somebody use one of your accounts for a week")
+        await choice.select_option(label="Orbit Calendar (alice@orbit.example)")
+        chosen = await choice.input_value()
+        second = Person(demo, await alice.tab.context.new_page())
+        await second.tab.goto(demo.url)
+        await second.connects("team", "Quill Code")
+        await second.reads(CONNECTED)
+        await alice.has("team@orbit.example", "alice@orbit.example", "team@quill.example")
+        await expect(choice.get_by_role("option")).to_have_count(3)
+        assert await choice.input_value() == chosen
+        await alice.press("Make a token")
+        await expect(alice.tab.locator("#token-text")).to_be_visible()
+        await second.press("Switch to Bob")
+        await alice.is_called("Bob")
+        await expect(alice.tab.locator("#token-text")).to_be_hidden()
+        assert second.problems == []
+
+
+async def test_a_database_that_cannot_be_read(tmp_path: Path, chromium: Browser) -> None:
+    """The page says so, and shows everything again when it can; it is never blank."""
+    async with running(tmp_path) as demo, person(demo, chromium, bears="503") as alice:
+        await alice.signs_in("Alice")
+        file = tmp_path / "data" / "demo.sqlite3"
+        with closing(sqlite3.connect(file)) as other:
+            other.execute("ALTER TABLE accountlink_demo_told RENAME TO away")
+            await alice.tab.goto(demo.url)
+            said = alice.tab.get_by_role("status")
+            await expect(said).to_contain_text("cannot read its database")
+            assert "--fresh makes new tables" in demo.printed
+            other.execute("ALTER TABLE away RENAME TO accountlink_demo_told")
+            await expect(said).to_have_text("")
+            await alice.is_called("Alice")
+
+
 async def test_killed_in_mid_flow(tmp_path: Path, chromium: Browser) -> None:
     """A demo that is killed while somebody is at the provider, on the way back, or before the dialog, goes on."""
     gone = "net::ERR_"  # the page goes on looking
@@ -510,6 +553,11 @@ async def test_it_is_accessible(demo: Demo, chromium: Browser, scheme: str, widt
         await expect(alice.tab.get_by_text("Bob has connected your account")).to_be_visible()
         await alice.reloads()
         await holds(alice, "former-owner")
+        await alice.tab.set_viewport_size({"width": 320, "height": 256})  # as at 400 %
+        notice = await alice.tab.get_by_role("list", name="Notices").bounding_box()
+        assert notice is not None
+        assert 0 <= notice["y"] <= notice["y"] + notice["height"] <= 256
+        await alice.tab.set_viewport_size({"width": width, "height": 800})
         await alice.press("Break it: Cloud provider accounts")
         await expect(alice.tab.get_by_text("After it, the doctor finds nothing.")).to_be_visible()
         await holds(alice, "doctor")

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import stat
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 from click.testing import CliRunner
-from sqlalchemy import inspect
+from sqlalchemy import insert, inspect, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from accountlink import AccountLinker, ShareGrants
 from accountlink.cli.commands import accountlink
+from accountlink.cli.demo.models import Connection, outbox, shares
 from accountlink.cli.demo.place import database_url, lasting_secret
 from accountlink.cli.demo.site import build, prepare_tables
 from accountlink.cli.demo.stage import CannotStart, open_engine
+from accountlink.cli.demo.worker import work
 from tests.support.databases import Database
 
 PORT = 8750
@@ -105,7 +110,7 @@ async def test_another_host(browser: httpx2.AsyncClient, host: str) -> None:
 
 async def test_what_another_site_cannot_do(browser: httpx2.AsyncClient) -> None:
     """A form of another site cannot post to the panels, and nobody can who is not signed in."""
-    posts = ("/demo/shares", "/demo/shares/redeem", "/demo/reset", "/demo/doctor/calendar", "/demo/notices/1/read")
+    posts = ("/demo/shares", "/demo/shares/redeem", "/demo/reset", "/demo/doctor/calendar", "/demo/notices/read")
     for path in posts:
         assert (await browser.post(path, json={})).json() == {"error": "not_signed_in"}
     await browser.post("/sign-in/1")
@@ -114,15 +119,76 @@ async def test_what_another_site_cannot_do(browser: httpx2.AsyncClient) -> None:
         assert (await browser.get(path)).status_code == 405
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"1", b"{}", b'{"token": 1}', b'{"link_id": "x"}', b"\xff"])
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"1", b"{}", b'{"token": 1}', b'{"link_id": "x"}', b"\xff",
+    b'{"link_id": null, "token": null, "event_id": null}', b'{"event_id": 18446744073709551616}', b"[" * 200_000,
+    b'{"event_id": ' + b"9" * 5_000 + b"}",
+])  # fmt: skip
 async def test_malformed_bodies(browser: httpx2.AsyncClient, body: bytes) -> None:
     """They are refused, by a word of their own."""
     await browser.post("/sign-in/1")
-    for path in ("/demo/shares", "/demo/shares/redeem"):
+    for path in ("/demo/shares", "/demo/shares/redeem", "/demo/notices/read"):
         answer = await browser.post(path, content=body, headers={"content-type": "application/json"})
         assert 400 <= answer.status_code < 500
         assert set(answer.json()) == {"error"}
     assert (await browser.post("/demo/doctor/other", json={})).status_code == 404
+
+
+async def test_who_can_sign_in(browser: httpx2.AsyncClient) -> None:
+    """A user that there is, from a form of the demo's own pages."""
+    for number in ("0", "3", str(2**63)):
+        assert (await browser.post(f"/sign-in/{number}")).status_code == 404
+    for path in ("/sign-in/2", "/sign-out"):
+        for site in ("cross-site", "same-site", "none"):
+            assert (await browser.post(path, headers={"Sec-Fetch-Site": site})).status_code == 403
+    assert (await state(browser))["user"] is None
+    await browser.post("/sign-in/2")
+    assert (await state(browser))["user"] == {"id": 2, "name": "Bob"}
+    [cookie] = browser.cookies.jar
+    assert cookie.name == "accountlink-demo-session"  # no other application on localhost has it
+
+
+async def test_tables_of_another_version(database: Database) -> None:
+    """The page learns that the database cannot be read, and the terminal what to do."""
+    engine = database.engine()
+    await prepare_tables(engine, fresh=False)
+    async with engine.begin() as connection:
+        await connection.exec_driver_sql("DROP TABLE accountlink_demo_told")
+        await connection.exec_driver_sql("CREATE TABLE accountlink_demo_told (event_id INTEGER PRIMARY KEY)")
+    app = build(engine=engine, secret="an example, not random", port=PORT)
+    async with httpx2.AsyncClient(base_url=HERE, transport=httpx2.ASGITransport(app=app), trust_env=False) as client:
+        answer = await client.get("/demo/state")
+    assert (answer.status_code, answer.json()) == (503, {"error": "database"})
+
+
+async def test_an_odd_event_does_not_end_the_worker(browser: httpx2.AsyncClient, engine: AsyncEngine) -> None:
+    """An event that the worker cannot keep stays in the outbox; those after it are told all the same."""
+    linker = AccountLinker(Connection, outbox=outbox)
+    await connect(browser, user=1, account="team")
+    async with engine.begin() as connection:
+        odd = {name: outbox.c[name] for name, _ in outbox.c.items() if name != "id"} | {"user_id": literal(str(2**63))}
+        await connection.execute(insert(outbox).from_select(list(odd), select(*odd.values()).limit(1)))
+        await connection.execute(update(outbox).values(id=-outbox.c.id).where(outbox.c.user_id != "1"))  # the first
+    await browser.post("/accounts/connect/orbit")
+    worker = asyncio.create_task(work(engine, linker, ShareGrants(shares, accounts=linker, outbox=outbox)))
+    async with asyncio.timeout(20):
+        while not (await state(browser))["events"]:  # noqa: ASYNC110  # only the page's own look tells
+            await asyncio.sleep(0.05)
+    assert not worker.done()
+    worker.cancel()
+    with suppress(asyncio.CancelledError):
+        await worker
+
+
+async def test_the_port_that_browsers_leave_out(engine: AsyncEngine) -> None:
+    """On port 80 the addresses are those that browsers write."""
+    app = build(engine=engine, secret="an example, not random", port=80)
+    async with httpx2.AsyncClient(
+        base_url="http://localhost", transport=httpx2.ASGITransport(app=app), headers=SAME_ORIGIN, trust_env=False
+    ) as browser:
+        assert (await browser.get("/settings/accounts", headers={"Host": "localhost"})).status_code == 200
+        await browser.post("/sign-in/1", headers={"Host": "localhost"})
+        left = await browser.post("/accounts/connect/orbit", headers={"Host": "localhost"})
+        assert left.headers["location"].startswith("http://127.0.0.1/orbit/authorize?")
 
 
 async def test_the_page_and_its_policy(browser: httpx2.AsyncClient) -> None:
@@ -137,6 +203,8 @@ async def test_the_page_and_its_policy(browser: httpx2.AsyncClient) -> None:
     assert "data-accountlink-conflict" in page.text
     for path in ("/static/page.js", "/static/page.css", "/static/icon.svg", "/static/accountlink/conflict-dialog.js"):
         assert (await browser.get(path)).status_code == 200
+    for path in ("/static/index.html", "/static/../index.html", "/static/%2e%2e/index.html"):  # without its policy
+        assert (await browser.get(path)).status_code == 404
 
 
 async def test_tables_are_kept_unless_they_shall_be_fresh(browser: httpx2.AsyncClient, engine: AsyncEngine) -> None:
@@ -163,6 +231,22 @@ def test_a_secret_that_lasts(tmp_path: Path) -> None:
     assert open_engine(database_url(folder)).url.database == str(folder / "demo.sqlite3")
 
 
+@pytest.mark.parametrize("name", ["a?b", "a%41b", "a#b", "a b", "ü"])
+def test_a_folder_of_any_name(tmp_path: Path, name: str) -> None:
+    """What the demo keeps is in the folder, and nowhere else."""
+
+    async def start(folder: Path) -> None:
+        engine = open_engine(database_url(folder))
+        await prepare_tables(engine, fresh=False)
+        await engine.dispose()
+
+    folder = tmp_path / name
+    lasting_secret(folder)
+    asyncio.run(start(folder))
+    assert {folder / "secret", folder / "demo.sqlite3"} <= {*folder.iterdir()}
+    assert [folder] == [*tmp_path.iterdir()]
+
+
 def test_a_secret_that_was_not_written(tmp_path: Path) -> None:
     """A file that a crash left empty is said to be one: another secret would end every session unasked."""
     (tmp_path / "secret").write_text("")
@@ -176,13 +260,37 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
         port = str(taken.getsockname()[1])
         told = CliRunner().invoke(accountlink, ["demo", "--folder", str(tmp_path), "--port", port])
     assert told.exit_code == 1
-    assert told.stderr == f"accountlink: port {port} cannot be used (OSError): name another one\n"
+    assert told.stderr == f"accountlink: port {port} cannot be used (Address already in use): name another one\n"
 
 
-def test_an_unusable_database(tmp_path: Path) -> None:
+def test_a_port_that_another_program_has_on_ipv6(tmp_path: Path) -> None:
+    """Browsers look for localhost there first, and would open the other program."""
+    try:
+        taken = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with taken:
+        port = str(taken.getsockname()[1])
+        told = CliRunner().invoke(accountlink, ["demo", "--folder", str(tmp_path), "--port", port])
+    assert told.exit_code == 1
+    assert "another program has it on ::1" in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("postgresql+asyncpg://me:hidden@127.0.0.1:9/none", "could not be made at postgresql+asyncpg"),
+        ("postgresql+asyncpg://me@127.0.0.1:9/none?password=hidden", "could not be made at postgresql+asyncpg"),
+        ("postgresql+asyncpg://me:hidden@127.0.0.1:9/none?no_such=x", "could not be made at postgresql+asyncpg"),
+        ("postgresql+asyncpg://me:hidden@127.0.0.1:abc/none", "not one that works here"),
+        ("", "not one that works here"),
+    ],
+)
+def test_an_unusable_database(tmp_path: Path, url: str, problem: str) -> None:
     """It is one line, and a password in its URL is not repeated."""
-    url = "postgresql+asyncpg://me:hidden@127.0.0.1:9/none"
     told = CliRunner().invoke(accountlink, ["demo", "--folder", str(tmp_path), "--port", "0", "--database-url", url])
     assert told.exit_code == 1
-    assert "could not be made at postgresql+asyncpg" in told.stderr
+    assert problem in told.stderr
     assert "hidden" not in told.output
+    assert told.stderr.count("\n") == 1
+    assert not (tmp_path / "demo.sqlite3").exists()

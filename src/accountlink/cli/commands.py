@@ -62,9 +62,9 @@ def demo(
     from accountlink.cli.demo.story import UnexpectedOutcome, tell  # noqa: PLC0415  # as above
     from accountlink.cli.output import output_for_terminal  # noqa: PLC0415  # rich, which no other command may need
 
-    logging.getLogger("accountlink").addHandler(logging.NullHandler())  # the story says what went wrong
     try:
         if once:
+            logging.getLogger("accountlink").addHandler(logging.NullHandler())  # the story says what went wrong
             asyncio.run(tell(output_for_terminal(), database_url=database_url))
             return
         from accountlink.cli.demo.place import default_folder  # noqa: PLC0415  # as above

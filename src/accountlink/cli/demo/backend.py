@@ -3,12 +3,13 @@
 The one thing to replace is ``sign_in``, which stands in for however your own users sign in.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx2
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -20,7 +21,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Lifespan
 
 from accountlink import AccountLinker
-from accountlink.cli.demo.models import flows
+from accountlink.cli.demo.models import User, flows
 from accountlink.providers import Provider
 from accountlink.web import LinkFlow
 from accountlink.web.starlette import link_routes
@@ -29,6 +30,7 @@ ACCOUNTS = "/accounts"
 CALLBACK = f"{ACCOUNTS}/callback"
 SETTINGS = "/settings/accounts"
 PAGE = Path(__file__).parent / "page"
+Endpoint = Callable[[Request], Awaitable[Response]]
 DIALOG = files("accountlink.web").joinpath("dialog/conflict-dialog.html")
 
 
@@ -37,17 +39,15 @@ def signed_in(request: Request) -> int | None:
     return request.session.get("user_id")
 
 
-async def sign_in(request: Request) -> Response:
-    """Sign a user in. Replace it: a real one asks for proof."""
-    request.session.clear()
-    request.session["user_id"] = request.path_params["user_id"]
-    return RedirectResponse(SETTINGS, status_code=303)
+def own_forms_only(endpoint: Endpoint) -> Endpoint:
+    """Return an endpoint that refuses the forms of other sites: they could sign a visitor in as somebody else."""
 
+    async def checked(request: Request) -> Response:
+        if request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
+            return Response("This form is on another site.", status_code=403)
+        return await endpoint(request)
 
-async def sign_out(request: Request) -> Response:
-    """Sign the user out."""
-    request.session.clear()
-    return RedirectResponse(SETTINGS, status_code=303)
+    return checked
 
 
 async def home(_: Request) -> Response:
@@ -113,16 +113,31 @@ def create_app(
         """Show the page. It is one for all users: its script asks the routes for what the user has."""
         return HTMLResponse(html, headers=headers)
 
+    async def sign_in(request: Request) -> Response:
+        """Sign a user in. Replace it: a real one asks for proof."""
+        async with engine.connect() as connection:
+            known = set(await connection.scalars(select(User.id)))
+        if request.path_params["user_id"] not in known:
+            return Response("There is no such user.", status_code=404)
+        request.session.clear()
+        request.session["user_id"] = request.path_params["user_id"]
+        return RedirectResponse(SETTINGS, status_code=303)
+
+    async def sign_out(request: Request) -> Response:
+        """Sign the user out."""
+        request.session.clear()
+        return RedirectResponse(SETTINGS, status_code=303)
+
     is_https = origin.startswith("https:")
     return Starlette(
         routes=[
             Route("/", home),
-            Route("/sign-in/{user_id:int}", sign_in, methods=["POST"]),
-            Route("/sign-out", sign_out, methods=["POST"]),
+            Route("/sign-in/{user_id:int}", own_forms_only(sign_in), methods=["POST"]),
+            Route("/sign-out", own_forms_only(sign_out), methods=["POST"]),
             Route(SETTINGS, settings),
             *link_routes(flow, current_user=signed_in, prefix=ACCOUNTS),
             Mount("/static/accountlink", StaticFiles(packages=[("accountlink.web", "dialog")])),
-            Mount("/static", StaticFiles(directory=PAGE)),
+            Mount("/static", StaticFiles(directory=PAGE / "static")),
             *more,
         ],
         middleware=[
@@ -130,7 +145,8 @@ def create_app(
                 SessionMiddleware,
                 secret_key=secret,
                 # Under its prefix this host alone can set the cookie; browsers take the prefix on https only.
-                session_cookie="__Host-session" if is_https else "session",
+                # Cookies know no port: on localhost its name keeps it apart from those of other applications.
+                session_cookie="__Host-session" if is_https else "accountlink-demo-session",
                 https_only=is_https,
                 same_site="lax",
             )

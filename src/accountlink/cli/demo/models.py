@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import DateTime, ForeignKey
+from sqlalchemy import BigInteger, DateTime, ForeignKey
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from accountlink import Key, LinkedAccountMixin, LinkPolicy, Ownership, Removal, grants_table, link_outbox
@@ -47,7 +47,7 @@ class Told(Base):
 
     __tablename__ = "accountlink_demo_told"
 
-    event_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    event_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     occurred_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
     type: Mapped[str]
     user_id: Mapped[int]

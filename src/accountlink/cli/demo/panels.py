@@ -5,20 +5,21 @@ here for those who want to see what accountlink does.
 """
 
 import hashlib
-from collections.abc import Awaitable, Callable
+import logging
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import delete, select, update
+from sqlalchemy import exc as sa_errors
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 
-from accountlink import AccountLinkError, EventType, ShareGrants
+from accountlink import AccountLinkError, EventType, ShareGrants, StoreBusy, StoreUnavailable
 from accountlink.cli.demo import broken
-from accountlink.cli.demo.backend import signed_in
+from accountlink.cli.demo.backend import Endpoint, signed_in
 from accountlink.cli.demo.models import Base, Connection, Told, User, shares
 from accountlink.cli.demo.providers import NAMES
 from accountlink.cli.demo.statements import Statements
@@ -28,10 +29,11 @@ _NO_STORE = {"Cache-Control": "no-store"}
 _SHARED_FOR = timedelta(days=7)
 _EVENTS = 30
 """The number of events that the page shows."""
+_LARGEST_ID = 2**63 - 1
 _COLUMNS = ("id", "user_id", "provider", "account_id", "email", "updated_at", "deleted_at")
 _TOKENS = ("access_token", "refresh_token")
 
-Endpoint = Callable[[Request], Awaitable[Response]]
+log = logging.getLogger(__name__)
 
 
 class Panels:
@@ -51,7 +53,7 @@ class Panels:
     def routes(self) -> list[BaseRoute]:
         """Return the routes."""
         posts: dict[str, Endpoint] = {
-            "/notices/{event_id:int}/read": self.read_notice,
+            "/notices/read": self.read_notice,
             "/shares": self.share,
             "/shares/redeem": self.redeem,
             "/shares/{grant_id:uuid}/revoke": self.revoke,
@@ -62,7 +64,7 @@ class Panels:
             Mount(
                 PREFIX,
                 routes=[
-                    Route("/state", self.state),
+                    Route("/state", answered(self.state)),
                     *(Route(path, posted(endpoint), methods=["POST"]) for path, endpoint in posts.items()),
                 ],
             )
@@ -95,10 +97,13 @@ class Panels:
 
     async def read_notice(self, request: Request) -> Response:
         """Mark a notice of the user's as read."""
-        whose = Told.other_user_id == signed_in(request)
+        asked = await request.json()
+        event_id = int(asked["event_id"])
+        if not 0 < event_id <= _LARGEST_ID:
+            raise ValueError("no event has this id")
+        its = (Told.event_id == event_id, Told.other_user_id == signed_in(request))
         async with self._engine.begin() as connection:
-            marked = update(Told).where(Told.event_id == request.path_params["event_id"], whose).values(is_read=True)
-            await connection.execute(marked)
+            await connection.execute(update(Told).where(*its).values(is_read=True))
         return JSONResponse({}, headers=_NO_STORE)
 
     async def _notices(
@@ -116,6 +121,8 @@ class Panels:
     async def share(self, request: Request) -> Response:
         """Issue a token for one of the user's connections. No later answer holds it."""
         asked = await request.json()
+        if asked["link_id"] is None:
+            raise ValueError("a share of this page is about an account")
         issued = await self._grants.issue(
             self._engine, grantor_id=signed_in(request), link_id=asked["link_id"], expires_in=_SHARED_FOR
         )
@@ -201,14 +208,30 @@ def posted(endpoint: Endpoint) -> Endpoint:
             return refusal("unsupported_media_type", status=415)
         if signed_in(request) is None:
             return refusal("not_signed_in", status=401)
-        try:
-            return await endpoint(request)
-        except AccountLinkError as error:
-            return refusal(error.code, status=409)
-        except (ValueError, LookupError, TypeError):  # the body lacks what the endpoint reads
-            return refusal("invalid_request", status=400)
+        return await answered(endpoint)(request)
 
     return checked
+
+
+def answered(endpoint: Endpoint) -> Endpoint:
+    """Return an endpoint that answers an error by its code."""
+
+    async def answering(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except (StoreBusy, StoreUnavailable) as error:
+            return refusal(error.code, status=503)
+        except AccountLinkError as error:
+            return refusal(error.code, status=409)
+        except sa_errors.DataError:
+            return refusal("invalid_request", status=400)
+        except sa_errors.SQLAlchemyError as error:
+            log.warning("the database did not answer as it should: %s; --fresh makes new tables", type(error).__name__)
+            return refusal("database", status=503)
+        except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError):  # the body is another one
+            return refusal("invalid_request", status=400)
+
+    return answering
 
 
 def refusal(code: str, *, status: int) -> Response:

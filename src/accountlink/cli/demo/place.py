@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
+from sqlalchemy import URL
 
 from accountlink.cli.demo.stage import CannotStart
 
@@ -18,9 +19,9 @@ def default_folder() -> Path:
     return Path(click.get_app_dir("accountlink")) / "demo"
 
 
-def database_url(folder: Path) -> str:
-    """Return the URL of the SQLite file in the folder."""
-    return f"sqlite+aiosqlite:///{folder / 'demo.sqlite3'}"
+def database_url(folder: Path) -> URL:
+    """Return the URL of the SQLite file in the folder, whatever characters its name has."""
+    return URL.create("sqlite+aiosqlite", database=str(folder / "demo.sqlite3"))
 
 
 def lasting_secret(folder: Path) -> str:

@@ -17,8 +17,8 @@ NAMES = {"orbit": "Orbit Calendar", "harbor": "Harbor Drive", "quill": "Quill Co
 """The providers, by slug. None of them exists outside the demo."""
 ACCOUNTS = {"team": "The team", "alice": "Alice", "bob": "Bob"}
 """The accounts at each provider. Alice and Bob both know the password of the team's."""
-_PAGE = Path(__file__).parent / "page"
-_FILES = {"/provider.css": _PAGE / "provider.css", "/icon.svg": _PAGE / "icon.svg"}
+_STATIC = Path(__file__).parent / "page" / "static"
+_FILES = {"/provider.css": _STATIC / "provider.css", "/icon.svg": _STATIC / "icon.svg"}
 _ANSWER = "answer"
 _NO = "no"
 
@@ -134,5 +134,6 @@ def question(slug: str, asked: dict[str, str]) -> Response:
             "Content-Security-Policy": policy,
             "Cache-Control": "no-store",
             "Referrer-Policy": "no-referrer",
+            "X-Content-Type-Options": "nosniff",
         },
     )

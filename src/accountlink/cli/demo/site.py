@@ -19,9 +19,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from accountlink import AccountLinker, ShareGrants
-from accountlink.cli.demo.backend import CALLBACK, create_app
+from accountlink.cli.demo.backend import ACCOUNTS, CALLBACK, create_app
 from accountlink.cli.demo.models import Base, Connection, User, outbox, shares
-from accountlink.cli.demo.panels import Panels
+from accountlink.cli.demo.panels import PREFIX, Panels
 from accountlink.cli.demo.place import database_url, lasting_secret
 from accountlink.cli.demo.providers import Providers
 from accountlink.cli.demo.stage import CannotStart, open_engine, unusable_tables
@@ -33,6 +33,8 @@ from accountlink.cli.output import Output
 PORT = 8750
 """The port that is tried first, so that a restarted demo is found again by a browser that is still open."""
 _LOOPBACK = "127.0.0.1"
+_HTTP = 80
+"""The port that browsers leave out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +65,7 @@ async def serve(output: Output, order: Order) -> None:
     secret = lasting_secret(order.folder)
     with _listening(order.port) as listener:
         port = listener.getsockname()[1]
-        engine = open_engine(order.database_url or database_url(order.folder))
+        engine = open_engine(database_url(order.folder) if order.database_url is None else order.database_url)
         try:
             await prepare_tables(engine, fresh=order.fresh)
             app = build(engine=engine, secret=secret, port=port)
@@ -81,12 +83,12 @@ def build(*, engine: AsyncEngine, secret: str, port: int) -> ASGIApp:
         secret: Outlasts a restart, and so do sessions, flows and transfer tokens.
         port: The port on which browsers arrive.
     """
-    origin = f"http://localhost:{port}"
+    origin, address = (f"http://{host}{'' if port == _HTTP else f':{port}'}" for host in ("localhost", _LOOPBACK))
     linker = AccountLinker(Connection, secrets=[_derived(secret, "transfer tokens")], outbox=outbox)
     grants = ShareGrants(shares, accounts=linker, outbox=outbox)
     statements = Statements(engine)
     providers = Providers(
-        address=f"http://{_LOOPBACK}:{port}",
+        address=address,
         callback=f"{origin}{CALLBACK}",
         secret=_derived(secret, "codes of the providers"),
     )
@@ -109,7 +111,7 @@ def build(*, engine: AsyncEngine, secret: str, port: int) -> ASGIApp:
         more=Panels(engine=engine, grants=grants, statements=statements).routes(),
         lifespan=lifespan,
     )
-    return Hosts({f"localhost:{port}": recorded(application, statements), f"{_LOOPBACK}:{port}": providers})
+    return Hosts({origin: recorded(application, statements), address: providers})
 
 
 class Hosts:
@@ -119,7 +121,7 @@ class Hosts:
     name at this machine (DNS rebinding) is refused, since its name is neither.
 
     Args:
-        apps: The application of each host.
+        apps: The application at each address; the first also begins and ends with the server.
     """
 
     def __init__(self, apps: dict[str, ASGIApp]) -> None:
@@ -132,10 +134,9 @@ class Hosts:
             await self._own(scope, receive, send)
             return
         host = next((value for name, value in scope["headers"] if name == b"host"), b"")
-        app = self._apps.get(host.decode("latin-1").lower())
+        app = self._apps.get(f"http://{host.decode('latin-1').lower()}")
         if app is None:
-            hosts = " and ".join(f"http://{name}" for name in self._apps)
-            app = Response(f"This demo answers at {hosts}.\n", status_code=421, media_type="text/plain")
+            app = Response(f"This demo answers at {' and '.join(self._apps)}.\n", 421, media_type="text/plain")
         await app(scope, receive, send)
 
 
@@ -143,10 +144,13 @@ def recorded(app: ASGIApp, statements: Statements) -> ASGIApp:
     """Return the application, with the statements of what users do recorded, but not those of the page's own looks."""
 
     async def recording(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not (scope["method"] == "POST" or scope["path"].startswith(CALLBACK)):
+        path: str = scope.get("path", "")
+        if not (scope.get("method") == "POST" and path.startswith((ACCOUNTS, PREFIX))) and not path.startswith(
+            CALLBACK
+        ):
             await app(scope, receive, send)
             return
-        with statements.caused_by(f"{scope['method']} {scope['path']}"):
+        with statements.caused_by(f"{scope['method']} {path}"):
             await app(scope, receive, send)
 
     return recording
@@ -160,11 +164,25 @@ def _derived(secret: str, purpose: str) -> str:
 def _listening(port: int | None) -> socket.socket:
     """Return a socket on the port, which only this machine can reach."""
     try:
-        return socket.create_server((_LOOPBACK, PORT if port is None else port))
-    except OSError as problem:
-        if port is None:
-            return socket.create_server((_LOOPBACK, 0))
-        raise CannotStart(f"port {port} cannot be used ({type(problem).__name__}): name another one") from None
+        listener = socket.create_server((_LOOPBACK, PORT if port is None else port))
+        if not _is_taken_by_another(listener.getsockname()[1]):
+            return listener
+        listener.close()
+        problem: OSError = OSError("another program has it on ::1, where browsers look for localhost first")
+    except OSError as error:
+        problem = error
+    if port is None:
+        return socket.create_server((_LOOPBACK, 0))
+    why = os.strerror(problem.errno) if problem.errno else problem
+    raise CannotStart(f"port {port} cannot be used ({why}): name another one")
+
+
+def _is_taken_by_another(port: int) -> bool:
+    try:
+        with socket.create_connection(("::1", port), timeout=0.5):
+            return True
+    except OSError:
+        return False
 
 
 async def prepare_tables(engine: AsyncEngine, *, fresh: bool) -> None:
@@ -185,7 +203,7 @@ async def _run(server: uvicorn.Server, listener: socket.socket, *, output: Outpu
     while not server.started and not serving.done():  # noqa: ASYNC110  # uvicorn tells it in no other way
         await asyncio.sleep(0.005)
     if server.started:
-        url = f"http://localhost:{listener.getsockname()[1]}"
+        url = f"http://localhost:{listener.getsockname()[1]}/"
         output.line(f"The demo is at {url}")
         output.line("End it with Ctrl-C. It keeps its data; --fresh begins anew.")
         if order.browser and _has_browser():

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx2
-from sqlalchemy import insert, make_url, select
+from sqlalchemy import URL, insert, make_url, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -103,16 +103,16 @@ async def set_stage(*, people: dict[int, str], database_url: str | None) -> Asyn
         yield Stage(engine=engine, linker=linker, provider=provider, app=httpx2.ASGITransport(app=app))
 
 
-def open_engine(database_url: str) -> AsyncEngine:
-    """Return an engine on the database, an SQLite file tuned.
+def open_engine(database_url: str | URL) -> AsyncEngine:
+    """Return an engine on the database, an SQLite file tuned. Its errors show no values.
 
     Raises:
         CannotStart: The URL is not one that works here, or the file cannot be opened.
     """
     try:
         url = make_url(database_url)
-        engine = create_async_engine(url)
-    except (SQLAlchemyError, ImportError) as problem:
+        engine = create_async_engine(url, hide_parameters=True)
+    except (SQLAlchemyError, ImportError, ValueError, TypeError) as problem:
         if (command := how_to_install(problem.name if isinstance(problem, ImportError) else None)) is not None:
             raise CannotStart(f"--database-url needs a driver that is not installed: {command}") from None
         raise CannotStart(
@@ -155,7 +155,11 @@ def unusable_tables(engine: AsyncEngine) -> Iterator[None]:
     """
     try:
         yield
-    except (SQLAlchemyError, OSError) as problem:
+    except (SQLAlchemyError, OSError, TypeError) as problem:  # TypeError: a parameter of the URL that the driver lacks
+        where = engine.url.set(query={}).render_as_string()  # which masks the password, but none in the query
+        orig = getattr(problem, "orig", None) or problem
+        cause = orig.__cause__ or orig
         raise CannotStart(
-            f"the tables could not be made at {engine.url.render_as_string()}: {type(problem).__name__}"
+            f"the tables could not be made at {where}: {type(cause).__name__}. Look at the address, and whether the "
+            "role may make tables there. Tables that another version of the demo has left are dropped by --fresh"
         ) from None

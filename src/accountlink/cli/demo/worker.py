@@ -8,10 +8,9 @@ from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import insert, select
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from accountlink import AccountLinker, AccountLinkError, ShareGrants
+from accountlink import AccountLinker, ShareGrants
 from accountlink.cli.demo.models import Told
 
 POLL = timedelta(milliseconds=400)
@@ -36,8 +35,8 @@ async def _consume(engine: AsyncEngine, events: Callable[..., AsyncGenerator[Any
                 async for delivery in deliveries:
                     await _tell(engine, delivery.event)
                     await delivery.acknowledge()
-        except (AccountLinkError, SQLAlchemyError, OSError) as problem:  # it comes again
-            log.warning("the outbox could not be read: %s", type(problem).__name__)
+        except Exception as problem:  # noqa: BLE001  # one odd event, or a database that is away, must not end the worker
+            log.warning("the outbox could not be read, and is tried again: %s", type(problem).__name__)
             await asyncio.sleep(_PAUSE)
 
 

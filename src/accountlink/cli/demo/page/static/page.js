@@ -21,6 +21,8 @@ const FAILED = "That did not work. Please try again.";
 const EVERY = 1500; // milliseconds from one look at the state to the next
 
 const find = (id) => document.getElementById(id);
+let signedIn; // the id of the user whom the page shows
+let away = false; // whether the last look failed
 const shown = new Map(); // what each part shows, to leave it alone while it stays the same
 
 /** Make an element. Texts become text, never markup. */
@@ -51,7 +53,9 @@ function show(id, data, draw) {
   shown.set(id, text);
   const part = find(id);
   const focused = part.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
+  const chosen = part.value; // of a list to choose from
   part.replaceChildren(...draw(data));
+  if (chosen && [...part.children].some((option) => option.value === chosen)) part.value = chosen;
   if (focused) (part.querySelector(`[data-key="${CSS.escape(focused)}"]`) ?? find("title")).focus();
 }
 
@@ -76,7 +80,9 @@ async function post(path, body = {}) {
 const when = (moment) => new Date(moment).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 
 function drawWho({ user, people }) {
-  find("who").replaceChildren(...(user ? ["You are ", make("strong", {}, user.name)] : ["Nobody is signed in."]));
+  show("who", user, () => (user ? ["You are ", make("strong", {}, user.name)] : ["Nobody is signed in."]));
+  if (signedIn !== undefined && signedIn !== user?.id) find("token").hidden = true; // another tab has switched
+  signedIn = user?.id ?? null;
   const other = people.find((person) => person.id !== user?.id);
   find("switch").hidden = find("sign-out").hidden = !user;
   find("switch").action = `/sign-in/${other.id}`;
@@ -107,7 +113,7 @@ function drawNotices(notices) {
     "li", {},
     make("p", {}, `${user} has connected your account at ${names[provider]}, and showed control of it. It is no longer yours here. `
       + "If that was not agreed, change your password there."),
-    button("I have read this", async () => { await post(`/notices/${id}/read`); await refresh(); }, { class: "small quiet", "data-key": `notice-${id}` }),
+    button("I have read this", async () => { await post("/notices/read", { event_id: id }); await refresh(); }, { class: "small quiet", "data-key": `notice-${id}` }),
   ));
 }
 
@@ -177,22 +183,36 @@ async function examine(slug, title, pressed) {
   find("diagnosis").focus();
 }
 
-/** Look at the state, and show what has changed. */
+/** Look at the state, and show what has changed; say so if it cannot be read. */
 async function refresh() {
+  try {
+    await look();
+    if (away) say("", "");
+    away = false;
+  } catch {
+    away = true;
+    say("The demo has ended, or cannot read its database: its terminal says which. This page goes on trying.", "bad");
+  }
+  document.body.removeAttribute("aria-busy");
+}
+
+async function look() {
   const read = async (path) => {
     const answer = await fetch(path, { headers: { accept: "application/json" } });
-    return answer.ok ? answer.json() : [];
+    if (!answer.ok) throw new Error(`${path}: ${answer.status}`);
+    return answer.json();
   };
   const state = await read("/demo/state");
   const accounts = state.user ? await read("/accounts") : [];
   const names = Object.fromEntries(state.providers.map(({ slug, name }) => [slug, name]));
+  const label = (id) => called[id] ?? `account ${id}`; // a row that came between the two looks
   const called = Object.fromEntries(state.rows.map((row) => [row.id, `${names[row.provider]} (${row.email})`]));
   const own = state.rows.filter((row) => row.user === state.user?.name);
   drawWho(state);
   show("people", state.people, (people) => people.map(({ id, name }) => form(`/sign-in/${id}`, `Be ${name}`)));
   show("connect", state.providers, (all) => all.map(({ slug, name }) => form(`/accounts/connect/${slug}`, name, {}, { "aria-label": `Connect ${name}` })));
   show("accounts", { accounts, names, rows: own.map(({ id, email }) => ({ id, email })) }, drawAccounts);
-  show("share-account", accounts.map(({ id }) => id), (ids) => ids.map((id) => make("option", { value: id }, called[id])));
+  show("share-account", accounts.map(({ id }) => [id, label(id)]), (all) => all.map(([id, text]) => make("option", { value: id }, text)));
   find("share").hidden = !accounts.length;
   show("notices", state.notices.map((notice) => ({ ...notice, names })), drawNotices);
   show("shares", { ...state.shares, called }, drawShares);
@@ -200,7 +220,6 @@ async function refresh() {
   show("events", state.events, drawEvents);
   show("statements", state.statements, drawStatements);
   show("systems", state.systems, drawSystems);
-  document.body.removeAttribute("aria-busy");
 }
 
 // What the redirect said, once: after a reload it would no longer be true. Only known codes are shown, because every
@@ -237,7 +256,7 @@ addEventListener("pageshow", (event) => { if (event.persisted) refresh(); });
 
 /** Look again and again, as long as somebody can see it. A demo that was stopped comes back by itself. */
 async function watch() {
-  if (!document.hidden) await refresh().catch(() => undefined);
+  if (!document.hidden) await refresh();
   setTimeout(watch, EVERY);
 }
 watch();
