@@ -11,8 +11,9 @@
   const INPUT = `${DIALOG} form[method="post" i] input[name="${NAME}"]`; // by GET the token would get into an address
   const SHAPE = /^[\w.-]+$/;
   const LONGEST = 65536; // characters; a real token has a few hundred
+  const LONGEST_WAIT = 10_000; // milliseconds
   let token = ""; // only from the moment when it is read until the dialog closes
-  let sending = false;
+  let sending = 0; // the timer that ends the wait for the answer, or 0
   let before = null; // the element that had the focus before the dialog
 
   // Read the token, and remove it from the address, before any other script runs.
@@ -49,11 +50,16 @@
     fill();
   };
 
+  const stopWaiting = (dialog) => {
+    clearTimeout(sending);
+    sending = 0;
+    dialog?.removeAttribute("aria-busy");
+  };
+
   const forget = (dialog) => {
     token = "";
-    sending = false;
     fill();
-    dialog?.removeAttribute("aria-busy");
+    stopWaiting(dialog);
   };
 
   take();
@@ -61,18 +67,22 @@
   ask(); // for a page that loads this script late, against the advice above
   addEventListener("hashchange", () => { take(); ask(); });
 
-  // Once the user has agreed, neither a second press nor Escape counts until the answer is there.
+  // Once the user has agreed, neither a second press nor Escape counts until the answer leads to another page.
+  // The user may have stopped the request, or the answer leads nowhere. So after a while the buttons work again.
   document.addEventListener("submit", (event) => {
     const dialog = event.target.closest?.(DIALOG);
     if (!dialog || event.defaultPrevented) return;
     if (sending) event.preventDefault();
     else if (event.target.matches('[method="post" i]')) {
-      sending = true;
       dialog.setAttribute("aria-busy", "true");
+      sending = setTimeout(stopWaiting, LONGEST_WAIT, dialog);
     }
   });
   document.addEventListener("cancel", (event) => {
     if (sending && event.target.matches?.(DIALOG)) event.preventDefault();
+  }, true);
+  addEventListener("keydown", (event) => { // Chromium lets a page refuse only the first of two cancels
+    if (sending && event.key === "Escape") event.preventDefault();
   }, true);
 
   // The browser has given the focus back already, unless nothing had it before.
