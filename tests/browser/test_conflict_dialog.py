@@ -93,6 +93,7 @@ class World:
     Attributes:
         sent: Each request to one of them, with its headers and without its body.
         transfers: How many transfers were posted.
+        arrived: Whether a transfer was posted since a test cleared it.
         answering: Whether transfers are answered now.
         pages: The application's pages, by their paths.
     """
@@ -100,6 +101,7 @@ class World:
     folder: Path
     sent: list[str] = field(default_factory=list)
     transfers: int = 0
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
     answering: asyncio.Event = field(default_factory=asyncio.Event)
     pages: dict[str, str] = field(default_factory=dict)
     users: Iterator[int] = field(default_factory=lambda: itertools.count(1))
@@ -145,6 +147,7 @@ class World:
             self.sent.append("\n".join([f"{scope['method']} {scope['path']}?{query}", *headers]))
             if scope["path"] == "/accounts/transfer":
                 self.transfers += 1
+                self.arrived.set()
                 await self.answering.wait()
         app = self.provider if scope.get("path", "").startswith("/acme/") else self.app
         await app(scope, receive, send)
@@ -423,12 +426,10 @@ async def send_in_vain(world: World, user: User, answer: str, move: tuple[float,
             return
         debugger = await user.context.new_cdp_session(user.tab)
         world.answering.clear()
-        before = world.transfers
+        world.arrived.clear()
         try:
             await user.tab.mouse.click(*move)
-            async with asyncio.timeout(10):
-                while before == world.transfers:  # noqa: ASYNC110  # the server tells it in no other way
-                    await asyncio.sleep(0.01)
+            await asyncio.wait_for(world.arrived.wait(), 10)
             await debugger.send("Page.stopLoading")
         finally:
             world.answering.set()
