@@ -19,9 +19,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from accountlink import AccountLinker, ShareGrants
 from accountlink.cli.commands import accountlink
 from accountlink.cli.demo.models import Connection, outbox, shares
-from accountlink.cli.demo.place import database_url, lasting_secret
-from accountlink.cli.demo.site import build, prepare_tables
-from accountlink.cli.demo.stage import CannotStart, open_engine
+from accountlink.cli.demo.place import lasting_secret
+from accountlink.cli.demo.site import build
+from accountlink.cli.demo.stage import CannotStart, file_url, open_engine, prepare_tables
+from accountlink.cli.demo.story import PEOPLE
 from accountlink.cli.demo.worker import work
 from tests.support.databases import Database
 
@@ -34,7 +35,7 @@ SAME_ORIGIN = {"Sec-Fetch-Site": "same-origin"}
 async def engine(database: Database) -> AsyncEngine:
     """A database of a user's own, with the demo's tables."""
     engine = database.engine()
-    await prepare_tables(engine, fresh=False)
+    await prepare_tables(engine, PEOPLE, fresh=False)
     return engine
 
 
@@ -150,7 +151,7 @@ async def test_who_can_sign_in(browser: httpx2.AsyncClient) -> None:
 async def test_tables_of_another_version(database: Database) -> None:
     """The page learns that the database cannot be read, and the terminal what to do."""
     engine = database.engine()
-    await prepare_tables(engine, fresh=False)
+    await prepare_tables(engine, PEOPLE, fresh=False)
     async with engine.begin() as connection:
         await connection.exec_driver_sql("DROP TABLE accountlink_demo_told")
         await connection.exec_driver_sql("CREATE TABLE accountlink_demo_told (event_id INTEGER PRIMARY KEY)")
@@ -210,9 +211,9 @@ async def test_the_page_and_its_policy(browser: httpx2.AsyncClient) -> None:
 async def test_tables_are_kept_unless_they_shall_be_fresh(browser: httpx2.AsyncClient, engine: AsyncEngine) -> None:
     """A second start keeps what was connected; ``--fresh`` drops it."""
     await connect(browser, user=1, account="team")
-    await prepare_tables(engine, fresh=False)
+    await prepare_tables(engine, PEOPLE, fresh=False)
     assert len((await state(browser))["rows"]) == 1
-    await prepare_tables(engine, fresh=True)
+    await prepare_tables(engine, PEOPLE, fresh=True)
     told = await state(browser)
     assert (told["rows"], len(told["people"])) == ([], 2)
     async with engine.connect() as connection:
@@ -228,7 +229,7 @@ def test_a_secret_that_lasts(tmp_path: Path) -> None:
     assert lasting_secret(folder) == secret
     assert stat.S_IMODE((folder / "secret").stat().st_mode) == 0o600
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert open_engine(database_url(folder)).url.database == str(folder / "demo.sqlite3")
+    assert open_engine(file_url(folder)).url.database == str(folder / "demo.sqlite3")
 
 
 @pytest.mark.parametrize("name", ["a?b", "a%41b", "a#b", "a b", "ü"])
@@ -236,8 +237,8 @@ def test_a_folder_of_any_name(tmp_path: Path, name: str) -> None:
     """What the demo keeps is in the folder, and nowhere else."""
 
     async def start(folder: Path) -> None:
-        engine = open_engine(database_url(folder))
-        await prepare_tables(engine, fresh=False)
+        engine = open_engine(file_url(folder))
+        await prepare_tables(engine, PEOPLE, fresh=False)
         await engine.dispose()
 
     folder = tmp_path / name

@@ -20,8 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accountlink import ConfigurationError, CredentialsUnreadable, InvalidCredentials, Secret
+from accountlink.values.base64url import decoded, encoded
 from accountlink.values.secrecy import ConcealedNumber, ConcealedText, ConcealedUuid
-from accountlink.vault.base64url import decoded, encoded
 from accountlink.vault.contents import AccessToken, RefreshToken
 from accountlink.vault.envelope import (
     BoundTo,

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accountlink import ConfigurationError
-from accountlink.vault.base64url import decoded, encoded
+from accountlink.values.base64url import decoded, encoded
 from accountlink.vault.keys import GivenKeys, KeySource, VaultKey, current_key, key_of
 
 RAW: Final = b"key-canary-0123456789abcdefghijk"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets as randomness
-from base64 import urlsafe_b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -18,6 +17,7 @@ from accountlink.tables.arguments import check_span
 from accountlink.tables.exact import Spelling
 from accountlink.tables.idtype import IdType
 from accountlink.tables.rows import MappedTable
+from accountlink.values.base64url import encoded
 from accountlink.values.secrecy import Concealed, ConcealedText, Parameters
 from accountlink.values.text import storable
 
@@ -207,7 +207,7 @@ class GrantCalls:
         """Return a call with a token in the form in which it is stored and looked up."""
         role = self._mapping.token_role
         digest = sha256(text.encode()).digest()
-        stored = ConcealedText(text if role == "token" else _base64(digest))
+        stored = ConcealedText(text if role == "token" else encoded(digest))
         if made and not self._spelling.keeps(stored):
             raise ConfigurationError(
                 f"{self._columns[role].name!r} of {self._mapping.name!r} has a type that changes the text it is "
@@ -217,9 +217,5 @@ class GrantCalls:
         if user is not None and self._mapping.is_own:
             known = self._table.id_type("grantee_id").stored(user)
             whose = str(known).encode("utf-8", "surrogatepass")
-            use = ConcealedText(_base64(sha256(_NO_TEXT + digest + whose).digest()))
+            use = ConcealedText(encoded(sha256(_NO_TEXT + digest + whose).digest()))
         return GrantCall(token={role: stored}, use_hash=use)
-
-
-def _base64(digest: bytes) -> str:
-    return urlsafe_b64encode(digest).decode().rstrip("=")

@@ -9,7 +9,7 @@ from typing import Any
 
 from accountlink.errors import InvalidCredentials
 from accountlink.values.secrecy import Secret
-from accountlink.values.text import storable
+from accountlink.values.text import unstorable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, init=False)
@@ -137,17 +137,17 @@ def join_scopes(scopes: Collection[str]) -> str:
 def _wrong(texts: Mapping[str, Any], expires_at: Any, scopes: Any, token_type: Any) -> InvalidCredentials | None:
     """Return the error for a token set with a wrong field, or ``None`` if all fields are right."""
     for name, text in texts.items():
-        if (problem := _flaw(text)) and not (text is None and name != "access_token"):
+        if (problem := unstorable(text)) and not (text is None and name != "access_token"):
             return InvalidCredentials(field=name, problem=problem)
     if expires_at is not None and not isinstance(expires_at, datetime):
         return InvalidCredentials(field="expires_at", problem=f"is {type(expires_at).__name__}, not a datetime")
     if expires_at is not None and (problem := _out_of_time(expires_at)):
         return InvalidCredentials(field="expires_at", problem=problem)
-    if problem := _flaw(token_type):
+    if problem := unstorable(token_type):
         return InvalidCredentials(field="token_type", problem=problem)
     if isinstance(scopes, str) or not isinstance(scopes, Iterable):
         return InvalidCredentials(field="scopes", problem="is not a set of texts")
-    if not all(isinstance(scope, str) and not _flaw(scope) and split_scopes(scope) == {scope} for scope in scopes):
+    if not all(isinstance(scope, str) and not unstorable(scope) and split_scopes(scope) == {scope} for scope in scopes):
         return InvalidCredentials(field="scopes", problem="holds something that is not a scope token")
     return None
 
@@ -159,14 +159,4 @@ def _out_of_time(moment: datetime) -> str | None:
         moment.astimezone(UTC)
     except OverflowError:
         return "has no equal in UTC"
-    return None
-
-
-def _flaw(text: object) -> str | None:
-    if not isinstance(text, str):
-        return f"is {type(text).__name__}, not text"
-    if not text:
-        return "is empty"
-    if not storable(text):
-        return "contains a character that no text column can hold"
     return None

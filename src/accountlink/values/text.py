@@ -34,6 +34,15 @@ def encodable(text: str) -> bool:
     return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
 
 
+def unstorable(value: object) -> str | None:
+    """Return what keeps a value from being a text that is not empty and that a text column can hold, if anything."""
+    if not isinstance(value, str):
+        return f"is {type(value).__name__}, not text"
+    if not value:
+        return "is empty"
+    return None if storable(value) else "contains a character that no text column can hold"
+
+
 def flaw(text: str) -> str | None:
     """Return why a text cannot be stored and compared safely, or ``None`` if it can."""
     if text.isascii():

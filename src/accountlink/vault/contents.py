@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Final, Self
 
 from accountlink.errors import InvalidCredentials
 from accountlink.values.secrecy import Secret
-from accountlink.values.text import encodable, storable
+from accountlink.values.text import encodable, unstorable
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND: Final = timedelta(seconds=1)
@@ -120,7 +120,7 @@ class RefreshToken:
 def _wrong_in_access(members: Mapping[str, Any]) -> tuple[str, str] | None:
     """Return the first wrong field of an access token's contents, and its fault."""
     for name in ("token", "type"):
-        if problem := _flaw(members[name]):
+        if problem := unstorable(members[name]):
             return name, problem
     extra = members["extra"]
     if not isinstance(extra, dict) or not all(isinstance(text, str) for pair in extra.items() for text in pair):
@@ -132,19 +132,11 @@ def _wrong_in_access(members: Mapping[str, Any]) -> tuple[str, str] | None:
 
 def _wrong_in_refresh(members: Mapping[str, Any]) -> tuple[str, str] | None:
     """Return the first wrong field of a refresh token's contents, and its fault."""
-    if problem := _flaw(members["token"]):
+    if problem := unstorable(members["token"]):
         return "token", problem
-    if members["client"] is not None and (problem := _flaw(members["client"])):
+    if members["client"] is not None and (problem := unstorable(members["client"])):
         return "client", problem
     return None
-
-
-def _flaw(text: object) -> str | None:
-    if not isinstance(text, str):
-        return f"is {type(text).__name__}, not text"
-    if not text:
-        return "is empty"
-    return None if storable(text) else "contains a character that no text column can hold"
 
 
 def _json(members: Mapping[str, Any]) -> bytes:

@@ -18,9 +18,9 @@ from uuid import UUID
 
 from accountlink.errors import ConfigurationError, CredentialsUnreadable
 from accountlink.extras import explained
+from accountlink.values.base64url import decoded, encoded
 from accountlink.values.secrecy import Secret
 from accountlink.values.text import encodable, storable
-from accountlink.vault.base64url import decoded, encoded
 from accountlink.vault.contents import AccessToken, RefreshToken
 from accountlink.vault.keys import KEY_BYTES, KeySource, VaultKey, key_of
 

@@ -8,8 +8,8 @@ from hashlib import sha256
 from typing import Any, Final, NoReturn, Protocol
 
 from accountlink.errors import ConfigurationError
+from accountlink.values.base64url import decoded, encoded
 from accountlink.values.secrecy import Concealed
-from accountlink.vault.base64url import decoded, encoded
 
 KEY_BYTES: Final = 32
 """The length of a key. A vault's key is random, so a longer one would be no stronger."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from base64 import urlsafe_b64encode
 from dataclasses import dataclass, field
 from typing import Final
 
+from accountlink.values.base64url import encoded
 from accountlink.values.keys import Secrets, checked_keys
 
 _KEY_SALT: Final = b"accountlink.flow.v1"
@@ -54,7 +54,7 @@ class FlowKey:
 
     def _derive(self, purpose: bytes, state: str) -> str:
         derived = hmac.digest(self._key, purpose + b"\0" + state.encode(), "sha256")
-        return urlsafe_b64encode(derived).rstrip(b"=").decode()
+        return encoded(derived)
 
 
 def flow_keys(secrets: Secrets) -> dict[str, FlowKey]:

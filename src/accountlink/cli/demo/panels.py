@@ -6,6 +6,7 @@ here for those who want to see what accountlink does.
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -78,6 +79,7 @@ class Panels:
             rows = await self._rows(connection, people)
             told = [_event(event, people) for event in await connection.execute(_LATEST)]
             notices = await self._notices(connection, user_id, people)
+            unredeemed = await self._unredeemed(connection, user_id)
         return JSONResponse(
             {
                 "user": {"id": user_id, "name": people[user_id]} if user_id in people else None,
@@ -85,7 +87,7 @@ class Panels:
                 "providers": [{"slug": slug, "name": name} for slug, name in NAMES.items()],
                 "systems": [{"slug": each.slug, "title": each.title, "story": each.story} for each in broken.SYSTEMS],
                 "notices": notices,
-                "shares": await self._shares(user_id, people),
+                "shares": await self._shares(user_id, people, unredeemed),
                 "rows": rows,
                 "events": told,
                 "statements": [asdict(each) for each in self._statements.latest()],
@@ -141,18 +143,20 @@ class Panels:
         )
         return JSONResponse({"outcome": outcome.code}, headers=_NO_STORE)
 
-    async def _shares(self, user_id: int | None, people: dict[int, str]) -> dict[str, Any]:
-        """Return what the user gives, and what they were given. Only ``active`` says who has access now."""
-        if user_id not in people:
-            return {"given": [], "waiting": [], "received": []}
-        waiting = (  # the token of an account that is no longer the user's is worth nothing
+    async def _unredeemed(self, connection: AsyncConnection, user_id: int | None) -> Sequence[Any]:
+        """Return the user's tokens that nobody has used. That of an account they no longer have is worth nothing."""
+        waiting = (
             select(shares.c.id, shares.c.link_id, shares.c.expires_at)
             .join(Connection, Connection.id == shares.c.link_id)
             .where(shares.c.grantor_id == user_id, shares.c.redeemed_at.is_(None), shares.c.active)
             .where(Connection.user_id == user_id, Connection.deleted_at.is_(None))
         )
-        async with self._engine.connect() as connection:
-            unredeemed = (await connection.execute(waiting)).all()
+        return (await connection.execute(waiting)).all()
+
+    async def _shares(self, user_id: int | None, people: dict[int, str], unredeemed: Sequence[Any]) -> dict[str, Any]:
+        """Return what the user gives, and what they were given. Only ``active`` says who has access now."""
+        if user_id not in people:
+            return {"given": [], "waiting": [], "received": []}
         return {
             "given": [
                 _share(grant, people[grant.grantee_id])

@@ -1,4 +1,4 @@
-"""Where the demo keeps what must outlast it: a folder with the SQLite file and a secret."""
+"""Keeps what must outlast the demo: a folder with a secret, and with the SQLite file."""
 
 import os
 import secrets
@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
-from sqlalchemy import URL
 
 from accountlink.cli.demo.stage import CannotStart
 
@@ -17,11 +16,6 @@ _SECRET_BYTES = 32
 def default_folder() -> Path:
     """Return the folder of the system's user for the data of this program."""
     return Path(click.get_app_dir("accountlink")) / "demo"
-
-
-def database_url(folder: Path) -> URL:
-    """Return the URL of the SQLite file in the folder, whatever characters its name has."""
-    return URL.create("sqlite+aiosqlite", database=str(folder / "demo.sqlite3"))
 
 
 def lasting_secret(folder: Path) -> str:

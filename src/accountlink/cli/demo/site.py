@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import uvicorn
-from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.applications import Starlette
 from starlette.responses import Response
@@ -20,11 +19,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from accountlink import AccountLinker, ShareGrants
 from accountlink.cli.demo.backend import ACCOUNTS, CALLBACK, create_app
-from accountlink.cli.demo.models import Base, Connection, User, outbox, shares
+from accountlink.cli.demo.models import Connection, outbox, shares
 from accountlink.cli.demo.panels import PREFIX, Panels
-from accountlink.cli.demo.place import database_url, lasting_secret
+from accountlink.cli.demo.place import lasting_secret
 from accountlink.cli.demo.providers import Providers
-from accountlink.cli.demo.stage import CannotStart, open_engine, unusable_tables
+from accountlink.cli.demo.stage import CannotStart, file_url, open_engine, prepare_tables
 from accountlink.cli.demo.statements import Statements
 from accountlink.cli.demo.story import PEOPLE
 from accountlink.cli.demo.worker import work
@@ -65,9 +64,9 @@ async def serve(output: Output, order: Order) -> None:
     secret = lasting_secret(order.folder)
     with _listening(order.port) as listener:
         port = listener.getsockname()[1]
-        engine = open_engine(database_url(order.folder) if order.database_url is None else order.database_url)
+        engine = open_engine(file_url(order.folder) if order.database_url is None else order.database_url)
         try:
-            await prepare_tables(engine, fresh=order.fresh)
+            await prepare_tables(engine, PEOPLE, fresh=order.fresh)
             app = build(engine=engine, secret=secret, port=port)
             config = uvicorn.Config(app, ws="none", log_config=None, access_log=False, timeout_graceful_shutdown=2)
             await _run(uvicorn.Server(config), listener, output=output, order=order)
@@ -183,19 +182,6 @@ def _is_taken_by_another(port: int) -> bool:
             return True
     except OSError:
         return False
-
-
-async def prepare_tables(engine: AsyncEngine, *, fresh: bool) -> None:
-    """Make the tables that are missing, and the people."""
-    with unusable_tables(engine):
-        async with engine.begin() as connection:
-            if fresh:
-                await connection.run_sync(Base.metadata.drop_all)
-            await connection.run_sync(Base.metadata.create_all)
-            known = set(await connection.scalars(select(User.id)))
-            missing = [{"id": user_id, "name": name} for user_id, name in PEOPLE.items() if user_id not in known]
-            if missing:
-                await connection.execute(insert(User), missing)
 
 
 async def _run(server: uvicorn.Server, listener: socket.socket, *, output: Output, order: Order) -> None:

@@ -84,12 +84,14 @@ async def set_stage(*, people: dict[int, str], database_url: str | None) -> Asyn
         CannotStart: The database cannot be used.
     """
     async with AsyncExitStack() as cleanup:
+        url: str | URL
         if database_url is None:
-            folder = Path(cleanup.enter_context(TemporaryDirectory(prefix="accountlink-demo-")))
-            database_url = f"sqlite+aiosqlite:///{folder / 'demo.sqlite3'}"
-        engine = open_engine(database_url)
+            url = file_url(Path(cleanup.enter_context(TemporaryDirectory(prefix="accountlink-demo-"))))
+        else:
+            url = database_url
+        engine = open_engine(url)
         cleanup.push_async_callback(engine.dispose)
-        await _fresh_tables(engine, people)
+        await prepare_tables(engine, people, fresh=True)
         linker = AccountLinker(Connection, secrets=[secrets.token_urlsafe(32)], outbox=outbox)
         provider = FakeProvider(issuer=ISSUER, redirect_uris=[f"{ORIGIN}{CALLBACK}/{PROVIDER}"])
         app = create_app(
@@ -101,6 +103,11 @@ async def set_stage(*, people: dict[int, str], database_url: str | None) -> Asyn
             transport=httpx2.ASGITransport(app=provider),
         )
         yield Stage(engine=engine, linker=linker, provider=provider, app=httpx2.ASGITransport(app=app))
+
+
+def file_url(folder: Path) -> URL:
+    """Return the URL of the SQLite file in a folder, whatever characters the folder's name has."""
+    return URL.create("sqlite+aiosqlite", database=str(folder / "demo.sqlite3"))
 
 
 def open_engine(database_url: str | URL) -> AsyncEngine:
@@ -138,16 +145,30 @@ def _probe(file: str) -> None:
         raise CannotStart(f"the database file {file} cannot be opened: {problem}") from None
 
 
-async def _fresh_tables(engine: AsyncEngine, people: dict[int, str]) -> None:
-    with unusable_tables(engine):
+async def prepare_tables(engine: AsyncEngine, people: dict[int, str], *, fresh: bool) -> None:
+    """Make the tables that are missing, and the people.
+
+    Args:
+        engine: The database.
+        people: Name by user id.
+        fresh: Whether the tables are dropped first.
+
+    Raises:
+        CannotStart: The tables could not be made.
+    """
+    with _explained(engine):
         async with engine.begin() as connection:
-            await connection.run_sync(Base.metadata.drop_all)
+            if fresh:
+                await connection.run_sync(Base.metadata.drop_all)
             await connection.run_sync(Base.metadata.create_all)
-            await connection.execute(insert(User), [{"id": user_id, "name": name} for user_id, name in people.items()])
+            known = set(await connection.scalars(select(User.id)))
+            missing = [{"id": user_id, "name": name} for user_id, name in people.items() if user_id not in known]
+            if missing:
+                await connection.execute(insert(User), missing)
 
 
 @contextmanager
-def unusable_tables(engine: AsyncEngine) -> Iterator[None]:
+def _explained(engine: AsyncEngine) -> Iterator[None]:
     """Turn a failure of the block into an explanation that quotes no password.
 
     Raises:

@@ -2,7 +2,6 @@
 
 import hashlib
 import secrets
-from base64 import urlsafe_b64encode
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
@@ -12,6 +11,7 @@ from typing import Any
 from itsdangerous import BadData, URLSafeSerializer
 
 from accountlink.testing.fake_provider.protocol import ProtocolError
+from accountlink.values.base64url import encoded
 
 CODE_LIFETIME = timedelta(seconds=60)
 
@@ -206,4 +206,4 @@ class GrantBook:
 def _s256(code_verifier: str) -> str:
     """Return the PKCE challenge of a verifier. Source: RFC 7636 section 4.2."""
     digest = hashlib.sha256(code_verifier.encode()).digest()
-    return urlsafe_b64encode(digest).rstrip(b"=").decode()
+    return encoded(digest)

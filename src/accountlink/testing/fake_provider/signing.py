@@ -1,13 +1,14 @@
 """The provider's signing keys and its ID tokens."""
 
 import hashlib
-from base64 import urlsafe_b64encode
 from collections.abc import Mapping
 from typing import Any
 
 from joserfc import jwt
 from joserfc.jwk import ECKey
 from joserfc.jws import JWSRegistry
+
+from accountlink.values.base64url import encoded
 
 ALGORITHM = "ES256"  # an EC key is made in under a millisecond, an RSA key in a tenth of a second
 
@@ -45,4 +46,4 @@ class Signer:
 def access_token_hash(access_token: str) -> str:
     """Return ``at_hash`` for a SHA-256 signature. Source: OpenID Connect Core 1.0, section 3.1.3.6."""
     digest = hashlib.sha256(access_token.encode()).digest()
-    return urlsafe_b64encode(digest[: len(digest) // 2]).rstrip(b"=").decode()
+    return encoded(digest[: len(digest) // 2])

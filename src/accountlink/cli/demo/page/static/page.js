@@ -205,8 +205,8 @@ async function look() {
   const state = await read("/demo/state");
   const accounts = state.user ? await read("/accounts") : [];
   const names = Object.fromEntries(state.providers.map(({ slug, name }) => [slug, name]));
-  const label = (id) => called[id] ?? `account ${id}`; // a row that came between the two looks
   const called = Object.fromEntries(state.rows.map((row) => [row.id, `${names[row.provider]} (${row.email})`]));
+  const label = (id) => called[id] ?? `account ${id}`; // a row that came between the two looks
   const own = state.rows.filter((row) => row.user === state.user?.name);
   drawWho(state);
   show("people", state.people, (people) => people.map(({ id, name }) => form(`/sign-in/${id}`, `Be ${name}`)));
