@@ -33,6 +33,8 @@ from accountlink.errors import (
     InvalidIdentity,
     LastAccount,
     LinkBlocked,
+    MissingScopes,
+    NeedsConsent,
     NotSignedIn,
     OutcomeUnknown,
     OwnerLookupFailed,
@@ -62,6 +64,7 @@ from accountlink.sharing import ShareGrants
 from accountlink.tables.ledger import transfer_ledger
 from accountlink.tables.mapping import AccountMapping
 from accountlink.tables.mixin import LinkedAccountMixin
+from accountlink.tables.pending import pending_credentials
 from accountlink.values.credentials import TokenSet
 from accountlink.values.email import normalize_email
 from accountlink.values.events import EventType, GrantEvent, LinkEvent
@@ -78,6 +81,8 @@ from accountlink.values.outcomes import (
 )
 from accountlink.values.policy import Key, LinkPolicy, Ownership, Removal
 from accountlink.values.secrecy import Secret
+from accountlink.vault.keys import KeySource, VaultKey
+from accountlink.vault.vault import CredentialVault, Plaintext
 
 if TYPE_CHECKING:
     from accountlink.doctor.diagnose import diagnose
@@ -98,6 +103,7 @@ __all__ = [
     "Change",
     "ConfigurationError",
     "ConsentDeclined",
+    "CredentialVault",
     "CredentialsUnreadable",
     "CrossSiteRequest",
     "Delivery",
@@ -119,6 +125,7 @@ __all__ = [
     "InvalidIdentity",
     "IssuedGrant",
     "Key",
+    "KeySource",
     "LastAccount",
     "LinkBlocked",
     "LinkEvent",
@@ -127,12 +134,15 @@ __all__ = [
     "LinkedAccount",
     "LinkedAccountMixin",
     "Look",
+    "MissingScopes",
+    "NeedsConsent",
     "NotSignedIn",
     "OutcomeUnknown",
     "OwnerLookupFailed",
     "OwnerNotFound",
     "Ownership",
     "OwnershipConflict",
+    "Plaintext",
     "ProviderFailed",
     "ProviderIdentity",
     "ProviderMismatch",
@@ -157,10 +167,12 @@ __all__ = [
     "UnknownProvider",
     "Unlinked",
     "UnsupportedMediaType",
+    "VaultKey",
     "diagnose",
     "grants_table",
     "link_outbox",
     "normalize_email",
+    "pending_credentials",
     "pooler_options",
     "transfer_ledger",
     "tune_sqlite",

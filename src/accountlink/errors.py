@@ -5,6 +5,7 @@ No message, attribute, cause or context carries a secret, an e-mail address, ano
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, ClassVar, Final
 from urllib.parse import quote_plus
 
@@ -109,6 +110,41 @@ class CredentialsUnreadable(AccountLinkError):
         self.role = role
         self.reason = reason
         self.key_id = key_id
+
+
+class NeedsConsent(AccountLinkError):
+    """Raised when a link has no token that works, and only the user can give it a new one, by linking again.
+
+    Attributes:
+        provider_code: The provider's error code, if the provider ended the grant; otherwise ``None``.
+        since: When the grant or its last token ended, aware; ``None`` if there was never a token.
+    """
+
+    code = "needs_consent"
+
+    def __init__(self, *, provider_code: str | None = None, since: datetime | None = None) -> None:
+        super().__init__(
+            "This account has no valid token, and none can be obtained without the user. Let the user link it again."
+        )
+        self.provider_code = provider_code
+        self.since = since
+
+
+class MissingScopes(AccountLinkError):
+    """Raised when the user has not granted scopes that a call needs.
+
+    Attributes:
+        missing: The scopes that the link lacks.
+    """
+
+    code = "missing_scopes"
+
+    def __init__(self, *, missing: frozenset[str]) -> None:
+        super().__init__(
+            f"The user has not granted: {', '.join(sorted(missing))}. Let the user link the account again, asking for "
+            "these scopes too."
+        )
+        self.missing = missing
 
 
 class ConfigurationError(AccountLinkError):

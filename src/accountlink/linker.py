@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, Final, Generic, assert_never, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, assert_never, overload
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -37,9 +37,11 @@ from accountlink.tables.arguments import (
     milliseconds,
 )
 from accountlink.tables.mapping import AccountMapping, HasIds
+from accountlink.tables.pending import checked_pending
 from accountlink.tables.rows import present
 from accountlink.transfers.redeeming import Guard, Transfers, ledger_of
-from accountlink.values.credentials import TokenSet
+from accountlink.transfers.signing import LEEWAY
+from accountlink.values.credentials import TokenSet, checked_scopes, checked_token
 from accountlink.values.events import LinkEvent
 from accountlink.values.facts import Failure
 from accountlink.values.identity import ProviderIdentity
@@ -58,10 +60,16 @@ from accountlink.values.outcomes import (
 )
 from accountlink.values.policy import Ownership, Removal
 from accountlink.values.secrecy import Concealed
+from accountlink.vault.vault import CredentialVault
+
+if TYPE_CHECKING:
+    from accountlink.vault.sealing import Sealing
+    from accountlink.vault.stored import StoredCredentials
 
 TRANSFER_LIFETIME: Final = timedelta(minutes=10)
 LOCK_TIMEOUT: Final = timedelta(seconds=10)
 LEASE: Final = timedelta(minutes=1)
+MIN_VALID: Final = timedelta(minutes=1)
 
 Values = Mapping[Any, object]
 """Application columns to fill: mapped attributes or columns of the table, and their values."""
@@ -82,6 +90,10 @@ class AccountLinker(Generic[UserId, LinkId]):
             without a ``version`` column carry transfer tokens. A table that has the column does not use a ledger.
         outbox: The table that ``link_outbox(Base.metadata)`` makes. It gets an event for each change of a link and for
             each conflict, in the same transaction. :meth:`events` reads it. Without it there are no events.
+        vault: Seals the tokens that calls write. Without it the table contains them in plain text.
+        pending: The table that ``pending_credentials(Base.metadata)`` makes. It keeps the sealed tokens of a claimant
+            between a conflict and the transfer. It needs a vault, secrets, and a table of links whose conflicts carry
+            transfer tokens. Without it a transferred link has no tokens until the claimant links again.
         transfer_lifetime: How long a transfer token can be redeemed.
         lock_timeout: How long a transaction of accountlink's own waits for a lock, if the PostgreSQL server, role or
             connection sets no ``lock_timeout`` itself; ``None`` waits without a limit. In a caller's transaction, for
@@ -102,6 +114,8 @@ class AccountLinker(Generic[UserId, LinkId]):
         guard_last: Guard[UserId] | None = ...,
         ledger: sa.Table | None = ...,
         outbox: sa.Table | None = ...,
+        vault: CredentialVault | None = ...,
+        pending: sa.Table | None = ...,
         transfer_lifetime: timedelta = ...,
         lock_timeout: timedelta | None = ...,
     ) -> None: ...
@@ -116,6 +130,8 @@ class AccountLinker(Generic[UserId, LinkId]):
         guard_last: Guard[UserId] | None = ...,
         ledger: sa.Table | None = ...,
         outbox: sa.Table | None = ...,
+        vault: CredentialVault | None = ...,
+        pending: sa.Table | None = ...,
         transfer_lifetime: timedelta = ...,
         lock_timeout: timedelta | None = ...,
     ) -> None: ...
@@ -129,6 +145,8 @@ class AccountLinker(Generic[UserId, LinkId]):
         guard_last: Guard[UserId] | None = None,
         ledger: sa.Table | None = None,
         outbox: sa.Table | None = None,
+        vault: CredentialVault | None = None,
+        pending: sa.Table | None = None,
         transfer_lifetime: timedelta = TRANSFER_LIFETIME,
         lock_timeout: timedelta | None = LOCK_TIMEOUT,
     ) -> None:
@@ -136,10 +154,18 @@ class AccountLinker(Generic[UserId, LinkId]):
         ledger_table = ledger_of(self.mapping, ledger)
         self.ledger: Final[sa.Table | None] = ledger_table
         outbox_table = None if outbox is None else checked_outbox(outbox)
+        pending_table = None if pending is None else checked_pending(pending)
+        check_span("transfer_lifetime", transfer_lifetime)
         self._store: Final = AccountStore(
-            self.mapping, ledger_table, outbox_table, clock=check_callable("clock", clock)
+            self.mapping,
+            ledger_table,
+            outbox_table,
+            pending_table,
+            keeps_for=transfer_lifetime + LEEWAY,
+            clock=check_callable("clock", clock),
         )
-        self._tables: Final = [table for table in (self.mapping.table, ledger_table, outbox) if table is not None]
+        tables = (self.mapping.table, ledger_table, outbox, pending)
+        self._tables: Final = [table for table in tables if table is not None]
         self._feed: Final[Feed[LinkEvent[UserId, LinkId]]] = Feed(
             owner="AccountLinker",
             outbox=outbox_table,
@@ -148,10 +174,13 @@ class AccountLinker(Generic[UserId, LinkId]):
             tables=self._tables,
         )
         self._calls: Final = self._store.calls
-        check_span("transfer_lifetime", transfer_lifetime)
         self._transfers: Final = Transfers(
             self._store, secrets=secrets, ledger=ledger_table, lifetime=transfer_lifetime, guard=guard_last
         )
+        self.vault: Final[CredentialVault | None] = _checked_vault(vault)
+        self._stored: Final = None if self.vault is None else self.vault.stored_in(self._store)
+        if pending is not None:
+            self._transfers.check_keeping(has_vault=self.vault is not None)
         self._guard: Final = None if guard_last is None else check_callable("guard_last", guard_last)
         self._needs: Final = Needs.STATEMENT if guard_last is None else Needs.TRANSACTION
         self._place: Final = partial(
@@ -220,15 +249,20 @@ class AccountLinker(Generic[UserId, LinkId]):
             expect=expect,
             values=values,
             update_values=update_values,
+            seal=await self._sealing(credentials),
         )
         place = await self._place(bind)
         outcome = self._outcome(await self._settled(place, call, identity.provider), identity, user_id)
         if isinstance(outcome, OwnershipConflict):
             if outcome.transfer_token is not None:
-                self._transfers.prepare(place)
+                self._transfers.prepare(place, call.shape)
         elif place.session is not None:
             await refresh_held(place, place.session, self.mapping, outcome.account.id)
         return outcome
+
+    async def _sealing(self, credentials: object) -> Sealing | None:
+        """Return what seals a call's tokens, with its key, before any transaction begins."""
+        return None if self._stored is None or credentials is None else await self._stored.vault.ready()
 
     async def _settled(self, place: Place, call: Call, provider: str) -> Answer[UserId, LinkId]:
         """Run a link until the database has answered it."""
@@ -244,12 +278,12 @@ class AccountLinker(Generic[UserId, LinkId]):
             return None if call.link_id is not None else await place.attempt(partial(call.within, place, store.probe))
 
         async def refused(violation: Failure) -> Answer[UserId, LinkId] | None:
-            """Find the cause of a unique violation, and write the event of a conflict that is found."""
+            """Find the cause of a unique violation, and write what belongs to a conflict that is found."""
             look = partial(store.obstacle, call=call)
             settled = await explain(place, violation, look, provider=provider, patience=patience)
-            if settled is not None and settled.account is not None and store.outbox is not None:
-                write_event = partial(store.tell_conflict, call=repeated, owned=settled.account)
-                await run(place, write_event, patience)
+            if settled is not None and settled.account is not None and (store.outbox is not None or call.keeps):
+                note = partial(store.note_conflict, call=repeated, owned=settled.account)
+                await run(place, note, patience)
             return settled
 
         return await run(
@@ -320,7 +354,8 @@ class AccountLinker(Generic[UserId, LinkId]):
             bind: As for :meth:`link`. On PostgreSQL two statements: one reads, and one decides and writes.
             token: The ``transfer_token`` of the user's :class:`OwnershipConflict`, unchanged.
             user_id: The signed-in user's id, in the column's own Python type; never one from a request.
-            credentials: The claimant's tokens; without them the link has none until they link again.
+            credentials: The claimant's tokens. Without them the link gets those that the conflict has kept, if the
+                linker keeps them (``pending=``), and else has none until the claimant links again.
             max_auth_age: The greatest age of a token; an older one is refused, even if it has not expired yet.
 
         Returns:
@@ -345,7 +380,8 @@ class AccountLinker(Generic[UserId, LinkId]):
         if max_auth_age is not None:
             check_span("max_auth_age", max_auth_age, least=NO_TIME)
         now = self._store.now()
-        call = self._calls.transfer(now=now, user_id=user_id, credentials=credentials)
+        seal = await self._sealing(credentials)
+        call = self._calls.transfer(now=now, user_id=user_id, credentials=credentials, seal=seal)
         claim = self._transfers.checked(presented, claimant=user_id)
         place = await self._place(bind, needs=self._needs)
         outcome = await self._transfers.redeem(place, claim, call, now=now, max_age=max_auth_age)
@@ -424,9 +460,7 @@ class AccountLinker(Generic[UserId, LinkId]):
             InvalidIdentity: The provider is not a valid slug.
             StoreBusy, StoreUnavailable, RetryTransaction: As for :meth:`link`.
         """
-        call = self._calls.reading(user_id=user_id, provider=provider, link_id=link_id)
-        if provider is None and link_id is None:
-            raise ConfigurationError("account() needs a link_id or a provider.")
+        call = self._named("account", user_id=user_id, link_id=link_id, provider=provider)
         found = await read(await self._place(bind), partial(self._store.accounts, call=call))
         if not found:
             raise AccountNotFound
@@ -458,6 +492,150 @@ class AccountLinker(Generic[UserId, LinkId]):
         if call is None:
             return None
         return await read(await self._place(bind), partial(self._store.find_owner, call=call))
+
+    # -- credentials --------------------------------------------------------------------------------------------------
+
+    async def credentials(
+        self,
+        engine: AsyncEngine,
+        *,
+        user_id: UserId,
+        link_id: LinkId | None = None,
+        provider: str | None = None,
+        min_valid: timedelta = MIN_VALID,
+        require: Collection[str] = frozenset(),
+        rejected: str | None = None,
+    ) -> TokenSet:
+        """Return tokens of a link that are valid now, without the refresh token.
+
+        One statement reads the row. Whether the access token has expired is decided by the database's clock.
+
+        Args:
+            engine: An engine.
+            user_id: The user's id, in the column's own Python type.
+            link_id: The link's id, in the column's own Python type. Give this or ``provider``, or both.
+            provider: The provider's slug. Alone it is enough if the user has one account there.
+            min_valid: How long the access token should last at least. A token that ends sooner is given out where no
+                other can be had, as long as it is valid.
+            require: The scopes that the user must have granted.
+            rejected: An access token of this link that the provider's API has just refused. It is given out again only
+                if it is younger than 60 seconds, because then it lacks rights, and a new token would too.
+
+        Returns:
+            The tokens.
+
+        Raises:
+            NeedsConsent: The link has no access token, or it has expired and there is no refresh token.
+            MissingScopes: The user has not granted some of the scopes. Raised before a token is opened.
+            CredentialsUnreadable: The access token cannot be opened.
+            AccountNotFound: The user has no such live link; it may be another user's.
+            AmbiguousAccount: The provider alone matches several links of the user.
+            ConfigurationError: The linker has no vault; ``engine`` is not an engine; neither ``link_id`` nor
+                ``provider`` was given; or the access token has expired, there is a refresh token, and this linker does
+                not renew tokens.
+            InvalidIdentity: The provider is not a valid slug.
+            StoreBusy, StoreUnavailable: As for :meth:`link`.
+        """
+        stored = self._with_vault("credentials")
+        if not isinstance(engine, AsyncEngine):
+            raise ConfigurationError(
+                f"credentials() takes an engine, not {type(engine).__name__}: renewing a token takes transactions of "
+                "its own. In a transaction of yours, call stored_credentials()."
+            )
+        check_span("min_valid", min_valid, least=NO_TIME)
+        scopes = checked_scopes(require)
+        call = self._named("credentials", user_id=user_id, link_id=link_id, provider=provider)
+        found = await stored.find(await self._place(engine), call)
+        return await stored.valid(found, require=scopes, rejected=checked_token("rejected", rejected))
+
+    async def stored_credentials(
+        self, bind: Bind, *, user_id: UserId, link_id: LinkId | None = None, provider: str | None = None
+    ) -> TokenSet:
+        """Return all tokens of a link as they stand in its row, valid or not: for tests, exports and own refreshes.
+
+        Args:
+            bind: As for :meth:`link`. Keys that the vault's source has to fetch are fetched after the row was read.
+            user_id: The user's id, in the column's own Python type.
+            link_id: The link's id, in the column's own Python type. Give this or ``provider``, or both.
+            provider: The provider's slug. Alone it is enough if the user has one account there.
+
+        Returns:
+            The tokens, with the refresh token.
+
+        Raises:
+            NeedsConsent: The link has no access token.
+            CredentialsUnreadable: A token cannot be opened.
+            AccountNotFound, AmbiguousAccount, InvalidIdentity: As for :meth:`credentials`.
+            ConfigurationError: The linker has no vault, or neither ``link_id`` nor ``provider`` was given.
+            StoreBusy, StoreUnavailable, RetryTransaction: As for :meth:`link`.
+        """
+        stored = self._with_vault("stored_credentials")
+        call = self._named("stored_credentials", user_id=user_id, link_id=link_id, provider=provider)
+        return await stored.whole(await stored.find(await self._place(bind), call))
+
+    async def replace_credentials(
+        self,
+        bind: Bind,
+        *,
+        user_id: UserId,
+        tokens: TokenSet,
+        presented: str,
+        link_id: LinkId | None = None,
+        provider: str | None = None,
+    ) -> bool:
+        """Store tokens that were obtained elsewhere, if the link still has the token that they were obtained with.
+
+        What the tokens leave out stays: the refresh token, scopes, the OAuth client, members of ``extra``. The link's
+        ``version`` stays too, so that transfer tokens remain valid. Two callers who have used one refresh token cannot
+        both store what they got.
+
+        Args:
+            bind: As for :meth:`link`.
+            user_id: The user's id, in the column's own Python type.
+            tokens: The new tokens.
+            presented: The refresh token that was sent to the provider for them; where there was none, the access token.
+            link_id: The link's id, in the column's own Python type. Give this or ``provider``, or both.
+            provider: The provider's slug. Alone it is enough if the user has one account there.
+
+        Returns:
+            ``True`` if the link has the tokens now; ``False`` if it has other tokens than those presented. Nothing was
+                written then.
+
+        Raises:
+            CredentialsUnreadable: A stored token cannot be opened.
+            AccountNotFound, AmbiguousAccount, InvalidIdentity: As for :meth:`credentials`.
+            ConfigurationError: The linker has no vault, neither ``link_id`` nor ``provider`` was given, or the table
+                has no column for something that the tokens bring.
+            StoreBusy, StoreUnavailable, RetryTransaction, OutcomeUnknown: As for :meth:`link`.
+        """
+        stored = self._with_vault("replace_credentials")
+        known = checked_token("presented", presented)
+        if known is None:
+            raise ConfigurationError("replace_credentials() needs presented=...: what the tokens were obtained with.")
+        sealing = await stored.vault.ready()
+        self._check_named("replace_credentials", link_id=link_id, provider=provider)
+        call = self._calls.replacing(user_id=user_id, link_id=link_id, provider=provider, tokens=tokens, seal=sealing)
+        place = await self._place(bind)
+        written = await stored.replace(place, call, sealing, presented=known)
+        if written is not None and place.session is not None:
+            await refresh_held(place, place.session, self.mapping, written)
+        return written is not None
+
+    def _with_vault(self, method: str) -> StoredCredentials[UserId, LinkId]:
+        if self._stored is None:
+            raise ConfigurationError(f"{method}() needs AccountLinker(vault=CredentialVault(keys=[...])).")
+        return self._stored
+
+    def _named(self, method: str, *, user_id: object, link_id: object, provider: str | None) -> Call:
+        """Return the call that reads one link."""
+        self._check_named(method, link_id=link_id, provider=provider)
+        return self._calls.reading(user_id=user_id, provider=provider, link_id=link_id)
+
+    def _check_named(self, method: str, *, link_id: object, provider: object) -> None:
+        if provider is None and link_id is None:
+            raise ConfigurationError(f"{method}() needs a link_id or a provider.")
+
+    # -- more ---------------------------------------------------------------------------------------------------------
 
     def check_user(self, user_id: UserId) -> None:
         """Refuse a value that cannot be a user's id in this table, before anything begins.
@@ -575,3 +753,9 @@ class AccountLinker(Generic[UserId, LinkId]):
                 raise OutcomeUnknown if patience.ambiguous else AccountNotFound
 
         return await run(place, partial(call.within, place, removed), patience, silent=silent)
+
+
+def _checked_vault(vault: object) -> CredentialVault | None:
+    if vault is None or isinstance(vault, CredentialVault):
+        return vault
+    raise ConfigurationError(f"vault=... takes a CredentialVault, not {type(vault).__name__}.")

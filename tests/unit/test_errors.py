@@ -36,6 +36,8 @@ TABLE: Final[list[tuple[str, str, dict[str, Any], str]]] = [
             ("contents", "AbCd_-12", "Upgrade accountlink"),
         )
     ),
+    ("NeedsConsent", "needs_consent", {"provider_code": "invalid_grant", "since": None}, "Let the user link it again"),
+    ("MissingScopes", "missing_scopes", {"missing": frozenset({"read"})}, "asking for these scopes too"),
     (
         "OwnerLookupFailed",
         "database_query_failed",

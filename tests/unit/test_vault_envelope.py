@@ -26,7 +26,6 @@ from accountlink.vault.contents import AccessToken, RefreshToken
 from accountlink.vault.envelope import (
     BoundTo,
     Envelope,
-    Plaintext,
     _row_cipher,
     _seal,
     associated_data,
@@ -37,6 +36,7 @@ from accountlink.vault.envelope import (
     unseal,
 )
 from accountlink.vault.keys import GivenKeys, VaultKey
+from accountlink.vault.vault import Plaintext
 from tests.support.vectors import VECTORS, each_envelope, each_refused
 
 Kind = type[AccessToken] | type[RefreshToken]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import secrets as randomness
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Protocol, Self, TypeVar
 from uuid import UUID, uuid4
 
 import sqlalchemy as sa
@@ -22,6 +22,7 @@ from accountlink.tables.exact import REFUSED, Spelling
 from accountlink.tables.fitting import check_length, fitted, limit_of
 from accountlink.tables.idtype import IdType, smallest_bits
 from accountlink.tables.mapping import AccountMapping
+from accountlink.tables.pending import kept_values
 from accountlink.tables.rows import MappedTable, text_of
 from accountlink.tables.slugs import slugs_of
 from accountlink.values.credentials import TokenSet, join_scopes
@@ -67,6 +68,38 @@ class Occasion:
         if self.data is not None:
             bound["al_event_data"] = self.data
         return bound
+
+
+class Seal(Protocol):
+    """Seal tokens that begin a new grant, for the one link that they are stored in: the vault's part in a call."""
+
+    def __call__(
+        self, tokens: TokenSet, *, user_id: Any, provider: str, account_key: str, issued_at: datetime
+    ) -> Mapping[str, str]:
+        """Return the envelopes by role."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Brought:
+    """Hold the tokens that a call brings, and what seals them.
+
+    Attributes:
+        tokens: The tokens, which no ``repr`` shows.
+        seal: Seals them; ``None`` without a vault.
+    """
+
+    tokens: TokenSet
+    seal: Seal | None = None
+
+    def sealed(self, *, user_id: Any, provider: str, account_key: str, issued_at: datetime) -> dict[str, str]:
+        """Return the envelopes of the tokens by role, or nothing without a vault."""
+        if self.seal is None:
+            return {}
+        sealed = self.seal(
+            self.tokens, user_id=user_id, provider=provider, account_key=account_key, issued_at=issued_at
+        )
+        return {role: ConcealedText(text) for role, text in sealed.items()}
 
 
 class FrozenCall:
@@ -123,6 +156,10 @@ class Call(FrozenCall):
         version: The version that the link had when it was read.
         lock_timeout: How long a statement waits for a lock, as PostgreSQL's setting has it; ``None`` leaves that alone.
         is_repeated: Whether an attempt whose answer was lost may have written the call's event.
+        kept: The parameters of the claimant's pending credentials, where a conflict or a transfer has to do with them.
+        keeps: Whether a conflict is to keep the call's credentials.
+        takes: Whether a transfer takes its credentials from the pending ones, which have to be unchanged then.
+        brought: The tokens that a transfer brings, to be sealed once its row is known.
     """
 
     user_id: Any = None
@@ -139,6 +176,10 @@ class Call(FrozenCall):
     version: int | None = None
     lock_timeout: str | None = None
     is_repeated: bool = False
+    kept: Mapping[str, Any] = field(default_factory=dict)
+    keeps: bool = False
+    takes: bool = False
+    brought: Brought | None = None
 
     @cached_property
     def parameters(self) -> Parameters:
@@ -149,6 +190,7 @@ class Call(FrozenCall):
         bound.update((f"al_insert_{column.key}", value) for column, value in self.insert.items())
         bound.update((f"al_update_{column.key}", value) for column, value in self.update.items())
         bound.update(self.functions)
+        bound.update(self.kept)
         single = {
             "al_user_id": self.user_id,
             "al_id": self.link_id,
@@ -173,6 +215,8 @@ class Call(FrozenCall):
             expect=self.link_id is not None,
             bounded=self.lock_timeout is not None,
             again=self.is_repeated,
+            keeps=self.keeps,
+            takes=self.takes,
         )
 
 
@@ -183,13 +227,17 @@ class Calls:
         mapping: The columns of the table, by role.
         table: The table.
         tells: Whether there is an outbox, so that calls carry the facts of an event.
+        keeps_for: How long the credentials of a call that ends in a conflict are kept; ``None`` where they are not.
     """
 
-    def __init__(self, mapping: AccountMapping[Any, Any], table: MappedTable, *, tells: bool) -> None:
+    def __init__(
+        self, mapping: AccountMapping[Any, Any], table: MappedTable, *, tells: bool, keeps_for: timedelta | None = None
+    ) -> None:
         self._mapping = mapping
         self._columns = mapping.columns
         self._table = table
         self._tells = tells
+        self._keeps_for = keeps_for
         self._by_email = mapping.policy.key is Key.EMAIL
         self._begins_at_random = mapping.reuses_ids
         self.slugs: Final = slugs_of(mapping.columns["provider"].type)
@@ -213,8 +261,18 @@ class Calls:
         expect: object,
         values: Mapping[Any, object] | None,
         update_values: Mapping[Any, object] | None,
+        seal: Seal | None = None,
     ) -> Call:
         """Build the call that links.
+
+        Args:
+            user_id: The user.
+            identity: The identity.
+            credentials: The tokens, if the call brings any.
+            expect: The link to reconnect.
+            values: Application columns of a new row.
+            update_values: Application columns to fill on update too.
+            seal: Seals the tokens, where there is a vault.
 
         Raises:
             InvalidIdentity: No e-mail address under ``Key.EMAIL``, or one without a normal form.
@@ -225,7 +283,7 @@ class Calls:
         # Check the arguments, and convert them to what the columns take.
         if not isinstance(identity, ProviderIdentity):
             raise wrong_kind("identity", identity, ProviderIdentity)
-        brought = self._credentials(credentials)
+        tokens, filled = self._credentials(credentials, seal)
         insert = self._application(values, new=True) if values is not None else {}
         update = self._application(update_values, new=False) if update_values is not None else {}
         named = self._identity(identity)
@@ -236,6 +294,11 @@ class Calls:
             raise BlockedByConstraint(constraint=None, columns=respelt, rule=BY_SPELLING)
         # Add the moments, the functions' values and the event.
         now = self._table.now()
+        sealed: dict[str, str] = {}
+        if tokens is not None:
+            account_key = str.__str__(named[self._mapping.key_roles[-1]])
+            sealed = tokens.sealed(user_id=user_id, provider=identity.provider, account_key=account_key, issued_at=now)
+            self.check_lengths(sealed)
         stamps = self._table.stamped(("created_at", "updated_at"), now)
         if self._begins_at_random:
             stamps["version"] = first_version(self._columns["version"].type)
@@ -243,31 +306,79 @@ class Calls:
             user_id=user_id,
             link_id=expect,
             identity=named,
-            credentials=brought,
+            credentials=filled | sealed,
             stamps=stamps,
             insert=insert,
             update=update,
             functions=self._table.defaults() | self._table.onupdate(),
             occasion=Occasion.of(now) if self._tells else None,
+            **self._kept(tokens, sealed, identity, user_id=user_id, now=now),
         )
 
-    def transfer(self, *, now: datetime, user_id: object, credentials: object) -> Call:
+    def _kept(
+        self,
+        brought: Brought | None,
+        sealed: dict[str, str],
+        identity: ProviderIdentity,
+        *,
+        user_id: object,
+        now: datetime,
+    ) -> dict[str, Any]:
+        """Return the fields of a call whose credentials a conflict is to keep, or nothing."""
+        if self._keeps_for is None or brought is None:
+            return {}
+        key = self._kept_key(user_id, identity.provider, identity.account_id, now=now)
+        values = kept_values(brought.tokens, sealed=sealed, until=(now + self._keeps_for).astimezone(UTC))
+        return {"kept": key | values, "keeps": True}
+
+    def _kept_key(self, user_id: Any, provider: str, account_id: str, *, now: datetime) -> dict[str, Any]:
+        """Return the parameters that name a claimant's pending credentials."""
+        return {
+            "al_kept_user_id": str(self._table.id_type("user_id").one_form(user_id)),
+            "al_kept_provider": provider,
+            "al_kept_account_id": account_id,
+            "al_kept_now": now.astimezone(UTC),
+        }
+
+    def transfer(self, *, now: datetime, user_id: object, credentials: object, seal: Seal | None = None) -> Call:
         """Build the call that gives a link to the claimant.
 
         Args:
             now: The present moment, aware.
             user_id: The claimant, whose id has been checked.
             credentials: The claimant's credentials, if the claimant brings any.
+            seal: Seals them, where there is a vault.
 
         Raises:
             ConfigurationError: The table has no column for something that the credentials bring.
         """
+        tokens, filled = self._credentials(credentials, seal)
         return Call(
             user_id=user_id,
-            credentials=self._credentials(credentials),
+            credentials=filled,
+            brought=tokens,
             stamps=self._table.stamped(("updated_at",), now),
             functions=self._table.onupdate(),
             occasion=Occasion.of(now) if self._tells else None,
+        )
+
+    def replacing(self, *, user_id: object, link_id: object, provider: str | None, tokens: object, seal: Seal) -> Call:
+        """Build the call that stores tokens in a link that has some already, once the row is known.
+
+        Raises:
+            AccountNotFound: No link can have the id.
+            ConfigurationError: An id of the wrong type, or no column for something that the tokens bring.
+            InvalidIdentity: A provider that cannot be one.
+        """
+        found, filled = self._credentials(tokens, seal)
+        if found is None:
+            raise wrong_kind("tokens", tokens, TokenSet)
+        read = self.reading(user_id=user_id, provider=provider, link_id=link_id)
+        return read.changed(
+            credentials=filled,
+            brought=found,
+            stamps=self._table.stamped(("updated_at",), self._table.now()),
+            functions=self._table.onupdate(),
         )
 
     def about_row(self, call: Call, row: LinkedAccount[Any, Any], version: int | None) -> Call:
@@ -280,12 +391,34 @@ class Calls:
         """
         # A CHAR(n) that is mapped as another text type pads the text; the padding is removed.
         provider, account_id = text_of(row.provider).rstrip(" "), text_of(row.account_id).rstrip(" ")
+        now = self._table.now()
+        sealed = {}
+        if call.brought is not None:
+            sealed = call.brought.sealed(user_id=call.user_id, provider=provider, account_key=account_id, issued_at=now)
+            self.check_lengths(sealed)
         return call.changed(
             link_id=row.id,
             identity={"provider": self.provider(provider), "account_id": account_id},
             owner=self._concealed_user(row.user_id),
             version=version,
+            credentials={**call.credentials, **sealed},
+            kept={} if self._keeps_for is None else self._kept_key(call.user_id, provider, account_id, now=now),
         )
+
+    def taking(self, call: Call, kept: Mapping[str, Any]) -> Call:
+        """Return a transfer's call with the credentials that the claimant's conflict has kept.
+
+        Args:
+            call: The call, with the row's values.
+            kept: The credentials by role: envelopes, an aware moment, a set of scopes.
+        """
+        filled = dict(kept)
+        if "expires_at" in kept:
+            filled |= self._table.stamped(("expires_at",), kept["expires_at"])
+        if "scopes" in kept:
+            filled["scopes"] = self._write_scopes(kept["scopes"])
+        seen = {**call.kept, "al_kept_access_token": kept["access_token"]}
+        return call.changed(credentials=filled, kept=seen, takes=True)
 
     def unlink(self, *, user_id: object, link_id: object, reason: object) -> Call:
         """Build the call that removes a link.
@@ -352,7 +485,7 @@ class Calls:
                 problem="is missing under Key.EMAIL",
                 remedy="Ask the provider for the e-mail scope.",
             )
-        self._check_lengths(named)
+        self.check_lengths(named)
         return named
 
     def provider(self, slug: str) -> Any:
@@ -381,20 +514,22 @@ class Calls:
             respelt += [] if unchanged else [self._columns[role].name]
         return tuple(respelt)
 
-    def _credentials(self, tokens: object) -> dict[str, Any]:
-        """Return the credentials by role, without those that the provider left out and the row keeps.
+    def _credentials(self, tokens: object, seal: Seal | None) -> tuple[Brought | None, dict[str, Any]]:
+        """Return the tokens, and the credentials by role, without those that the provider left out and the row keeps.
+
+        With a vault the tokens themselves are left empty here, until they are sealed for a row.
 
         Source: RFC 6749, section 5.1: a provider may leave out the scopes if they are those that were asked for.
         """
         if tokens is None:
-            return {}
+            return None, {}
         if not isinstance(tokens, TokenSet):
             raise wrong_kind("credentials", tokens, TokenSet)
         # Refuse a value that has no column.
         refresh = tokens.refresh_token
         brought: dict[str, Any] = {
-            "access_token": ConcealedText(tokens.access_token.reveal()),
-            "refresh_token": None if refresh is None else ConcealedText(refresh.reveal()),
+            "access_token": ConcealedText("" if seal else tokens.access_token.reveal()),
+            "refresh_token": None if refresh is None else ConcealedText("" if seal else refresh.reveal()),
             "expires_at": tokens.expires_at,
             "scopes": tokens.scopes or None,
         }
@@ -404,6 +539,8 @@ class Calls:
                     f"{self._mapping.name!r} has no column mapped for the credentials' {role!r}, and nothing is "
                     f"dropped in silence. Map {role}=..., or pass a TokenSet without it."
                 )
+        if seal is None:
+            _check_unsealed(tokens)
         # Convert the values, and leave out those that the row keeps.
         if tokens.expires_at is not None:
             brought |= self._table.stamped(("expires_at",), tokens.expires_at)
@@ -415,10 +552,15 @@ class Calls:
             for role, value in brought.items()
             if role in self._columns and not (value is None and role in left_alone)
         }
-        self._check_lengths(filled)
-        return filled
+        self.check_lengths(filled)
+        return Brought(tokens=tokens, seal=seal), filled
 
-    def _check_lengths(self, filled: Mapping[str, Any]) -> None:
+    def check_lengths(self, filled: Mapping[str, Any]) -> None:
+        """Refuse a text that is longer than its column.
+
+        Raises:
+            ConfigurationError: A text is longer than its column.
+        """
         for role, limit in self._limits.items():
             value = filled.get(role)
             if isinstance(value, str) and len(value) > limit:
@@ -456,6 +598,16 @@ class Calls:
                 raise ConfigurationError(f"{column.name!r} is given twice, by two names. Give it once.")
             filled[column] = fitted(value, column)
         return dict(sorted(filled.items(), key=lambda item: item[0].key))
+
+
+def _check_unsealed(tokens: TokenSet) -> None:
+    """Refuse what only an envelope has room for, where there is no vault."""
+    beside = {"extra": tokens.extra, "client": tokens.client, "refresh_expires_at": tokens.refresh_expires_at}
+    if named := [name for name, value in beside.items() if value]:
+        raise ConfigurationError(
+            f"Only a vault stores the credentials' {named[0]!r}, and nothing is dropped in silence. Pass "
+            "AccountLinker(vault=CredentialVault(...)), or a TokenSet without it."
+        )
 
 
 def _concealing(kind: IdType) -> Callable[[Any], Any]:

@@ -26,6 +26,7 @@ from accountlink.tables.fragments import ONE, ZERO, named_arm, select, word
 from accountlink.tables.ledger import Ledger
 from accountlink.tables.mapping import CREDENTIAL_ROLES, AccountMapping
 from accountlink.tables.naming import Names
+from accountlink.tables.pending import Pending
 from accountlink.tables.rows import aware
 from accountlink.tables.upserts import insert_or_nothing
 from accountlink.values.credentials import join_scopes
@@ -65,6 +66,8 @@ class Shape:
         expect: Whether one given link is to be reconnected.
         bounded: Whether the statement bounds its own waiting for locks.
         again: Whether an attempt whose answer was lost may have left the call's event in the outbox.
+        keeps: Whether a conflict is to keep the call's credentials.
+        takes: Whether a transfer takes its credentials from those that a conflict has kept.
     """
 
     email: bool = False
@@ -74,20 +77,28 @@ class Shape:
     expect: bool = False
     bounded: bool = False
     again: bool = False
+    keeps: bool = False
+    takes: bool = False
 
 
 class Statements:
     """Build the statements of one table of links."""
 
     def __init__(
-        self, mapping: AccountMapping[Any, Any], ledger: sa.Table | None = None, outbox: sa.Table | None = None
+        self,
+        mapping: AccountMapping[Any, Any],
+        ledger: sa.Table | None = None,
+        outbox: sa.Table | None = None,
+        pending: sa.Table | None = None,
     ) -> None:
         self._mapping = mapping
-        self._names: Final = Names(mapping.table, ledger, outbox)
+        self._names: Final = Names(mapping.table, ledger, outbox, pending)
         self.ledger: Final = None if ledger is None or mapping.written("version") else Ledger(ledger, self._names)
         """The ledger, if the table has no version column that accountlink writes."""
         self.outbox: Final = None if outbox is None else LinkEvents(outbox, self._names)
         """The part that writes the events of links."""
+        self.pending: Final = None if pending is None else Pending(pending, self._names)
+        """The part that keeps the credentials of a claimant."""
         self._t = mapping.table
         self._c = mapping.columns
         self._policy = mapping.policy
@@ -335,6 +346,7 @@ class Statements:
         has_own = sa.exists(select(ONE).select_from(own))
         answers: list[sa.Select[Any]] = []
         nobody_else: list[Condition] = []
+        beside: list[sa.CTE] = []
         if self._policy.ownership is Ownership.EXCLUSIVE:
             reading = self.other()
             if shape.expect:
@@ -343,6 +355,8 @@ class Statements:
             nobody_else = [~sa.exists(select(ONE).select_from(other))]
             epoch = [] if self.ledger is None else [other.c.epoch]
             answers.append(select(named_arm("conflict"), *self.row(other.c), _why(), *epoch))
+            if shape.keeps and self.pending is not None:
+                beside += self.pending.keeping(other)
         # The update arm, and its answer: "updated" or "restored".
         allowed = [own.c.fits, sa.not_(own.c.blocked), *nobody_else]
         updated = (
@@ -373,8 +387,7 @@ class Statements:
             mismatch = select(named_arm("mismatch"), *self._nothing(), _why(), *no_epoch)
             answers.append(mismatch.where(sa.not_(own.c.fits)))
         answer: sa.Select[Any] | sa.CompoundSelect[Any] = sa.union_all(*answers)
-        # The parts beside the answer: a restored link's new epoch, and the event.
-        beside: list[sa.CTE] = []
+        # The other parts beside the answer: a restored link's new epoch, and the event.
         if self.ledger is not None and self._policy.removal is Removal.SOFT:
             beside.append(self.ledger.raised_by(updated, sa.not_(updated.c.was_live)))
         if self.outbox is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final, Generic
 
@@ -36,17 +36,21 @@ class AccountStore(MappedTable, Generic[UserId, LinkId]):
         mapping: AccountMapping[UserId, LinkId],
         ledger: sa.Table | None = None,
         outbox: sa.Table | None = None,
+        pending: sa.Table | None = None,
         *,
+        keeps_for: timedelta = timedelta(0),
         clock: Callable[[], datetime] = present,
     ) -> None:
         self.mapping: Final = mapping
         self.outbox: Final = outbox
-        self.statements: Final = Statements(mapping, ledger, outbox)
+        self.pending: Final = pending
+        self.statements: Final = Statements(mapping, ledger, outbox, pending)
         self.keeps_epochs: Final = self.statements.ledger is not None
         """Says whether a ledger tells the states of a row apart."""
         self.tells_states: Final = mapping.written("version") or self.keeps_epochs
         """Says whether the states of a row can be told apart, by its version or by the ledger."""
-        heard = ("al_links", "al_source") if outbox is not None or self.keeps_epochs else ()
+        has_tables = outbox is not None or pending is not None or self.keeps_epochs
+        heard = ("al_links", "al_source") if has_tables else ()
         super().__init__(
             mapping,
             row=self.statements.row_roles,
@@ -57,10 +61,12 @@ class AccountStore(MappedTable, Generic[UserId, LinkId]):
             onupdate=self.statements.onupdate,
             clock=clock,
         )
-        self.calls: Final = Calls(mapping, self, tells=outbox is not None)
+        self.calls: Final = Calls(
+            mapping, self, tells=outbox is not None, keeps_for=None if pending is None else keeps_for
+        )
         self._slugs: Final = {value: slug for slug, value in self.calls.slugs.items()}
         compared = [role for role in mapping.compared_roles if role in self.row_roles]
-        self._is_about: Final = partial(holds_texts, roles=compared, slugs=self._slugs)
+        self.is_about: Final = partial(holds_texts, roles=compared, slugs=self._slugs)
         """Says whether a row holds the identity that a call names, byte by byte."""
         self._width: Final = len(self.row_roles)
         self._exclusive: Final = mapping.policy.ownership is Ownership.EXCLUSIVE
@@ -90,7 +96,7 @@ class AccountStore(MappedTable, Generic[UserId, LinkId]):
             ConfigurationError: The row holds another identity than the one that was written.
         """
         account = self.account(row, offset)
-        if not self._is_about(account, call.identity):
+        if not self.is_about(account, call.identity):
             raise ConfigurationError(
                 f"{self.mapping.name!r} does not hold the provider, the account id or the e-mail key that was given "
                 "to it: a trigger, or the column's own type, has changed it. Make the table keep them as they are."
@@ -145,8 +151,7 @@ class AccountStore(MappedTable, Generic[UserId, LinkId]):
             return self.insert(connection, call)
         if arm is Arm.CONFLICT and owner is not None:
             owned = self.asked_for(owner, call)
-            if self.outbox is not None:
-                self.tell_conflict(connection, owned, call)
+            self.note_conflict(connection, call, owned)
             version = self.version_of(owner, epoch=self._width)
             return Answer(arm=arm, account=owned, version=version, table=self.name_on(connection))
         if own is None or arm not in (Arm.UPDATED, Arm.RESTORED):
@@ -268,9 +273,23 @@ class AccountStore(MappedTable, Generic[UserId, LinkId]):
         again, user, link = call.is_repeated, self.mapping.columns["user_id"].type, self.mapping.columns["id"].type
         self.run(connection, event, ("tell", kind, again), lambda: outbox.one(kind, user=user, link=link, again=again))
 
-    def tell_conflict(self, connection: sa.Connection, owned: LinkedAccount[UserId, LinkId], call: Call) -> None:
-        """Write the event of a conflict, where there is an outbox."""
+    def note_conflict(self, connection: sa.Connection, call: Call, owned: LinkedAccount[UserId, LinkId]) -> None:
+        """Write what belongs to a conflict: the event, and the claimant's credentials, where there are tables for them.
+
+        Args:
+            connection: The connection that found the conflict.
+            call: The claimant's call.
+            owned: The owner's row.
+        """
         self.tell(connection, EventType.CONFLICT, owned, call, other=owned.user_id)
+        pending = self.statements.pending
+        if pending is None or not call.keeps:
+            return
+        if connection.dialect.name == "sqlite":
+            self.run(connection, call.parameters, "keep one", pending.keep_one)
+            self.run(connection, call.parameters, "sweep", pending.sweep)
+        else:
+            self.run(connection, call.parameters, "keep", pending.keep)
 
     def raise_epoch(self, connection: sa.Connection, parameters: Parameters) -> None:
         """Raise the epoch of the named link where a ledger keeps it (SQLite)."""
@@ -285,7 +304,7 @@ class AccountStore(MappedTable, Generic[UserId, LinkId]):
         roles = (*call.identity, *(("id",) if call.link_id is not None else ()))
         rows = self.run(connection, call.parameters, ("accounts", roles), lambda: self.statements.listing(roles))
         found = [self.account(row) for row in rows]
-        return [account for account in found if self._is_about(account, call.identity)]
+        return [account for account in found if self.is_about(account, call.identity)]
 
     def unlinked(self, connection: sa.Connection, call: Call) -> list[LinkedAccount[UserId, LinkId]]:
         """List the user's dead links that a link would restore, newest first: all, or those of a provider."""
@@ -305,7 +324,7 @@ class AccountStore(MappedTable, Generic[UserId, LinkId]):
         """Find the live link of a provider account, whoever owns it."""
         row = self.run(connection, call.parameters, "holder", self.statements.holder).first()
         account = None if row is None else self.account(row)
-        return account if account is not None and self._is_about(account, call.identity) else None
+        return account if account is not None and self.is_about(account, call.identity) else None
 
     # -- unlinking ----------------------------------------------------------------------------------------------------
 

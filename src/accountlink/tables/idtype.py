@@ -9,7 +9,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from accountlink.tables.type_layers import plain_type, plain_types, python_type, resolved, works_on_values
+from accountlink.tables.type_layers import is_padded, plain_type, plain_types, python_type, resolved, works_on_values
 from accountlink.values.text import storable
 
 
@@ -36,6 +36,7 @@ class IdType:
     low: int | None = None
     high: int | None = None
     is_uuid_text: bool = False
+    is_padded: bool = False
 
     @classmethod
     def of(cls, column: sa.Column[Any]) -> IdType:
@@ -50,7 +51,8 @@ class IdType:
             bits = max(_bits(plain) for plain in (*_itself(kind), *plain_types(kind)))
             return cls(python=int, low=-(2**bits), high=2**bits - 1)
         is_uuid_text = python is str and isinstance(plain_type(kind), sa.Uuid)
-        return cls(python=python if python in (str, UUID) else None, is_uuid_text=is_uuid_text)
+        known = python if python in (str, UUID) else None
+        return cls(python=known, is_uuid_text=is_uuid_text, is_padded=is_padded(kind))
 
     def accepts(self, value: object) -> bool:
         """Say whether a value is of the column's own type."""
@@ -64,6 +66,14 @@ class IdType:
     def stored(self, value: Any) -> Any:  # what the driver is given
         """Return a value as the column's own processor makes it, where the type is an application's."""
         return self.processors[0](value) if self.processors else value
+
+    def one_form(self, value: Any) -> Any:  # a number, a text or a UUID
+        """Return an id in one form, however it was written: UUIDs in a text, and texts that the column pads."""
+        if isinstance(value, str):
+            if self.is_uuid_text:
+                return UUID(value)
+            return value.rstrip(" ") if self.is_padded else value
+        return value if isinstance(value, (int, UUID)) else self.stored(value)
 
     def holds(self, value: object) -> bool:
         """Say whether a value of the column's type is in the range of the column."""

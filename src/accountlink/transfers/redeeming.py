@@ -32,6 +32,7 @@ from accountlink.linking.statements import Shape
 from accountlink.linking.store import AccountStore
 from accountlink.tables.ledger import checked_ledger
 from accountlink.tables.mapping import AccountMapping
+from accountlink.tables.pending import read_kept
 from accountlink.transfers.signing import Claim, RowState, TransferSigner
 from accountlink.transfers.statements import TransferStatements
 from accountlink.values.events import EventType
@@ -82,28 +83,32 @@ class Transfers(Generic[UserId, LinkId]):
             None if isinstance(secrets, (tuple, list)) and not secrets else TransferSigner(secrets, table=mapping.name)
         )
         self._lifetime: Final = lifetime
-        self._prepared: Final[set[tuple[bool, bool]]] = set()
+        self._prepared: Final[set[tuple[bool, Shape]]] = set()
 
     @cached_property
     def statements(self) -> TransferStatements:
         """The builder of the statements of a transfer, made at the first conflict."""
-        return TransferStatements(self._mapping, self._ledger, self.accounts.outbox)
+        return TransferStatements(self._mapping, self._ledger, self.accounts.outbox, self.accounts.pending)
 
-    def prepare(self, place: Place) -> None:
+    def prepare(self, place: Place, conflict: Shape) -> None:
         """Build the statements of the transfer that may follow a conflict, unless they are built already.
 
-        They are those of a claimant who brings no credentials. A transfer builds what it does not find: in another
-        process than the conflict's, or with credentials.
+        They are those of a claimant who brings no credentials, but for those that the conflict has kept. A transfer
+        builds what it does not find: in another process than the conflict's, or with credentials.
 
         Args:
             place: The place where the conflict was found.
+            conflict: The shape of the claimant's call.
         """
-        bounded = place.lock_timeout is not None
-        if (place.on_sqlite, bounded) in self._prepared:
+        kept = conflict.credentials if conflict.keeps else ()
+        shape = Shape(credentials=kept, bounded=place.lock_timeout is not None, takes=conflict.keeps)
+        if (place.on_sqlite, shape) in self._prepared:
             return
-        self._prepared.add((place.on_sqlite, bounded))
+        self._prepared.add((place.on_sqlite, shape))
         self.accounts.built("claimed", self.statements.claimed)
-        self.accounts.built(*self.moving(Shape(bounded=bounded), in_steps=place.on_sqlite))
+        if self.statements.pending is not None:
+            self.accounts.built("kept", self.statements.pending.read)
+        self.accounts.built(*self.moving(shape, in_steps=place.on_sqlite))
 
     def moving(self, shape: Shape, *, in_steps: bool) -> tuple[Hashable, Callable[[], sa.Executable]]:
         """Return the key and the builder of the statement that gives a row to the claimant.
@@ -112,9 +117,22 @@ class Transfers(Generic[UserId, LinkId]):
             shape: The shape of the claimant's call.
             in_steps: Whether the epoch and the event are written by statements of their own (SQLite).
         """
-        wanted = Shape(credentials=shape.credentials, bounded=shape.bounded)
+        wanted = Shape(credentials=shape.credentials, bounded=shape.bounded, takes=shape.takes and not in_steps)
         build = self.statements.move if in_steps else self.statements.move_and_tell
         return ("move", in_steps, wanted), partial(build, wanted)
+
+    def check_keeping(self, *, has_vault: bool) -> None:
+        """Refuse to keep claimants' credentials where no transfer could use them, or nothing would seal them.
+
+        Args:
+            has_vault: Whether the linker has a vault.
+
+        Raises:
+            ConfigurationError: There is no vault, or the table or the linker does not support transfers.
+        """
+        if not has_vault:
+            raise ConfigurationError("pending=... needs vault=...: a claimant's tokens are kept sealed, or not at all.")
+        self._check_able()
 
     def offer(
         self, owned: LinkedAccount[UserId, LinkId], version: int | None, *, table: str, claimant: UserId, now: datetime
@@ -233,7 +251,11 @@ class _Redemption(Generic[UserId, LinkId]):
         named = claimed.named
         assert named is not None  # noqa: S101  # it fits
         account = self._move(connection, named, claimed.version)
-        return None if account is None else Transferred(account=account, previous_owner_id=named.user_id)
+        if account is None:
+            return None
+        return Transferred(
+            account=account, previous_owner_id=named.user_id, has_credentials="access_token" in self.call.credentials
+        )
 
     def _read(self, connection: sa.Connection) -> tuple[Claimed[UserId, LinkId], bool]:
         """Read the state of the link that the token names, and whether the token fits that state."""
@@ -278,8 +300,9 @@ class _Redemption(Generic[UserId, LinkId]):
             version: Its version, or its epoch in the ledger.
         """
         accounts, guard, in_steps = self.transfers.accounts, self.transfers.guard, self.place.on_sqlite
-        key, build = self.transfers.moving(self.call.shape, in_steps=in_steps)
-        self.call = call = accounts.calls.about_row(self.call, named, version)
+        statements = self.transfers.statements
+        self.call = call = self._taking(connection, accounts.calls.about_row(self.call, named, version))
+        key, build = self.transfers.moving(call.shape, in_steps=in_steps)
         self.provider = named.provider
         if guard is not None:
             self._ask(guard, connection, Concealed(named.user_id))
@@ -294,7 +317,17 @@ class _Redemption(Generic[UserId, LinkId]):
                 accounts.raise_epoch(connection, call.parameters)
             if accounts.outbox is not None:
                 accounts.tell(connection, EventType.TRANSFERRED, account, call, other=call.owner)
+            if (pending := statements.pending) is not None:
+                accounts.run(connection, call.parameters, "drop kept", pending.drop)
         return account
+
+    def _taking(self, connection: sa.Connection, call: Call) -> Call:
+        """Return the call with the credentials that the claimant's conflict has kept, unless it brings others."""
+        accounts, pending = self.transfers.accounts, self.transfers.statements.pending
+        if pending is None or call.brought is not None:
+            return call
+        row = accounts.run(connection, call.parameters, "kept", pending.read).first()
+        return call if row is None else accounts.calls.taking(call, read_kept(row))
 
     async def refused(self, violation: Failure) -> None:
         """Find the cause of a unique violation."""

@@ -14,7 +14,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from accountlink.linking.statements import Columns, Condition, Shape, Statements, nothing_in
-from accountlink.tables.fragments import select
+from accountlink.tables.fragments import ONE, select
 from accountlink.tables.ledger import Ledger
 from accountlink.tables.mapping import CREDENTIAL_ROLES
 from accountlink.values.events import EventType
@@ -55,7 +55,7 @@ class TransferStatements(Statements):
     def move(self, shape: Shape) -> sa.sql.dml.ReturningUpdate[Any]:
         """Build the UPDATE that gives the row to the claimant, if the row is unchanged since it was read."""
         bound = [self._bounded()] if shape.bounded else []
-        return self._move(shape, *bound, *self._still())
+        return self._move(shape, *bound, *self._still(), *self._still_kept(shape))
 
     def move_and_raise(self, shape: Shape, ledger: Ledger) -> sa.sql.dml.ReturningUpdate[Any]:
         """Build the UPDATE that gives the row to the claimant where a ledger keeps the epochs (PostgreSQL).
@@ -66,18 +66,29 @@ class TransferStatements(Statements):
         """
         bound = [self._bounded()] if shape.bounded else []
         still = self._still()
-        locked = select(self._c["id"].label("id")).where(*bound, *still).with_for_update().cte(self._names("locked"))
+        still_kept = self._still_kept(shape)
+        locked = (
+            select(self._c["id"].label("id"))
+            .where(*bound, *still, *still_kept)
+            .with_for_update()
+            .cte(self._names("locked"))
+        )
         raised = ledger.raised_by(locked, read=sa.bindparam("al_version_read", type_=sa.BigInteger))
-        return self._move(shape, *still, sa.exists(select(sa.literal_column("1")).select_from(raised)))
+        has_raised = sa.exists(select(ONE).select_from(raised))
+        return self._move(shape, *still, has_raised)
 
     def move_and_tell(self, shape: Shape) -> sa.Executable:
         """Build one statement that gives the row to the claimant, with its epoch and its event (PostgreSQL)."""
         move = self.move(shape) if self.ledger is None else self.move_and_raise(shape, self.ledger)
-        if self.outbox is None:
+        if self.outbox is None and self.pending is None:
             return move
         moved = move.cte(self._names("moved"))
-        event = self.outbox.of_row(moved, EventType.TRANSFERRED, other_user_id=self._owner())
-        return select(*self.row(moved.c)).add_cte(event)
+        beside: list[sa.CTE] = []
+        if self.outbox is not None:
+            beside.append(self.outbox.of_row(moved, EventType.TRANSFERRED, other_user_id=self._owner()))
+        if self.pending is not None:
+            beside.append(self.pending.drop(moved).cte(self._names("dropped")))
+        return select(*self.row(moved.c)).add_cte(*beside)
 
     def _move(self, shape: Shape, *conditions: Condition) -> sa.sql.dml.ReturningUpdate[Any]:
         return sa.update(self._t).where(*conditions).values(self._moved(shape)).returning(*self.row())
@@ -87,6 +98,12 @@ class TransferStatements(Statements):
         if self._mapping.written("version"):
             still.append(self._c["version"] == sa.bindparam("al_version_read", type_=self._c["version"].type))
         return still
+
+    def _still_kept(self, shape: Shape) -> list[Condition]:
+        """Build the condition that the credentials which the transfer takes are the newest of the claimant's."""
+        if self.pending is None or not shape.takes:
+            return []
+        return [sa.exists(select(ONE).select_from(self.pending.unchanged()))]
 
     def _owner(self) -> sa.BindParameter[Any]:
         return sa.bindparam("al_owner", type_=self._c["user_id"].type)

@@ -202,11 +202,14 @@ class Transferred(NoTruth, Generic[UserId, LinkId]):
         account: The row, as it is now.
         previous_owner_id: The former owner's id, so that the server can inform them. A ``repr`` does not show it, but
             encoders do: do not send the outcome itself to a browser.
+        has_credentials: Whether the link has the claimant's tokens: those that the transfer brought, or those that
+            their conflict has kept. Without any, the claimant has to link again before the account can be used.
     """
 
     code: ClassVar[str] = "transferred"
     account: LinkedAccount[UserId, LinkId]
     previous_owner_id: UserId = field(repr=False)
+    has_credentials: bool = False
 
     def redirect_url(self, base: str) -> str:
         """Return ``base`` with ``connection=success`` merged into its query.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, Generic, NoReturn, TypeVar
 from uuid import UUID
 
@@ -46,6 +46,50 @@ class Secret:
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("a secret cannot be pickled: store it with link(..., credentials=...) and read it from there")
+
+
+class SecretMembers(Mapping[str, Secret]):
+    """Hold secrets by name. The names show, and no secret does: not in a copy, a pickle or an encoder either."""
+
+    __slots__ = ("_members",)
+    _members: dict[str, Secret]
+
+    def __init__(self, members: Mapping[str, str]) -> None:
+        secrets = {str.__str__(name): Secret(str.__str__(text)) for name, text in members.items()}
+        object.__setattr__(self, "_members", secrets)
+
+    def __getitem__(self, name: str) -> Secret:
+        return self._members[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._members)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError("secrets cannot be changed")
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._members.items()))
+
+    def __repr__(self) -> str:
+        return repr(self._members)
+
+    def __copy__(self) -> SecretMembers:
+        return self
+
+    def __deepcopy__(self, memo: object) -> SecretMembers:
+        return self
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(
+            "secrets cannot be pickled: store them with link(..., credentials=...) and read them from there"
+        )
+
+    def revealed(self) -> dict[str, str]:
+        """Return the texts by name."""
+        return {name: secret.reveal() for name, secret in self._members.items()}
 
 
 class Concealed(Generic[T]):

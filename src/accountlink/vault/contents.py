@@ -12,15 +12,63 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Final, Self
 
 from accountlink.errors import InvalidCredentials
-from accountlink.values.secrecy import Secret
+from accountlink.values.secrecy import Secret, SecretMembers
 from accountlink.values.text import encodable, unstorable
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND: Final = timedelta(seconds=1)
 
 
+class _Contents:
+    """Write contents as JSON, and read them again."""
+
+    __slots__ = ()
+    role: ClassVar[str]
+
+    def written(self) -> bytes:
+        """Return the contents as JSON in UTF-8.
+
+        Raises:
+            InvalidCredentials: An empty token, a text that UTF-8 or a text column cannot hold, a naive moment.
+        """
+        members = self._members()
+        if wrong := self._wrong(members):
+            del members, self  # leave no token in this frame, which a traceback with locals would show
+            raise InvalidCredentials(field=wrong[0], problem=wrong[1])
+        return json.dumps(members, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+
+    @classmethod
+    def read(cls, data: bytes) -> Self | None:
+        """Return the contents that :meth:`written` wrote, or ``None`` for any other bytes.
+
+        No error leaves this function, since it would carry the token.
+        """
+        try:
+            members = json.loads(data.decode("utf-8"))
+            return None if not isinstance(members, dict) or cls._wrong(members) else cls._of(members)
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+            return None
+
+    def _members(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    @classmethod
+    def _of(cls, members: dict[str, Any]) -> Self:
+        """Return the contents with these members, all of which were checked but the moments."""
+        raise NotImplementedError
+
+    @classmethod
+    def _wrong(cls, members: Mapping[str, Any]) -> tuple[str, str] | None:
+        """Return the first wrong member and its fault, or ``None``.
+
+        Raises:
+            KeyError: A member is missing.
+        """
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AccessToken:
+class AccessToken(_Contents):
     """Hold the contents of the column ``access_token``.
 
     Attributes:
@@ -29,6 +77,8 @@ class AccessToken:
         issued_at: When the token was obtained, aware, written in whole seconds; ``None`` where nobody knows, as for
             plain text.
         extra: Members of the token response that somebody named beforehand. Their values are as secret as the token.
+        client: The name of the OAuth client that a grant without a refresh token was given to. A grant with one has the
+            name in :class:`RefreshToken`, and here ``None``, which is not written.
     """
 
     role: ClassVar[str] = "access_token"
@@ -38,40 +88,43 @@ class AccessToken:
     type: str = "Bearer"
     issued_at: datetime | None = None
     extra: Mapping[str, Secret] = field(default_factory=dict)
+    client: str | None = None
 
-    def written(self) -> bytes:
-        """Return the contents as JSON in UTF-8.
-
-        Raises:
-            InvalidCredentials: An empty token, a text that UTF-8 or a text column cannot hold, a naive moment.
-        """
-        members = {
+    def _members(self) -> dict[str, Any]:
+        return {
             "token": self.token.reveal(),
             "type": self.type,
             "issued_at": _seconds(self.issued_at, name="issued_at"),
             "extra": {name: value.reveal() for name, value in self.extra.items()},
-        }
-        if wrong := _wrong_in_access(members):
-            del members  # leave no token in this frame, which a traceback with locals would show
-            raise InvalidCredentials(field=wrong[0], problem=wrong[1])
-        return _json(members)
+        } | ({} if self.client is None else {"client": self.client})
 
     @classmethod
-    def read(cls, data: bytes) -> Self | None:
-        """Return the contents that :meth:`written` wrote, or ``None`` for any other bytes."""
-        members = _members(data)
-        if members is None or members.keys() != {"token", "type", "issued_at", "extra"} or _wrong_in_access(members):
-            return None
-        try:
-            issued_at = _moment(members["issued_at"])
-        except (TypeError, OverflowError):
-            return None
-        extra = {name: Secret(value) for name, value in members["extra"].items()}
-        return cls(token=Secret(members["token"]), type=members["type"], issued_at=issued_at, extra=extra)
+    def _of(cls, members: dict[str, Any]) -> Self:
+        return cls(
+            token=Secret(members["token"]),
+            type=members["type"],
+            issued_at=_moment(members["issued_at"]),
+            extra=SecretMembers(members["extra"]),
+            client=members.get("client"),
+        )
+
+    @classmethod
+    def _wrong(cls, members: Mapping[str, Any]) -> tuple[str, str] | None:
+        if members.keys() - {"client"} != {"token", "type", "issued_at", "extra"}:
+            return "contents", "has other members"
+        for name in members.keys() - {"issued_at", "extra"}:
+            if problem := unstorable(members[name]):
+                return name, problem
+        extra = members["extra"]
+        if not isinstance(extra, dict) or not all(isinstance(text, str) for pair in extra.items() for text in pair):
+            return "extra", "is not a mapping from text to text"
+        if not all(encodable(text) for pair in extra.items() for text in pair):
+            return "extra", "contains a lone surrogate"
+        return None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RefreshToken:
+class RefreshToken(_Contents):
     """Hold the contents of the column ``refresh_token``.
 
     Attributes:
@@ -88,68 +141,30 @@ class RefreshToken:
     client: str | None = None
     refresh_expires_at: datetime | None = None
 
-    def written(self) -> bytes:
-        """Return the contents as JSON in UTF-8.
-
-        Raises:
-            InvalidCredentials: An empty token, a text that UTF-8 or a text column cannot hold, a naive moment.
-        """
-        members = {
+    def _members(self) -> dict[str, Any]:
+        return {
             "token": self.token.reveal(),
             "client": self.client,
             "refresh_expires_at": _seconds(self.refresh_expires_at, name="refresh_expires_at"),
         }
-        if wrong := _wrong_in_refresh(members):
-            del members  # leave no token in this frame, which a traceback with locals would show
-            raise InvalidCredentials(field=wrong[0], problem=wrong[1])
-        return _json(members)
 
     @classmethod
-    def read(cls, data: bytes) -> Self | None:
-        """Return the contents that :meth:`written` wrote, or ``None`` for any other bytes."""
-        members = _members(data)
-        if members is None or members.keys() != {"token", "client", "refresh_expires_at"} or _wrong_in_refresh(members):
-            return None
-        try:
-            expires_at = _moment(members["refresh_expires_at"])
-        except (TypeError, OverflowError):
-            return None
-        return cls(token=Secret(members["token"]), client=members["client"], refresh_expires_at=expires_at)
+    def _of(cls, members: dict[str, Any]) -> Self:
+        return cls(
+            token=Secret(members["token"]),
+            client=members["client"],
+            refresh_expires_at=_moment(members["refresh_expires_at"]),
+        )
 
-
-def _wrong_in_access(members: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Return the first wrong field of an access token's contents, and its fault."""
-    for name in ("token", "type"):
-        if problem := unstorable(members[name]):
-            return name, problem
-    extra = members["extra"]
-    if not isinstance(extra, dict) or not all(isinstance(text, str) for pair in extra.items() for text in pair):
-        return "extra", "is not a mapping from text to text"
-    if not all(encodable(text) for pair in extra.items() for text in pair):
-        return "extra", "contains a lone surrogate"
-    return None
-
-
-def _wrong_in_refresh(members: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Return the first wrong field of a refresh token's contents, and its fault."""
-    if problem := unstorable(members["token"]):
-        return "token", problem
-    if members["client"] is not None and (problem := unstorable(members["client"])):
-        return "client", problem
-    return None
-
-
-def _json(members: Mapping[str, Any]) -> bytes:
-    return json.dumps(members, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-
-
-def _members(data: bytes) -> dict[str, Any] | None:
-    """Return the members of a JSON object. No error leaves this function, since it would carry the token."""
-    try:
-        members = json.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError):
+    @classmethod
+    def _wrong(cls, members: Mapping[str, Any]) -> tuple[str, str] | None:
+        if members.keys() != {"token", "client", "refresh_expires_at"}:
+            return "contents", "has other members"
+        if problem := unstorable(members["token"]):
+            return "token", problem
+        if members["client"] is not None and (problem := unstorable(members["client"])):
+            return "client", problem
         return None
-    return members if isinstance(members, dict) else None
 
 
 def _seconds(moment: datetime | None, *, name: str) -> int | None:

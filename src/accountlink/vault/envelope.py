@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 import secrets
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Final, TypeVar
 from uuid import UUID
 
@@ -23,6 +22,7 @@ from accountlink.values.secrecy import Secret
 from accountlink.values.text import encodable, storable
 from accountlink.vault.contents import AccessToken, RefreshToken
 from accountlink.vault.keys import KEY_BYTES, KeySource, VaultKey, key_of
+from accountlink.vault.vault import Plaintext
 
 try:
     from cryptography.exceptions import InvalidTag
@@ -43,15 +43,6 @@ _BEGINS: Final = re.compile(r"al[0-9]+\.")
 _WHOLE: Final = re.compile(r"al1\.([A-Za-z0-9_-]{8})\.([A-Za-z0-9_-]{16})\.([A-Za-z0-9_-]+)")
 
 Contents = TypeVar("Contents", AccessToken, RefreshToken)
-
-
-class Plaintext(Enum):
-    """Say whether a sealed column may still contain plain text."""
-
-    REFUSE = "refuse"
-    """Plain text is refused with ``CredentialsUnreadable``."""
-    READ = "read"
-    """Plain text is read as a token, because a backfill is under way."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,6 +179,12 @@ def read(
         return kind(token=Secret(text))
     reason = "plain_text" if began is None else "malformed" if began[0] == f"{FORMAT}." else "unknown_format"
     return CredentialsUnreadable(role=kind.role, reason=reason)
+
+
+def grant_of(text: str | None) -> str | None:
+    """Return the grant id of a column's text, or ``None`` if the text is no envelope."""
+    matched = _WHOLE.fullmatch(text or "")
+    return None if matched is None else matched[2]
 
 
 def open_envelope(envelope: Envelope, kind: type[Contents], *, key: VaultKey, bound_to: BoundTo) -> Contents:

@@ -68,9 +68,22 @@ class Exchange:
         redirect_uri: The provider's own redirect URI.
         line: Opens conversations with it.
         clock: Returns the present moment, aware.
+        keeps_extra: Whether the tokens are to have the client's name and the provider's extra members, which only a
+            vault stores.
     """
 
-    def __init__(self, provider: Provider, *, redirect_uri: str, line: Line, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        provider: Provider,
+        *,
+        redirect_uri: str,
+        line: Line,
+        clock: Callable[[], datetime],
+        keeps_extra: bool = False,
+    ) -> None:
+        self._beside: Final[dict[str, Any]] = (
+            {"extra": provider.extra, "client": provider.client.name} if keeps_extra else {}
+        )
         self.provider: Final = provider
         self.redirect_uri: Final = redirect_uri
         self._line = line
@@ -163,7 +176,7 @@ class Exchange:
         told = {name: value for name, value in received.items() if name != "expires_at" or "expires_in" not in received}
         if told.get("scope") is None:  # an empty text means that nothing was granted (GitHub Apps)
             told["scope"] = list(scopes)
-        return Proof(identity=identity, tokens=TokenSet.from_response(told, received_at=moment))
+        return Proof(identity=identity, tokens=TokenSet.from_response(told, received_at=moment, **self._beside))
 
     async def _claims(
         self, talk: Conversation, endpoints: Endpoints, received: Mapping[str, Any], *, nonce: str

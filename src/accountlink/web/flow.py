@@ -96,6 +96,7 @@ class LinkFlow(Generic[UserId, LinkId]):
             secrets=secrets,
             clock=clock,
             transport=transport,
+            keeps_extra=linker.vault is not None and tokens is Tokens.STORED,
         )
         self._values: Final = None if values is None else check_callable("values", values)
         self._tokens: Final = tokens

@@ -56,6 +56,7 @@ class Journeys:
         secrets: PKCE verifiers and nonces are derived from them; the newest first.
         clock: Returns the present moment, aware.
         transport: Replaces the network, for tests.
+        keeps_extra: Whether tokens are to have what only a vault stores beside them.
 
     Raises:
         ConfigurationError: An argument cannot work.
@@ -71,6 +72,7 @@ class Journeys:
         secrets: Secrets,
         clock: Callable[[], datetime],
         transport: httpx2.AsyncBaseTransport | None,
+        keeps_extra: bool = False,
     ) -> None:
         self.engine: Final = engine
         self.states: Final[FlowStates] = states_of(states)
@@ -78,7 +80,13 @@ class Journeys:
         self._keys: Final = flow_keys(secrets)
         line = Line(transport)
         self._exchanges: Final = {
-            provider.slug: Exchange(provider, redirect_uri=site.redirect_uri(provider.slug), line=line, clock=clock)
+            provider.slug: Exchange(
+                provider,
+                redirect_uri=site.redirect_uri(provider.slug),
+                line=line,
+                clock=clock,
+                keeps_extra=keeps_extra,
+            )
             for provider in distinct(providers)
         }
 

@@ -22,6 +22,8 @@ PROBLEMS: Final[dict[type[AccountLinkError], tuple[int, str]]] = {
     errors.AccountNotFound: (404, "There is no such linked account."),
     errors.AccountMismatch: (409, "Another account signed in than the one to be reconnected."),
     errors.AmbiguousAccount: (409, "Several linked accounts match."),
+    errors.NeedsConsent: (409, "The user has to link this account again."),
+    errors.MissingScopes: (403, "The user has not granted these scopes."),
     errors.LinkBlocked: (409, "This account may not be linked again."),
     errors.LastAccount: (409, "This is the last way to sign in."),
     # the flow

@@ -1,0 +1,205 @@
+"""Keep a claimant's sealed tokens between a conflict and the transfer that follows it.
+
+A conflict writes no row of the links table. The tokens that the claimant has just brought would be lost, and with them
+a refresh token that a provider may give only once. So the conflict writes the envelopes, which are sealed for the
+claimant's own link already, into a row here. The transfer copies them into the link, and deletes the row.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from accountlink.errors import ConfigurationError
+from accountlink.tables.fragments import ONE, select
+from accountlink.tables.naming import Names
+from accountlink.tables.own_names import check_own_name, checked_names
+from accountlink.tables.targets import known_table
+from accountlink.tables.upserts import insert_or_update
+from accountlink.values.credentials import TokenSet, join_scopes, split_scopes
+from accountlink.values.secrecy import ConcealedText
+
+PENDING_NAME: Final = "accountlink_pending_credentials"
+_KEY: Final = ("table_name", "user_id", "provider", "account_id")
+_VALUES: Final = ("access_token", "refresh_token", "expires_at", "scopes", "kept_until")
+_SWEPT: Final = 100
+"""The most rows that one write deletes because their time is over, so that no call takes long."""
+
+
+def pending_credentials(metadata: sa.MetaData, *, name: str = PENDING_NAME, schema: str | None = None) -> sa.Table:
+    """Make the table for the tokens of claimants, so that ``create_all`` and Alembic's autogenerate see it.
+
+    One table serves any number of linkers. A row has the claimant's id, the provider and the account, sealed tokens,
+    their scopes and their end, and the moment until which a transfer may use them. A row whose time is over is never
+    used, and the next write deletes it.
+
+    Args:
+        metadata: The metadata of your tables.
+        name: The table's name.
+        schema: The table's schema; the metadata's own without it.
+
+    Returns:
+        The table, for ``AccountLinker(pending=...)``. Called again, the same table.
+
+    Raises:
+        ConfigurationError: The metadata has another table of that name, or the name is longer than the 63 bytes that
+            PostgreSQL keeps.
+    """
+    check_own_name("pending_credentials", metadata, name, schema)
+    if (known := known_table(metadata, name, schema)) is not None:
+        return checked_pending(known)
+    moment = sa.DateTime(timezone=True)
+    table = sa.Table(
+        name,
+        metadata,
+        *(sa.Column(key, sa.Text, primary_key=True) for key in _KEY),
+        sa.Column("access_token", sa.Text, nullable=False),
+        sa.Column("refresh_token", sa.Text),
+        sa.Column("expires_at", moment),
+        sa.Column("scopes", sa.Text),
+        sa.Column("kept_until", moment, nullable=False),
+        sa.Index(None, "kept_until"),  # by the naming convention of the metadata
+        schema=schema,
+    )
+    return checked_names("pending_credentials", table)
+
+
+def checked_pending(table: object) -> sa.Table:
+    """Return a table that can keep pending credentials, or refuse it.
+
+    Raises:
+        ConfigurationError: It is another table.
+    """
+    if not isinstance(table, sa.Table) or any(name not in table.columns for name in (*_KEY, *_VALUES)):
+        raise ConfigurationError(
+            "pending=... takes the table that pending_credentials(Base.metadata) makes. Give it a name that no other "
+            "table has."
+        )
+    return table
+
+
+class Pending:
+    """Build the parts of statements that keep a claimant's tokens, and take them out again.
+
+    The parameter ``al_links`` brings the name under which a row stores the table of the links. The other parameters are
+    named ``al_kept_`` and the name of the column; ``al_kept_now`` is the present moment.
+
+    Args:
+        table: The table.
+        names: Names the parts.
+    """
+
+    def __init__(self, table: sa.Table, names: Names) -> None:
+        self._table = table
+        self._c = table.c
+        self._names = names
+        self._source = sa.bindparam("al_links", type_=sa.Text)
+
+    # -- at a conflict ------------------------------------------------------------------------------------------------
+
+    def keeping(self, conflict: sa.CTE | None = None) -> list[sa.CTE]:
+        """Return the parts that keep the call's tokens, and delete rows whose time is over (PostgreSQL).
+
+        The rows are deleted after the row was written, and none that another transaction has locked: so a conflict
+        never waits for one lock of this table while it has another.
+
+        Args:
+            conflict: The part that has a row if there is a conflict; without it there is one.
+        """
+        values = [self._bind(name) for name in (*_KEY, *_VALUES)]
+        rows = select(*values) if conflict is None else select(*values).select_from(conflict)
+        made = self._upsert().from_select([*_KEY, *_VALUES], rows, include_defaults=False)
+        kept = made.returning(self._c.table_name).cte(self._names("kept"))
+        old = (
+            select(*(self._c[name] for name in _KEY))
+            .select_from(self._table.join(kept, self._is_over()))
+            .limit(sa.literal_column(str(_SWEPT), sa.Integer))
+            .with_for_update(of=self._table, skip_locked=True)
+            .cte(self._names("over"))
+        )
+        each = [self._c[name] == old.c[name] for name in _KEY]
+        return [kept, sa.delete(self._table).where(*each, self._is_over()).cte(self._names("swept"))]
+
+    def keep(self) -> sa.Executable:
+        """Build one statement that does what :meth:`keeping` does (PostgreSQL)."""
+        return select(ONE).add_cte(*self.keeping())
+
+    def keep_one(self) -> sa.Insert:
+        """Build the statement that keeps the call's tokens (SQLite)."""
+        return self._upsert().values({name: self._bind(name) for name in (*_KEY, *_VALUES)})
+
+    def sweep(self) -> sa.Delete:
+        """Build the statement that deletes rows whose time is over (SQLite)."""
+        return sa.delete(self._table).where(self._is_over())
+
+    def _upsert(self) -> sa.Insert:
+        excluded = {name: sa.literal_column(f"excluded.{name}", self._c[name].type) for name in _VALUES}
+        return insert_or_update(self._table, key=_KEY, values=excluded)
+
+    # -- at a transfer ------------------------------------------------------------------------------------------------
+
+    def read(self) -> sa.Select[Any]:
+        """Build the query for the tokens that are kept for the call's user and account."""
+        return select(*(self._c[name] for name in _VALUES)).where(self._is_named(), sa.not_(self._is_over()))
+
+    def unchanged(self) -> sa.CTE:
+        """Return the part that locks the row if it still has the tokens that were read (PostgreSQL)."""
+        return (
+            select(ONE.label("one"))
+            .select_from(self._table)
+            .where(self._is_named(), self._c.access_token == self._bind("access_token"))
+            .with_for_update()
+            .cte(self._names("kept"))
+        )
+
+    def drop(self, moved: sa.CTE | None = None) -> sa.Delete:
+        """Build the statement, or the part of one, that deletes the row.
+
+        Args:
+            moved: The part that has a row if the link was transferred; without it it was.
+        """
+        conditions = [] if moved is None else [sa.exists(select(ONE).select_from(moved))]
+        return sa.delete(self._table).where(self._is_named(), *conditions)
+
+    # -- parts --------------------------------------------------------------------------------------------------------
+
+    def _is_named(self) -> sa.ColumnElement[bool]:
+        return sa.and_(*(self._c[name] == self._bind(name) for name in _KEY))
+
+    def _is_over(self) -> sa.ColumnElement[bool]:
+        return self._c.kept_until < sa.bindparam("al_kept_now", type_=self._c.kept_until.type)
+
+    def _bind(self, name: str) -> sa.ColumnElement[Any]:
+        if name == "table_name":
+            return self._source
+        return sa.bindparam(f"al_kept_{name}", type_=self._c[name].type)
+
+
+def kept_values(tokens: TokenSet, *, sealed: dict[str, Any], until: datetime) -> dict[str, Any]:
+    """Return the parameters of a row's values.
+
+    Args:
+        tokens: The tokens, of which only the scopes and the end are stored in clear.
+        sealed: Their envelopes, by role.
+        until: The moment until which a transfer may use them, aware.
+    """
+    return {
+        "al_kept_access_token": sealed["access_token"],
+        "al_kept_refresh_token": sealed.get("refresh_token"),
+        "al_kept_expires_at": tokens.expires_at,
+        "al_kept_scopes": join_scopes(tokens.scopes) if tokens.scopes else None,
+        "al_kept_kept_until": until,
+    }
+
+
+def read_kept(row: sa.Row[Any]) -> dict[str, Any]:
+    """Return the credentials in a row that :meth:`Pending.read` returned, by role, without those that are missing."""
+    found = {
+        "access_token": ConcealedText(row.access_token),
+        "refresh_token": None if row.refresh_token is None else ConcealedText(row.refresh_token),
+        "expires_at": row.expires_at,
+        "scopes": None if row.scopes is None else split_scopes(row.scopes),
+    }
+    return {role: value for role, value in found.items() if value is not None}

@@ -1,0 +1,65 @@
+"""Build the statements that read a link's tokens, and that replace them."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from accountlink.linking.statements import Condition, Shape, Statements
+
+TOKEN_ROLES: Final = ("access_token", "refresh_token", "expires_at")
+"""The roles that are read beside a link's own columns."""
+_SQLITE_NOW: Final = sa.literal_column("'%Y-%m-%d %H:%M:%f+00:00'", sa.Text)
+
+
+class VaultStatements(Statements):
+    """Build the statements of the vault for one table of links."""
+
+    # For a link that is named by its id, on PostgreSQL; the short form is that of the link's statement.
+    # SQL: SELECT links.*, links.account_id AS account_key, links.access_token AS access_token,
+    #             links.refresh_token AS refresh_token, links.expires_at AS expires_at, clock_timestamp() AS now
+    #      FROM links WHERE links.user_id = :user_id AND links.deleted_at IS NULL AND links.id = :id
+    #      ORDER BY links.created_at, links.id
+    def tokens(self, roles: tuple[str, ...], account_role: str, *, on_sqlite: bool) -> sa.Select[Any]:
+        """Build the query for the user's live rows with their tokens, and the database's present moment at the end.
+
+        Args:
+            roles: The roles that narrow the rows down: the id, the provider, or both.
+            account_role: The role to whose text the tokens are bound.
+            on_sqlite: Whether the database is SQLite.
+        """
+        now: sa.ColumnElement[Any] = sa.func.clock_timestamp(type_=sa.DateTime(timezone=True))
+        if on_sqlite:
+            now = sa.func.strftime(_SQLITE_NOW, sa.literal_column("'now'"), type_=sa.Text)
+        found = [self._c[account_role].label("account_key"), *(self._or_null(role) for role in TOKEN_ROLES)]
+        return self.listing(roles).add_columns(*found, now.label("now"))
+
+    def _or_null(self, role: str) -> sa.ColumnElement[Any]:
+        return self._c[role].label(role) if role in self._c else sa.null().label(role)
+
+    def replace(self, shape: Shape) -> sa.sql.dml.ReturningUpdate[Any]:
+        """Build the UPDATE that stores other tokens of the same grant, if the row has those that were read.
+
+        Args:
+            shape: The shape of the call, with the roles that it writes.
+        """
+        c = self._c
+        values: dict[sa.Column[Any], Any] = {c[role]: self.bind(role) for role in shape.credentials}
+        if self._mapping.written("updated_at"):
+            values[c["updated_at"]] = self.bind("updated_at")
+        if self._mapping.counts_writes:
+            values[c["version"]] = self._risen()
+        return (
+            sa.update(self._t)
+            .where(self._is_named(), self.live(), *self._still_sealed())
+            .values(self._with_onupdate(values))
+            .returning(c["id"])
+        )
+
+    def _still_sealed(self) -> list[Condition]:
+        return [
+            self._c[role].is_not_distinct_from(sa.bindparam(f"al_seen_{role}", type_=self._c[role].type))
+            for role in ("access_token", "refresh_token")
+            if role in self._c
+        ]

@@ -1,0 +1,272 @@
+"""Read the tokens of a link, and replace them while they are still those that were read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from functools import cached_property, partial
+from typing import Any, Final, Generic
+
+import sqlalchemy as sa
+
+from accountlink.database.patience import Patience
+from accountlink.database.transactions import Place, read, run
+from accountlink.errors import (
+    AccountNotFound,
+    AmbiguousAccount,
+    ConfigurationError,
+    MissingScopes,
+    NeedsConsent,
+    StoreBusy,
+)
+from accountlink.linking.call import Call
+from accountlink.linking.store import AccountStore
+from accountlink.tables.rows import read_moment
+from accountlink.values.credentials import TokenSet
+from accountlink.values.outcomes import LinkedAccount, LinkId, UserId
+from accountlink.values.secrecy import ConcealedText, Secret
+from accountlink.vault.contents import AccessToken, RefreshToken
+from accountlink.vault.envelope import BoundTo, grant_of
+from accountlink.vault.sealing import SEALED_ROLES, Sealing, TableVault, contents_of, tokens_of
+from accountlink.vault.statements import VaultStatements
+
+_ATTEMPTS: Final = 5
+"""The number of reads of tokens that another call replaces in between."""
+REFUSED_TOO_SOON: Final = timedelta(seconds=60)
+"""An access token that is younger than this was refused for its rights: no new one would help."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredTokens(Generic[UserId, LinkId]):
+    """Hold the tokens of one link as they stand in its row.
+
+    Attributes:
+        account: The link.
+        access_token: The text of the column ``access_token``.
+        refresh_token: That of ``refresh_token``.
+        expires_at: When the access token expires, aware.
+        now: The database's present moment, from the same statement.
+        bound_to: What the envelopes are bound to.
+    """
+
+    account: LinkedAccount[UserId, LinkId]
+    access_token: str | None = field(repr=False)
+    refresh_token: str | None = field(repr=False)
+    expires_at: datetime | None
+    now: datetime
+    bound_to: BoundTo
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the access token has expired, or there is none."""
+        return not self.access_token or (self.expires_at is not None and self.expires_at <= self.now)
+
+
+class StoredCredentials(Generic[UserId, LinkId]):
+    """Read and replace the tokens of one table of links.
+
+    Args:
+        accounts: The table.
+        vault: Seals and opens its tokens.
+    """
+
+    def __init__(self, accounts: AccountStore[UserId, LinkId], vault: TableVault) -> None:
+        self.accounts: Final = accounts
+        self.vault: Final = vault
+
+    @cached_property
+    def statements(self) -> VaultStatements:
+        """The builder of the statements, made when tokens are first read."""
+        return VaultStatements(self.accounts.mapping)
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    async def find(self, place: Place, call: Call) -> StoredTokens[UserId, LinkId]:
+        """Read the tokens of the one live link that a call names, sealed as they are.
+
+        Args:
+            place: Runs the statement.
+            call: Names the link by its id, or by its provider where the user has one account there.
+
+        Raises:
+            AccountNotFound: The user has no such live link.
+            AmbiguousAccount: The provider alone matches several links of the user.
+        """
+        found = await read(place, partial(self._rows, call=call))
+        if not found:
+            raise AccountNotFound
+        if len(found) > 1:
+            raise AmbiguousAccount(provider=found[0].account.provider, count=len(found))
+        return found[0]
+
+    def _rows(self, connection: sa.Connection, call: Call) -> list[StoredTokens[UserId, LinkId]]:
+        accounts, on_sqlite = self.accounts, connection.dialect.name == "sqlite"
+        roles = (*call.identity, *(("id",) if call.link_id is not None else ()))
+        rows = accounts.run(
+            connection,
+            call.parameters,
+            ("tokens", roles, on_sqlite),
+            lambda: self.statements.tokens(roles, self.vault.account_role, on_sqlite=on_sqlite),
+        )
+        found = [self._stored(row) for row in rows]
+        return [stored for stored in found if accounts.is_about(stored.account, call.identity)]
+
+    def _stored(self, row: sa.Row[Any]) -> StoredTokens[UserId, LinkId]:
+        account = self.accounts.account(row)
+        return StoredTokens(
+            account=account,
+            access_token=row.access_token,
+            refresh_token=row.refresh_token,
+            expires_at=read_moment(row.expires_at),
+            now=row.now if isinstance(row.now, datetime) else datetime.fromisoformat(row.now),
+            bound_to=self.vault.bound_to(
+                user_id=account.user_id, provider=account.provider, account_key=row.account_key
+            ),
+        )
+
+    async def whole(self, stored: StoredTokens[UserId, LinkId]) -> TokenSet:
+        """Open all tokens of a link.
+
+        Args:
+            stored: The tokens as they stand in the row.
+
+        Raises:
+            NeedsConsent: The link has no access token.
+            CredentialsUnreadable: A token cannot be read.
+        """
+        access = await self.vault.access_token(stored.access_token, stored.bound_to)
+        if access is None:
+            raise NeedsConsent
+        refresh = await self.vault.refresh_token(stored.refresh_token, stored.bound_to)
+        return _tokens(stored, access, refresh)
+
+    async def valid(
+        self, stored: StoredTokens[UserId, LinkId], *, require: frozenset[str], rejected: str | None
+    ) -> TokenSet:
+        """Open the access token of a link, if it is valid by the database's clock.
+
+        Args:
+            stored: The tokens as they stand in the row.
+            require: The scopes that the caller needs.
+            rejected: An access token that the API has just refused.
+
+        Raises:
+            MissingScopes: The user has not granted some of the scopes.
+            NeedsConsent: There is no access token, or it is over and there is no refresh token.
+            ConfigurationError: It is over, and nothing renews it.
+            CredentialsUnreadable: The token cannot be read.
+        """
+        if missing := require - (stored.account.scopes or frozenset()):
+            raise MissingScopes(missing=missing)
+        access = None if stored.is_over else await self.vault.access_token(stored.access_token, stored.bound_to)
+        if access is None or _is_refused(access, rejected, now=stored.now):
+            raise _not_renewed(stored)
+        return _tokens(stored, access, None)
+
+    # -- replacing ----------------------------------------------------------------------------------------------------
+
+    async def replace(self, place: Place, call: Call, sealing: Sealing, *, presented: str) -> LinkId | None:
+        """Store tokens in the one live link that a call names, if it still has what they were obtained with.
+
+        The row is read, opened and compared, and then written if it has not changed since. A row that another call has
+        only sealed again is read again.
+
+        Args:
+            place: Runs the statements.
+            call: Names the link, and brings the tokens.
+            sealing: Seals them.
+            presented: The refresh token that they were obtained with, or the access token where there was none.
+
+        Returns:
+            The link's id, or ``None``: the link has other tokens by now, and nothing was written.
+        """
+        for _ in range(_ATTEMPTS):
+            stored = await self.find(place, call)
+            ready = await self._fitting(stored, call, sealing, presented=presented)
+            if ready is None:
+                return None
+            if await run(place, partial(self._written, call=ready), Patience()):
+                return stored.account.id
+        raise StoreBusy
+
+    async def _fitting(
+        self, stored: StoredTokens[UserId, LinkId], call: Call, sealing: Sealing, *, presented: str
+    ) -> Call | None:
+        """Return the call that writes the row as it was read, or ``None`` if the row has other tokens."""
+        access = await self.vault.access_token(stored.access_token, stored.bound_to)
+        refresh = await self.vault.refresh_token(stored.refresh_token, stored.bound_to)
+        known = refresh or access
+        if known is None or call.brought is None or known.token != Secret(presented):
+            return None
+        sealed = {
+            contents.role: ConcealedText(
+                sealing.again(contents, grant_id=grant_of(_text(stored, contents.role)), bound_to=stored.bound_to)
+            )
+            for contents in renewed(call.brought.tokens, access, refresh, issued_at=self.accounts.now())
+        }
+        self.accounts.calls.check_lengths(sealed)
+        seen = {
+            f"al_seen_{role}": _text(stored, role) for role in SEALED_ROLES if role in self.accounts.mapping.columns
+        }
+        return call.changed(
+            link_id=stored.account.id,
+            credentials={**call.credentials, **sealed},
+            kept={role: None if text is None else ConcealedText(text) for role, text in seen.items()},
+        )
+
+    def _written(self, connection: sa.Connection, call: Call) -> bool:
+        shape = call.shape
+        row = self.accounts.run(
+            connection, call.parameters, ("replace", shape), lambda: self.statements.replace(shape)
+        ).first()
+        return row is not None
+
+
+def renewed(
+    tokens: TokenSet, access: AccessToken | None, refresh: RefreshToken | None, *, issued_at: datetime
+) -> list[AccessToken | RefreshToken]:
+    """Return what the columns of a link are to contain after a renewal of its tokens.
+
+    What the new tokens leave out stays: the refresh token, the OAuth client, and members of ``extra``.
+
+    Args:
+        tokens: The new tokens.
+        access: What the column ``access_token`` contained.
+        refresh: What the column ``refresh_token`` contained.
+        issued_at: When the new tokens were obtained, aware.
+    """
+    new = contents_of(tokens, issued_at=issued_at)
+    first, *rest = new
+    assert isinstance(first, AccessToken)  # noqa: S101  # the first one always is
+    if access is not None:
+        client = (first.client or access.client) if refresh is None and not rest else None
+        first = replace(first, extra={**access.extra, **first.extra}, client=client)
+    if refresh is not None:
+        rest = [replace(each, client=each.client or refresh.client) for each in rest if isinstance(each, RefreshToken)]
+    return [first, *rest]
+
+
+def _text(stored: StoredTokens[Any, Any], role: str) -> str | None:
+    return stored.access_token if role == AccessToken.role else stored.refresh_token
+
+
+def _tokens(stored: StoredTokens[Any, Any], access: AccessToken, refresh: RefreshToken | None) -> TokenSet:
+    scopes = stored.account.scopes or frozenset()
+    return tokens_of(access, refresh, expires_at=stored.expires_at, scopes=scopes)
+
+
+def _is_refused(access: AccessToken, rejected: str | None, *, now: datetime) -> bool:
+    """Say whether this is the access token that the API has refused, and old enough for a new one to help."""
+    if rejected is None or access.token != Secret(rejected):
+        return False
+    return access.issued_at is None or now - access.issued_at >= REFUSED_TOO_SOON
+
+
+def _not_renewed(stored: StoredTokens[Any, Any]) -> NeedsConsent | ConfigurationError:
+    """Return the error for a link whose access token is over."""
+    if not stored.refresh_token:
+        return NeedsConsent(since=stored.expires_at)
+    return ConfigurationError(
+        "The access token has expired, and this linker does not renew it. Read stored_credentials(), renew the token "
+        "at the provider, and store it with replace_credentials()."
+    )
