@@ -285,7 +285,7 @@ FAULTS: Final[dict[str, Fault]] = {
         certain=True,
     ),
     "flow: an answer of any size (A40)": Fault(
-        file="web/conversation.py", old="if left < 0:", new="if False:", test=FLOW, only="megabyte", certain=True
+        file="providers/conversation.py", old="if left < 0:", new="if False:", test=FLOW, only="megabyte", certain=True
     ),
     "flow: any return target (A24)": Fault(
         file="web/targets.py",

@@ -130,6 +130,40 @@ class NeedsConsent(AccountLinkError):
         self.since = since
 
 
+class RefreshUnavailable(AccountLinkError):
+    """Raised when the stored access token is over, and the provider cannot renew it now.
+
+    The provider is down or slow, or it has told clients to wait. The grant still lives.
+
+    Attributes:
+        retry_at: When the next attempt makes sense, aware, by the database's clock; ``None`` for "any time".
+    """
+
+    code = "refresh_unavailable"
+
+    def __init__(self, *, retry_at: datetime | None = None) -> None:
+        when = "" if retry_at is None else f" after {retry_at.isoformat(timespec='seconds')}"
+        super().__init__(f"The access token is over, and the provider cannot renew it now. Call again{when}.")
+        self.retry_at = retry_at
+
+
+class RefreshRefused(AccountLinkError):
+    """Raised when the provider refuses to renew tokens because of the application, and not because of the user.
+
+    Attributes:
+        provider_code: The provider's OAuth error code, such as ``"invalid_client"``.
+    """
+
+    code = "refresh_refused"
+
+    def __init__(self, *, provider_code: str) -> None:
+        super().__init__(
+            f"The provider refuses this application's OAuth client ({provider_code}). Check its id, its secret and "
+            "its scopes. The user's consent is not affected."
+        )
+        self.provider_code = provider_code
+
+
 class MissingScopes(AccountLinkError):
     """Raised when the user has not granted scopes that a call needs.
 

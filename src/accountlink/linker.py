@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from accountlink.database.patience import Patience
 from accountlink.database.sessions import forget_held, hand_over_held, refresh_held
-from accountlink.database.transactions import Bind, Needs, Place, place_of, read, run
+from accountlink.database.transactions import Bind, Needs, Place, place_of, place_on, read, run
 from accountlink.errors import (
     AccountMismatch,
     AccountNotFound,
@@ -38,12 +38,14 @@ from accountlink.tables.arguments import (
 )
 from accountlink.tables.mapping import AccountMapping, HasIds
 from accountlink.tables.pending import checked_pending
+from accountlink.tables.refreshes import checked_refreshes
 from accountlink.tables.rows import present
 from accountlink.transfers.redeeming import Guard, Transfers, ledger_of
 from accountlink.transfers.signing import LEEWAY
 from accountlink.values.credentials import TokenSet, checked_scopes, checked_token
 from accountlink.values.events import LinkEvent
 from accountlink.values.facts import Failure
+from accountlink.values.health import Health
 from accountlink.values.identity import ProviderIdentity
 from accountlink.values.keys import Secrets
 from accountlink.values.outcomes import (
@@ -60,9 +62,11 @@ from accountlink.values.outcomes import (
 )
 from accountlink.values.policy import Ownership, Removal
 from accountlink.values.secrecy import Concealed
+from accountlink.vault.refresher import Refresher
 from accountlink.vault.vault import CredentialVault
 
 if TYPE_CHECKING:
+    from accountlink.vault.renewing import Renewing
     from accountlink.vault.sealing import Sealing
     from accountlink.vault.stored import StoredCredentials
 
@@ -94,6 +98,9 @@ class AccountLinker(Generic[UserId, LinkId]):
         pending: The table that ``pending_credentials(Base.metadata)`` makes. It keeps the sealed tokens of a claimant
             between a conflict and the transfer. It needs a vault, secrets, and a table of links whose conflicts carry
             transfer tokens. Without it a transferred link has no tokens until the claimant links again.
+        refresher: Renews tokens at the providers. It needs a vault and ``refreshes``.
+        refreshes: The table that ``refresh_states(Base.metadata)`` makes. It coordinates renewals, and has the health
+            of each grant.
         transfer_lifetime: How long a transfer token can be redeemed.
         lock_timeout: How long a transaction of accountlink's own waits for a lock, if the PostgreSQL server, role or
             connection sets no ``lock_timeout`` itself; ``None`` waits without a limit. In a caller's transaction, for
@@ -116,6 +123,8 @@ class AccountLinker(Generic[UserId, LinkId]):
         outbox: sa.Table | None = ...,
         vault: CredentialVault | None = ...,
         pending: sa.Table | None = ...,
+        refresher: Refresher | None = ...,
+        refreshes: sa.Table | None = ...,
         transfer_lifetime: timedelta = ...,
         lock_timeout: timedelta | None = ...,
     ) -> None: ...
@@ -132,6 +141,8 @@ class AccountLinker(Generic[UserId, LinkId]):
         outbox: sa.Table | None = ...,
         vault: CredentialVault | None = ...,
         pending: sa.Table | None = ...,
+        refresher: Refresher | None = ...,
+        refreshes: sa.Table | None = ...,
         transfer_lifetime: timedelta = ...,
         lock_timeout: timedelta | None = ...,
     ) -> None: ...
@@ -147,6 +158,8 @@ class AccountLinker(Generic[UserId, LinkId]):
         outbox: sa.Table | None = None,
         vault: CredentialVault | None = None,
         pending: sa.Table | None = None,
+        refresher: Refresher | None = None,
+        refreshes: sa.Table | None = None,
         transfer_lifetime: timedelta = TRANSFER_LIFETIME,
         lock_timeout: timedelta | None = LOCK_TIMEOUT,
     ) -> None:
@@ -164,7 +177,7 @@ class AccountLinker(Generic[UserId, LinkId]):
             keeps_for=transfer_lifetime + LEEWAY,
             clock=check_callable("clock", clock),
         )
-        tables = (self.mapping.table, ledger_table, outbox, pending)
+        tables = (self.mapping.table, ledger_table, outbox, pending, refreshes)
         self._tables: Final = [table for table in tables if table is not None]
         self._feed: Final[Feed[LinkEvent[UserId, LinkId]]] = Feed(
             owner="AccountLinker",
@@ -181,6 +194,8 @@ class AccountLinker(Generic[UserId, LinkId]):
         self._stored: Final = None if self.vault is None else self.vault.stored_in(self._store)
         if pending is not None:
             self._transfers.check_keeping(has_vault=self.vault is not None)
+        self._lock_timeout: Final = milliseconds("lock_timeout", lock_timeout)
+        self._renewing: Final = self._with_refresher(refresher, refreshes)
         self._guard: Final = None if guard_last is None else check_callable("guard_last", guard_last)
         self._needs: Final = Needs.STATEMENT if guard_last is None else Needs.TRANSACTION
         self._place: Final = partial(
@@ -188,7 +203,7 @@ class AccountLinker(Generic[UserId, LinkId]):
             mapping=self.mapping,
             tables=self._tables,
             wanted_by="guard_last",
-            lock_timeout=milliseconds("lock_timeout", lock_timeout),
+            lock_timeout=self._lock_timeout,
         )
 
     # -- linking ------------------------------------------------------------------------------------------------------
@@ -545,8 +560,58 @@ class AccountLinker(Generic[UserId, LinkId]):
         check_span("min_valid", min_valid, least=NO_TIME)
         scopes = checked_scopes(require)
         call = self._named("credentials", user_id=user_id, link_id=link_id, provider=provider)
-        found = await stored.find(await self._place(engine), call)
-        return await stored.valid(found, require=scopes, rejected=checked_token("rejected", rejected))
+        refused = checked_token("rejected", rejected)
+        if self._renewing is not None:
+            place_on(engine)  # refuses what is not supported, before a task begins
+            return await self._renewing.valid(engine, call, min_valid=min_valid, require=scopes, rejected=refused)
+        return await stored.valid(await stored.find(await self._place(engine), call), require=scopes, rejected=refused)
+
+    async def health(self, bind: Bind, *, user_id: UserId) -> dict[LinkId, Health]:
+        """Return the health of each live link of a user: whether its tokens work, may work, or need the user.
+
+        Args:
+            bind: As for :meth:`link`.
+            user_id: The user's id, in the column's own Python type.
+
+        Returns:
+            The health by the link's id, oldest link first.
+
+        Raises:
+            ConfigurationError: The linker does not renew tokens, or the id is of the wrong type.
+            StoreBusy, StoreUnavailable, RetryTransaction: As for :meth:`link`.
+        """
+        renewing = self._with_renewing("health")
+        call = self._calls.reading(user_id=user_id)
+        return await renewing.health(await self._place(bind), call)
+
+    def _with_renewing(self, method: str) -> Renewing[UserId, LinkId]:
+        if self._renewing is None:
+            raise ConfigurationError(
+                f"{method}() needs AccountLinker(vault=..., refresher=..., refreshes=refresh_states(Base.metadata))."
+            )
+        return self._renewing
+
+    async def aclose(self) -> None:
+        """Wait for renewals of tokens that are under way in this event loop, before the loop ends."""
+        if self._renewing is not None:
+            await self._renewing.aclose()
+
+    def _with_refresher(
+        self, refresher: Refresher | None, refreshes: sa.Table | None
+    ) -> Renewing[UserId, LinkId] | None:
+        """Return what renews tokens, or ``None`` without a refresher."""
+        if refresher is None and refreshes is None:
+            return None
+        if refresher is None or refreshes is None or self._stored is None:
+            raise ConfigurationError(
+                "Renewing tokens needs all of vault=..., refresher=... and refreshes=refresh_states(Base.metadata)."
+            )
+        from accountlink.vault.renewing import Renewing  # noqa: PLC0415  # an extra: the vault needs it
+
+        def place(engine: AsyncEngine) -> Place:
+            return place_on(engine, tables=self._tables, lock_timeout=self._lock_timeout)
+
+        return Renewing(self._stored, checked_refreshes(refreshes), refresher, place=place)
 
     async def stored_credentials(
         self, bind: Bind, *, user_id: UserId, link_id: LinkId | None = None, provider: str | None = None

@@ -6,10 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import Enum
+from typing import Final
 
 from accountlink.errors import ConfigurationError
+from accountlink.providers.addresses import check_address
 from accountlink.values.secrecy import Secret
 
+_METHODS: Final = ("client_secret_basic", "client_secret_post", "private_key_jwt", "none")
 ClientSecret = str | Callable[[], str] | None
 
 
@@ -53,9 +56,12 @@ class OAuthClient:
         client_secret: The secret, or a function that makes one for each request (Apple); ``None`` for a public client.
         name: Tells several clients at one provider apart. The grant of one client cannot be refreshed by another.
         auth_method: The way of RFC 6749, section 2.3, in which the client authenticates at the token endpoint:
-            ``"client_secret_basic"``, ``"client_secret_post"`` or ``"none"``.
+            ``"client_secret_basic"``, ``"client_secret_post"``, ``"private_key_jwt"`` (RFC 7523; ``client_secret`` is
+            the private key) or ``"none"``.
         behaviour: The provider's treatment of this client's refresh tokens.
         revocation: The provider's way of revoking this client's tokens.
+        token_endpoint: The address that refresh tokens go to. Not needed beside a :class:`Provider`, which has it.
+        metadata_url: The address of the discovery document that names it.
     """
 
     client_id: str
@@ -64,14 +70,18 @@ class OAuthClient:
     auth_method: str = "client_secret_basic"
     behaviour: RefreshBehaviour = RefreshBehaviour()
     revocation: Revocation = Revocation.UNSUPPORTED
+    token_endpoint: str | None = None
+    metadata_url: str | None = None
 
     def __post_init__(self) -> None:
         """Check the client, and hide its secret."""
         given: object = self.client_id
         if not isinstance(given, str) or not given.strip():
             raise ConfigurationError("client_id=... is the text that the provider gave your application.")
-        if self.auth_method not in {"client_secret_basic", "client_secret_post", "none"}:
-            raise ConfigurationError("auth_method=... is 'client_secret_basic', 'client_secret_post' or 'none'.")
+        if self.auth_method not in _METHODS:
+            raise ConfigurationError(f"auth_method=... is one of {', '.join(map(repr, _METHODS))}.")
+        for address in ("token_endpoint", "metadata_url"):
+            check_address(getattr(self, address), field=address)
         if (self.client_secret is None) != (self.auth_method == "none"):
             raise ConfigurationError(
                 "A client has a client_secret=..., or it is a public one with auth_method='none'. Pass one of the two."

@@ -7,19 +7,16 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from accountlink.errors import ConfigurationError
+from accountlink.providers.addresses import check_address
 from accountlink.providers.client import OAuthClient
 from accountlink.values.identity import ProviderIdentity
 from accountlink.values.text import check_provider
 
-_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _SCOPE: Final = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")
 """A scope token, by RFC 6749, section 3.3."""
 
-_PRINTED: Final = re.compile(r"[\x21-\x7e]+")
-"""ASCII without blanks and control characters."""
 _SLUG: Final = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _ADDRESSES: Final = (
     "issuer", "metadata_url", "authorization_endpoint", "token_endpoint", "jwks_uri", "userinfo_endpoint",
@@ -195,27 +192,6 @@ class Provider:
             issuer=evidence.claims.get("iss", self.issuer),
             display_name=read.display_name,
             claims=evidence.claims or evidence.documents,
-        )
-
-
-def check_address(address: object, *, field: str) -> None:
-    """Refuse an address of a provider that is neither https nor on this machine, or that no header can hold.
-
-    Raises:
-        ConfigurationError: The address is another one. It names the field, and not the address.
-
-    Source: RFC 6749, section 3.1.2.1; RFC 8252, section 8.3 (loopback); RFC 3986, section 2 (its characters).
-    """
-    if address is None:
-        return
-    try:
-        parts = urlsplit(address if isinstance(address, str) and _PRINTED.fullmatch(address) else "")
-        known = bool(parts.hostname) and parts.port != 0  # reading the port raises an error for one that is no number
-    except ValueError:  # likewise a bracket that no IPv6 address closes
-        parts, known = urlsplit(""), False
-    if not known or not (parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOOPBACK)):
-        raise ConfigurationError(
-            f"{field}=... must be an https address in ASCII without blanks (or http on this machine, for tests)."
         )
 
 

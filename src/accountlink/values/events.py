@@ -26,6 +26,8 @@ class EventType(Enum):
     """A user proved control of an account that is another user's. The link did not change."""
     TRANSFERRED = "transferred"
     """A link went to another user, with its id."""
+    CONSENT_NEEDED = "consent_needed"
+    """The provider has ended the grant behind a link: the user must link again. ``data`` has the ``provider_code``."""
     GRANT_ISSUED = "grant_issued"
     """A token was issued that gives access to its redeemer."""
     GRANT_REDEEMED = "grant_redeemed"
@@ -41,6 +43,7 @@ LINK_EVENTS: Final = (
     EventType.UNLINKED,
     EventType.CONFLICT,
     EventType.TRANSFERRED,
+    EventType.CONSENT_NEEDED,
 )
 """Types of the events of a link."""
 GRANT_EVENTS: Final = (EventType.GRANT_ISSUED, EventType.GRANT_REDEEMED, EventType.GRANT_REVOKED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cached_property, partial
@@ -23,15 +24,20 @@ from accountlink.linking.call import Call
 from accountlink.linking.store import AccountStore
 from accountlink.tables.rows import read_moment
 from accountlink.values.credentials import TokenSet
+from accountlink.values.health import Health, HealthState
 from accountlink.values.outcomes import LinkedAccount, LinkId, UserId
-from accountlink.values.secrecy import ConcealedText, Secret
+from accountlink.values.secrecy import ConcealedText, Parameters, Secret
 from accountlink.vault.contents import AccessToken, RefreshToken
 from accountlink.vault.envelope import BoundTo, grant_of
+from accountlink.vault.lease_statements import LeaseStatements
+from accountlink.vault.renewal import GrantState
 from accountlink.vault.sealing import SEALED_ROLES, Sealing, TableVault, contents_of, tokens_of
 from accountlink.vault.statements import VaultStatements
 
 _ATTEMPTS: Final = 5
 """The number of reads of tokens that another call replaces in between."""
+UNKNOWN_GRANT: Final = "plain"
+"""Stands for the grant id of a token in plain text, which has none."""
 REFUSED_TOO_SOON: Final = timedelta(seconds=60)
 """An access token that is younger than this was refused for its rights: no new one would help."""
 
@@ -47,6 +53,8 @@ class StoredTokens(Generic[UserId, LinkId]):
         expires_at: When the access token expires, aware.
         now: The database's present moment, from the same statement.
         bound_to: What the envelopes are bound to.
+        state: The state of the grant's renewals, where it was read.
+        lease_by: Who has the lease for a renewal.
     """
 
     account: LinkedAccount[UserId, LinkId]
@@ -55,6 +63,21 @@ class StoredTokens(Generic[UserId, LinkId]):
     expires_at: datetime | None
     now: datetime
     bound_to: BoundTo
+    state: GrantState = field(default_factory=GrantState)
+    lease_by: str | None = None
+
+    @property
+    def health(self) -> Health:
+        """The health of the link's grant: what :meth:`AccountLinker.credentials` would say of it."""
+        known = self.state
+        if known.state is HealthState.OK and not self.refresh_token and self.is_over:
+            return Health(state=HealthState.NEEDS_CONSENT, since=self.expires_at)
+        return Health(
+            state=known.state,
+            provider_code=known.provider_code or known.refused,
+            since=known.since,
+            retry_at=None if known.retry_at is None or known.retry_at <= self.now else known.retry_at,
+        )
 
     @property
     def is_over(self) -> bool:
@@ -81,35 +104,59 @@ class StoredCredentials(Generic[UserId, LinkId]):
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    async def find(self, place: Place, call: Call) -> StoredTokens[UserId, LinkId]:
+    async def find(
+        self, place: Place, call: Call, *, statements: LeaseStatements | None = None
+    ) -> StoredTokens[UserId, LinkId]:
         """Read the tokens of the one live link that a call names, sealed as they are.
 
         Args:
             place: Runs the statement.
             call: Names the link by its id, or by its provider where the user has one account there.
+            statements: Reads the state of renewals beside the tokens.
 
         Raises:
             AccountNotFound: The user has no such live link.
             AmbiguousAccount: The provider alone matches several links of the user.
         """
-        found = await read(place, partial(self._rows, call=call))
+        found = await read(place, partial(self._rows, call=call, renewals=statements))
         if not found:
             raise AccountNotFound
         if len(found) > 1:
             raise AmbiguousAccount(provider=found[0].account.provider, count=len(found))
         return found[0]
 
-    def _rows(self, connection: sa.Connection, call: Call) -> list[StoredTokens[UserId, LinkId]]:
+    def _rows(
+        self, connection: sa.Connection, call: Call, renewals: LeaseStatements | None
+    ) -> list[StoredTokens[UserId, LinkId]]:
         accounts, on_sqlite = self.accounts, connection.dialect.name == "sqlite"
         roles = (*call.identity, *(("id",) if call.link_id is not None else ()))
-        rows = accounts.run(
+        build = self.statements.tokens if renewals is None else renewals.tokens_and_state
+        rows = self.run_named(
             connection,
             call.parameters,
-            ("tokens", roles, on_sqlite),
-            lambda: self.statements.tokens(roles, self.vault.account_role, on_sqlite=on_sqlite),
+            ("tokens", roles, on_sqlite, renewals is not None),
+            lambda: build(roles, self.vault.account_role, on_sqlite=on_sqlite),
         )
         found = [self._stored(row) for row in rows]
         return [stored for stored in found if accounts.is_about(stored.account, call.identity)]
+
+    def run_named(
+        self,
+        connection: sa.Connection,
+        parameters: Parameters,
+        key: Hashable,
+        build: Callable[[], sa.Executable],
+    ) -> sa.CursorResult[*tuple[Any, ...]]:
+        """Run a statement that may need the name under which the library's tables store the table of the links.
+
+        Args:
+            connection: The connection that runs it.
+            parameters: The statement's other parameters.
+            key: Names the statement in the cache.
+            build: Builds the statement.
+        """
+        named = Parameters(parameters, al_links=self.accounts.name_on(connection))
+        return self.accounts.run(connection, named, key, build)
 
     def _stored(self, row: sa.Row[Any]) -> StoredTokens[UserId, LinkId]:
         account = self.accounts.account(row)
@@ -122,7 +169,15 @@ class StoredCredentials(Generic[UserId, LinkId]):
             bound_to=self.vault.bound_to(
                 user_id=account.user_id, provider=account.provider, account_key=row.account_key
             ),
+            state=_state(row),
+            lease_by=getattr(row, "state_lease_by", None),
         )
+
+    async def all_of(
+        self, place: Place, call: Call, *, statements: LeaseStatements
+    ) -> list[StoredTokens[UserId, LinkId]]:
+        """Read the tokens of all live links of the call's user, sealed as they are, with the states of renewals."""
+        return await read(place, partial(self._rows, call=call, renewals=statements))
 
     async def whole(self, stored: StoredTokens[UserId, LinkId]) -> TokenSet:
         """Open all tokens of a link.
@@ -156,12 +211,49 @@ class StoredCredentials(Generic[UserId, LinkId]):
             ConfigurationError: It is over, and nothing renews it.
             CredentialsUnreadable: The token cannot be read.
         """
+        self.check_scopes(stored, require)
+        access = None if stored.is_over else await self.vault.access_token(stored.access_token, stored.bound_to)
+        if access is None or self.is_refused(access, rejected, now=stored.now):
+            raise _not_renewed(stored)
+        return self.given(stored, access)
+
+    def given(self, stored: StoredTokens[UserId, LinkId], access: AccessToken) -> TokenSet:
+        """Return what a caller gets of a link's tokens: everything but the refresh token."""
+        return _tokens(stored, access, None)
+
+    async def opened(self, stored: StoredTokens[UserId, LinkId]) -> tuple[TokenSet | None, AccessToken | None]:
+        """Open all tokens of a link; each is ``None`` if the link has no access token.
+
+        Args:
+            stored: The tokens as they stand in the row.
+
+        Raises:
+            CredentialsUnreadable: A token cannot be read.
+        """
+        access = await self.vault.access_token(stored.access_token, stored.bound_to)
+        refresh = await self.vault.refresh_token(stored.refresh_token, stored.bound_to)
+        return (None if access is None else _tokens(stored, access, refresh)), access
+
+    def check_scopes(self, stored: StoredTokens[UserId, LinkId], require: frozenset[str]) -> None:
+        """Refuse a link without scopes that the caller needs.
+
+        Raises:
+            MissingScopes: The user has not granted some of the scopes.
+        """
         if missing := require - (stored.account.scopes or frozenset()):
             raise MissingScopes(missing=missing)
-        access = None if stored.is_over else await self.vault.access_token(stored.access_token, stored.bound_to)
-        if access is None or _is_refused(access, rejected, now=stored.now):
-            raise _not_renewed(stored)
-        return _tokens(stored, access, None)
+
+    def is_refused(self, access: AccessToken, rejected: str | None, *, now: datetime) -> bool:
+        """Say whether this is the access token that the API has refused, and old enough for a new one to help."""
+        if rejected is None or access.token != Secret(rejected):
+            return False
+        return access.issued_at is None or now - access.issued_at >= REFUSED_TOO_SOON
+
+    def seen(self, stored: StoredTokens[UserId, LinkId]) -> dict[str, Any]:
+        """Return the parameters by which a statement tells whether the row still has these tokens."""
+        roles = [role for role in SEALED_ROLES if role in self.accounts.mapping.columns]
+        texts = {f"al_seen_{role}": _text(stored, role) for role in roles}
+        return {name: None if text is None else ConcealedText(text) for name, text in texts.items()}
 
     # -- replacing ----------------------------------------------------------------------------------------------------
 
@@ -182,17 +274,31 @@ class StoredCredentials(Generic[UserId, LinkId]):
         """
         for _ in range(_ATTEMPTS):
             stored = await self.find(place, call)
-            ready = await self._fitting(stored, call, sealing, presented=presented)
+            ready = await self.fitting(stored, call, sealing, presented=presented, issued_at=self.accounts.now())
             if ready is None:
                 return None
             if await run(place, partial(self._written, call=ready), Patience()):
                 return stored.account.id
         raise StoreBusy
 
-    async def _fitting(
-        self, stored: StoredTokens[UserId, LinkId], call: Call, sealing: Sealing, *, presented: str
+    async def fitting(
+        self,
+        stored: StoredTokens[UserId, LinkId],
+        call: Call,
+        sealing: Sealing,
+        *,
+        presented: str,
+        issued_at: datetime,
     ) -> Call | None:
-        """Return the call that writes the row as it was read, or ``None`` if the row has other tokens."""
+        """Return the call that writes the row as it was read, or ``None`` if the row has other tokens.
+
+        Args:
+            stored: The row's tokens.
+            call: Brings the new tokens.
+            sealing: Seals them.
+            presented: The token that they were obtained with.
+            issued_at: When they were obtained, aware.
+        """
         access = await self.vault.access_token(stored.access_token, stored.bound_to)
         refresh = await self.vault.refresh_token(stored.refresh_token, stored.bound_to)
         known = refresh or access
@@ -202,16 +308,13 @@ class StoredCredentials(Generic[UserId, LinkId]):
             contents.role: ConcealedText(
                 sealing.again(contents, grant_id=grant_of(_text(stored, contents.role)), bound_to=stored.bound_to)
             )
-            for contents in renewed(call.brought.tokens, access, refresh, issued_at=self.accounts.now())
+            for contents in renewed(call.brought.tokens, access, refresh, issued_at=issued_at)
         }
         self.accounts.calls.check_lengths(sealed)
-        seen = {
-            f"al_seen_{role}": _text(stored, role) for role in SEALED_ROLES if role in self.accounts.mapping.columns
-        }
         return call.changed(
             link_id=stored.account.id,
             credentials={**call.credentials, **sealed},
-            kept={role: None if text is None else ConcealedText(text) for role, text in seen.items()},
+            kept=self.seen(stored),
         )
 
     def _written(self, connection: sa.Connection, call: Call) -> bool:
@@ -255,11 +358,22 @@ def _tokens(stored: StoredTokens[Any, Any], access: AccessToken, refresh: Refres
     return tokens_of(access, refresh, expires_at=stored.expires_at, scopes=scopes)
 
 
-def _is_refused(access: AccessToken, rejected: str | None, *, now: datetime) -> bool:
-    """Say whether this is the access token that the API has refused, and old enough for a new one to help."""
-    if rejected is None or access.token != Secret(rejected):
-        return False
-    return access.issued_at is None or now - access.issued_at >= REFUSED_TOO_SOON
+def _state(row: sa.Row[Any]) -> GrantState:
+    """Return the state of a grant's renewals, if it was read and belongs to the grant of the access token."""
+    if getattr(row, "state_grant_id", None) is None:
+        return GrantState()
+    leased_until = read_moment(row.state_lease_until)
+    if row.state_grant_id != (grant_of(row.access_token) or grant_of(row.refresh_token) or UNKNOWN_GRANT):
+        return GrantState(leased_until=leased_until)
+    return GrantState(
+        leased_until=leased_until,
+        retry_at=read_moment(row.state_retry_at),
+        state=HealthState(row.state_state),
+        provider_code=row.state_provider_code,
+        since=read_moment(row.state_since),
+        refused=row.state_refused,
+        refreshed_at=read_moment(row.state_refreshed_at),
+    )
 
 
 def _not_renewed(stored: StoredTokens[Any, Any]) -> NeedsConsent | ConfigurationError:

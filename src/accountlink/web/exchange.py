@@ -12,10 +12,11 @@ from authlib.oauth2.rfc7636 import create_s256_code_challenge  # type: ignore[im
 from joserfc.jwk import KeySet
 
 from accountlink.errors import ConfigurationError, IdentityNotProven, ProviderFailed, ProviderMismatch
-from accountlink.providers.provider import Evidence, EvidenceMissing, Provider, Userinfo, check_address
+from accountlink.providers.addresses import check_address
+from accountlink.providers.conversation import Conversation, Line
+from accountlink.providers.provider import Evidence, EvidenceMissing, Provider, Userinfo
 from accountlink.values.credentials import TokenSet
 from accountlink.values.identity import ProviderIdentity
-from accountlink.web.conversation import Conversation, Line
 from accountlink.web.id_tokens import UnknownKey, checked_claims, issuers, key_set
 
 FRESH: Final = timedelta(hours=1)

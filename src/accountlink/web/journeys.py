@@ -23,11 +23,11 @@ from accountlink.errors import (
     ProviderMismatch,
     UnknownProvider,
 )
+from accountlink.providers.conversation import Line
 from accountlink.providers.provider import Provider
 from accountlink.tables.arguments import check_callable
 from accountlink.values.keys import Secrets
 from accountlink.web.checks import distinct, states_of
-from accountlink.web.conversation import Line
 from accountlink.web.derived import digest, flow_keys
 from accountlink.web.exchange import Exchange, Proof
 from accountlink.web.states import LIFETIME, Absence, FlowRecord, FlowStates, Kind

@@ -10,14 +10,17 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, Final
 
-from accountlink.errors import ProviderFailed
+from accountlink.errors import ConfigurationError, ProviderFailed
 from accountlink.extras import explained
+from accountlink.providers.addresses import check_address
 from accountlink.providers.client import OAuthClient
+from accountlink.values.secrecy import Secret
 
 try:
     import httpx2
     from authlib.common.errors import AuthlibBaseError  # type: ignore[import-untyped]  # Authlib ships no types
     from authlib.integrations.httpx_client import AsyncOAuth2Client  # type: ignore[import-untyped]  # likewise
+    from authlib.oauth2.rfc7523 import PrivateKeyJWT  # type: ignore[import-untyped]  # likewise
 except ModuleNotFoundError as missing:
     raise explained("accountlink.web", missing) from None
 
@@ -29,6 +32,10 @@ _UNREACHED: Final = (
     httpx2.HTTPError, httpx2.InvalidURL, AuthlibBaseError, ValueError, TypeError, OverflowError, RecursionError,
 )  # fmt: skip
 """The errors of a request whose answer did not come, or is not what it should be."""
+
+
+_NEVER_SENT: Final = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.UnsupportedProtocol)
+"""The errors of a request that did not leave this machine."""
 
 
 class Conversation:
@@ -129,6 +136,97 @@ class Line:
         ) as client:
             client.register_compliance_hook("access_token_response", _granted)
             yield Conversation(client, ends=asyncio.get_running_loop().time() + DEADLINE.total_seconds())
+
+
+class Unreached(Exception):
+    """Raised when a request did not reach the provider, so that nothing can have happened there."""
+
+
+class LostAnswer(Exception):
+    """Raised when a request may have reached the provider, and its answer did not come."""
+
+
+class TokenLine:
+    """Send requests for new tokens to providers, and hand on each answer as it came.
+
+    Args:
+        transport: Replaces the network, for tests. It stays open.
+    """
+
+    def __init__(self, transport: httpx2.AsyncBaseTransport | None) -> None:
+        self._transport = None if transport is None else _StaysOpen(transport)
+        self._verify: ssl.SSLContext | bool = httpx2.create_ssl_context() if transport is None else False
+        self._endpoints: dict[str, str] = {}
+
+    async def refresh(
+        self, registered: OAuthClient, refresh_token: Secret, *, ends: float
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """Redeem a refresh token, and return the status, the headers and the body of the answer.
+
+        Args:
+            registered: The registration that the token was issued to.
+            refresh_token: The token.
+            ends: The moment of the event loop's clock at which the answer must have come.
+
+        Raises:
+            Unreached: The request did not reach the provider.
+            LostAnswer: It may have, and no answer came in time.
+
+        Source: RFC 6749, section 6.
+        """
+        answers: list[httpx2.Response] = []
+
+        def kept(response: httpx2.Response) -> httpx2.Response:
+            answers.append(response)
+            return response
+
+        try:
+            async with asyncio.timeout_at(ends), self._opened(registered) as client:
+                endpoint = await self._endpoint(client, registered)
+                client.register_compliance_hook("refresh_token_response", kept)
+                try:
+                    await client.refresh_token(endpoint, refresh_token=refresh_token.reveal(), auth=None)
+                except (*_UNREACHED, AttributeError, KeyError):
+                    if not answers:
+                        raise
+        except _NEVER_SENT:
+            raise Unreached from None
+        except (*_UNREACHED, TimeoutError):
+            raise LostAnswer from None
+        response = answers[0]
+        return response.status_code, response.headers, response.content
+
+    async def _endpoint(self, client: AsyncOAuth2Client, registered: OAuthClient) -> str:
+        """Return the address of the token endpoint, which a discovery document may have to name first."""
+        if registered.token_endpoint is not None:
+            return registered.token_endpoint
+        address = str(registered.metadata_url)
+        if address not in self._endpoints:
+            try:
+                answer = await client.request("GET", address, withhold_token=True)
+                found = json.loads(answer.content)["token_endpoint"]
+                check_address(found, field="token_endpoint")
+            except (*_UNREACHED, KeyError, ConfigurationError):
+                raise httpx2.ConnectError("the discovery document cannot be had") from None
+            self._endpoints[address] = str(found)
+        return self._endpoints[address]
+
+    @asynccontextmanager
+    async def _opened(self, registered: OAuthClient) -> AsyncIterator[AsyncOAuth2Client]:
+        """Open a client for one request: no connection outlives its event loop, and no token stays in memory."""
+        async with AsyncOAuth2Client(
+            registered.client_id,
+            registered.secret(),
+            token_endpoint_auth_method=registered.auth_method,
+            transport=self._transport,
+            verify=self._verify,
+            headers={"Accept-Encoding": "identity", "Accept": "application/json"},
+            event_hooks={"response": [_bounded]},
+            timeout=DEADLINE.total_seconds(),
+        ) as client:
+            if registered.auth_method == PrivateKeyJWT.name:
+                client.register_client_auth_method(PrivateKeyJWT())
+            yield client
 
 
 class _StaysOpen(httpx2.AsyncBaseTransport):

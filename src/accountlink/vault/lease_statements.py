@@ -1,0 +1,230 @@
+"""Build the statements that let one caller at a time renew the tokens of a link, and that store what came of it.
+
+A row of ``refresh_states`` has the lease. Its other columns belong to one grant, by the grant id of the access token:
+for another grant they count as empty, so that a link never has to write them. A lease counts for every grant.
+
+Each statement first looks at the link's row, and locks it: who takes a lease has seen the newest tokens, and who stores
+something does so only where the row still has the tokens that were presented.
+
+Source: PostgreSQL 15 documentation, sections 13.2.1 (a statement that waited looks at its condition again), 13.3.2 and
+9.9.5 (``clock_timestamp``, which is not the start of the transaction).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from accountlink.linking.statements import Condition, Shape
+from accountlink.tables.fragments import ONE, ZERO, select, word
+from accountlink.tables.id_text import id_text
+from accountlink.tables.mapping import AccountMapping
+from accountlink.tables.refreshes import STATE_KEY
+from accountlink.tables.upserts import insert_or_update
+from accountlink.values.events import EventType
+from accountlink.values.health import HealthState
+from accountlink.vault.statements import VaultStatements
+
+STATE_COLUMNS: Final = (
+    "grant_id", "lease_by", "lease_until", "retry_at", "failures", "opaque", "uncertain", "state", "provider_code",
+    "since", "refused", "refreshed_at",
+)  # fmt: skip
+"""The columns of a state that are read beside a link's tokens, in this order."""
+_OK: Final = word(HealthState.OK.value)
+_ENDED: Final = word(HealthState.NEEDS_CONSENT.value)
+
+
+class LeaseStatements(VaultStatements):
+    """Build the statements of renewals for one table of links.
+
+    The parameter ``al_links`` brings the name under which a state stores the table of the links. On SQLite ``al_now``
+    and ``al_until`` bring the moments; PostgreSQL's own clock gives them otherwise.
+
+    Args:
+        mapping: The table of links.
+        states: The table of renewals.
+        outbox: The outbox, if there is one.
+    """
+
+    def __init__(self, mapping: AccountMapping[Any, Any], states: sa.Table, outbox: sa.Table | None = None) -> None:
+        super().__init__(mapping, outbox=outbox)
+        self._states = states
+        self._s = states.c
+        self._links = sa.bindparam("al_links", type_=sa.Text)
+
+    # -- moments ------------------------------------------------------------------------------------------------------
+
+    def _now(self, *, on_sqlite: bool) -> sa.ColumnElement[Any]:
+        moment = sa.DateTime(timezone=True)
+        return sa.bindparam("al_now", type_=moment) if on_sqlite else sa.func.clock_timestamp(type_=moment)
+
+    def _later(self, name: str, *, on_sqlite: bool) -> sa.ColumnElement[Any]:
+        """Return a moment in the future: on PostgreSQL the parameter brings the time until then."""
+        if on_sqlite:
+            return sa.bindparam(f"al_{name}", type_=sa.DateTime(timezone=True))
+        return self._now(on_sqlite=False) + sa.bindparam(f"al_{name}", type_=sa.Interval)
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def tokens_and_state(self, roles: tuple[str, ...], account_role: str, *, on_sqlite: bool) -> sa.Select[Any]:
+        """Build the query for the user's live rows with their tokens and the states of their renewals.
+
+        Args:
+            roles: The roles that narrow the rows down: the id, the provider, or both.
+            account_role: The role to whose text the tokens are bound.
+            on_sqlite: Whether the database is SQLite.
+        """
+        s = self._s
+        joined = self._t.outerjoin(
+            self._states, sa.and_(s.table_name == self._links, s.link_id == id_text(self._c["id"]))
+        )
+        read = self.tokens(roles, account_role, on_sqlite=on_sqlite).select_from(joined)
+        return read.add_columns(*(s[name].label(f"state_{name}") for name in STATE_COLUMNS))
+
+    # -- the lease ----------------------------------------------------------------------------------------------------
+
+    # On PostgreSQL, for a link that is live with SOFT removal; `seen` stands for the comparisons with the tokens that
+    # were read, and `same` for `states.grant_id = excluded.grant_id`.
+    # SQL: WITH al_link AS (
+    #        SELECT links.id AS id FROM links
+    #        WHERE links.id = :id AND links.user_id = :user_id AND links.deleted_at IS NULL AND seen
+    #        FOR NO KEY UPDATE)
+    #      INSERT INTO accountlink_refresh_states AS states (table_name, link_id, grant_id, lease_by, lease_until)
+    #      SELECT :links, al_link.id::text, :grant_id, :lease_by, clock_timestamp() + :until FROM al_link
+    #      ON CONFLICT (table_name, link_id) DO UPDATE SET grant_id = excluded.grant_id, …
+    #      WHERE (states.lease_until IS NULL OR states.lease_until < clock_timestamp())
+    #        AND (NOT same OR (states.state <> 'needs_consent'
+    #                          AND (states.retry_at IS NULL OR states.retry_at <= clock_timestamp())))
+    #      RETURNING states.*, clock_timestamp()
+    def lease(self, *, on_sqlite: bool) -> sa.Executable:
+        """Build the statement that takes the lease, if the row has the tokens that were read and nobody has it."""
+        s, now = self._s, self._now(on_sqlite=on_sqlite)
+        excluded = {name: sa.literal_column(f"excluded.{name}", s[name].type) for name in (column.name for column in s)}
+        same = s.grant_id == excluded["grant_id"]
+        link = select(self._c["id"].label("id")).where(*self._presented())
+        if not on_sqlite:
+            link = link.with_for_update(key_share=True)
+        found = link.cte(self._names("link"))
+        free = sa.or_(s.lease_until.is_(None), s.lease_until < now)
+        may_try = sa.and_(s.state != _ENDED, sa.or_(s.retry_at.is_(None), s.retry_at <= now))
+        values: dict[str, sa.ColumnElement[Any]] = {
+            "grant_id": excluded["grant_id"],
+            "lease_by": excluded["lease_by"],
+            "lease_until": excluded["lease_until"],
+            "retry_at": sa.case((same, s.retry_at), else_=sa.null()),
+            "failures": sa.case((same, s.failures), else_=ZERO),
+            "opaque": sa.case((same, s.opaque), else_=ZERO),
+            # A lease that nobody gave back belonged to a caller who died, perhaps after the provider had answered.
+            "uncertain": sa.and_(same, sa.or_(s.uncertain, s.lease_by.is_not(None))),
+            "state": sa.case((same, s.state), else_=_OK),
+            "provider_code": sa.case((same, s.provider_code), else_=sa.null()),
+            "since": sa.case((same, s.since), else_=sa.null()),
+            "refused": sa.case((same, s.refused), else_=sa.null()),
+        }
+        made = insert_or_update(
+            self._states, key=STATE_KEY, values=values, where=sa.and_(free, sa.or_(sa.not_(same), may_try))
+        )
+        rows = select(
+            self._links,
+            id_text(found.c.id),
+            sa.bindparam("al_grant_id", type_=sa.Text),
+            sa.bindparam("al_lease_by", type_=sa.Text),
+            self._later("until", on_sqlite=on_sqlite),
+        )
+        taken = made.from_select(
+            [*STATE_KEY, "grant_id", "lease_by", "lease_until"],
+            rows.select_from(found).where(sa.true()),  # or SQLite takes ON for the beginning of a join
+            include_defaults=False,
+        )
+        return taken.returning(s.failures, s.opaque, s.uncertain, s.lease_until, now.label("now"))
+
+    def _presented(self) -> list[Condition]:
+        """Build the conditions that the user's live row has the tokens that were read."""
+        return [self._is_named(), self.live(), *self._still_sealed()]
+
+    # -- what came of it ----------------------------------------------------------------------------------------------
+
+    def store(self, shape: Shape) -> sa.Executable:
+        """Build one statement that stores the new tokens and gives the lease back (PostgreSQL).
+
+        Args:
+            shape: The shape of the call, with the roles that it writes.
+        """
+        written = self.replace(shape).cte(self._names("written"))
+        done = self._gave_back(self._renewed(on_sqlite=False), sa.exists(select(ONE).select_from(written)))
+        return select(written.c.id).add_cte(done.cte(self._names("gave_back")))
+
+    def give_back(self, *, renewed: bool) -> sa.Update:
+        """Build the statement that gives the lease back.
+
+        Args:
+            renewed: Whether the tokens were renewed; without that nothing else of the state changes.
+        """
+        values = self._renewed(on_sqlite=True) if renewed else {}
+        return self._gave_back(values)
+
+    def _renewed(self, *, on_sqlite: bool) -> dict[str, Any]:
+        return {
+            "retry_at": sa.null(),
+            "failures": ZERO,
+            "opaque": ZERO,
+            "uncertain": sa.false(),
+            "state": _OK,
+            "provider_code": sa.null(),
+            "since": sa.null(),
+            "refused": sa.null(),
+            "refreshed_at": self._now(on_sqlite=on_sqlite),
+        }
+
+    def _gave_back(self, values: dict[str, Any], *conditions: Condition) -> sa.Update:
+        freed = {"lease_by": sa.null(), "lease_until": sa.null()}
+        return sa.update(self._states).where(*self._has_lease(), *conditions).values(values | freed)
+
+    def _has_lease(self) -> list[Condition]:
+        s = self._s
+        link = s.link_id == id_text(self.bind("id"))
+        return [s.table_name == self._links, link, s.lease_by == sa.bindparam("al_lease_by", type_=sa.Text)]
+
+    def fail(self, state: HealthState, *, on_sqlite: bool) -> sa.Executable:
+        """Build the statement that records a failed renewal and gives the lease back.
+
+        It does so only if the link still has the tokens that were presented. It returns when to try again.
+
+        Args:
+            state: The state of the grant from now on.
+            on_sqlite: Whether the database is SQLite.
+        """
+        s, now = self._s, self._now(on_sqlite=on_sqlite)
+        link = select(self._c["id"].label("id")).where(*self._presented())
+        if not on_sqlite:
+            link = link.with_for_update(key_share=True)
+        found = link.cte(self._names("link"))
+        became = word(state.value)
+        flag = sa.bindparam("al_uncertain", type_=sa.Boolean)
+        values: dict[str, Any] = {
+            "retry_at": sa.null() if state is HealthState.NEEDS_CONSENT else self._later("wait", on_sqlite=on_sqlite),
+            "failures": s.failures + ONE,
+            "opaque": sa.bindparam("al_opaque", type_=sa.Integer),
+            "uncertain": sa.or_(s.uncertain, flag),
+            "state": became,
+            "provider_code": sa.bindparam("al_provider_code", type_=sa.Text),
+            "since": sa.case((s.state == became, sa.func.coalesce(s.since, now)), else_=now),
+            "refused": sa.null(),
+        }
+        failed = self._gave_back(values, sa.exists(select(ONE).select_from(found))).returning(s.retry_at, s.since)
+        if self.outbox is None or state is not HealthState.NEEDS_CONSENT or on_sqlite:
+            return failed
+        recorded = failed.cte(self._names("failed"))
+        of_link = (
+            select(*self.row())
+            .where(self._is_named(), sa.exists(select(ONE).select_from(recorded)))
+            .cte(self._names("dead"))
+        )
+        event = self.outbox.of_row(of_link, EventType.CONSENT_NEEDED, with_data=True)
+        return select(recorded.c.retry_at, recorded.c.since).add_cte(event)
+
+    def refuse(self, *, on_sqlite: bool) -> sa.Update:
+        """Build the statement that gives the lease back after the provider refused the application's client."""
+        code = sa.bindparam("al_provider_code", type_=sa.Text)
+        return self._gave_back({"retry_at": self._later("wait", on_sqlite=on_sqlite), "refused": code})

@@ -1,0 +1,252 @@
+"""Renew tokens by OAuth's refresh tokens, and read each answer of a provider by its error code."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import Any, Final
+from urllib.parse import parse_qsl
+
+from accountlink.errors import ConfigurationError, InvalidCredentials
+from accountlink.providers.client import OAuthClient
+from accountlink.providers.conversation import LostAnswer, TokenLine, Unreached
+from accountlink.providers.provider import Provider
+from accountlink.tables.rows import present
+from accountlink.values.credentials import TokenSet
+from accountlink.vault.refresher import ClientRefused, GrantEnded, ProviderUnavailable, RenewalFailed
+from accountlink.vault.renewal import LOST
+
+ENDED: Final = frozenset(
+    {"invalid_grant", "bad_refresh_token", "interaction_required", "consent_required", "login_required"}
+)
+"""Codes by which a provider says that the grant has ended: OAuth's own, GitHub's, and those of OpenID Connect."""
+REFUSED: Final = frozenset(
+    {"invalid_client", "unauthorized_client", "invalid_scope", "unsupported_grant_type", "incorrect_client_credentials"}
+)
+"""Codes by which a provider refuses the application, whatever the user consented to: OAuth's own, and GitHub's."""
+AWAY: Final = frozenset({"temporarily_unavailable", "server_error", "slow_down"})
+"""Codes by which a provider says that another attempt may work."""
+_SUCCESS: Final = range(200, 300)
+_TOO_MANY: Final = 429
+_SERVER: Final = range(500, 600)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenAnswer:
+    """Hold a provider's answer to a request for tokens.
+
+    Attributes:
+        status: The status of the response.
+        retry_after: The header ``Retry-After``, if there is one.
+        members: The members of the body; empty if the body has none.
+    """
+
+    status: int
+    retry_after: str | None
+    members: Mapping[str, Any]
+
+
+def members_of(body: bytes, content_type: str) -> dict[str, Any]:
+    """Return the members of a body, in JSON or as a form; nothing for any other body.
+
+    Args:
+        body: The body.
+        content_type: The header ``Content-Type``.
+    """
+    try:
+        if "application/x-www-form-urlencoded" in content_type:
+            return dict(parse_qsl(body.decode("utf-8")))
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def failure_of(answer: TokenAnswer, *, now: datetime) -> RenewalFailed | None:
+    """Say how a renewal failed, or return ``None`` if it did not.
+
+    The OAuth error code decides, whatever the status: providers send it with 400, 401, 403 and 200. No description is
+    read.
+
+    Args:
+        answer: The answer.
+        now: The present moment, aware, from which ``Retry-After`` counts.
+
+    Source: RFC 6749, section 5.2; RFC 6585, section 4; RFC 9110, section 10.2.3.
+    """
+    code = answer.members.get("error")
+    if isinstance(code, str) and code in ENDED:
+        return GrantEnded(code)
+    if isinstance(code, str) and code in REFUSED:
+        return ClientRefused(code)
+    retry_at = retry_moment(answer.retry_after, now=now)
+    is_away = answer.status == _TOO_MANY or answer.status in _SERVER or retry_at is not None
+    if is_away or (isinstance(code, str) and code in AWAY):
+        return ProviderUnavailable(retry_at)
+    token = answer.members.get("access_token")
+    if answer.status in _SUCCESS and not code and isinstance(token, str) and token:
+        return None
+    return ProviderUnavailable(opaque=True)
+
+
+def retry_moment(retry_after: str | None, *, now: datetime) -> datetime | None:
+    """Return the moment that the header ``Retry-After`` names, at most an hour ahead, or ``None``.
+
+    Args:
+        retry_after: The header: seconds, or a date.
+        now: The present moment, aware.
+    """
+    if retry_after is None:
+        return None
+    text = retry_after.strip()
+    if text.isascii() and text.isdigit():
+        wait = timedelta(seconds=min(int(text[:6]), 3_600))
+        return now + wait
+    try:
+        moment = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    aware = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+    return min(max(aware, now), now + timedelta(hours=1))
+
+
+class OAuthRefresher:
+    """Renew tokens with the refresh token of the grant, by the OAuth client that it was issued to.
+
+    Args:
+        clients: The registrations at each provider, by the provider's slug. Each has a ``token_endpoint`` or a
+            ``metadata_url``. A grant that names no client is that of the only one.
+        extra: The members of a token response that are kept in ``TokenSet.extra``, by the provider's slug.
+        transport: Replaces the network, for tests: an ``httpx2`` transport. It stays open.
+        clock: Returns the present moment of this machine, aware.
+
+    Raises:
+        ConfigurationError: A client without an address, or two clients of one name at a provider.
+        ModuleNotFoundError: The libraries of the extra ``[web]`` are not installed.
+    """
+
+    def __init__(
+        self,
+        clients: Mapping[str, Sequence[OAuthClient]],
+        *,
+        extra: Mapping[str, Collection[str]] | None = None,
+        transport: Any = None,  # an httpx2.AsyncBaseTransport
+        clock: Callable[[], datetime] = present,
+    ) -> None:
+        self._clients: Final = {slug: _by_name(slug, registered) for slug, registered in _checked(clients).items()}
+        self._extra: Final = {slug: tuple(names) for slug, names in (extra or {}).items()}
+        self._line: Final = TokenLine(transport)
+        self._clock: Final = clock
+
+    @classmethod
+    def of(
+        cls, providers: Iterable[Provider], *, transport: Any = None, clock: Callable[[], datetime] = present
+    ) -> OAuthRefresher:
+        """Return a refresher for the providers of a flow: their clients, addresses and extra members.
+
+        Args:
+            providers: The providers, as ``LinkFlow`` takes them.
+            transport: Replaces the network, for tests.
+            clock: Returns the present moment of this machine, aware.
+        """
+        known = list(providers)
+        return cls(
+            {each.slug: [_of(each, client) for client in each.clients] for each in known},
+            extra={each.slug: each.extra for each in known},
+            transport=transport,
+            clock=clock,
+        )
+
+    def can_renew(self, provider: str, tokens: TokenSet) -> bool:
+        """Say whether there is a refresh token. See :meth:`Refresher.can_renew`."""
+        if tokens.refresh_token is None:
+            return False
+        self._client(provider, tokens.client)
+        return True
+
+    async def renew(self, provider: str, tokens: TokenSet, *, deadline: timedelta) -> TokenSet:
+        """Redeem the refresh token. See :meth:`Refresher.renew`.
+
+        If the answer is lost, and the client's behaviour knows a grace period, the same token is redeemed once more.
+
+        Source: RFC 6749, section 6.
+        """
+        client = self._client(provider, tokens.client)
+        ends = asyncio.get_running_loop().time() + deadline.total_seconds()
+        grace = client.behaviour.grace
+        try:
+            return await self._redeemed(provider, client, tokens, ends=ends)
+        except ProviderUnavailable as away:
+            if not away.uncertain or not grace:
+                raise
+        try:
+            return await self._redeemed(provider, client, tokens, ends=ends)
+        except GrantEnded:
+            raise GrantEnded(LOST) from None
+
+    async def _redeemed(self, provider: str, client: OAuthClient, tokens: TokenSet, *, ends: float) -> TokenSet:
+        assert tokens.refresh_token is not None  # noqa: S101  # can_renew has said so
+        try:
+            status, headers, body = await self._line.refresh(client, tokens.refresh_token, ends=ends)
+        except Unreached:
+            raise ProviderUnavailable from None
+        except LostAnswer:
+            raise ProviderUnavailable(uncertain=True) from None
+        now = self._clock()
+        answer = TokenAnswer(
+            status=status,
+            retry_after=headers.get("retry-after"),
+            members=members_of(body, headers.get("content-type", "")),
+        )
+        failed = failure_of(answer, now=now)
+        if failed is not None:
+            raise failed
+        try:
+            return TokenSet.from_response(
+                answer.members, received_at=now, extra=self._extra.get(provider, ()), client=tokens.client
+            )
+        except InvalidCredentials:  # the grant may be renewed, and what came cannot be stored
+            raise ProviderUnavailable(uncertain=True, opaque=True) from None
+
+    def _client(self, provider: str, name: str | None) -> OAuthClient:
+        known = self._clients.get(provider, {})
+        if name is None and len(known) == 1:
+            return next(iter(known.values()))
+        if name is None or name not in known:
+            named = "no client" if name is None else f"the client {name!r}"
+            raise ConfigurationError(
+                f"A grant of {provider!r} names {named}, and the refresher knows {sorted(known) or 'none'} there. Give "
+                "OAuthRefresher each client that grants were issued to."
+            )
+        return known[name]
+
+
+def _checked(clients: object) -> Mapping[str, Sequence[OAuthClient]]:
+    if not isinstance(clients, Mapping):
+        raise ConfigurationError('OAuthRefresher takes a mapping such as {"google": [OAuthClient(...)]}.')
+    return clients
+
+
+def _of(provider: Provider, client: OAuthClient) -> OAuthClient:
+    """Return a provider's client with the provider's addresses, unless it has some of its own."""
+    if client.token_endpoint is not None or client.metadata_url is not None:
+        return client
+    return replace(client, token_endpoint=provider.token_endpoint, metadata_url=provider.metadata_url)
+
+
+def _by_name(slug: str, registered: Sequence[OAuthClient]) -> dict[str, OAuthClient]:
+    found: dict[str, OAuthClient] = {}
+    for client in registered:
+        if client.token_endpoint is None and client.metadata_url is None:
+            raise ConfigurationError(
+                f"The client {client.name!r} of {slug!r} has no address. Give it token_endpoint=... or "
+                "metadata_url=..., or use OAuthRefresher.of(providers)."
+            )
+        if client.name in found:
+            raise ConfigurationError(f"{slug!r} has two clients with the name {client.name!r}. Give each its own name.")
+        found[client.name] = client
+    return found

@@ -1,0 +1,267 @@
+"""Tokens that are over are renewed once, whoever asks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from accountlink import AccountLinkError, AccountNotFound, ConfigurationError, Linked, NeedsConsent, TokenSet
+from accountlink.errors import RefreshRefused, RefreshUnavailable
+from accountlink.tables.refreshes import refresh_states
+from accountlink.vault.refresher import ClientRefused, GrantEnded, ProviderUnavailable
+from accountlink.vault.renewing import Timing
+from tests.support.models import EXCLUSIVE_SOFT, identity
+from tests.support.vaulted import Vaulted
+
+pytestmark = pytest.mark.each_driver
+
+
+class Provider:
+    """A provider that rotates refresh tokens, and ends the grant when one is used twice."""
+
+    def __init__(self, *, delay: float = 0.0, lifetime: timedelta = timedelta(hours=1)) -> None:
+        self.calls: list[str] = []
+        self.delay = delay
+        self.lifetime = lifetime
+        self.ended = False
+        self.spent: set[str] = set()
+        self.fails: list[Exception] = []
+        self.at_once = 0
+        self.most_at_once = 0
+        self.answers = asyncio.Event()
+        self.answers.set()
+
+    def can_renew(self, provider: str, tokens: TokenSet) -> bool:
+        return tokens.refresh_token is not None
+
+    async def renew(self, provider: str, tokens: TokenSet, *, deadline: timedelta) -> TokenSet:
+        assert tokens.refresh_token is not None
+        presented = tokens.refresh_token.reveal()
+        self.calls.append(presented)
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            await asyncio.sleep(self.delay)
+            await self.answers.wait()
+        finally:
+            self.at_once -= 1
+        if self.fails:
+            raise self.fails.pop(0)
+        if self.ended or presented in self.spent:
+            self.ended = True
+            raise GrantEnded("invalid_grant")
+        self.spent.add(presented)
+        number = len(self.spent)
+        return TokenSet(
+            access_token=f"access-{number}",
+            refresh_token=f"refresh-{number}",
+            expires_at=datetime.now(UTC) + self.lifetime,
+        )
+
+
+PATIENT = Timing(lease=timedelta(seconds=20), deadline=timedelta(seconds=15), poll=timedelta(milliseconds=20))
+HASTY = Timing(lease=timedelta(seconds=2), deadline=timedelta(seconds=1), poll=timedelta(milliseconds=20))
+
+
+class Renewed(Vaulted):
+    """A table whose tokens are renewed, and several linkers over it, each as in a process of its own."""
+
+    def __init__(self, provider: Provider, *, processes: int = 1, timing: Timing = PATIENT, **options: Any) -> None:
+        super().__init__(EXCLUSIVE_SOFT, **options)
+        self.provider = provider
+        self.states = refresh_states(self.tables.metadata)
+        self.linkers = [self.other_linker(refresher=provider, refreshes=self.states) for _ in range(processes)]
+        for linker in self.linkers:
+            assert linker._renewing is not None
+            linker._renewing.timing = timing
+
+    async def link(self, engine: AsyncEngine, *, ends_in: timedelta | None, refresh: str | None = "refresh-0") -> Any:
+        """Link with a token that ends in a while, or ended a while ago."""
+        brought = TokenSet(
+            access_token="access-0",
+            refresh_token=refresh,
+            expires_at=None if ends_in is None else datetime.now(UTC) + ends_in,
+            scopes={"read"},
+            extra={"instance_url": "https://eu1.example"},
+        )
+        outcome = await self.linkers[0].link(engine, user_id=1, identity=identity(), credentials=brought)
+        assert isinstance(outcome, Linked)
+        return outcome.account.id
+
+    async def state(self, engine: AsyncEngine) -> dict[str, Any]:
+        async with engine.connect() as connection:
+            row = (await connection.execute(sa.select(self.states))).mappings().one()
+        return dict(row)
+
+
+OVER = timedelta(seconds=-5)
+
+
+async def test_a_token_that_is_over_is_renewed(engine: AsyncEngine) -> None:
+    """The new tokens are stored and given out, without the refresh token; what they leave out stays."""
+    provider = Provider()
+    case = await Renewed(provider).create(engine)
+    link_id = await case.link(engine, ends_in=OVER)
+    before = await case.column(engine, "version")
+    tokens = await case.linkers[0].credentials(engine, user_id=1, link_id=link_id)
+    assert ("access-1", None, {"read"}) == (tokens.access_token.reveal(), tokens.refresh_token, tokens.scopes)
+    assert ["instance_url"] == list(tokens.extra)
+    assert before == await case.column(engine, "version")
+    again = await case.linkers[0].credentials(engine, user_id=1, link_id=link_id)
+    assert "access-1" == again.access_token.reveal()
+    assert ["refresh-0"] == provider.calls
+    stored = await case.linker.stored_credentials(engine, user_id=1, link_id=link_id)
+    assert stored.refresh_token is not None
+    assert "refresh-1" == stored.refresh_token.reveal()
+    state = await case.state(engine)
+    assert ("ok", None, None, 0) == (state["state"], state["lease_by"], state["lease_until"], state["failures"])
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.3])
+async def test_many_callers_of_many_processes_ask_once(engine: AsyncEngine, delay: float) -> None:
+    provider = Provider(delay=delay)
+    case = await Renewed(provider, processes=8).create(engine)
+    await case.link(engine, ends_in=OVER)
+    got = await asyncio.gather(
+        *(linker.credentials(engine, user_id=1, provider="acme") for linker in case.linkers for _ in range(20))
+    )
+    assert {"access-1": 160} == Counter(tokens.access_token.reveal() for tokens in got)
+    assert ["refresh-0"] == provider.calls
+
+
+async def test_an_early_renewal_lets_nobody_wait(engine: AsyncEngine) -> None:
+    provider = Provider()
+    provider.answers.clear()
+    case = await Renewed(provider, processes=4).create(engine)
+    case.clock.now = datetime.now(UTC) - timedelta(hours=1)
+    await case.link(engine, ends_in=timedelta(minutes=4))
+    got = await asyncio.gather(
+        *(linker.credentials(engine, user_id=1, provider="acme") for linker in case.linkers for _ in range(40))
+    )
+    assert {"access-0": 160} == Counter(tokens.access_token.reveal() for tokens in got)
+    provider.answers.set()
+    for linker in case.linkers:
+        await linker.aclose()
+    assert ["refresh-0"] == provider.calls
+    tokens = await case.linkers[0].credentials(engine, user_id=1, provider="acme")
+    assert "access-1" == tokens.access_token.reveal()
+
+
+FAILURES: dict[str, tuple[Callable[[], Exception], type[AccountLinkError], str]] = {
+    "ended": (lambda: GrantEnded("invalid_grant"), NeedsConsent, "needs_consent"),
+    "refused": (lambda: ClientRefused("invalid_client"), RefreshRefused, "ok"),
+    "away": (lambda: ProviderUnavailable(), RefreshUnavailable, "failing"),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+async def test_what_a_failure_is_to_the_caller(engine: AsyncEngine, failure: str) -> None:
+    """Each failure is told as itself, and nobody asks again at once."""
+    make, expected, state = FAILURES[failure]
+    provider = Provider()
+    provider.fails = [make()]
+    case = await Renewed(provider, processes=2).create(engine)
+    await case.link(engine, ends_in=OVER)
+    for linker in (*case.linkers, *case.linkers):
+        with pytest.raises(expected):
+            await linker.credentials(engine, user_id=1, provider="acme")
+    assert 1 == len(provider.calls)
+    assert state == (await case.state(engine))["state"]
+
+
+async def test_a_token_that_lives_is_given_out_whatever_fails(engine: AsyncEngine) -> None:
+    provider = Provider()
+    provider.fails = [GrantEnded("invalid_grant")]
+    case = await Renewed(provider).create(engine)
+    await case.link(engine, ends_in=timedelta(seconds=30))
+    for _ in range(2):
+        tokens = await case.linkers[0].credentials(engine, user_id=1, provider="acme")
+        assert "access-0" == tokens.access_token.reveal()
+    assert 1 == len(provider.calls)
+    assert "needs_consent" == (await case.state(engine))["state"]
+
+
+async def test_a_new_link_makes_the_state_void(engine: AsyncEngine) -> None:
+    provider = Provider()
+    provider.fails = [GrantEnded("invalid_grant")]
+    case = await Renewed(provider).create(engine)
+    await case.link(engine, ends_in=OVER)
+    with pytest.raises(NeedsConsent) as raised:
+        await case.linkers[0].credentials(engine, user_id=1, provider="acme")
+    assert "invalid_grant" == raised.value.provider_code
+    assert raised.value.since is not None
+    await case.link(engine, ends_in=OVER, refresh="refresh-x")
+    tokens = await case.linkers[0].credentials(engine, user_id=1, provider="acme")
+    assert "access-1" == tokens.access_token.reveal()
+
+
+async def test_the_lease_of_a_dead_caller_ends(engine: AsyncEngine) -> None:
+    """A provider that may have answered the dead caller ends the grant: the loss is told as ours."""
+    provider = Provider(delay=30)
+    case = await Renewed(provider, processes=2, timing=HASTY).create(engine)
+    await case.link(engine, ends_in=OVER)
+    dead = asyncio.create_task(case.linkers[0].credentials(engine, user_id=1, provider="acme"))
+    while not provider.calls:
+        await asyncio.sleep(0.01)
+    renewing = case.linkers[0]._renewing
+    assert renewing is not None
+    for task in list(renewing._tasks.values()):
+        task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await dead
+    provider.delay, provider.ended = 0.0, True
+    with pytest.raises(NeedsConsent) as raised:
+        await case.linkers[1].credentials(engine, user_id=1, provider="acme")
+    assert "lost_in_refresh" == raised.value.provider_code
+
+
+async def test_a_slow_provider_is_given_up_before_the_lease_ends(engine: AsyncEngine) -> None:
+    provider = Provider(delay=30)
+    case = await Renewed(provider, processes=3, timing=HASTY).create(engine)
+    await case.link(engine, ends_in=OVER)
+    got = await asyncio.gather(
+        *(linker.credentials(engine, user_id=1, provider="acme") for linker in case.linkers), return_exceptions=True
+    )
+    assert [RefreshUnavailable] * 3 == [type(each) for each in got]
+    assert (1, 1) == (len(provider.calls), provider.most_at_once)
+
+
+async def test_a_cancelled_caller_takes_nobody_along(engine: AsyncEngine) -> None:
+    provider = Provider(delay=0.3)
+    case = await Renewed(provider).create(engine)
+    await case.link(engine, ends_in=OVER)
+    callers = [asyncio.create_task(case.linkers[0].credentials(engine, user_id=1, provider="acme")) for _ in range(3)]
+    while not provider.calls:
+        await asyncio.sleep(0.01)
+    callers[0].cancel()
+    got = await asyncio.gather(*callers[1:])
+    assert {"access-1"} == {tokens.access_token.reveal() for tokens in got}
+    assert 1 == len(provider.calls)
+
+
+async def test_an_unlink_in_mid_call_ends_it(engine: AsyncEngine) -> None:
+    provider = Provider(delay=0.3)
+    case = await Renewed(provider).create(engine)
+    link_id = await case.link(engine, ends_in=OVER)
+    caller = asyncio.create_task(case.linkers[0].credentials(engine, user_id=1, provider="acme"))
+    while not provider.calls:
+        await asyncio.sleep(0.01)
+    await case.linkers[0].unlink(engine, user_id=1, link_id=link_id)
+    with pytest.raises(AccountNotFound):
+        await caller
+    assert [(None, None)] == await case.column(engine, "access_token", "refresh_token")
+
+
+async def test_what_a_refresher_needs() -> None:
+    provider = Provider()
+    case = Renewed(provider)
+    for options in ({"refresher": provider}, {"refreshes": case.states}):
+        with pytest.raises(ConfigurationError, match="refresh_states"):
+            case.other_linker(**options)
