@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, assert_never, overload
@@ -45,7 +45,7 @@ from accountlink.transfers.signing import LEEWAY
 from accountlink.values.credentials import TokenSet, checked_scopes, checked_token
 from accountlink.values.events import LinkEvent
 from accountlink.values.facts import Failure
-from accountlink.values.health import Health
+from accountlink.values.health import Health, HealthState
 from accountlink.values.identity import ProviderIdentity
 from accountlink.values.keys import Secrets
 from accountlink.values.outcomes import (
@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from accountlink.vault.renewing import Renewing
     from accountlink.vault.sealing import Sealing
     from accountlink.vault.stored import StoredCredentials
+    from accountlink.vault.upkeep import KeptAlive
 
 TRANSFER_LIFETIME: Final = timedelta(minutes=10)
 LOCK_TIMEOUT: Final = timedelta(seconds=10)
@@ -583,6 +584,51 @@ class AccountLinker(Generic[UserId, LinkId]):
         renewing = self._with_renewing("health")
         call = self._calls.reading(user_id=user_id)
         return await renewing.health(await self._place(bind), call)
+
+    def unhealthy(
+        self, engine: AsyncEngine, *, state: HealthState | None = None
+    ) -> AsyncIterator[tuple[LinkId, Health]]:
+        """Yield the live links of all users whose last renewal failed, or whose grant has ended.
+
+        Args:
+            engine: An engine. The links are read page by page.
+            state: ``FAILING`` or ``NEEDS_CONSENT``; without it both.
+
+        Yields:
+            The link's id, and the health of its grant.
+
+        Raises:
+            ConfigurationError: The linker does not renew tokens, or ``state`` is another one.
+            StoreBusy, StoreUnavailable: As for :meth:`link`, when the next page is read.
+        """
+        renewing = self._with_renewing("unhealthy")
+        ill = (HealthState.FAILING, HealthState.NEEDS_CONSENT)
+        if state is not None and state not in ill:
+            raise ConfigurationError("state=... takes HealthState.FAILING or HealthState.NEEDS_CONSENT.")
+        return renewing.upkeep.unhealthy(engine, frozenset(ill if state is None else [state]))
+
+    async def keep_alive(self, engine: AsyncEngine, *, idle: timedelta, limit: int | None = None) -> KeptAlive:
+        """Renew the grants of all users that were neither renewed nor linked for some time.
+
+        Providers end grants that nobody uses. Run this regularly, in any number of processes: each grant is renewed
+        once.
+
+        Args:
+            engine: An engine. Leases are taken in short transactions, and no connection is held while a provider is
+                asked.
+            idle: How long a grant may be unused; shorter than the time after which the provider ends it.
+            limit: The most grants of this call; ``None`` for all of them.
+
+        Returns:
+            How many grants were renewed, failed, or turned out to have ended.
+
+        Raises:
+            ConfigurationError: The linker does not renew tokens; or ``idle`` or ``limit`` cannot be one.
+            StoreBusy, StoreUnavailable: As for :meth:`link`.
+        """
+        renewing = self._with_renewing("keep_alive")
+        check_span("idle", idle)
+        return await renewing.upkeep.keep_alive(engine, idle=idle, limit=limit)
 
     def _with_renewing(self, method: str) -> Renewing[UserId, LinkId]:
         if self._renewing is None:

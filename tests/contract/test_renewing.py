@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from accountlink import AccountLinkError, AccountNotFound, ConfigurationError, Linked, NeedsConsent, TokenSet
 from accountlink.errors import RefreshRefused, RefreshUnavailable
 from accountlink.tables.refreshes import refresh_states
+from accountlink.values.health import HealthState
 from accountlink.vault.refresher import ClientRefused, GrantEnded, ProviderUnavailable
 from accountlink.vault.renewing import Timing
 from tests.support.models import EXCLUSIVE_SOFT, identity
@@ -37,6 +38,7 @@ class Provider:
         self.most_at_once = 0
         self.answers = asyncio.Event()
         self.answers.set()
+        self.asked = asyncio.Event()
 
     def can_renew(self, provider: str, tokens: TokenSet) -> bool:
         return tokens.refresh_token is not None
@@ -45,6 +47,7 @@ class Provider:
         assert tokens.refresh_token is not None
         presented = tokens.refresh_token.reveal()
         self.calls.append(presented)
+        self.asked.set()
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
         try:
@@ -157,7 +160,7 @@ async def test_an_early_renewal_lets_nobody_wait(engine: AsyncEngine) -> None:
 FAILURES: dict[str, tuple[Callable[[], Exception], type[AccountLinkError], str]] = {
     "ended": (lambda: GrantEnded("invalid_grant"), NeedsConsent, "needs_consent"),
     "refused": (lambda: ClientRefused("invalid_client"), RefreshRefused, "ok"),
-    "away": (lambda: ProviderUnavailable(), RefreshUnavailable, "failing"),
+    "away": (ProviderUnavailable, RefreshUnavailable, "failing"),
 }
 
 
@@ -208,8 +211,7 @@ async def test_the_lease_of_a_dead_caller_ends(engine: AsyncEngine) -> None:
     case = await Renewed(provider, processes=2, timing=HASTY).create(engine)
     await case.link(engine, ends_in=OVER)
     dead = asyncio.create_task(case.linkers[0].credentials(engine, user_id=1, provider="acme"))
-    while not provider.calls:
-        await asyncio.sleep(0.01)
+    await provider.asked.wait()
     renewing = case.linkers[0]._renewing
     assert renewing is not None
     for task in list(renewing._tasks.values()):
@@ -238,8 +240,7 @@ async def test_a_cancelled_caller_takes_nobody_along(engine: AsyncEngine) -> Non
     case = await Renewed(provider).create(engine)
     await case.link(engine, ends_in=OVER)
     callers = [asyncio.create_task(case.linkers[0].credentials(engine, user_id=1, provider="acme")) for _ in range(3)]
-    while not provider.calls:
-        await asyncio.sleep(0.01)
+    await provider.asked.wait()
     callers[0].cancel()
     got = await asyncio.gather(*callers[1:])
     assert {"access-1"} == {tokens.access_token.reveal() for tokens in got}
@@ -251,8 +252,7 @@ async def test_an_unlink_in_mid_call_ends_it(engine: AsyncEngine) -> None:
     case = await Renewed(provider).create(engine)
     link_id = await case.link(engine, ends_in=OVER)
     caller = asyncio.create_task(case.linkers[0].credentials(engine, user_id=1, provider="acme"))
-    while not provider.calls:
-        await asyncio.sleep(0.01)
+    await provider.asked.wait()
     await case.linkers[0].unlink(engine, user_id=1, link_id=link_id)
     with pytest.raises(AccountNotFound):
         await caller
@@ -265,3 +265,105 @@ async def test_what_a_refresher_needs() -> None:
     for options in ({"refresher": provider}, {"refreshes": case.states}):
         with pytest.raises(ConfigurationError, match="refresh_states"):
             case.other_linker(**options)
+
+
+async def test_health_tells_what_credentials_would_say(engine: AsyncEngine) -> None:
+    """Each live link has a health; the links of all users that are ill are listed."""
+    provider = Provider()
+    provider.fails = [GrantEnded("invalid_grant")]
+    case = await Renewed(provider).create(engine)
+    linker = case.linkers[0]
+    ended = await case.link(engine, ends_in=OVER)
+    with pytest.raises(NeedsConsent):
+        await linker.credentials(engine, user_id=1, link_id=ended)
+    other = TokenSet(access_token="b", expires_at=datetime.now(UTC) + timedelta(hours=1))
+    fine = (await linker.link(engine, user_id=1, identity=identity("sub-2"), credentials=other)).account.id
+    over = TokenSet(access_token="c", expires_at=datetime.now(UTC) + OVER)
+    done = (await linker.link(engine, user_id=1, identity=identity("sub-3"), credentials=over)).account.id
+    bare = (await linker.link(engine, user_id=1, identity=identity("sub-4"))).account.id
+    health = await linker.health(engine, user_id=1)
+    consent, ok = HealthState.NEEDS_CONSENT, HealthState.OK
+    assert {ended: consent, fine: ok, done: consent, bare: consent} == {
+        link_id: each.state for link_id, each in health.items()
+    }
+    assert "invalid_grant" == health[ended].provider_code
+    assert [(ended, consent)] == [(link_id, each.state) async for link_id, each in linker.unhealthy(engine)]
+    assert [] == [each async for each in linker.unhealthy(engine, state=HealthState.FAILING)]
+    await case.link(engine, ends_in=timedelta(hours=1))
+    assert ok is (await linker.health(engine, user_id=1))[ended].state
+    assert [] == [each async for each in linker.unhealthy(engine)]
+
+
+async def test_idle_grants_are_kept_alive_once(engine: AsyncEngine) -> None:
+    """Grants that are neither renewed nor linked for a while are renewed, by however many workers, once."""
+    provider = Provider()
+    case = await Renewed(provider, processes=2).create(engine)
+    case.clock.now = datetime.now(UTC) - timedelta(days=40)
+    for user_id in range(1, 31):
+        brought = TokenSet(
+            access_token=f"access-{user_id}",
+            refresh_token=f"refresh-of-{user_id}",
+            expires_at=datetime.now(UTC) + timedelta(hours=1),
+        )
+        await case.linker.link(engine, user_id=user_id, identity=identity(f"sub-{user_id}"), credentials=brought)
+    case.clock.now = datetime.now(UTC)
+    await case.linker.link(engine, user_id=1, identity=identity("sub-1"), credentials=TokenSet(access_token="new"))
+    counted = await asyncio.gather(*(each.keep_alive(engine, idle=timedelta(days=30)) for each in case.linkers))
+    assert 29 == sum(each.renewed for each in counted)
+    assert {f"refresh-of-{user_id}": 1 for user_id in range(2, 31)} == Counter(provider.calls)
+    assert 0 == sum((await linker.keep_alive(engine, idle=timedelta(days=30))).renewed for linker in case.linkers)
+
+
+async def test_a_bounded_number_is_kept_alive(engine: AsyncEngine) -> None:
+    provider = Provider()
+    case = await Renewed(provider).create(engine)
+    case.clock.now = datetime.now(UTC) - timedelta(days=40)
+    for user_id in range(1, 6):
+        brought = TokenSet(access_token="a", refresh_token=f"refresh-of-{user_id}")
+        await case.linker.link(engine, user_id=user_id, identity=identity(f"sub-{user_id}"), credentials=brought)
+    renewed = [(await case.linkers[0].keep_alive(engine, idle=timedelta(days=30), limit=2)).renewed for _ in range(4)]
+    assert [2, 2, 1, 0] == renewed
+
+
+async def test_a_refused_token_is_renewed_unless_it_is_young(engine: AsyncEngine) -> None:
+    """A refusal for rights starts no storm: a token that was just issued is given out again."""
+    provider = Provider()
+    case = await Renewed(provider).create(engine)
+    case.clock.now = datetime.now(UTC) - timedelta(minutes=5)
+    await case.link(engine, ends_in=timedelta(hours=1))
+    linker = case.linkers[0]
+    first = await linker.credentials(engine, user_id=1, provider="acme", rejected="access-0")
+    second = await linker.credentials(engine, user_id=1, provider="acme", rejected="access-0")
+    third = await linker.credentials(engine, user_id=1, provider="acme", rejected="access-1")
+    assert ["access-1"] * 3 == [tokens.access_token.reveal() for tokens in (first, second, third)]
+    assert 1 == len(provider.calls)
+
+
+async def test_no_connection_is_held_while_the_provider_is_asked(engine: AsyncEngine) -> None:
+    provider = Provider()
+    provider.answers.clear()
+    case = await Renewed(provider).create(engine)
+    await case.link(engine, ends_in=OVER)
+    caller = asyncio.create_task(case.linkers[0].credentials(engine, user_id=1, provider="acme"))
+    await provider.asked.wait()
+    pool: Any = engine.pool
+    if hasattr(pool, "checkedout"):
+        assert 0 == pool.checkedout()
+    provider.answers.set()
+    assert "access-1" == (await caller).access_token.reveal()
+
+
+@pytest.mark.parametrize("ahead", [timedelta(hours=1), timedelta(hours=-1)])
+async def test_a_host_whose_clock_is_wrong_stores_the_end_by_the_databases(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, ahead: timedelta
+) -> None:
+    """The refresher computes the end by its own clock; what is stored is by the database's."""
+    if engine.dialect.name == "sqlite":
+        return  # its clock is the host's
+    provider = Provider(lifetime=timedelta(minutes=30) + ahead)
+    monkeypatch.setattr("accountlink.vault.renewing.present", lambda: datetime.now(UTC) + ahead)
+    case = await Renewed(provider).create(engine)
+    await case.link(engine, ends_in=OVER)
+    tokens = await case.linkers[0].credentials(engine, user_id=1, provider="acme")
+    assert tokens.expires_at is not None
+    assert abs(tokens.expires_at - datetime.now(UTC) - timedelta(minutes=30)) < timedelta(seconds=20)

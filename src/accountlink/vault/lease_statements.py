@@ -24,7 +24,7 @@ from accountlink.tables.refreshes import STATE_KEY
 from accountlink.tables.upserts import insert_or_update
 from accountlink.values.events import EventType
 from accountlink.values.health import HealthState
-from accountlink.vault.statements import VaultStatements
+from accountlink.vault.statements import TOKEN_ROLES, VaultStatements
 
 STATE_COLUMNS: Final = (
     "grant_id", "lease_by", "lease_until", "retry_at", "failures", "opaque", "uncertain", "state", "provider_code",
@@ -228,3 +228,58 @@ class LeaseStatements(VaultStatements):
         """Build the statement that gives the lease back after the provider refused the application's client."""
         code = sa.bindparam("al_provider_code", type_=sa.Text)
         return self._gave_back({"retry_at": self._later("wait", on_sqlite=on_sqlite), "refused": code})
+
+
+class UpkeepStatements(LeaseStatements):
+    """Build the statements that look after the grants of all users of one table."""
+
+    def in_states(self, size: int) -> sa.Select[Any]:
+        """Build the query for a page of renewals' states, by the ids of their links.
+
+        Args:
+            size: The most rows.
+        """
+        s = self._s
+        wanted = s.state.in_(sa.bindparam("al_states", type_=sa.Text, expanding=True))
+        later = s.link_id > sa.bindparam("al_after", type_=sa.Text)
+        return (
+            select(s.link_id, s.grant_id, s.state, s.provider_code, s.since, s.retry_at, s.refused)
+            .where(s.table_name == self._links, wanted, later)
+            .order_by(s.link_id)
+            .limit(sa.literal_column(str(size), sa.Integer))
+        )
+
+    def of_ids(self) -> sa.Select[Any]:
+        """Build the query for the sealed tokens of live links, by their ids."""
+        ids = self._c["id"].in_(sa.bindparam("al_ids", type_=self._c["id"].type, expanding=True))
+        return select(self._c["id"].label("id"), *map(self._or_null, TOKEN_ROLES)).where(ids, self.live())
+
+    def idle(self, *, begins: bool, on_sqlite: bool) -> sa.Select[Any]:
+        """Build the query for a page of live links that nobody has renewed for some time, by their ids.
+
+        A link without a state was never renewed. When its tokens were obtained stands in the envelope; the moment of
+        the row's making bounds it.
+
+        Args:
+            begins: Whether it is the first page.
+            on_sqlite: Whether the database is SQLite.
+        """
+        s, c, now = self._s, self._c, self._now(on_sqlite=on_sqlite)
+        before = sa.bindparam("al_before", type_=s.refreshed_at.type)
+        never: Condition = s.refreshed_at.is_(None)
+        if "created_at" in c:
+            never = sa.and_(never, sa.func.coalesce(c["created_at"] < self.bind("created_at"), sa.true()))
+        free = sa.and_(
+            sa.or_(s.lease_until.is_(None), s.lease_until < now), sa.or_(s.retry_at.is_(None), s.retry_at <= now)
+        )
+        joined = self._t.outerjoin(self._states, sa.and_(s.table_name == self._links, s.link_id == id_text(c["id"])))
+        later = [] if begins else [c["id"] > sa.bindparam("al_after", type_=c["id"].type)]
+        refresh = c["refresh_token"] if "refresh_token" in c else c["access_token"]
+        return (
+            select(c["id"].label("id"), c["user_id"].label("user_id"))
+            .select_from(joined)
+            .where(self.live(), refresh.is_not(None), refresh != word(""), *later)
+            .where(sa.or_(s.refreshed_at < before, never), sa.or_(s.table_name.is_(None), free))
+            .order_by(c["id"])
+            .limit(sa.bindparam("al_size", type_=sa.Integer))
+        )

@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import copy
 import random
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
-from typing import Any, Final, Generic
+from typing import TYPE_CHECKING, Any, Final, Generic
 from uuid import uuid4
 
 import sqlalchemy as sa
@@ -37,7 +37,6 @@ from accountlink.values.health import Health, HealthState
 from accountlink.values.outcomes import LinkId, UserId
 from accountlink.values.secrecy import Parameters
 from accountlink.vault.contents import AccessToken
-from accountlink.vault.envelope import grant_of
 from accountlink.vault.lease_statements import LeaseStatements
 from accountlink.vault.refresher import ClientRefused, GrantEnded, ProviderUnavailable, Refresher
 from accountlink.vault.renewal import (
@@ -49,7 +48,10 @@ from accountlink.vault.renewal import (
     next_step,
     pause_after,
 )
-from accountlink.vault.stored import UNKNOWN_GRANT, StoredCredentials, StoredTokens
+from accountlink.vault.stored import StoredCredentials, StoredTokens, grant_in
+
+if TYPE_CHECKING:
+    from accountlink.vault.upkeep import Upkeep
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,16 +119,23 @@ class Renewing(Generic[UserId, LinkId]):
         self.stored: Final = stored
         self.refresher: Final = refresher
         self.timing = timing
-        self._states: Final = states
-        self._place: Final = place
+        self.states: Final = states
+        self.place: Final = place
         self._chance: Final = chance
-        self._tasks: Final[dict[Hashable, asyncio.Task[TokenSet | AccountLinkError]]] = {}
+        self._tasks: Final[dict[Hashable, asyncio.Task[TokenSet | AccountLinkError | None]]] = {}
 
     @cached_property
     def statements(self) -> LeaseStatements:
         """The builder of the statements, made at the first call."""
         accounts = self.stored.accounts
-        return LeaseStatements(accounts.mapping, self._states, accounts.outbox)
+        return LeaseStatements(accounts.mapping, self.states, accounts.outbox)
+
+    @cached_property
+    def upkeep(self) -> Upkeep[UserId, LinkId]:
+        """What looks after the grants of all users."""
+        from accountlink.vault.upkeep import Upkeep  # noqa: PLC0415  # which stands on this module
+
+        return Upkeep(self)
 
     # -- one caller ---------------------------------------------------------------------------------------------------
 
@@ -164,7 +173,7 @@ class Renewing(Generic[UserId, LinkId]):
             renewed = await asyncio.shield(self._task(engine, call, found))
             if isinstance(renewed, TokenSet):
                 return _without_refresh(renewed)
-            if facts.is_over:
+            if facts.is_over and renewed is not None:
                 raise _anew(renewed)
         elif step is Step.GIVE_AND_RENEW:
             _ = self._task(engine, call, found)  # which nobody waits for
@@ -189,23 +198,66 @@ class Renewing(Generic[UserId, LinkId]):
 
     def _task(
         self, engine: AsyncEngine, call: Call, found: StoredTokens[UserId, LinkId]
-    ) -> asyncio.Task[TokenSet | AccountLinkError]:
+    ) -> asyncio.Task[TokenSet | AccountLinkError | None]:
         """Return the task that renews the tokens of a link, begun unless it is under way."""
         loop = asyncio.get_running_loop()
         key = (id(loop), id(engine.sync_engine), found.bound_to.parts(), str(found.account.id))
         known = self._tasks.get(key)
         if known is not None and not known.done():
             return known
-        task = loop.create_task(self._renewed(engine, call, found), name="accountlink: renew tokens")
+        return self._begun(key, self._renewed(engine, call, found))
+
+    def _begun(
+        self, key: Hashable, work: Coroutine[Any, Any, TokenSet | AccountLinkError | None]
+    ) -> asyncio.Task[TokenSet | AccountLinkError | None]:
+        """Return a task that :meth:`aclose` waits for."""
+        task = asyncio.get_running_loop().create_task(work, name="accountlink: renew tokens")
         self._tasks[key] = task
         task.add_done_callback(partial(self._ended, key))
         return task
 
-    def _ended(self, key: Hashable, task: asyncio.Task[TokenSet | AccountLinkError]) -> None:
+    def _ended(self, key: Hashable, task: asyncio.Task[TokenSet | AccountLinkError | None]) -> None:
         if self._tasks.get(key) is task:
             del self._tasks[key]
         if not task.cancelled():
             task.exception()  # reading it keeps asyncio from logging what every caller was told, or what nobody asked
+
+    async def renew_idle(
+        self, engine: AsyncEngine, call: Call, *, before: datetime
+    ) -> TokenSet | AccountLinkError | None:
+        """Renew the tokens of a link, valid or not, unless they were obtained since a moment or cannot be renewed.
+
+        Args:
+            engine: The engine.
+            call: Names the link.
+            before: The moment.
+
+        Returns:
+            The new tokens, the error of the renewal, or ``None``: nothing was due, or somebody else renews them.
+        """
+        found = await self.read(engine, call)
+        tokens, access = await self.stored.opened(found)
+        if tokens is None or access is None or found.state.obstacle(found.now) is not None:
+            return None
+        if access.issued_at is not None and access.issued_at >= before:
+            return None
+        if not self.refresher.can_renew(found.account.provider, tokens):
+            return None
+        return await asyncio.shield(self._begun(object(), self._renewed_alone(engine, call, found)))
+
+    async def _renewed_alone(
+        self, engine: AsyncEngine, call: Call, found: StoredTokens[UserId, LinkId]
+    ) -> TokenSet | AccountLinkError | None:
+        """Renew the tokens of a link unless somebody else does."""
+        asked = asyncio.get_running_loop().time()
+        try:
+            lease = await self._lease(engine, call, found)
+            if lease is None:
+                return None
+            deadline = asked + self.timing.deadline.total_seconds()
+            return await self._ask(engine, call, found, lease, deadline=deadline)
+        except AccountLinkError as error:
+            return error.with_traceback(None)
 
     async def health(self, place: Place, call: Call) -> dict[LinkId, Health]:
         """Return the health of each live link of the call's user."""
@@ -222,7 +274,7 @@ class Renewing(Generic[UserId, LinkId]):
 
     async def read(self, engine: AsyncEngine, call: Call) -> StoredTokens[UserId, LinkId]:
         """Read the tokens of the one live link that a call names, with the state of their renewals."""
-        return await self.stored.find(self._place(engine), call, statements=self.statements)
+        return await self.stored.find(self.place(engine), call, statements=self.statements)
 
     async def _renewed(
         self, engine: AsyncEngine, call: Call, found: StoredTokens[UserId, LinkId]
@@ -274,7 +326,7 @@ class Renewing(Generic[UserId, LinkId]):
                 **self._moments("until", self.timing.lease, on_sqlite=_on_sqlite(engine)),
             }
         )
-        taken = await run(self._place(engine), partial(self._taken, call=leased), Patience())
+        taken = await run(self.place(engine), partial(self._taken, call=leased), Patience())
         for row in taken:
             return Lease(
                 holder=holder,
@@ -354,7 +406,7 @@ class Renewing(Generic[UserId, LinkId]):
                     **self._moments("wait", timedelta(0), on_sqlite=_on_sqlite(engine)),
                 }
             )
-            if await run(self._place(engine), partial(self._written, call=leased), Patience()):
+            if await run(self.place(engine), partial(self._written, call=leased), Patience()):
                 return await self._now(engine, call)
             found = await self.read(engine, call)
         await self._give_back(engine, call, lease)
@@ -409,7 +461,7 @@ class Renewing(Generic[UserId, LinkId]):
                     **self._moments("wait", wait, on_sqlite=_on_sqlite(engine)),
                 },
             )
-            recorded = await run(self._place(engine), partial(self._recorded, call=told, state=state), Patience())
+            recorded = await run(self.place(engine), partial(self._recorded, call=told, state=state), Patience())
             for retry_at, since in recorded:
                 if state is HealthState.NEEDS_CONSENT:
                     return NeedsConsent(provider_code=code, since=since)
@@ -451,7 +503,7 @@ class Renewing(Generic[UserId, LinkId]):
             self.stored.run_named(connection, told.parameters, ("refuse", on_sqlite), build)
             return True
 
-        await run(self._place(engine), refused, Patience())
+        await run(self.place(engine), refused, Patience())
         return RefreshRefused(provider_code=code)
 
     async def _give_back(self, engine: AsyncEngine, call: Call, lease: Lease) -> None:
@@ -463,7 +515,7 @@ class Renewing(Generic[UserId, LinkId]):
             self.stored.run_named(connection, told, "give back", build)
             return True
 
-        await run(self._place(engine), given, Patience())
+        await run(self.place(engine), given, Patience())
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
@@ -495,7 +547,7 @@ def _texts(found: StoredTokens[Any, Any]) -> tuple[str | None, str | None]:
 
 
 def _grant(found: StoredTokens[Any, Any]) -> str:
-    return grant_of(found.access_token) or grant_of(found.refresh_token) or UNKNOWN_GRANT
+    return grant_in(found.access_token, found.refresh_token)
 
 
 def _known(tokens: TokenSet) -> str:

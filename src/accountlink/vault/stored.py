@@ -349,6 +349,16 @@ def renewed(
     return [first, *rest]
 
 
+def grant_in(access_token: str | None, refresh_token: str | None) -> str:
+    """Return the id of the grant to which the state of a row's renewals belongs: that of its access token.
+
+    Args:
+        access_token: The text of the column.
+        refresh_token: The text of the column.
+    """
+    return grant_of(access_token) or grant_of(refresh_token) or UNKNOWN_GRANT
+
+
 def _text(stored: StoredTokens[Any, Any], role: str) -> str | None:
     return stored.access_token if role == AccessToken.role else stored.refresh_token
 
@@ -363,7 +373,7 @@ def _state(row: sa.Row[Any]) -> GrantState:
     if getattr(row, "state_grant_id", None) is None:
         return GrantState()
     leased_until = read_moment(row.state_lease_until)
-    if row.state_grant_id != (grant_of(row.access_token) or grant_of(row.refresh_token) or UNKNOWN_GRANT):
+    if row.state_grant_id != grant_in(row.access_token, row.refresh_token):
         return GrantState(leased_until=leased_until)
     return GrantState(
         leased_until=leased_until,

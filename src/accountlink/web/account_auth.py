@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Collection, Generator
-from typing import Any, Final, Generic, NoReturn
+from typing import Any, Final, Generic
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -72,8 +72,11 @@ class LinkedAccountAuth(httpx2.Auth, Generic[UserId, LinkId]):
 
     def sync_auth_flow(self, request: httpx2.Request) -> Generator[httpx2.Request, httpx2.Response, None]:
         """Refuse a synchronous client."""
-        _refuse_sync()
-        yield request
+        raise ConfigurationError(
+            "LinkedAccountAuth needs httpx2.AsyncClient. In synchronous code get a token first, such as by "
+            "anyio.from_thread.run(...) or asyncio.run(linker.credentials(...)), and put it into the header yourself."
+        )
+        yield request  # type: ignore[unreachable]  # which makes this a generator
 
     async def _tokens(self, *, rejected: str | None = None) -> TokenSet:
         return await self._linker.credentials(self._engine, **self._named, require=self._require, rejected=rejected)
@@ -85,13 +88,6 @@ class LinkedAccountAuth(httpx2.Auth, Generic[UserId, LinkId]):
                 f"{origin!r} is none of the origins that LinkedAccountAuth was given, and gets no token. Add it to "
                 "origins=... if it belongs to the provider's API."
             )
-
-
-def _refuse_sync() -> NoReturn:
-    raise ConfigurationError(
-        "LinkedAccountAuth needs httpx2.AsyncClient. In synchronous code get a token first, such as by "
-        "anyio.from_thread.run(...) or asyncio.run(linker.credentials(...)), and put it into the header yourself."
-    )
 
 
 def _with(request: httpx2.Request, tokens: TokenSet) -> httpx2.Request:
