@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -52,7 +52,7 @@ class Vaulted:
         """Another linker of the table, with some options changed."""
         return AccountLinker(self.tables.Connection, **(self.options | options))
 
-    async def create(self, engine: AsyncEngine) -> Vaulted:
+    async def create(self, engine: AsyncEngine) -> Self:
         await create(engine, self.tables.metadata)
         return self
 

@@ -26,8 +26,11 @@ from accountlink.errors import (
     AccountLinkError,
     AccountNotFound,
     NeedsConsent,
+    OutcomeUnknown,
     RefreshRefused,
     RefreshUnavailable,
+    StoreBusy,
+    StoreUnavailable,
 )
 from accountlink.linking.call import Call, Occasion
 from accountlink.tables.rows import present, read_moment
@@ -48,6 +51,7 @@ from accountlink.vault.renewal import (
     next_step,
     pause_after,
 )
+from accountlink.vault.sealing import Sealing
 from accountlink.vault.stored import StoredCredentials, StoredTokens, grant_in
 
 if TYPE_CHECKING:
@@ -62,11 +66,13 @@ class Timing:
         lease: How long a lease lasts. Nobody else asks the provider until it ends.
         deadline: How long a call of the provider may take, from before the lease: shorter than the lease.
         poll: The first pause of a caller who waits for another process; each one is longer, up to ten times that.
+        storing: How long new tokens are tried to be stored while the database cannot be reached.
     """
 
     lease: timedelta = timedelta(seconds=30)
     deadline: timedelta = timedelta(seconds=20)
     poll: timedelta = timedelta(milliseconds=100)
+    storing: timedelta = timedelta(minutes=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -293,7 +299,7 @@ class Renewing(Generic[UserId, LinkId]):
                     return await self._ask(engine, named, found, lease, deadline=deadline)
                 if asked > until:
                     return RefreshUnavailable(retry_at=found.state.leased_until)
-                if _is_leased(found):
+                if _is_leased(found) or found is not seen:
                     await asyncio.sleep(pause * (0.5 + self._chance() / 2))
                     pause = min(pause * 1.5, 10 * self.timing.poll.total_seconds())
                 found = await self.read(engine, named)
@@ -351,6 +357,7 @@ class Renewing(Generic[UserId, LinkId]):
         tokens, _ = await self.stored.opened(found)
         if tokens is None:
             return NeedsConsent(since=found.expires_at)
+        sealing = await self.stored.vault.ready()  # now, since nothing may fail between the answer and its storing
         left = timedelta(seconds=max(0.0, deadline - asyncio.get_running_loop().time()))
         try:
             async with asyncio.timeout_at(deadline):
@@ -369,8 +376,12 @@ class Renewing(Generic[UserId, LinkId]):
         except TimeoutError:
             slow = ProviderUnavailable(uncertain=True)
             return await self._failed(engine, call, found, lease, state=HealthState.FAILING, away=slow)
+        except Exception:  # a refresher of the application's own, which may have asked the provider
+            unknown = ProviderUnavailable(uncertain=True)
+            await self._failed(engine, call, found, lease, state=HealthState.FAILING, away=unknown)
+            raise
         try:
-            return await self._store(engine, call, found, lease, presented=tokens, new=new)
+            return await self._store(engine, call, found, lease, sealing, presented=tokens, new=new)
         except AccountNotFound:  # unlinked or transferred meanwhile: the new tokens are nobody's
             await self._give_back(engine, call, lease)
             raise
@@ -381,6 +392,30 @@ class Renewing(Generic[UserId, LinkId]):
         call: Call,
         found: StoredTokens[UserId, LinkId],
         lease: Lease,
+        sealing: Sealing,
+        *,
+        presented: TokenSet,
+        new: TokenSet,
+    ) -> TokenSet | AccountLinkError:
+        """Store new tokens, patiently: the provider may never give them out again, and may have ended the old ones."""
+        ends = asyncio.get_running_loop().time() + self.timing.storing.total_seconds()
+        pause = self.timing.poll.total_seconds()
+        while True:
+            try:
+                return await self._stored_once(engine, call, found, lease, sealing, presented=presented, new=new)
+            except (StoreBusy, StoreUnavailable, OutcomeUnknown):
+                if asyncio.get_running_loop().time() > ends:
+                    raise
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 20 * self.timing.poll.total_seconds())
+
+    async def _stored_once(
+        self,
+        engine: AsyncEngine,
+        call: Call,
+        found: StoredTokens[UserId, LinkId],
+        lease: Lease,
+        sealing: Sealing,
         *,
         presented: TokenSet,
         new: TokenSet,
@@ -388,7 +423,6 @@ class Renewing(Generic[UserId, LinkId]):
         """Store new tokens where the row still has those that were presented, however it is sealed by now."""
         new = _by_database(new, lease)
         accounts = self.stored.accounts
-        sealing = await self.stored.vault.ready()
         replacing = accounts.calls.replacing(
             user_id=call.user_id, link_id=call.link_id, provider=None, tokens=new, seal=sealing
         )
