@@ -94,7 +94,10 @@ class Renewed(Vaulted):
             scopes={"read"},
             extra={"instance_url": "https://eu1.example"},
         )
-        outcome = await self.linkers[0].link(engine, user_id=1, identity=identity(), credentials=brought)
+        return await self.linked(engine, "sub-1", brought)
+
+    async def linked(self, engine: AsyncEngine, account: str, brought: TokenSet | None) -> Any:
+        outcome = await self.linkers[0].link(engine, user_id=1, identity=identity(account), credentials=brought)
         assert isinstance(outcome, Linked)
         return outcome.account.id
 
@@ -114,7 +117,8 @@ async def test_a_token_that_is_over_is_renewed(engine: AsyncEngine) -> None:
     link_id = await case.link(engine, ends_in=OVER)
     before = await case.column(engine, "version")
     tokens = await case.linkers[0].credentials(engine, user_id=1, link_id=link_id)
-    assert ("access-1", None, {"read"}) == (tokens.access_token.reveal(), tokens.refresh_token, tokens.scopes)
+    assert ("access-1", frozenset({"read"})) == (tokens.access_token.reveal(), tokens.scopes)
+    assert tokens.refresh_token is None
     assert ["instance_url"] == list(tokens.extra)
     assert before == await case.column(engine, "version")
     again = await case.linkers[0].credentials(engine, user_id=1, link_id=link_id)
@@ -277,10 +281,10 @@ async def test_health_tells_what_credentials_would_say(engine: AsyncEngine) -> N
     with pytest.raises(NeedsConsent):
         await linker.credentials(engine, user_id=1, link_id=ended)
     other = TokenSet(access_token="b", expires_at=datetime.now(UTC) + timedelta(hours=1))
-    fine = (await linker.link(engine, user_id=1, identity=identity("sub-2"), credentials=other)).account.id
+    fine = await case.linked(engine, "sub-2", other)
     over = TokenSet(access_token="c", expires_at=datetime.now(UTC) + OVER)
-    done = (await linker.link(engine, user_id=1, identity=identity("sub-3"), credentials=over)).account.id
-    bare = (await linker.link(engine, user_id=1, identity=identity("sub-4"))).account.id
+    done = await case.linked(engine, "sub-3", over)
+    bare = await case.linked(engine, "sub-4", None)
     health = await linker.health(engine, user_id=1)
     consent, ok = HealthState.NEEDS_CONSENT, HealthState.OK
     assert {ended: consent, fine: ok, done: consent, bare: consent} == {

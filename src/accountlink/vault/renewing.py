@@ -597,7 +597,8 @@ def _by_database(new: TokenSet, lease: Lease) -> TokenSet:
 
 
 def _without_refresh(tokens: TokenSet) -> TokenSet:
-    return _changed(tokens, refresh_token=None, refresh_expires_at=None)
+    """Return what a caller gets of tokens: nothing of the refresh token, nor of the client that it belongs to."""
+    return _changed(tokens, refresh_token=None, refresh_expires_at=None, client=None)
 
 
 def _changed(tokens: TokenSet, **changes: Any) -> TokenSet:
