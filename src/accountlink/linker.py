@@ -367,7 +367,8 @@ class AccountLinker(Generic[UserId, LinkId]):
         ``AlreadyOwner``.
 
         Args:
-            bind: As for :meth:`link`. On PostgreSQL two statements: one reads, and one decides and writes.
+            bind: As for :meth:`link`. On PostgreSQL two statements: one reads, and one decides and writes. With
+                ``pending=`` and without ``credentials`` one more reads the tokens that the conflict has kept.
             token: The ``transfer_token`` of the user's :class:`OwnershipConflict`, unchanged.
             user_id: The signed-in user's id, in the column's own Python type; never one from a request.
             credentials: The claimant's tokens. Without them the link gets those that the conflict has kept, if the
