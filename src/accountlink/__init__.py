@@ -41,6 +41,8 @@ from accountlink.errors import (
     OwnerNotFound,
     ProviderFailed,
     ProviderMismatch,
+    RefreshRefused,
+    RefreshUnavailable,
     RequestRejected,
     RetryTransaction,
     ReturnTargetRejected,
@@ -65,10 +67,12 @@ from accountlink.tables.ledger import transfer_ledger
 from accountlink.tables.mapping import AccountMapping
 from accountlink.tables.mixin import LinkedAccountMixin
 from accountlink.tables.pending import pending_credentials
+from accountlink.tables.refreshes import refresh_states
 from accountlink.values.credentials import TokenSet
 from accountlink.values.email import normalize_email
 from accountlink.values.events import EventType, GrantEvent, LinkEvent
 from accountlink.values.grants import AlreadyGranted, Grant, Granted, IssuedGrant, Revoked
+from accountlink.values.health import Health, HealthState
 from accountlink.values.identity import ProviderIdentity
 from accountlink.values.outcomes import (
     AlreadyOwner,
@@ -82,12 +86,16 @@ from accountlink.values.outcomes import (
 from accountlink.values.policy import Key, LinkPolicy, Ownership, Removal
 from accountlink.values.secrecy import Secret
 from accountlink.vault.keys import KeySource, VaultKey
+from accountlink.vault.refresher import ClientRefused, GrantEnded, ProviderUnavailable, Refresher
 from accountlink.vault.vault import CredentialVault, Plaintext
 
 if TYPE_CHECKING:
     from accountlink.doctor.diagnose import diagnose
     from accountlink.doctor.examine import Look
     from accountlink.doctor.findings import Finding, Severity
+    from accountlink.vault.oauth import OAuthRefresher
+    from accountlink.vault.upkeep import KeptAlive
+    from accountlink.web.account_auth import LinkedAccountAuth
 
 __all__ = [
     "AccountLinkError",
@@ -101,6 +109,7 @@ __all__ = [
     "Batch",
     "BlockedByConstraint",
     "Change",
+    "ClientRefused",
     "ConfigurationError",
     "ConsentDeclined",
     "CredentialVault",
@@ -115,15 +124,19 @@ __all__ = [
     "FlowRejected",
     "FlowReplayed",
     "Grant",
+    "GrantEnded",
     "GrantEvent",
     "GrantMapping",
     "GrantRejected",
     "Granted",
+    "Health",
+    "HealthState",
     "IdentityNotProven",
     "ImpersonationRefused",
     "InvalidCredentials",
     "InvalidIdentity",
     "IssuedGrant",
+    "KeptAlive",
     "Key",
     "KeySource",
     "LastAccount",
@@ -132,11 +145,13 @@ __all__ = [
     "LinkPolicy",
     "Linked",
     "LinkedAccount",
+    "LinkedAccountAuth",
     "LinkedAccountMixin",
     "Look",
     "MissingScopes",
     "NeedsConsent",
     "NotSignedIn",
+    "OAuthRefresher",
     "OutcomeUnknown",
     "OwnerLookupFailed",
     "OwnerNotFound",
@@ -146,6 +161,10 @@ __all__ = [
     "ProviderFailed",
     "ProviderIdentity",
     "ProviderMismatch",
+    "ProviderUnavailable",
+    "RefreshRefused",
+    "RefreshUnavailable",
+    "Refresher",
     "Removal",
     "RequestRejected",
     "RetryTransaction",
@@ -174,24 +193,34 @@ __all__ = [
     "normalize_email",
     "pending_credentials",
     "pooler_options",
+    "refresh_states",
     "transfer_ledger",
     "tune_sqlite",
 ]
 
-_DOCTOR = {"Finding": "findings", "Look": "examine", "Severity": "findings", "diagnose": "diagnose"}
-"""Public names of the doctor, and its modules that have them. It is a tool: no application needs it to serve users."""
+_LATE = {
+    "Finding": "doctor.findings",
+    "KeptAlive": "vault.upkeep",
+    "LinkedAccountAuth": "web.account_auth",
+    "Look": "doctor.examine",
+    "OAuthRefresher": "vault.oauth",
+    "Severity": "doctor.findings",
+    "diagnose": "doctor.diagnose",
+}
+"""Public names that are loaded when they are first used, and their modules: the doctor is a tool that no application
+needs to serve users, and the others need an extra."""
 
 
 def __getattr__(name: str) -> object:
-    """Load the doctor when one of its names is first used."""
-    if name not in _DOCTOR:
+    """Load a public name that not every application needs."""
+    if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module  # noqa: PLC0415  # as late as what it imports
 
-    found = globals()[name] = getattr(import_module(f"accountlink.doctor.{_DOCTOR[name]}"), name)
+    found = globals()[name] = getattr(import_module(f"accountlink.{_LATE[name]}"), name)
     return found
 
 
 def __dir__() -> list[str]:
-    """List the public names, with those of the doctor."""
+    """List the public names, with those that are loaded late."""
     return sorted({*globals(), *__all__})

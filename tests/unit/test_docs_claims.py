@@ -37,7 +37,7 @@ _CLASS: Final = re.compile(r"`((?:[A-Z][a-z]+){2,})\b")
 _FOR_CALLERS: Final = (AccountLinker, ShareGrants)
 _NOT_CALLED: Final = (Enum, BaseException)
 _ANY: Final = inspect.Parameter.VAR_KEYWORD
-_MADE_BY_ACCOUNTLINK: Final = ("IssuedGrant", "Transferred")
+_MADE_BY_ACCOUNTLINK: Final = ("IssuedGrant", "ProviderUnavailable", "Transferred")
 
 
 def public() -> dict[str, Callable[..., Any]]:

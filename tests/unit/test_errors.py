@@ -37,6 +37,13 @@ TABLE: Final[list[tuple[str, str, dict[str, Any], str]]] = [
         )
     ),
     ("NeedsConsent", "needs_consent", {"provider_code": "invalid_grant", "since": None}, "Let the user link it again"),
+    ("RefreshUnavailable", "refresh_unavailable", {"retry_at": None}, "Call again."),
+    (
+        "RefreshRefused",
+        "refresh_refused",
+        {"provider_code": "invalid_client"},
+        "Check its id, its secret",
+    ),
     ("MissingScopes", "missing_scopes", {"missing": frozenset({"read"})}, "asking for these scopes too"),
     (
         "OwnerLookupFailed",

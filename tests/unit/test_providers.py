@@ -325,7 +325,7 @@ def test_a_provider_on_this_machine_may_use_http() -> None:
         ({"client_secret": None}, "public"),
         ({"client_secret": 7}, "function"),
         ({"auth_method": "none"}, "public"),
-        ({"auth_method": "private_key_jwt"}, "auth_method"),
+        ({"auth_method": "client_secret_jwt"}, "auth_method"),
     ],
     ids=repr,
 )

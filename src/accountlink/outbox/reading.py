@@ -177,7 +177,8 @@ class Reading(Generic[Event]):
     #             CAST(events.data AS TEXT) AS data FROM events
     #      WHERE (events.table_name, events.set_aside, events.id) > (:source, false, :after)
     #        AND (events.table_name, events.set_aside, events.id) <= (:source, false, 9223372036854775807)
-    #        AND CASE WHEN (events.type IN ('linked', 'updated', 'restored', 'unlinked', 'conflict', 'transferred'))
+    #        AND CASE WHEN (events.type IN ('linked', 'updated', 'restored', 'unlinked', 'conflict', 'transferred',
+    #                       'consent_needed'))
     #            THEN true ELSE false END
     #      ORDER BY events.table_name, events.set_aside, events.id LIMIT (SELECT :size) FOR UPDATE SKIP LOCKED
     @cached_property

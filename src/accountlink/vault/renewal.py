@@ -11,11 +11,11 @@ from accountlink.errors import AccountLinkError, NeedsConsent, RefreshRefused, R
 from accountlink.values.health import HealthState
 
 EARLIEST: Final = timedelta(minutes=15)
-"""How long before its end a token is renewed early, at the most."""
+"""The longest time before its end at which a token is renewed early."""
 EARLY_PART: Final = 5
 """A token is renewed early in the last fifth of its lifetime, at the most."""
 OPAQUE_AT_MOST: Final = 5
-"""How many refusals in a row without an OAuth error code count as the end of a grant."""
+"""The number of refusals in a row without an OAuth error code that counts as the end of a grant."""
 SHORTEST_PAUSE: Final = timedelta(seconds=2)
 LONGEST_PAUSE: Final = timedelta(minutes=10)
 """The pauses after failed renewals: doubled each time, from the shortest to the longest."""

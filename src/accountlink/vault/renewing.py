@@ -138,7 +138,7 @@ class Renewing(Generic[UserId, LinkId]):
 
     @cached_property
     def upkeep(self) -> Upkeep[UserId, LinkId]:
-        """What looks after the grants of all users."""
+        """The object that looks after the grants of all users."""
         from accountlink.vault.upkeep import Upkeep  # noqa: PLC0415  # which stands on this module
 
         return Upkeep(self)

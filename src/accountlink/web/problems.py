@@ -24,6 +24,8 @@ PROBLEMS: Final[dict[type[AccountLinkError], tuple[int, str]]] = {
     errors.AmbiguousAccount: (409, "Several linked accounts match."),
     errors.NeedsConsent: (409, "The user has to link this account again."),
     errors.MissingScopes: (403, "The user has not granted these scopes."),
+    errors.RefreshUnavailable: (503, "The provider cannot renew the tokens now. Try again later."),
+    errors.RefreshRefused: (500, "The provider refuses this application."),
     errors.LinkBlocked: (409, "This account may not be linked again."),
     errors.LastAccount: (409, "This is the last way to sign in."),
     # the flow
