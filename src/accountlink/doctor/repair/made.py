@@ -32,9 +32,15 @@ def _steps(table: sa.Table, dialect: str) -> Iterator[Step]:
     writer = dialect_of(dialect)
     preparer = writer.identifier_preparer
     yield Step(
-        sql=str(CreateTable(table).compile(dialect=writer)).strip(),
-        why="Makes a table of the library's own, which holds nothing yet. Nobody waits.",
+        sql=_tidy(CreateTable(table).compile(dialect=writer)),
+        why="Makes a table of the library's own, which is empty. Nobody waits. The downgrade drops it with its rows.",
         undo=(f"DROP TABLE {preparer.format_table(table)}",),
     )
     for index in sorted(table.indexes, key=lambda each: str(each.name)):
-        yield Step(sql=str(CreateIndex(index).compile(dialect=writer)).strip(), why="")
+        columns = ", ".join(column.name for column in index.columns)
+        yield Step(sql=_tidy(CreateIndex(index).compile(dialect=writer)), why=f"Its index on {columns}.")
+
+
+def _tidy(statement: sa.Compiled) -> str:
+    """Return a statement without tabs and without blanks at the ends of lines."""
+    return "\n".join(line.replace("\t", "    ").rstrip() for line in str(statement).strip().splitlines())
