@@ -294,6 +294,7 @@ async def test_the_finding_names_the_columns_that_have_plain_text(engine: AsyncE
     assert finding.message.startswith("1 row with")
 
 
+@pytest.mark.each_driver
 async def test_texts_are_told_apart_as_the_vault_does(engine: AsyncEngine) -> None:
     """Every text counts as plain text exactly if the vault reads it as a token in plain text."""
     vaulted = await Vaulted(pending=False).create(engine)
@@ -418,6 +419,7 @@ async def repaired(engine: AsyncEngine, linker: AccountLinker[Any, Any]) -> None
     await run_script(engine, sql_script((await look_at(engine, kept)).repair))
 
 
+@pytest.mark.each_driver
 async def test_a_missing_table_of_pending_credentials(engine: AsyncEngine) -> None:
     """It is an error, and after the emitted SQL a conflict keeps the claimant's tokens."""
     vaulted = await Vaulted().create(engine)

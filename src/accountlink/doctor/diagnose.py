@@ -29,7 +29,8 @@ async def diagnose(
 
     Args:
         engine: The application's own engine, since its role and its settings are looked at too.
-        linker: An ``AccountLinker``, an ``AccountMapping`` or a ``GrantMapping``.
+        linker: An ``AccountLinker``, an ``AccountMapping`` or a ``GrantMapping``. Of a linker, its vault and its table
+            of pending credentials are looked at too; no key of the vault is used.
         look: ``Look.EVERYTHING`` asks the rows too where the catalogue leaves a question open, which reads the whole
             table, however long that takes; ``Look.CATALOGUE`` takes a few milliseconds, as a health endpoint wants it.
         ignore: Findings that were accepted: ``rule``, or ``rule:name`` for those about one object or one table. That
