@@ -504,6 +504,62 @@ async def test_sharing(demo: Demo, chromium: Browser) -> None:
         await expect(alice.tab.get_by_text("may use")).to_have_count(0)
 
 
+async def test_the_vault(demo: Demo, chromium: Browser) -> None:
+    """A moved ciphertext is refused in its row alone, and put back; a claimant's tokens come with the transfer."""
+    settings: dict[str, Any] = {"reduced_motion": "reduce", "viewport": {"width": 1280, "height": 800}}
+    async with person(demo, chromium, **settings) as alice, person(demo, chromium, **settings) as bob:
+        await alice.signs_in("Alice")
+        await alice.connects()
+        await alice.reads(CONNECTED)
+        await bob.signs_in("Bob")
+        await bob.connects("bob")
+        await bob.reads(CONNECTED)
+        await bob.connects()
+        await expect(bob.dialog).to_be_visible()
+        await bob.tab.keyboard.press("Escape")
+        await expect(bob.dialog).to_be_hidden()
+        entries = bob.tab.get_by_role("region", name="Sealed tokens").get_by_role("listitem")
+        alices, bobs, waiting = entries.nth(0), entries.nth(1), entries.nth(2)
+        await expect(entries).to_have_text(
+            [re.compile("^Row 1, Alice.*al1.*Access token"), re.compile("^Row 2, Bob"), re.compile("^Waits for Bob")]
+        )
+        grant = await waiting.locator("dd").nth(2).inner_text()
+
+        # The focus stays on the button, which then puts the envelope back.
+        await bob.press("Copy the ciphertext of row 1 into row 2")
+        await bob.reads("Row 2 now has the ciphertext of row 1. See below how it is read.")
+        await expect(bobs).to_contain_text("Refused: credentials_unreadable (access_token, not_authentic)")
+        await expect(alices).not_to_contain_text("Refused")
+        await expect(bob.tab.locator("#accounts")).to_contain_text("Its tokens cannot be read. Reconnect it.")
+        await expect(bob.tab.get_by_role("button", name="Restore the ciphertext of row 2")).to_be_focused()
+        for scheme, width in (("light", 1280), ("dark", 360)):
+            await bob.tab.set_viewport_size({"width": width, "height": 800})
+            await bob.tab.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+            await bob.reloads()
+            await expect(bobs).to_contain_text("Refused")
+            await bobs.scroll_into_view_if_needed()
+            assert await violations(bob.tab) == [], scheme
+            assert await bob.tab.evaluate("() => document.documentElement.scrollWidth") <= width
+            assert await bob.tab.evaluate(JUMPS) == 0, scheme
+            await keep(bob.tab, f"vault-{scheme}-{width}")
+        await bob.tab.get_by_role("button", name="Restore the ciphertext of row 2").focus()
+        await bob.tab.keyboard.press("Enter")
+        await bob.reads("Row 2 has its own ciphertext again.")
+        await expect(bobs).not_to_contain_text("Refused")
+        await expect(bob.tab.get_by_role("button", name="Copy the ciphertext of row 1 into row 2")).to_be_focused()
+
+        # The grant that waited is in the row, and the account is ready.
+        await bob.connects()
+        await expect(bob.dialog).to_be_visible()
+        newest = await waiting.locator("dd").nth(2).inner_text()
+        assert newest != grant
+        await bob.press("Move it to me")
+        await bob.reads(CONNECTED)
+        await expect(entries).to_have_text([re.compile("^Row 1, Bob.*Access token"), re.compile("^Row 2, Bob")])
+        assert newest == await alices.locator("dd").nth(2).inner_text()
+        await expect(bob.tab.locator("#accounts span")).to_have_text(["Ready: it has your tokens."] * 2)
+
+
 async def test_the_doctor(demo: Demo, chromium: Browser) -> None:
     """Each of the four systems is broken, diagnosed and repaired, and nothing of it stays."""
     async with person(demo, chromium) as alice:
