@@ -20,8 +20,7 @@ from tests.support.issued import texts_of
 from tests.support.routers import FRAMEWORKS, api_client, application, browser_of, connected
 from tests.support.vaulted import KEY
 
-pytestmark = pytest.mark.parametrize("framework", FRAMEWORKS)
-
+EACH_FRAMEWORK: Final = pytest.mark.parametrize("framework", FRAMEWORKS)
 SQLITE: Final = pytest.mark.parametrize("kind", ["sqlite"])
 OFFLINE: Final[dict[str, Any]] = {"scopes": ("openid", "email", "offline_access")}
 INSTANCE: Final = {"instance_url": "https://eu1.example"}
@@ -97,6 +96,7 @@ async def claimed(stage: Stage, client: httpx2.AsyncClient) -> tuple[str, tuple[
 # -- the story of three users ------------------------------------------------------------------------------------------
 
 
+@EACH_FRAMEWORK
 @pytest.mark.parametrize("kind", ["sqlite", "asyncpg"])
 async def test_each_claimant_keeps_their_own_tokens(engine: AsyncEngine, framework: str) -> None:
     """Two users claim one account. Each gets their own tokens, and nobody can read another user's at any point."""
@@ -138,6 +138,7 @@ async def test_each_claimant_keeps_their_own_tokens(engine: AsyncEngine, framewo
 
 
 @SQLITE
+@EACH_FRAMEWORK
 @pytest.mark.parametrize("tokens", [Tokens.STORED, Tokens.DISCARDED])
 async def test_a_transfer_says_that_there_are_no_tokens(engine: AsyncEngine, framework: str, tokens: Tokens) -> None:
     """Without a vault nothing is kept, and a flow that discards tokens has none. A retry does not say it again."""
@@ -159,11 +160,11 @@ async def test_a_transfer_says_that_there_are_no_tokens(engine: AsyncEngine, fra
 
 
 @SQLITE
-async def test_extra_members_and_the_client_are_stored(engine: AsyncEngine, framework: str) -> None:
+async def test_extra_members_and_the_client_are_stored(engine: AsyncEngine) -> None:
     """A vault stores what the provider's description names, and it comes through a transfer, too."""
     options = OFFLINE | {"extra": ["instance_url", "absent"], "client": "web"}
     stage = await sealed_stage(engine, oidc_options=options)
-    app, linker = application(framework, stage.flow), stage.flow.linker
+    app, linker = application("starlette", stage.flow), stage.flow.linker
     async with api_client(app, "1") as owner, api_client(app, "2") as claimant:
         answers = []
         for client in (owner, claimant):
@@ -179,11 +180,11 @@ async def test_extra_members_and_the_client_are_stored(engine: AsyncEngine, fram
 
 
 @SQLITE
-async def test_without_a_vault_named_members_are_left_out(engine: AsyncEngine, framework: str) -> None:
+async def test_without_a_vault_named_members_are_left_out(engine: AsyncEngine) -> None:
     """A provider's description may name members although nothing here could store them: linking works."""
     stage = await stage_on(engine, oidc_options=OFFLINE | {"extra": ["instance_url"], "client": "web"})
     stage.provider.forge_next("token", lambda answer: {**answer, **INSTANCE})
-    async with api_client(application(framework, stage.flow)) as client:
+    async with api_client(application("starlette", stage.flow)) as client:
         answer = await connected(stage, client)
     assert (200, "created") == (answer.status_code, answer.json()["change"])
     [row] = await stage.rows()
@@ -191,12 +192,12 @@ async def test_without_a_vault_named_members_are_left_out(engine: AsyncEngine, f
 
 
 @SQLITE
-async def test_a_flow_that_discards_tokens_keeps_none_of_it(engine: AsyncEngine, framework: str) -> None:
+async def test_a_flow_that_discards_tokens_keeps_none_of_it(engine: AsyncEngine) -> None:
     """A linker with a vault and a flow that only wants to know whose account it is go together."""
     options = OFFLINE | {"extra": ["instance_url"], "client": "web"}
     stage = await sealed_stage(engine, oidc_options=options, tokens=Tokens.DISCARDED)
     stage.provider.forge_next("token", lambda answer: {**answer, **INSTANCE})
-    async with api_client(application(framework, stage.flow)) as client:
+    async with api_client(application("starlette", stage.flow)) as client:
         assert "created" == (await connected(stage, client)).json()["change"]
     with pytest.raises(NeedsConsent):
         await stage.flow.linker.stored_credentials(engine, user_id=1, provider="acme")

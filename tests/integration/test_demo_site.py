@@ -30,6 +30,7 @@ from tests.support.databases import Database
 PORT = 8750
 HERE = f"http://localhost:{PORT}"
 SECRET = "an example, not random"
+SQLITE = pytest.mark.parametrize("kind", ["sqlite"])
 SAME_ORIGIN = {"Sec-Fetch-Site": "same-origin"}
 PAST = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -192,6 +193,7 @@ async def two_links(browser: httpx2.AsyncClient) -> tuple[int, int]:
     return alices["id"], bobs["id"]
 
 
+@SQLITE
 async def test_what_stands_in_the_table(browser: httpx2.AsyncClient, engine: AsyncEngine) -> None:
     """The page shows an envelope in its parts, and how the token in it begins; the token is nowhere in clear."""
     await connect(browser, user=1, account="team")
@@ -297,6 +299,7 @@ async def test_a_demo_of_before_the_vault(browser: httpx2.AsyncClient, engine: A
     assert 1 == len((await state(browser))["vault"]["waiting"])
 
 
+@SQLITE
 async def test_another_secret_reads_no_token(browser: httpx2.AsyncClient, engine: AsyncEngine) -> None:
     """A demo with another folder's secret on one database says which key is missing; reconnecting helps."""
     await connect(browser, user=1, account="team")
@@ -308,6 +311,7 @@ async def test_another_secret_reads_no_token(browser: httpx2.AsyncClient, engine
         assert "refused" not in link
 
 
+@SQLITE
 async def test_a_link_without_tokens(browser: httpx2.AsyncClient, engine: AsyncEngine) -> None:
     """The page learns that there are none: the user has to connect the account again."""
     await connect(browser, user=1, account="team")

@@ -277,7 +277,8 @@ async function look() {
   show("events", state.events, drawEvents);
   show("statements", state.statements, drawStatements);
   const owners = Object.fromEntries(state.rows.map((row) => [row.id, row.user]));
-  show("envelopes", { ...state.vault, owners, called, names }, drawEnvelopes);
+  const links = state.vault.links.filter(({ id }) => id in owners); // without one that came after the look at the rows
+  show("envelopes", { links, waiting: state.vault.waiting, owners, called, names }, drawEnvelopes);
   show("systems", state.systems, drawSystems);
 }
 
