@@ -631,6 +631,11 @@ class AccountLinker(Generic[UserId, LinkId]):
         check_span("idle", idle)
         return await renewing.upkeep.keep_alive(engine, idle=idle, limit=limit)
 
+    @property
+    def renews_tokens(self) -> bool:
+        """Whether this linker renews tokens, and so knows the health of each link."""
+        return self._renewing is not None
+
     def _with_renewing(self, method: str) -> Renewing[UserId, LinkId]:
         if self._renewing is None:
             raise ConfigurationError(
