@@ -265,7 +265,7 @@ class AccountLinker(Generic[UserId, LinkId]):
             expect=expect,
             values=values,
             update_values=update_values,
-            seal=await self._sealing(credentials),
+            seal=None if self._stored is None else await self._sealing(self._stored, credentials),
         )
         place = await self._place(bind)
         outcome = self._outcome(await self._settled(place, call, identity.provider), identity, user_id)
@@ -276,9 +276,9 @@ class AccountLinker(Generic[UserId, LinkId]):
             await refresh_held(place, place.session, self.mapping, outcome.account.id)
         return outcome
 
-    async def _sealing(self, credentials: object) -> Sealing | None:
+    async def _sealing(self, stored: StoredCredentials[UserId, LinkId], credentials: object) -> Sealing | None:
         """Return what seals a call's tokens, with its key, before any transaction begins."""
-        return None if self._stored is None or credentials is None else await self._stored.vault.ready()
+        return None if credentials is None else await stored.vault.ready()
 
     async def _settled(self, place: Place, call: Call, provider: str) -> Answer[UserId, LinkId]:
         """Run a link until the database has answered it."""
@@ -397,7 +397,7 @@ class AccountLinker(Generic[UserId, LinkId]):
         if max_auth_age is not None:
             check_span("max_auth_age", max_auth_age, least=NO_TIME)
         now = self._store.now()
-        seal = await self._sealing(credentials)
+        seal = None if self._stored is None else await self._sealing(self._stored, credentials)
         call = self._calls.transfer(now=now, user_id=user_id, credentials=credentials, seal=seal)
         claim = self._transfers.checked(presented, claimant=user_id)
         place = await self._place(bind, needs=self._needs)

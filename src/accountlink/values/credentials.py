@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from accountlink.errors import InvalidCredentials
-from accountlink.values.secrecy import Secret, SecretMembers
+from accountlink.values.secrecy import NO_SECRETS, Secret, SecretMembers
 from accountlink.values.text import encodable, unstorable
 
 
@@ -79,7 +79,7 @@ class TokenSet:
         conceal(self, "expires_at", expires_at)
         conceal(self, "scopes", frozenset(str.__str__(scope) for scope in scopes))
         conceal(self, "token_type", str.__str__(token_type))
-        conceal(self, "extra", SecretMembers(extra or {}))
+        conceal(self, "extra", SecretMembers(extra) if extra else NO_SECRETS)
         conceal(self, "client", None if client is None else str.__str__(client))
         conceal(self, "refresh_expires_at", refresh_expires_at)
 
