@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import base64
+import copy
+import dataclasses
+import json
 import logging
+import pickle
+import pprint
+import reprlib
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache, partial
+from typing import Any, Final
+
+import rich.pretty
+from fastapi.encoders import jsonable_encoder
+from pydantic import TypeAdapter
 
 
 def shown_by(error: BaseException) -> Iterator[tuple[str, str]]:
@@ -86,3 +99,72 @@ def listening() -> Iterator[Ear]:
     finally:
         root.removeHandler(ear)
         root.setLevel(level)
+
+
+@cache
+def writings(secret: str) -> tuple[str, ...]:
+    """The ways in which a secret stands in a text that is not encrypted: as it is, in hexadecimal, and in base64.
+
+    A text around it moves the letters of base64 by one or two places, so that there are three of them. The letters at
+    its ends depend on that text, and are left out.
+    """
+    raw = secret.encode()
+    found = [secret, raw.hex(), raw.hex().upper()]
+    for before in range(3):
+        first, end = -(-8 * before // 6), 8 * (before + len(raw)) // 6
+        moved = base64.b64encode(bytes(before) + raw).decode()[first:end]
+        found += [moved, moved.replace("+", "-").replace("/", "_")]
+    return tuple(dict.fromkeys(found))
+
+
+def in_clear(text: str, secrets: Iterable[str]) -> list[str]:
+    """The secrets that a text shows, in any writing."""
+    return [secret for secret in secrets if any(each in text for each in writings(secret))]
+
+
+def faces_of(thing: object, encoders: Mapping[str, Callable[[Any], object]]) -> Iterator[tuple[str, str]]:
+    """A value through encoders; one that refuses it shows what it says then."""
+    for name, encode in encoders.items():
+        try:
+            shown = encode(thing)
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is searched
+            yield f"{name} refused", f"{error} {error!r} {error.__cause__!r} {error.__context__!r}"
+        else:
+            yield name, shown.decode("latin-1") if isinstance(shown, bytes) else f"{shown} {shown!r}"
+
+
+def _dumped(value: object, *, protocol: int) -> bytes:
+    return pickle.dumps(value, protocol)
+
+
+FACES: Final[dict[str, Callable[[Any], object]]] = {
+    "repr": repr,
+    "str": str,
+    "format": lambda value: f"{value} {value!r} {value!s:>99}",
+    "percent": lambda value: "%s %r" % (value, value),  # noqa: UP031  # as an old logging call does it
+    "in a list": lambda value: f"{[value]}",
+    "pprint": pprint.pformat,
+    "reprlib": reprlib.repr,
+    "vars": vars,
+    "dir": lambda value: [repr(getattr(value, name)) for name in dir(value) if not name.startswith("__")],
+    "asdict": dataclasses.asdict,
+    "astuple": dataclasses.astuple,
+    "state": lambda value: value.__reduce_ex__(4),
+    "json of str": lambda value: json.dumps(value, default=str),
+    "json of vars": lambda value: json.dumps(value, default=vars),
+    "json of asdict": lambda value: json.dumps(dataclasses.asdict(value), default=str),
+    **{f"pickle {protocol}": partial(_dumped, protocol=protocol) for protocol in (0, pickle.HIGHEST_PROTOCOL)},
+}
+"""What Python has to show a value with, or to send it somewhere."""
+SLOW_FACES: Final[dict[str, Callable[[Any], object]]] = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "json": json.dumps,
+    "json of repr": lambda value: json.dumps(value, default=repr),
+    "FastAPI": jsonable_encoder,
+    "pydantic": lambda value: TypeAdapter(type(value)).dump_python(value),
+    "pydantic, to JSON": lambda value: TypeAdapter(type(value)).dump_json(value),
+    "pydantic, of anything": lambda value: TypeAdapter(Any).dump_json(value),
+    "rich": rich.pretty.pretty_repr,
+}
+"""What others have, and copies."""
