@@ -537,6 +537,7 @@ class AccountLinker(Generic[UserId, LinkId]):
             InvalidIdentity: The provider is not a valid slug.
             StoreBusy, StoreUnavailable: As for :meth:`link`.
         """
+        refused, rejected = Concealed[object](rejected), None  # error reports that show a frame's locals show no token
         stored = self._with_vault("credentials")
         if not isinstance(engine, AsyncEngine):
             raise ConfigurationError(
@@ -547,7 +548,7 @@ class AccountLinker(Generic[UserId, LinkId]):
         scopes = checked_scopes(require)
         call = self._named("credentials", user_id=user_id, link_id=link_id, provider=provider)
         found = await stored.find(await self._place(engine), call)
-        return await stored.valid(found, require=scopes, rejected=checked_token("rejected", rejected))
+        return await stored.valid(found, require=scopes, rejected=checked_token("rejected", refused))
 
     async def stored_credentials(
         self, bind: Bind, *, user_id: UserId, link_id: LinkId | None = None, provider: str | None = None
@@ -609,8 +610,9 @@ class AccountLinker(Generic[UserId, LinkId]):
                 has no column for something that the tokens bring.
             StoreBusy, StoreUnavailable, RetryTransaction, OutcomeUnknown: As for :meth:`link`.
         """
+        sent, presented = Concealed[object](presented), ""  # error reports that show a frame's locals show no token
         stored = self._with_vault("replace_credentials")
-        known = checked_token("presented", presented)
+        known = checked_token("presented", sent)
         if known is None:
             raise ConfigurationError("replace_credentials() needs presented=...: what the tokens were obtained with.")
         sealing = await stored.vault.ready()

@@ -42,7 +42,7 @@ class StoredTokens(Generic[UserId, LinkId]):
 
     Attributes:
         account: The link.
-        access_token: The text of the column ``access_token``.
+        access_token: The text of the column ``access_token``, which no ``repr`` shows: it may be plain text.
         refresh_token: That of ``refresh_token``.
         expires_at: When the access token expires, aware.
         now: The database's present moment, from the same statement.
@@ -141,7 +141,7 @@ class StoredCredentials(Generic[UserId, LinkId]):
         return _tokens(stored, access, refresh)
 
     async def valid(
-        self, stored: StoredTokens[UserId, LinkId], *, require: frozenset[str], rejected: str | None
+        self, stored: StoredTokens[UserId, LinkId], *, require: frozenset[str], rejected: Secret | None
     ) -> TokenSet:
         """Open the access token of a link, if it is valid by the database's clock.
 
@@ -165,7 +165,7 @@ class StoredCredentials(Generic[UserId, LinkId]):
 
     # -- replacing ----------------------------------------------------------------------------------------------------
 
-    async def replace(self, place: Place, call: Call, sealing: Sealing, *, presented: str) -> LinkId | None:
+    async def replace(self, place: Place, call: Call, sealing: Sealing, *, presented: Secret) -> LinkId | None:
         """Store tokens in the one live link that a call names, if it still has what they were obtained with.
 
         The row is read, opened and compared, and then written if it has not changed since. A row that another call has
@@ -190,13 +190,13 @@ class StoredCredentials(Generic[UserId, LinkId]):
         raise StoreBusy
 
     async def _fitting(
-        self, stored: StoredTokens[UserId, LinkId], call: Call, sealing: Sealing, *, presented: str
+        self, stored: StoredTokens[UserId, LinkId], call: Call, sealing: Sealing, *, presented: Secret
     ) -> Call | None:
         """Return the call that writes the row as it was read, or ``None`` if the row has other tokens."""
         access = await self.vault.access_token(stored.access_token, stored.bound_to)
         refresh = await self.vault.refresh_token(stored.refresh_token, stored.bound_to)
         known = refresh or access
-        if known is None or call.brought is None or known.token != Secret(presented):
+        if known is None or call.brought is None or known.token != presented:
             return None
         sealed = {
             contents.role: ConcealedText(
@@ -255,9 +255,9 @@ def _tokens(stored: StoredTokens[Any, Any], access: AccessToken, refresh: Refres
     return tokens_of(access, refresh, expires_at=stored.expires_at, scopes=scopes)
 
 
-def _is_refused(access: AccessToken, rejected: str | None, *, now: datetime) -> bool:
+def _is_refused(access: AccessToken, rejected: Secret | None, *, now: datetime) -> bool:
     """Say whether this is the access token that the API has refused, and old enough for a new one to help."""
-    if rejected is None or access.token != Secret(rejected):
+    if rejected is None or access.token != rejected:
         return False
     return access.issued_at is None or now - access.issued_at >= REFUSED_TOO_SOON
 
