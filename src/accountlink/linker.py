@@ -553,6 +553,7 @@ class AccountLinker(Generic[UserId, LinkId]):
             InvalidIdentity: The provider is not a valid slug.
             StoreBusy, StoreUnavailable: As for :meth:`link`.
         """
+        refused, rejected = Concealed[object](rejected), None  # error reports that show a frame's locals show no token
         stored = self._with_vault("credentials")
         if not isinstance(engine, AsyncEngine):
             raise ConfigurationError(
@@ -562,11 +563,11 @@ class AccountLinker(Generic[UserId, LinkId]):
         check_span("min_valid", min_valid, least=NO_TIME)
         scopes = checked_scopes(require)
         call = self._named("credentials", user_id=user_id, link_id=link_id, provider=provider)
-        refused = checked_token("rejected", rejected)
+        known = checked_token("rejected", refused)
         if self._renewing is not None:
             place_on(engine)  # refuses what is not supported, before a task begins
-            return await self._renewing.valid(engine, call, min_valid=min_valid, require=scopes, rejected=refused)
-        return await stored.valid(await stored.find(await self._place(engine), call), require=scopes, rejected=refused)
+            return await self._renewing.valid(engine, call, min_valid=min_valid, require=scopes, rejected=known)
+        return await stored.valid(await stored.find(await self._place(engine), call), require=scopes, rejected=known)
 
     async def health(self, bind: Bind, *, user_id: UserId) -> dict[LinkId, Health]:
         """Return the health of each live link of a user: whether its tokens work, may work, or need the user.
@@ -725,8 +726,9 @@ class AccountLinker(Generic[UserId, LinkId]):
                 has no column for something that the tokens bring.
             StoreBusy, StoreUnavailable, RetryTransaction, OutcomeUnknown: As for :meth:`link`.
         """
+        sent, presented = Concealed[object](presented), ""  # error reports that show a frame's locals show no token
         stored = self._with_vault("replace_credentials")
-        known = checked_token("presented", presented)
+        known = checked_token("presented", sent)
         if known is None:
             raise ConfigurationError("replace_credentials() needs presented=...: what the tokens were obtained with.")
         sealing = await stored.vault.ready()

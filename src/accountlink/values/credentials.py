@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from accountlink.errors import InvalidCredentials
-from accountlink.values.secrecy import NO_SECRETS, Secret, SecretMembers
+from accountlink.values.secrecy import NO_SECRETS, Concealed, Secret, SecretMembers
 from accountlink.values.text import encodable, unstorable
 
 
@@ -178,23 +178,24 @@ def checked_scopes(scopes: object) -> frozenset[str]:
     return frozenset(str.__str__(scope) for scope in found)
 
 
-def checked_token(name: str, token: object) -> str | None:
+def checked_token(name: str, token: Concealed[object]) -> Secret | None:
     """Return a token that a caller names, or ``None`` if they name none.
 
     Args:
         name: The argument, for the error.
-        token: Its value.
+        token: Its value, which no traceback with locals shows.
 
     Raises:
         InvalidCredentials: It is not text, or empty.
     """
-    if token is None:
+    text = token.reveal()
+    if text is None:
         return None
-    problem = unstorable(token)
-    if problem or not isinstance(token, str):
-        del token  # leave no token in this frame, which a traceback with locals would show
+    problem = unstorable(text)
+    if problem or not isinstance(text, str):
+        del text  # leave no token in this frame, which a traceback with locals would show
         raise InvalidCredentials(field=name, problem=problem or "is not text")
-    return str.__str__(token)
+    return Secret(str.__str__(text))
 
 
 def split_scopes(text: str) -> frozenset[str]:

@@ -166,7 +166,9 @@ async def current_key(source: KeySource) -> VaultKey:
     """
     key: object = await source.current()
     if not isinstance(key, VaultKey):
-        raise ConfigurationError(f"current() of the key source returned {type(key).__name__}. Return a VaultKey.")
+        kind = type(key).__name__
+        del key  # leave no key in this frame, which a traceback with locals would show
+        raise ConfigurationError(f"current() of the key source returned {kind}. Return a VaultKey.")
     return key
 
 
@@ -184,7 +186,9 @@ async def key_of(source: KeySource, key_id: str) -> VaultKey | None:
     if key is None:
         return None
     if not isinstance(key, VaultKey):
-        raise ConfigurationError(f"get() of the key source returned {type(key).__name__}. Return a VaultKey or None.")
+        kind = type(key).__name__
+        del key  # leave no key in this frame, which a traceback with locals would show
+        raise ConfigurationError(f"get() of the key source returned {kind}. Return a VaultKey or None.")
     if key.id != key_id:
         raise ConfigurationError(
             f"get({key_id!r}) of the key source returned the key {key.id!r}. Return the key that was asked for, or "

@@ -7,8 +7,10 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from accountlink.linking.statements import Condition, Shape, Statements
+from accountlink.tables.concealing import concealed
+from accountlink.vault.sealing import SEALED_ROLES
 
-TOKEN_ROLES: Final = ("access_token", "refresh_token", "expires_at")
+TOKEN_ROLES: Final = (*SEALED_ROLES, "expires_at")
 """The roles that are read beside a link's own columns."""
 _SQLITE_NOW: Final = sa.literal_column("'%Y-%m-%d %H:%M:%f+00:00'", sa.Text)
 
@@ -32,11 +34,14 @@ class VaultStatements(Statements):
         now: sa.ColumnElement[Any] = sa.func.clock_timestamp(type_=sa.DateTime(timezone=True))
         if on_sqlite:
             now = sa.func.strftime(_SQLITE_NOW, sa.literal_column("'now'"), type_=sa.Text)
-        found = [self._c[account_role].label("account_key"), *(self._or_null(role) for role in TOKEN_ROLES)]
+        found = [self._c[account_role].label("account_key"), *(self._read(role) for role in TOKEN_ROLES)]
         return self.listing(roles).add_columns(*found, now.label("now"))
 
-    def _or_null(self, role: str) -> sa.ColumnElement[Any]:
-        return self._c[role].label(role) if role in self._c else sa.null().label(role)
+    def _read(self, role: str) -> sa.ColumnElement[Any]:
+        """Return the column of a role: null if there is none, and masked if it is for tokens."""
+        if role not in self._c:
+            return sa.null().label(role)
+        return (concealed(self._c[role]) if role in SEALED_ROLES else self._c[role]).label(role)
 
     def replace(self, shape: Shape) -> sa.sql.dml.ReturningUpdate[Any]:
         """Build the UPDATE that stores other tokens of the same grant, if the row has those that were read.
@@ -60,6 +65,6 @@ class VaultStatements(Statements):
     def _still_sealed(self) -> list[Condition]:
         return [
             self._c[role].is_not_distinct_from(sa.bindparam(f"al_seen_{role}", type_=self._c[role].type))
-            for role in ("access_token", "refresh_token")
+            for role in SEALED_ROLES
             if role in self._c
         ]

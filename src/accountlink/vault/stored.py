@@ -48,7 +48,7 @@ class StoredTokens(Generic[UserId, LinkId]):
 
     Attributes:
         account: The link.
-        access_token: The text of the column ``access_token``.
+        access_token: The text of the column ``access_token``, which no ``repr`` shows: it may be plain text.
         refresh_token: That of ``refresh_token``.
         expires_at: When the access token expires, aware.
         now: The database's present moment, from the same statement.
@@ -196,7 +196,7 @@ class StoredCredentials(Generic[UserId, LinkId]):
         return _tokens(stored, access, refresh)
 
     async def valid(
-        self, stored: StoredTokens[UserId, LinkId], *, require: frozenset[str], rejected: str | None
+        self, stored: StoredTokens[UserId, LinkId], *, require: frozenset[str], rejected: Secret | None
     ) -> TokenSet:
         """Open the access token of a link, if it is valid by the database's clock.
 
@@ -243,9 +243,9 @@ class StoredCredentials(Generic[UserId, LinkId]):
         if missing := require - (stored.account.scopes or frozenset()):
             raise MissingScopes(missing=missing)
 
-    def is_refused(self, access: AccessToken, rejected: str | None, *, now: datetime) -> bool:
+    def is_refused(self, access: AccessToken, rejected: Secret | None, *, now: datetime) -> bool:
         """Say whether this is the access token that the API has refused, and old enough for a new one to help."""
-        if rejected is None or access.token != Secret(rejected):
+        if rejected is None or access.token != rejected:
             return False
         return access.issued_at is None or now - access.issued_at >= REFUSED_TOO_SOON
 
@@ -257,7 +257,7 @@ class StoredCredentials(Generic[UserId, LinkId]):
 
     # -- replacing ----------------------------------------------------------------------------------------------------
 
-    async def replace(self, place: Place, call: Call, sealing: Sealing, *, presented: str) -> LinkId | None:
+    async def replace(self, place: Place, call: Call, sealing: Sealing, *, presented: Secret) -> LinkId | None:
         """Store tokens in the one live link that a call names, if it still has what they were obtained with.
 
         The row is read, opened and compared, and then written if it has not changed since. A row that another call has
@@ -287,7 +287,7 @@ class StoredCredentials(Generic[UserId, LinkId]):
         call: Call,
         sealing: Sealing,
         *,
-        presented: str,
+        presented: Secret,
         issued_at: datetime,
     ) -> Call | None:
         """Return the call that writes the row as it was read, or ``None`` if the row has other tokens.
@@ -302,7 +302,7 @@ class StoredCredentials(Generic[UserId, LinkId]):
         access = await self.vault.access_token(stored.access_token, stored.bound_to)
         refresh = await self.vault.refresh_token(stored.refresh_token, stored.bound_to)
         known = refresh or access
-        if known is None or call.brought is None or known.token != Secret(presented):
+        if known is None or call.brought is None or known.token != presented:
             return None
         sealed = {
             contents.role: ConcealedText(
