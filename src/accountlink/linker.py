@@ -555,11 +555,7 @@ class AccountLinker(Generic[UserId, LinkId]):
         """
         refused, rejected = Concealed[object](rejected), None  # error reports that show a frame's locals show no token
         stored = self._with_vault("credentials")
-        if not isinstance(engine, AsyncEngine):
-            raise ConfigurationError(
-                f"credentials() takes an engine, not {type(engine).__name__}: renewing a token takes transactions of "
-                "its own. In a transaction of yours, call stored_credentials()."
-            )
+        _check_engine("credentials", engine)
         check_span("min_valid", min_valid, least=NO_TIME)
         scopes = checked_scopes(require)
         call = self._named("credentials", user_id=user_id, link_id=link_id, provider=provider)
@@ -604,6 +600,7 @@ class AccountLinker(Generic[UserId, LinkId]):
             StoreBusy, StoreUnavailable: As for :meth:`link`, when the next page is read.
         """
         renewing = self._with_renewing("unhealthy")
+        _check_engine("unhealthy", engine)
         ill = (HealthState.FAILING, HealthState.NEEDS_CONSENT)
         if state is not None and state not in ill:
             raise ConfigurationError("state=... takes HealthState.FAILING or HealthState.NEEDS_CONSENT.")
@@ -629,7 +626,10 @@ class AccountLinker(Generic[UserId, LinkId]):
             StoreBusy, StoreUnavailable: As for :meth:`link`.
         """
         renewing = self._with_renewing("keep_alive")
+        _check_engine("keep_alive", engine)
         check_span("idle", idle)
+        if limit is not None and (type(limit) is not int or limit < 1):
+            raise ConfigurationError("limit=... of keep_alive() is a whole number of grants, 1 or more, or None.")
         return await renewing.upkeep.keep_alive(engine, idle=idle, limit=limit)
 
     @property
@@ -872,6 +872,15 @@ class AccountLinker(Generic[UserId, LinkId]):
                 raise OutcomeUnknown if patience.ambiguous else AccountNotFound
 
         return await run(place, partial(call.within, place, removed), patience, silent=silent)
+
+
+def _check_engine(method: str, engine: object) -> None:
+    """Refuse another bind than an engine, for a method that takes transactions of its own."""
+    if not isinstance(engine, AsyncEngine):
+        raise ConfigurationError(
+            f"{method}() takes an engine, not {type(engine).__name__}: renewing tokens takes transactions of its own. "
+            "In a transaction of yours, call stored_credentials()."
+        )
 
 
 def _checked_vault(vault: object) -> CredentialVault | None:

@@ -35,6 +35,9 @@ class TableVault:
     """
 
     def __init__(self, vault: CredentialVault, mapping: AccountMapping[Any, Any]) -> None:
+        given: object = mapping
+        if not isinstance(given, AccountMapping):
+            raise ConfigurationError(f"A vault seals the tokens of an AccountMapping, not of {type(given).__name__}.")
         sealed = {role: mapping.columns[role] for role in SEALED_ROLES if role in mapping.columns}
         if "access_token" not in sealed:
             raise ConfigurationError(
