@@ -155,9 +155,10 @@ class OAuthRefresher:
             transport: Replaces the network, for tests.
             clock: Returns the present moment of this machine, aware.
         """
-        given: object = providers
-        known = list(given) if isinstance(given, Iterable) else [given]
-        if not all(isinstance(each, Provider) for each in known):
+        given: Any = providers
+        known: list[Provider] = list(given) if isinstance(given, Iterable) else [given]
+        several: list[object] = [*known]
+        if not all(isinstance(each, Provider) for each in several):
             raise ConfigurationError("OAuthRefresher.of(...) takes the providers that LinkFlow takes.")
         return cls(
             {each.slug: [_of(each, client) for client in each.clients] for each in known},
