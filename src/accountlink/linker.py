@@ -21,6 +21,7 @@ from accountlink.errors import (
     LastAccount,
     LinkBlocked,
     OutcomeUnknown,
+    StoreBusy,
 )
 from accountlink.linking.call import Call
 from accountlink.linking.decide import Answer, Arm
@@ -242,8 +243,8 @@ class AccountLinker(Generic[UserId, LinkId]):
             sqlalchemy.exc.DBAPIError: Any other violation (a foreign key, a check, another table's unique index), as
                 SQLAlchemy raised it, without the statement's parameters.
         """
-        call = self._calls.link(
-            user_id=user_id,
+        call_of = partial(
+            self._calls.link,
             identity=identity,
             credentials=credentials,
             expect=expect,
@@ -251,8 +252,12 @@ class AccountLinker(Generic[UserId, LinkId]):
             update_values=update_values,
             seal=await self._sealing(credentials),
         )
+        call = call_of(user_id=user_id)
         place = await self._place(bind)
-        outcome = self._outcome(await self._settled(place, call, identity.provider), identity, user_id)
+        answer = await self._settled(place, call, identity.provider)
+        if answer.arm is Arm.RESPELT:  # the tokens have to be sealed for the id as the row has it
+            answer = await self._settled(place, call_of(user_id=answer.user_id), identity.provider)
+        outcome = self._outcome(answer, identity, user_id)
         if isinstance(outcome, OwnershipConflict):
             if outcome.transfer_token is not None:
                 self._transfers.prepare(place, call.shape)
@@ -309,6 +314,8 @@ class AccountLinker(Generic[UserId, LinkId]):
                 raise AccountMismatch(provider=identity.provider)
             case Arm.MISSING:
                 raise AccountNotFound
+            case Arm.RESPELT:  # another row of the user, with a third spelling, has come between
+                raise StoreBusy
             case Arm.CREATED | Arm.UPDATED | Arm.RESTORED | Arm.CONFLICT:
                 raise AssertionError(f"{answer.arm} without a row")  # a statement that reads nothing back
             case _:

@@ -160,6 +160,8 @@ class Call(FrozenCall):
         keeps: Whether a conflict is to keep the call's credentials.
         takes: Whether a transfer takes its credentials from the pending ones, which have to be unchanged then.
         brought: The tokens that a transfer brings, to be sealed once its row is known.
+        spelt: Whether the credentials are sealed for the user's id as the call spells it, in a column that may treat
+            another spelling as equal.
     """
 
     user_id: Any = None
@@ -180,6 +182,7 @@ class Call(FrozenCall):
     keeps: bool = False
     takes: bool = False
     brought: Brought | None = None
+    spelt: bool = False
 
     @cached_property
     def parameters(self) -> Parameters:
@@ -217,6 +220,7 @@ class Call(FrozenCall):
             again=self.is_repeated,
             keeps=self.keeps,
             takes=self.takes,
+            spelt=self.spelt,
         )
 
 
@@ -312,6 +316,7 @@ class Calls:
             update=update,
             functions=self._table.defaults() | self._table.onupdate(),
             occasion=Occasion.of(now) if self._tells else None,
+            spelt=bool(sealed) and isinstance(user_id, str),
             **self._kept(tokens, sealed, identity, user_id=user_id, now=now),
         )
 

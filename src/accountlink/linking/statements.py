@@ -68,6 +68,8 @@ class Shape:
         again: Whether an attempt whose answer was lost may have left the call's event in the outbox.
         keeps: Whether a conflict is to keep the call's credentials.
         takes: Whether a transfer takes its credentials from those that a conflict has kept.
+        spelt: Whether the credentials are sealed for the user's id as the call spells it, so that a row with another
+            spelling of the id is not to be written.
     """
 
     email: bool = False
@@ -79,6 +81,7 @@ class Shape:
     again: bool = False
     keeps: bool = False
     takes: bool = False
+    spelt: bool = False
 
 
 class Statements:
@@ -177,8 +180,8 @@ class Statements:
         """Return a NULL in the place of the epoch, if a ledger keeps epochs."""
         return [] if self.ledger is None else [sa.cast(sa.null(), sa.BigInteger).label("epoch")]
 
-    def _nothing(self) -> list[sa.ColumnElement[Any]]:
-        return [sa.null().label(role) for role in self.row_roles]
+    def _nothing(self, **known: sa.ColumnElement[Any]) -> list[sa.ColumnElement[Any]]:
+        return [known.get(role, sa.null()).label(role) for role in self.row_roles]
 
     def _newest_first(self) -> Iterable[sa.ColumnElement[Any]]:
         if self._policy.removal is Removal.SOFT:
@@ -207,6 +210,9 @@ class Statements:
         facts = [self.live().label("was_live"), fits.label("fits"), self._blocked().label("blocked")]
         if self._policy.blocked_reasons:
             facts.append(self._c["reason"].label("why"))
+        if shape.spelt:
+            user_id = self._c["user_id"]
+            facts += [exactly(user_id, self.bind("user_id")).label("as_spelt"), user_id.label("user_id")]
         bound = [self._bounded()] if shape.bounded else []
         return (
             select(self._c["id"].label("id"), *facts)
@@ -359,6 +365,10 @@ class Statements:
                 beside += self.pending.keeping(other)
         # The update arm, and its answer: "updated" or "restored".
         allowed = [own.c.fits, sa.not_(own.c.blocked), *nobody_else]
+        if shape.spelt:
+            respelt = select(named_arm("respelt"), *self._nothing(user_id=own.c.user_id), _why(), *self.no_epoch())
+            answers.append(respelt.where(*allowed, sa.not_(own.c.as_spelt)))
+            allowed.append(own.c.as_spelt)
         updated = (
             sa.update(self._t)
             .where(
