@@ -532,14 +532,16 @@ class AccountLinker(Generic[UserId, LinkId]):
             The tokens.
 
         Raises:
-            NeedsConsent: The link has no access token, or it has expired and there is no refresh token.
+            NeedsConsent: The link has no access token, or it has expired or was ``rejected``, and there is no refresh
+                token.
             MissingScopes: The user has not granted some of the scopes. Raised before a token is opened.
             CredentialsUnreadable: The access token cannot be opened.
             AccountNotFound: The user has no such live link; it may be another user's.
             AmbiguousAccount: The provider alone matches several links of the user.
             ConfigurationError: The linker has no vault; ``engine`` is not an engine; neither ``link_id`` nor
-                ``provider`` was given; or the access token has expired, there is a refresh token, and this linker does
-                not renew tokens.
+                ``provider`` was given; scopes are required, and the table has no column for them; or the access token
+                has expired or was ``rejected``, there is a refresh token, and this linker does not renew tokens.
+            InvalidCredentials: ``require`` is not a set of scopes, or ``rejected`` is not a token.
             InvalidIdentity: The provider is not a valid slug.
             StoreBusy, StoreUnavailable: As for :meth:`link`.
         """
@@ -610,6 +612,7 @@ class AccountLinker(Generic[UserId, LinkId]):
 
         Raises:
             CredentialsUnreadable: A stored token cannot be opened.
+            InvalidCredentials: ``presented`` is not a token.
             AccountNotFound, AmbiguousAccount, InvalidIdentity: As for :meth:`credentials`.
             ConfigurationError: The linker has no vault, neither ``link_id`` nor ``provider`` was given, or the table
                 has no column for something that the tokens bring.

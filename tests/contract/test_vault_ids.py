@@ -121,7 +121,7 @@ async def made(engine: AsyncEngine, table: sa.Table) -> None:
 async def test_one_user_by_several_spellings(
     engine: AsyncEngine, how: str, user_id: Any, spellings: Any, other: Any
 ) -> None:
-    """Whichever spelling a call has, tokens are sealed for the row's own, and a kept refresh token stays readable."""
+    """For each spelling of a call, tokens are sealed for the row's own, and a kept refresh token stays readable."""
     table, linker = links(user_id)
     first, again = spellings
     await made(engine, table)

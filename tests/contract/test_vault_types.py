@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import secrets
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -12,12 +15,16 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from accountlink import (
     AccountLinker,
     AccountMapping,
+    ConfigurationError,
     CredentialVault,
+    NeedsConsent,
     OwnershipConflict,
     Plaintext,
     TokenSet,
+    link_outbox,
     pending_credentials,
 )
+from accountlink.web import flow_states
 from tests.support.databases import create
 from tests.support.models import EXCLUSIVE_SOFT, SECRETS, identity, tokens
 from tests.support.vaulted import KEY
@@ -96,3 +103,88 @@ async def test_a_type_that_writes_one_text_in_two_ways(engine: AsyncEngine, scra
             engine, user_id=2, provider="acme", tokens=tokens("access-2", "refresh-2"), presented="refresh-1"
         )
     assert tokens("access-2", "refresh-2") == await linker.stored_credentials(engine, user_id=2, provider="acme")
+
+
+@pytest.fixture(params=["America/New_York", "Asia/Tokyo"])
+def abroad(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let this process stand in another time zone than UTC."""
+    monkeypatch.setenv("TZ", request.param)
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("abroad")
+@pytest.mark.parametrize("moment", [sa.DateTime(timezone=True), sa.DateTime(), sa.BigInteger()], ids=repr)
+async def test_the_zone_of_a_process_moves_no_expiry(engine: AsyncEngine, moment: Any) -> None:
+    """SQLite gives moments back without their zone; kept tokens expire when the provider said so."""
+    table, linker = links(expires_at=moment)
+    await create(engine, table.metadata)
+    soon = datetime.now(UTC).replace(microsecond=0) + timedelta(minutes=5)
+    brought = tokens(expires_at=soon)
+    assert brought == await handed_over(engine, linker, brought)
+    ready = await linker.credentials(engine, user_id=2, provider="acme", require={"read"})
+    assert soon == ready.expires_at
+
+
+@pytest.mark.parametrize("moment", [sa.DateTime(timezone=True), sa.DateTime(), sa.BigInteger()], ids=repr)
+@pytest.mark.parametrize(
+    "at", [datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)], ids=["first", "last"]
+)
+async def test_the_first_and_the_last_moment(engine: AsyncEngine, at: datetime, moment: Any) -> None:
+    """An application may say "never" by the last moment that Python knows."""
+    table, linker = links(expires_at=moment)
+    await create(engine, table.metadata)
+    stored = await handed_over(engine, linker, tokens(expires_at=at, refresh_expires_at=at))
+    whole = at.replace(microsecond=0)
+    assert stored.expires_at is not None
+    assert (whole, whole) == (stored.expires_at.replace(microsecond=0), stored.refresh_expires_at)
+
+
+async def test_a_table_without_scopes_cannot_require_any(engine: AsyncEngine) -> None:
+    """To ask the user for consent again would help nobody."""
+    table, linker = links(scopes=None)
+    await create(engine, table.metadata)
+    brought = TokenSet(access_token="access-1")
+    await linker.link(engine, user_id=1, identity=identity(), credentials=brought)
+    assert brought == await linker.credentials(engine, user_id=1, provider="acme")
+    with pytest.raises(ConfigurationError, match="'scopes'"):
+        await linker.credentials(engine, user_id=1, provider="acme", require={"read"})
+
+
+@pytest.mark.parametrize("stored", [["read write"], ["read,write"], ["read", "write", None, 7], "read write"], ids=repr)
+async def test_scopes_as_an_older_application_wrote_them(engine: AsyncEngine, stored: Any) -> None:
+    """A list may contain the token response's one text; it makes no token unreadable."""
+    table, linker = links(scopes=sa.JSON())
+    await create(engine, table.metadata)
+    row = {"user_id": 1, "provider": "acme", "account_id": "sub-1", "access_token": "access-1", "version": 1}
+    async with engine.begin() as connection:
+        await connection.execute(sa.insert(table).values(**row, scopes=stored))
+    ready = await linker.credentials(engine, user_id=1, provider="acme", require={"read", "write"})
+    assert {"read", "write"} == ready.scopes
+
+
+async def test_a_refused_token_is_not_called_expired(engine: AsyncEngine) -> None:
+    """The API refused a token that would have lasted; who reads the error has to know."""
+    table, linker = links()
+    await create(engine, table.metadata)
+    row = {"user_id": 1, "provider": "acme", "account_id": "sub-1", "access_token": "access-1", "version": 1}
+    lasting = datetime.now(UTC) + timedelta(hours=1)
+    async with engine.begin() as connection:
+        await connection.execute(sa.insert(table).values(**row, expires_at=lasting))
+    with pytest.raises(NeedsConsent) as raised:
+        await linker.credentials(engine, user_id=1, provider="acme", rejected="access-1")
+    assert raised.value.since is None
+    async with engine.begin() as connection:
+        await connection.execute(sa.update(table).values(refresh_token="refresh-1"))
+    with pytest.raises(ConfigurationError, match="was refused"):
+        await linker.credentials(engine, user_id=1, provider="acme", rejected="access-1")
+
+
+async def test_a_naming_convention_without_indexes(engine: AsyncEngine) -> None:
+    """A convention of an application's own replaces SQLAlchemy's, and an index without a name cannot be made."""
+    metadata = sa.MetaData(naming_convention={"pk": "pk_%(table_name)s"})
+    made = [make(metadata) for make in (pending_credentials, link_outbox, flow_states)]
+    await create(engine, metadata)
+    assert "ix_accountlink_pending_credentials_kept_until" in {index.name for index in made[0].indexes}

@@ -157,10 +157,15 @@ class StoredCredentials(Generic[UserId, LinkId]):
 
         Raises:
             MissingScopes: The user has not granted some of the scopes.
-            NeedsConsent: There is no access token, or it is over and there is no refresh token.
-            ConfigurationError: It is over, and nothing renews it.
+            NeedsConsent: There is no access token, or it is over or refused and there is no refresh token.
+            ConfigurationError: It is over or refused, and nothing renews it; or the table has no column for scopes.
             CredentialsUnreadable: The token cannot be read.
         """
+        if require and "scopes" not in self.accounts.mapping.columns:
+            raise ConfigurationError(
+                f"require=... asks which scopes were granted, and {self.accounts.mapping.name!r} has no column mapped "
+                "for 'scopes'. Map scopes=..., or leave require= out."
+            )
         if missing := require - (stored.account.scopes or frozenset()):
             raise MissingScopes(missing=missing)
         access = None if stored.is_over else await self.vault.access_token(stored.access_token, stored.bound_to)
@@ -275,8 +280,9 @@ def _is_refused(access: AccessToken, rejected: str | None, *, now: datetime) -> 
 def _not_renewed(stored: StoredTokens[Any, Any]) -> NeedsConsent | ConfigurationError:
     """Return the error for a link whose access token is over."""
     if not stored.refresh_token:
-        return NeedsConsent(since=stored.expires_at)
+        return NeedsConsent(since=stored.expires_at if stored.is_over else None)
+    ended = "has expired" if stored.is_over else "was refused"
     return ConfigurationError(
-        "The access token has expired, and this linker does not renew it. Read stored_credentials(), renew the token "
-        "at the provider, and store it with replace_credentials()."
+        f"The access token {ended}, and this linker does not renew it. Read stored_credentials(), renew the token at "
+        "the provider, and store it with replace_credentials()."
     )
