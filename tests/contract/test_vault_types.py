@@ -188,3 +188,15 @@ async def test_a_naming_convention_without_indexes(engine: AsyncEngine) -> None:
     made = [make(metadata) for make in (pending_credentials, link_outbox, flow_states)]
     await create(engine, metadata)
     assert "ix_accountlink_pending_credentials_kept_until" in {index.name for index in made[0].indexes}
+
+
+async def test_a_refresh_token_that_stays_has_the_client_that_used_it(engine: AsyncEngine) -> None:
+    """The client of tokens that bring no refresh token is not dropped: only that client can refresh them again."""
+    table, linker = links()
+    await create(engine, table.metadata)
+    await linker.link(engine, user_id=1, identity=identity(), credentials=tokens())
+    brought = TokenSet(access_token="access-2", client="web")
+    assert await linker.replace_credentials(engine, user_id=1, provider="acme", tokens=brought, presented="refresh-1")
+    stored = await linker.stored_credentials(engine, user_id=1, provider="acme")
+    assert tokens().refresh_token == stored.refresh_token
+    assert ("access-2", "web") == (stored.access_token.reveal(), stored.client)

@@ -375,9 +375,9 @@ class Calls:
             ConfigurationError: An id of the wrong type, or no column for something that the tokens bring.
             InvalidIdentity: A provider that cannot be one.
         """
-        found, filled = self._credentials(tokens, seal)
-        if found is None:
+        if not isinstance(tokens, TokenSet):
             raise wrong_kind("tokens", tokens, TokenSet)
+        found, filled = self._credentials(tokens, seal)
         read = self.reading(user_id=user_id, provider=provider, link_id=link_id)
         return read.changed(
             credentials=filled,

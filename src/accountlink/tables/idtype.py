@@ -34,7 +34,7 @@ class IdType:
     python: type[Any] | None
     processors: tuple[Callable[[Any], Any], ...] = field(default=(), repr=False)
     spelling: tuple[Callable[[Any], Any], ...] = field(default=(), repr=False)
-    """What a type of the application's own makes of an id that is written and then read."""
+    """The functions by which a type of the application's own writes an id and reads it again."""
     low: int | None = None
     high: int | None = None
     is_uuid_text: bool = False

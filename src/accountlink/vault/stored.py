@@ -236,7 +236,8 @@ def renewed(
 ) -> list[AccessToken | RefreshToken]:
     """Return what the columns of a link are to contain after a renewal of its tokens.
 
-    What the new tokens leave out stays: the refresh token, the OAuth client, and members of ``extra``.
+    What the new tokens leave out stays: the refresh token, the OAuth client, and members of ``extra``. A refresh token
+    that stays belongs to the client that has just used it.
 
     Args:
         tokens: The new tokens.
@@ -252,6 +253,8 @@ def renewed(
         first = replace(first, extra={**access.extra, **first.extra}, client=client)
     if refresh is not None:
         rest = [replace(each, client=each.client or refresh.client) for each in rest if isinstance(each, RefreshToken)]
+        if not rest and tokens.client not in (None, refresh.client):
+            rest = [replace(refresh, client=tokens.client)]
     return [first, *rest]
 
 
