@@ -595,9 +595,9 @@ class AccountLinker(Generic[UserId, LinkId]):
         """Store tokens that were obtained elsewhere, if the link still has the token that they were obtained with.
 
         What the tokens leave out stays: the refresh token, scopes, the OAuth client, members of ``extra``. The link's
-        ``version`` stays too, so that transfer tokens remain valid. Of two callers who have used one refresh token, only
-        the first can store another one in its place. Where the provider lets the refresh token stay, both store what
-        they got, one after the other.
+        ``version`` stays too, so that transfer tokens remain valid. Of two callers who have used one refresh token,
+        only the first can store another one in its place. Where the provider lets the refresh token stay, both store
+        what they got, one after the other.
 
         Args:
             bind: As for :meth:`link`.
