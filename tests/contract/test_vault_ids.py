@@ -15,16 +15,23 @@ from accountlink import (
     Change,
     ConfigurationError,
     CredentialVault,
+    Key,
+    LinkBlocked,
     Linked,
+    LinkPolicy,
+    Ownership,
     OwnershipConflict,
     Plaintext,
+    Removal,
     TokenSet,
     Transferred,
+    link_outbox,
     pending_credentials,
+    transfer_ledger,
 )
 from tests.support.binds import BINDS, bound
 from tests.support.databases import create
-from tests.support.models import EXCLUSIVE_SOFT, SECRETS, identity, tokens
+from tests.support.models import EMAIL_SOFT, EXCLUSIVE_SOFT, PER_USER_SOFT, SECRETS, identity, tokens
 from tests.support.vaulted import KEY
 
 pytestmark = pytest.mark.each_driver
@@ -188,3 +195,55 @@ async def test_a_row_without_an_account_id(engine: AsyncEngine) -> None:
         await linker.replace_credentials(
             engine, user_id="ann", provider="acme", tokens=TokenSet(access_token="access-2"), presented="access-1"
         )
+
+
+BLOCKED = LinkPolicy(
+    key=Key.ACCOUNT_ID,
+    ownership=Ownership.EXCLUSIVE,
+    removal=Removal.SOFT,
+    blocked_reasons=frozenset({"banned"}),
+)
+
+
+@HOWS
+@pytest.mark.parametrize(
+    "policy",
+    [EXCLUSIVE_SOFT, PER_USER_SOFT, EMAIL_SOFT, BLOCKED],
+    ids=["exclusive", "per user", "email", "blocked"],
+)
+async def test_another_spelling_under_each_policy(engine: AsyncEngine, how: str, policy: LinkPolicy) -> None:
+    """The user has one row, the outbox one event for each change, and a link that is named is found."""
+    metadata = sa.MetaData()
+    texts = ("provider", "account_id", "email", "email_key", "access_token", "refresh_token", "reason")
+    table = sa.Table(
+        "connections",
+        metadata,
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+        sa.Column("user_id", ANY_CASE, nullable=False),
+        *(sa.Column(name, sa.Text) for name in texts),
+        sa.Column("scopes", sa.JSON),
+        *(sa.Column(name, sa.DateTime(timezone=True)) for name in ("expires_at", "deleted_at")),
+    )
+    roles: dict[str, Any] = {column.name: column for column in table.columns}
+    mapping: AccountMapping[Any, Any] = AccountMapping(table, policy=policy, **roles)
+    exclusive = policy.ownership is Ownership.EXCLUSIVE
+    more: Any = {"secrets": SECRETS, "ledger": transfer_ledger(metadata)} if exclusive else {}
+    outbox = link_outbox(metadata)
+    linker = AccountLinker(mapping, vault=CredentialVault(keys=[KEY]), outbox=outbox, **more)
+    await made(engine, table)
+    async with bound(engine, how) as bind:
+        first = await linker.link(bind, user_id="Ann", identity=identity(), credentials=tokens("access-0"))
+        assert isinstance(first, Linked)
+        for expect in (None, first.account.id):
+            again = await linker.link(bind, user_id="ANN", identity=identity(), credentials=tokens(), expect=expect)
+            assert isinstance(again, Linked)
+            assert (Change.UPDATED, first.account.id) == (again.change, again.account.id)
+            assert frozenset({"read", "write"}) == again.account.scopes
+        assert tokens() == await linker.stored_credentials(bind, user_id="aNN", provider="acme")
+        await linker.unlink(bind, user_id="ann", link_id=first.account.id, reason="banned")
+        if policy is BLOCKED:
+            with pytest.raises(LinkBlocked):
+                await linker.link(bind, user_id="ANN", identity=identity(), credentials=tokens())
+    async with engine.connect() as connection:
+        events = await connection.execute(sa.select(outbox.c.type).order_by(outbox.c.id))
+        assert ["linked", "updated", "updated", "unlinked"] == list(events.scalars())

@@ -211,8 +211,8 @@ class Statements:
         if self._policy.blocked_reasons:
             facts.append(self._c["reason"].label("why"))
         if shape.spelt:
-            user_id = self._c["user_id"]
-            facts += [exactly(user_id, self.bind("user_id")).label("as_spelt"), user_id.label("user_id")]
+            # The column's own comparison comes first here too: PostgreSQL gives a parameter the type of its first use.
+            facts += [self.same("user_id").label("as_spelt"), self._c["user_id"].label("user_id")]
         bound = [self._bounded()] if shape.bounded else []
         return (
             select(self._c["id"].label("id"), *facts)
@@ -366,8 +366,6 @@ class Statements:
         # The update arm, and its answer: "updated" or "restored".
         allowed = [own.c.fits, sa.not_(own.c.blocked), *nobody_else]
         if shape.spelt:
-            respelt = select(named_arm("respelt"), *self._nothing(user_id=own.c.user_id), _why(), *self.no_epoch())
-            answers.append(respelt.where(*allowed, sa.not_(own.c.as_spelt)))
             allowed.append(own.c.as_spelt)
         updated = (
             sa.update(self._t)
@@ -389,13 +387,8 @@ class Statements:
         if not shape.expect:
             inserted = self._insert_arm(shape, [sa.not_(has_own), *nobody_else])
             answers.append(select(named_arm("created"), *self.row(inserted.c), _why(), *no_epoch))
-        # The answers that refuse the link and write nothing.
-        if self._policy.blocked_reasons:
-            blocked = select(named_arm("blocked"), *self._nothing(), own.c.why, *no_epoch)
-            answers.append(blocked.where(own.c.fits, own.c.blocked, *nobody_else))
-        if shape.expect or self._policy.key is Key.EMAIL:
-            mismatch = select(named_arm("mismatch"), *self._nothing(), _why(), *no_epoch)
-            answers.append(mismatch.where(sa.not_(own.c.fits)))
+        # The answers that refuse the link and write nothing. The first answer's columns tell the types of all.
+        answers += self._refusals(shape, own, nobody_else)
         answer: sa.Select[Any] | sa.CompoundSelect[Any] = sa.union_all(*answers)
         # The other parts beside the answer: a restored link's new epoch, and the event.
         if self.ledger is not None and self._policy.removal is Removal.SOFT:
@@ -405,6 +398,19 @@ class Statements:
             answer = select(*answered.c)
             beside.append(self.outbox.of_answer(answered, user_id=self.bind("user_id"), again=shape.again))
         return answer.add_cte(*beside) if beside else answer
+
+    def _refusals(self, shape: Shape, own: sa.CTE, nobody_else: list[Condition]) -> Iterable[sa.Select[Any]]:
+        """Return the answers for a row of the user's that the link may not write, or not as it is sealed."""
+        no_epoch = self.no_epoch()
+        if self._policy.blocked_reasons:
+            blocked = select(named_arm("blocked"), *self._nothing(), own.c.why, *no_epoch)
+            yield blocked.where(own.c.fits, own.c.blocked, *nobody_else)
+        if shape.spelt:
+            respelt = select(named_arm("respelt"), *self._nothing(user_id=own.c.user_id), _why(), *no_epoch)
+            yield respelt.where(own.c.fits, sa.not_(own.c.blocked), *nobody_else, sa.not_(own.c.as_spelt))
+        if shape.expect or self._policy.key is Key.EMAIL:
+            mismatch = select(named_arm("mismatch"), *self._nothing(), _why(), *no_epoch)
+            yield mismatch.where(sa.not_(own.c.fits))
 
     def _insert_arm(self, shape: Shape, conditions: list[Condition]) -> sa.CTE:
         values = self._inserted(shape)
