@@ -155,13 +155,13 @@ class AccountLinker(Generic[UserId, LinkId]):
         ledger_table = ledger_of(self.mapping, ledger)
         self.ledger: Final[sa.Table | None] = ledger_table
         outbox_table = None if outbox is None else checked_outbox(outbox)
-        pending_table = None if pending is None else checked_pending(pending)
+        self.pending: Final[sa.Table | None] = None if pending is None else checked_pending(pending)
         check_span("transfer_lifetime", transfer_lifetime)
         self._store: Final = AccountStore(
             self.mapping,
             ledger_table,
             outbox_table,
-            pending_table,
+            self.pending,
             keeps_for=transfer_lifetime + LEEWAY,
             clock=check_callable("clock", clock),
         )
@@ -358,7 +358,8 @@ class AccountLinker(Generic[UserId, LinkId]):
         ``AlreadyOwner``.
 
         Args:
-            bind: As for :meth:`link`. On PostgreSQL two statements: one reads, and one decides and writes.
+            bind: As for :meth:`link`. On PostgreSQL two statements: one reads, and one decides and writes. With
+                ``pending=`` and without ``credentials`` one more reads the tokens that the conflict has kept.
             token: The ``transfer_token`` of the user's :class:`OwnershipConflict`, unchanged.
             user_id: The signed-in user's id, in the column's own Python type; never one from a request.
             credentials: The claimant's tokens. Without them the link gets those that the conflict has kept, if the

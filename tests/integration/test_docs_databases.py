@@ -23,6 +23,7 @@ from accountlink import (
     ProviderIdentity,
     grants_table,
     link_outbox,
+    pending_credentials,
     transfer_ledger,
 )
 from accountlink.doctor.pooling import check_pooling
@@ -74,6 +75,7 @@ def library_tables() -> dict[str, sa.Table]:
     links = sa.Table("connections", metadata, sa.Column("id", sa.BigInteger, primary_key=True))
     made = (
         transfer_ledger(metadata),
+        pending_credentials(metadata),
         link_outbox(metadata),
         grants_table(metadata, user_id=users.c.id, link_id=links.c.id),
     )

@@ -8,7 +8,7 @@ import inspect
 import itertools
 import re
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from enum import Enum
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +24,11 @@ from accountlink.doctor.reading import LOCK_TIMEOUT
 from accountlink.testing.fake_provider import FakeProvider
 from accountlink.transfers.signing import LEEWAY
 from accountlink.values.keys import MIN_SECRET
+from accountlink.values.secrecy import Secret
+from accountlink.vault.contents import AccessToken
+from accountlink.vault.envelope import BoundTo, new_grant_id, seal
+from accountlink.vault.sealing import LEAST_LENGTH
+from accountlink.vault.stored import REFUSED_TOO_SOON
 from tests.support.pages import DOCS, EVERY_PAGE, README, ROOT, SPAN, blocks_of, name_of, prose_of, text_of
 
 _DEFAULT: Final = re.compile(r"^\| `([\w.]+)\((\w+)=\)` \| `([^`]+)` \|", re.MULTILINE)
@@ -71,6 +76,17 @@ def test_every_default_is_told_and_true() -> None:
     assert expected == told
 
 
+def envelope_length(length: int) -> int:
+    """The length of the envelope of an access token of so many characters."""
+    sealed = seal(
+        AccessToken(token=Secret("x" * length), issued_at=datetime(2026, 11, 29, tzinfo=UTC)),
+        key=accountlink.VaultKey(secret=bytes(32)),
+        grant_id=new_grant_id(),
+        bound_to=BoundTo(context="connections", user_id=1, provider="google", account_key="1"),
+    )
+    return len(sealed)
+
+
 @pytest.mark.parametrize(
     ("page", "claim", "holds"),
     [
@@ -83,6 +99,11 @@ def test_every_default_is_told_and_true() -> None:
         ("docs/transfer.md", r"ten minutes, and 60 seconds of leeway", timedelta(seconds=60) == LEEWAY),
         ("docs/errors/token_expired.md", r"leeway of 60 seconds", timedelta(seconds=60) == LEEWAY),
         ("docs/conflicts.md", r"at least 32 bytes", MIN_SECRET == 32),
+        ("docs/vault.md", r"less than 8,192 characters", LEAST_LENGTH == 8192),
+        ("docs/vault.md", r"a token of about 6,000\.", 8000 < envelope_length(6000) <= LEAST_LENGTH),
+        ("docs/vault.md", r"A token of 100 characters becomes 284\.", envelope_length(100) == 284),
+        ("docs/vault.md", r"8,735 characters, which become 11,797\.", envelope_length(8735) == 11797),
+        ("docs/vault.md", r"younger than 60 seconds", timedelta(seconds=60) == REFUSED_TOO_SOON),
         ("CHANGELOG.md", r"A look waits 5 s at most", LOCK_TIMEOUT == "5s"),
     ],
 )

@@ -10,7 +10,7 @@ from typing import Final
 import pytest
 import sqlalchemy as sa
 
-from accountlink import EventType, grants_table, link_outbox, transfer_ledger
+from accountlink import EventType, grants_table, link_outbox, pending_credentials, transfer_ledger
 from accountlink.cli.commands import doctor
 from accountlink.grants.mapping import GRANT_ROLES
 from accountlink.tables.mapping import ROLES
@@ -64,10 +64,11 @@ def test_every_event_is_listed() -> None:
     ("page", "heading", "table"),
     [
         ("transfer.md", "### The ledger: for a table without a version", transfer_ledger(sa.MetaData())),
+        ("vault.md", "## Tokens of a conflict: `pending_credentials`", pending_credentials(sa.MetaData())),
         ("events.md", "## The table", link_outbox(sa.MetaData())),
         ("sharing.md", "## The table", grants_table(sa.MetaData(), link_id=sa.BigInteger())),
     ],
-    ids=["ledger", "outbox", "grants"],
+    ids=["ledger", "pending", "outbox", "grants"],
 )
 def test_every_column_is_listed(page: str, heading: str, table: sa.Table) -> None:
     """The page of one of the library's tables has each of its columns."""

@@ -16,6 +16,7 @@ from accountlink.grants.statements import GrantStatements
 from accountlink.linking.events import link_events
 from accountlink.linking.statements import Shape, Statements
 from accountlink.transfers.statements import TransferStatements
+from accountlink.vault.statements import VaultStatements
 
 DIALECT: Final[Any] = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]  # SQLAlchemy's
 METADATA: Final = sa.MetaData()
@@ -28,6 +29,15 @@ LINKS: Final = sa.Table(
     sa.Column("account_id", sa.Text),
     sa.Column("deleted_at", sa.DateTime(timezone=True)),
     sa.Column("version", sa.BigInteger),
+)
+SEALED: Final = sa.Table(
+    "links",
+    sa.MetaData(),
+    *(sa.Column(column.name, column.type, primary_key=column.primary_key) for column in LINKS.columns),
+    sa.Column("access_token", sa.Text),
+    sa.Column("refresh_token", sa.Text),
+    sa.Column("expires_at", sa.DateTime(timezone=True)),
+    sa.Column("created_at", sa.DateTime(timezone=True)),
 )
 SOFT: Final = LinkPolicy(removal=Removal.SOFT)
 MAPPING: Final[AccountMapping[Any, Any]] = AccountMapping(LINKS, policy=SOFT, version=None)
@@ -53,6 +63,10 @@ def built() -> dict[str, tuple[Any, Any]]:
     return {
         "arms": (Statements.arms, Statements(MAPPING).arms(Shape())),
         "move": (TransferStatements.move, TransferStatements(VERSIONED).move(Shape())),
+        "tokens": (
+            VaultStatements.tokens,
+            VaultStatements(AccountMapping(SEALED, policy=SOFT)).tokens(("id",), "account_id", on_sqlite=False),
+        ),
         "redeem": (
             GrantStatements.redeem,
             GrantStatements(GRANTS, None, database_clock=True, pairs=False).redeem(limited=False),
@@ -62,7 +76,9 @@ def built() -> dict[str, tuple[Any, Any]]:
 
 
 EXACTLY: Final = re.compile(r"(\w+\.\w+) = (:\w+) AND CAST\(\1 AS TEXT\) COLLATE \"C\" = CAST\(\2 AS TEXT\)")
-ROW: Final = re.compile(r"(\w+)\.(\w+) AS \2(?:, \1\.(\w+) AS \3)+")
+TOKENS: Final = r"(?!(?:access_token|refresh_token)\b)"
+"""No snapshot of a row has them, so that a comment names each of them."""
+ROW: Final = re.compile(rf"(\w+)\.{TOKENS}(\w+) AS \2(?:, \1\.{TOKENS}(\w+) AS \3)+")
 
 
 def finished(statement: Any) -> str:

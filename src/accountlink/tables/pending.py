@@ -23,7 +23,8 @@ from accountlink.values.credentials import TokenSet, join_scopes, split_scopes
 from accountlink.values.secrecy import ConcealedText
 
 PENDING_NAME: Final = "accountlink_pending_credentials"
-_KEY: Final = ("table_name", "user_id", "provider", "account_id")
+PENDING_KEY: Final = ("table_name", "user_id", "provider", "account_id")
+"""The columns of the primary key: a user's tokens for an account of one table of links are kept once."""
 _VALUES: Final = ("access_token", "refresh_token", "expires_at", "scopes", "kept_until")
 _SWEPT: Final = 100
 """The most rows that one write deletes because their time is over, so that no call takes long."""
@@ -55,7 +56,7 @@ def pending_credentials(metadata: sa.MetaData, *, name: str = PENDING_NAME, sche
     table = sa.Table(
         name,
         metadata,
-        *(sa.Column(key, sa.Text, primary_key=True) for key in _KEY),
+        *(sa.Column(key, sa.Text, primary_key=True) for key in PENDING_KEY),
         sa.Column("access_token", sa.Text, nullable=False),
         sa.Column("refresh_token", sa.Text),
         sa.Column("expires_at", moment),
@@ -73,7 +74,7 @@ def checked_pending(table: object) -> sa.Table:
     Raises:
         ConfigurationError: It is another table.
     """
-    if not isinstance(table, sa.Table) or any(name not in table.columns for name in (*_KEY, *_VALUES)):
+    if not isinstance(table, sa.Table) or any(name not in table.columns for name in (*PENDING_KEY, *_VALUES)):
         raise ConfigurationError(
             "pending=... takes the table that pending_credentials(Base.metadata) makes. Give it a name that no other "
             "table has."
@@ -109,18 +110,18 @@ class Pending:
         Args:
             conflict: The part that has a row if there is a conflict; without it there is one.
         """
-        values = [self._bind(name) for name in (*_KEY, *_VALUES)]
+        values = [self._bind(name) for name in (*PENDING_KEY, *_VALUES)]
         rows = select(*values) if conflict is None else select(*values).select_from(conflict)
-        made = self._upsert().from_select([*_KEY, *_VALUES], rows, include_defaults=False)
+        made = self._upsert().from_select([*PENDING_KEY, *_VALUES], rows, include_defaults=False)
         kept = made.returning(self._c.table_name).cte(self._names("kept"))
         old = (
-            select(*(self._c[name] for name in _KEY))
+            select(*(self._c[name] for name in PENDING_KEY))
             .select_from(self._table.join(kept, self._is_over()))
             .limit(sa.literal_column(str(_SWEPT), sa.Integer))
             .with_for_update(of=self._table, skip_locked=True)
             .cte(self._names("over"))
         )
-        each = [self._c[name] == old.c[name] for name in _KEY]
+        each = [self._c[name] == old.c[name] for name in PENDING_KEY]
         return [kept, sa.delete(self._table).where(*each, self._is_over()).cte(self._names("swept"))]
 
     def keep(self) -> sa.Executable:
@@ -129,7 +130,7 @@ class Pending:
 
     def keep_one(self) -> sa.Insert:
         """Build the statement that keeps the call's tokens (SQLite)."""
-        return self._upsert().values({name: self._bind(name) for name in (*_KEY, *_VALUES)})
+        return self._upsert().values({name: self._bind(name) for name in (*PENDING_KEY, *_VALUES)})
 
     def sweep(self) -> sa.Delete:
         """Build the statement that deletes rows whose time is over (SQLite)."""
@@ -137,7 +138,7 @@ class Pending:
 
     def _upsert(self) -> sa.Insert:
         excluded = {name: sa.literal_column(f"excluded.{name}", self._c[name].type) for name in _VALUES}
-        return insert_or_update(self._table, key=_KEY, values=excluded)
+        return insert_or_update(self._table, key=PENDING_KEY, values=excluded)
 
     # -- at a transfer ------------------------------------------------------------------------------------------------
 
@@ -167,7 +168,7 @@ class Pending:
     # -- parts --------------------------------------------------------------------------------------------------------
 
     def _is_named(self) -> sa.ColumnElement[bool]:
-        return sa.and_(*(self._c[name] == self._bind(name) for name in _KEY))
+        return sa.and_(*(self._c[name] == self._bind(name) for name in PENDING_KEY))
 
     def _is_over(self) -> sa.ColumnElement[bool]:
         return self._c.kept_until < sa.bindparam("al_kept_now", type_=self._c.kept_until.type)

@@ -82,8 +82,9 @@ def _raw(secret: object) -> bytes | None:
 class KeySource(Protocol):
     """Give a vault its keys, from a key management service for example.
 
-    The vault asks for keys before it begins a transaction. A source should remember keys that it has fetched. What it
-    raises reaches the caller unchanged.
+    A call that writes tokens asks for the current key before its transaction begins. A call that reads tokens asks for
+    their key after it has read the row, which names the key. The vault remembers no key, so a source should remember
+    those that it has fetched. What it raises reaches the caller unchanged.
     """
 
     async def current(self) -> VaultKey:

@@ -340,10 +340,11 @@ def _body(
     return_to: str | None,
 ) -> dict[str, Any]:
     """Return what happened to a link, without the owner it has or had."""
-    return {
+    told = {
         "connection": "unlinked" if isinstance(outcome, Unlinked) else "success",
         "change": outcome.change.value if isinstance(outcome, Linked) else outcome.code,
         "id": shown_id(outcome.account.id),
         "provider": outcome.account.provider,
         "return_to": return_to,
     }
+    return told | {"has_credentials": outcome.has_credentials} if isinstance(outcome, Transferred) else told
