@@ -112,7 +112,7 @@ class AccountStore(MappedTable, Generic[UserId, LinkId]):
         """
         account = self.asked_for(row, call, offset)
         one_form = self.id_type("user_id").one_form
-        if call.spelt and one_form(account.user_id) != one_form(call.user_id):
+        if call.spelt and str(one_form(account.user_id)) != str(one_form(call.user_id)):
             raise ConfigurationError(
                 f"{self.mapping.name!r} does not hold the user's id that was given to it: a trigger, or a type that "
                 "the model does not declare, such as CHAR(n), has changed it. Tokens are sealed for an id as it is "
