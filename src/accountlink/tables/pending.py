@@ -15,7 +15,8 @@ import sqlalchemy as sa
 from accountlink.errors import ConfigurationError
 from accountlink.tables.fragments import ONE, select
 from accountlink.tables.naming import Names
-from accountlink.tables.own_names import check_own_name, checked_names
+from accountlink.tables.own_names import check_own_name, checked_names, index_name
+from accountlink.tables.rows import read_moment
 from accountlink.tables.targets import known_table
 from accountlink.tables.upserts import insert_or_update
 from accountlink.values.credentials import TokenSet, join_scopes, split_scopes
@@ -61,7 +62,7 @@ def pending_credentials(metadata: sa.MetaData, *, name: str = PENDING_NAME, sche
         sa.Column("expires_at", moment),
         sa.Column("scopes", sa.Text),
         sa.Column("kept_until", moment, nullable=False),
-        sa.Index(None, "kept_until"),  # by the naming convention of the metadata
+        sa.Index(index_name(metadata, name, "kept_until"), "kept_until"),
         schema=schema,
     )
     return checked_names("pending_credentials", table)
@@ -200,7 +201,7 @@ def read_kept(row: sa.Row[Any]) -> dict[str, Any]:
     found = {
         "access_token": ConcealedText(row.access_token),
         "refresh_token": None if row.refresh_token is None else ConcealedText(row.refresh_token),
-        "expires_at": row.expires_at,
+        "expires_at": read_moment(row.expires_at),  # SQLite has it without its zone
         "scopes": None if row.scopes is None else split_scopes(row.scopes),
     }
     return {role: value for role, value in found.items() if value is not None}

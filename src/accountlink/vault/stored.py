@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cached_property, partial
@@ -17,6 +18,7 @@ from accountlink.errors import (
     ConfigurationError,
     MissingScopes,
     NeedsConsent,
+    OutcomeUnknown,
     StoreBusy,
 )
 from accountlink.linking.call import Call
@@ -27,7 +29,7 @@ from accountlink.values.outcomes import LinkedAccount, LinkId, UserId
 from accountlink.values.secrecy import ConcealedText, Secret
 from accountlink.vault.contents import AccessToken, RefreshToken
 from accountlink.vault.envelope import BoundTo, grant_of
-from accountlink.vault.sealing import SEALED_ROLES, Sealing, TableVault, contents_of, tokens_of
+from accountlink.vault.sealing import Sealing, TableVault, contents_of, tokens_of
 from accountlink.vault.statements import VaultStatements
 
 _ATTEMPTS: Final = 5
@@ -47,6 +49,7 @@ class StoredTokens(Generic[UserId, LinkId]):
         expires_at: When the access token expires, aware.
         now: The database's present moment, from the same statement.
         bound_to: What the envelopes are bound to.
+        seen: What the columns of tokens contain, by the names of the parameters with which a statement compares it.
     """
 
     account: LinkedAccount[UserId, LinkId]
@@ -55,6 +58,7 @@ class StoredTokens(Generic[UserId, LinkId]):
     expires_at: datetime | None
     now: datetime
     bound_to: BoundTo
+    seen: Mapping[str, Any] = field(repr=False)
 
     @property
     def is_over(self) -> bool:
@@ -122,6 +126,7 @@ class StoredCredentials(Generic[UserId, LinkId]):
             bound_to=self.vault.bound_to(
                 user_id=account.user_id, provider=account.provider, account_key=row.account_key
             ),
+            seen={f"al_seen_{role}": _seen(row, role) for role in self.statements.compared},
         )
 
     async def whole(self, stored: StoredTokens[UserId, LinkId]) -> TokenSet:
@@ -152,10 +157,15 @@ class StoredCredentials(Generic[UserId, LinkId]):
 
         Raises:
             MissingScopes: The user has not granted some of the scopes.
-            NeedsConsent: There is no access token, or it is over and there is no refresh token.
-            ConfigurationError: It is over, and nothing renews it.
+            NeedsConsent: There is no access token, or it is over or refused and there is no refresh token.
+            ConfigurationError: It is over or refused, and nothing renews it; or the table has no column for scopes.
             CredentialsUnreadable: The token cannot be read.
         """
+        if require and "scopes" not in self.accounts.mapping.columns:
+            raise ConfigurationError(
+                f"require=... asks which scopes were granted, and {self.accounts.mapping.name!r} has no column mapped "
+                "for 'scopes'. Map scopes=..., or leave require= out."
+            )
         if missing := require - (stored.account.scopes or frozenset()):
             raise MissingScopes(missing=missing)
         access = None if stored.is_over else await self.vault.access_token(stored.access_token, stored.bound_to)
@@ -180,14 +190,20 @@ class StoredCredentials(Generic[UserId, LinkId]):
         Returns:
             The link's id, or ``None``: the link has other tokens by now, and nothing was written.
         """
+        patience = Patience()
+        ready: Call | None = None
         for _ in range(_ATTEMPTS):
             stored = await self.find(place, call)
+            if ready is not None and stored.access_token == ready.credentials["access_token"]:
+                return stored.account.id  # an earlier attempt, whose answer was lost, has written it
             ready = await self._fitting(stored, call, sealing, presented=presented)
+            if ready is None and patience.ambiguous:
+                raise OutcomeUnknown  # an earlier attempt may have stored the tokens, which were replaced since
             if ready is None:
                 return None
-            if await run(place, partial(self._written, call=ready), Patience()):
+            if await run(place, partial(self._written, call=ready), patience):
                 return stored.account.id
-        raise StoreBusy
+        raise OutcomeUnknown if patience.ambiguous else StoreBusy
 
     async def _fitting(
         self, stored: StoredTokens[UserId, LinkId], call: Call, sealing: Sealing, *, presented: Secret
@@ -205,14 +221,7 @@ class StoredCredentials(Generic[UserId, LinkId]):
             for contents in renewed(call.brought.tokens, access, refresh, issued_at=self.accounts.now())
         }
         self.accounts.calls.check_lengths(sealed)
-        seen = {
-            f"al_seen_{role}": _text(stored, role) for role in SEALED_ROLES if role in self.accounts.mapping.columns
-        }
-        return call.changed(
-            link_id=stored.account.id,
-            credentials={**call.credentials, **sealed},
-            kept={role: None if text is None else ConcealedText(text) for role, text in seen.items()},
-        )
+        return call.changed(link_id=stored.account.id, credentials={**call.credentials, **sealed}, kept=stored.seen)
 
     def _written(self, connection: sa.Connection, call: Call) -> bool:
         shape = call.shape
@@ -227,7 +236,8 @@ def renewed(
 ) -> list[AccessToken | RefreshToken]:
     """Return what the columns of a link are to contain after a renewal of its tokens.
 
-    What the new tokens leave out stays: the refresh token, the OAuth client, and members of ``extra``.
+    What the new tokens leave out stays: the refresh token, the OAuth client, and members of ``extra``. A refresh token
+    that stays belongs to the client that has just used it.
 
     Args:
         tokens: The new tokens.
@@ -243,7 +253,15 @@ def renewed(
         first = replace(first, extra={**access.extra, **first.extra}, client=client)
     if refresh is not None:
         rest = [replace(each, client=each.client or refresh.client) for each in rest if isinstance(each, RefreshToken)]
+        if not rest and tokens.client not in (None, refresh.client):
+            rest = [replace(refresh, client=tokens.client)]
     return [first, *rest]
+
+
+def _seen(row: sa.Row[Any], role: str) -> Any:  # as the driver returns it
+    """Return what a column of tokens contains, as a parameter that no log shows."""
+    seen = getattr(row, f"seen_{role}", getattr(row, role))
+    return ConcealedText(seen) if isinstance(seen, str) else seen
 
 
 def _text(stored: StoredTokens[Any, Any], role: str) -> str | None:
@@ -265,8 +283,9 @@ def _is_refused(access: AccessToken, rejected: Secret | None, *, now: datetime) 
 def _not_renewed(stored: StoredTokens[Any, Any]) -> NeedsConsent | ConfigurationError:
     """Return the error for a link whose access token is over."""
     if not stored.refresh_token:
-        return NeedsConsent(since=stored.expires_at)
+        return NeedsConsent(since=stored.expires_at if stored.is_over else None)
+    ended = "has expired" if stored.is_over else "was refused"
     return ConfigurationError(
-        "The access token has expired, and this linker does not renew it. Read stored_credentials(), renew the token "
-        "at the provider, and store it with replace_credentials()."
+        f"The access token {ended}, and this linker does not renew it. Read stored_credentials(), renew the token at "
+        "the provider, and store it with replace_credentials()."
     )
