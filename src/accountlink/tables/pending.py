@@ -99,6 +99,27 @@ class Pending:
 
     # -- at a conflict ------------------------------------------------------------------------------------------------
 
+    # As a statement by itself, for a call whose conflict is known already; the short form is that of the link's
+    # statement. In a link it reads FROM al_other, so that nothing is kept where there is no conflict.
+    # SQL: WITH al_kept AS (
+    #        INSERT INTO pending (table_name, user_id, provider, account_id, access_token, refresh_token, expires_at,
+    #                             scopes, kept_until)
+    #        SELECT :links, :kept_user_id, :kept_provider, :kept_account_id, :kept_access_token, :kept_refresh_token,
+    #               :kept_expires_at, :kept_scopes, :kept_kept_until
+    #        ON CONFLICT (table_name, user_id, provider, account_id) DO UPDATE SET
+    #          access_token = excluded.access_token, refresh_token = excluded.refresh_token,
+    #          expires_at = excluded.expires_at, scopes = excluded.scopes, kept_until = excluded.kept_until
+    #        RETURNING pending.table_name),
+    #      al_over AS (
+    #        SELECT pending.table_name AS table_name, pending.user_id AS user_id, pending.provider AS provider,
+    #               pending.account_id AS account_id
+    #        FROM pending JOIN al_kept ON pending.kept_until < :kept_now LIMIT 100 FOR UPDATE OF pending SKIP LOCKED),
+    #      al_swept AS (
+    #        DELETE FROM pending USING al_over
+    #        WHERE pending.table_name = al_over.table_name AND pending.user_id = al_over.user_id
+    #          AND pending.provider = al_over.provider AND pending.account_id = al_over.account_id
+    #          AND pending.kept_until < :kept_now)
+    #      SELECT 1
     def keeping(self, conflict: sa.CTE | None = None) -> list[sa.CTE]:
         """Return the parts that keep the call's tokens, and delete rows whose time is over (PostgreSQL).
 
