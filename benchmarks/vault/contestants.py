@@ -164,12 +164,18 @@ class Rows:
 
 
 def writing(engine: AsyncEngine, rows: Rows) -> list[Contestant]:
-    """Make the calls that write, by each linker."""
+    """Make the calls that write, by each linker.
+
+    Each linker has a cache of compiled statements of its own, as in an application that has one linker. In one cache,
+    the linker that comes second pays for comparing its statements with the equal ones of the first.
+    """
     made: list[Contestant] = []
     for name, linker in LINKERS.items():
-        made += _linking(engine, rows, name, linker)
-        made.append(_transferring(engine, rows, name, linker, brings=True))
-    made.append(_transferring(engine, rows, "vault, pending", KEEPING, brings=False))
+        own = engine.execution_options(compiled_cache={})
+        made += _linking(own, rows, name, linker)
+        made.append(_transferring(own, rows, name, linker, brings=True))
+        if linker is KEEPING:
+            made.append(_transferring(own, rows, name, linker, brings=False))
     return made
 
 

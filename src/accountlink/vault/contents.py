@@ -100,7 +100,7 @@ class AccessToken(_Contents):
             "token": self.token.reveal(),
             "type": self.type,
             "issued_at": _seconds(self.issued_at, name="issued_at"),
-            "extra": {name: value.reveal() for name, value in self.extra.items()},
+            "extra": {name: self.extra[name].reveal() for name in self.extra},
         } | ({} if self.client is None else {"client": self.client})
 
     @classmethod

@@ -74,13 +74,13 @@ class BoundTo:
             raise ConfigurationError("The context of a vault is a name, and not empty.")
         if isinstance(self.user_id, bool) or not isinstance(self.user_id, (int, str, UUID)):
             raise ConfigurationError(f"A user id is a number, a text or a UUID, not {type(self.user_id).__name__}.")
-        parts = self.parts()
-        for name, text in zip(("context", "user id", "provider", "account key"), parts, strict=True):
+        sized: list[bytes] = []
+        for name, text in zip(("context", "user id", "provider", "account key"), self.parts(), strict=True):
             if not encodable(text):
                 raise ConfigurationError(f"The {name} of an envelope contains a lone surrogate. Pass text.")
-        context, user_id, provider, account_key = parts
-        object.__setattr__(self, "before_role", _sized(context))
-        object.__setattr__(self, "after_role", _sized(user_id) + _sized(provider) + _sized(account_key))
+            sized.append(_sized(text))
+        object.__setattr__(self, "before_role", sized[0])
+        object.__setattr__(self, "after_role", b"".join(sized[1:]))
 
     def parts(self) -> tuple[str, str, str, str]:
         """Return the link as texts, in the order of the associated data without the role."""
