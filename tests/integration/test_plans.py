@@ -275,7 +275,7 @@ async def test_a_table_of_kept_tokens_is_never_read_as_a_whole(engine: AsyncEngi
     conflict.assert_few()
     assert [] == [of_pending(plan) for *_, plan in no_conflict.read if rows_of(PENDING_TABLE, plan)]
     if known != "empty":
-        assert {"Index"} == {node.split()[0] for *_, plan in conflict.read for node in of_pending(plan)}
+        assert {"Index", "Tid"} == {node.split()[0] for *_, plan in conflict.read for node in of_pending(plan)}
         assert min(over, 100) == max(rows_of(PENDING_TABLE, plan, index="kept_until") for *_, plan in conflict.read)
 
 

@@ -110,24 +110,20 @@ class Pending:
     #        SET access_token = excluded.access_token, refresh_token = excluded.refresh_token, expires_at
     #          = excluded.expires_at, scopes = excluded.scopes, kept_until = excluded.kept_until
     #        RETURNING pending.table_name),
-    #      al_over AS (
-    #        SELECT pending.table_name AS table_name, pending.user_id AS user_id, pending.provider AS provider,
-    #               pending.account_id AS account_id
-    #        FROM pending WHERE (EXISTS (SELECT 1 FROM al_kept)) AND pending.kept_until < :kept_now
-    #        ORDER BY pending.kept_until LIMIT 100 FOR UPDATE OF pending SKIP LOCKED),
     #      al_swept AS (
-    #        DELETE FROM pending USING al_over
-    #        WHERE pending.table_name = al_over.table_name AND pending.user_id = al_over.user_id
-    #          AND pending.provider = al_over.provider AND pending.account_id = al_over.account_id)
+    #        DELETE FROM pending WHERE ctid = ANY (array((
+    #          SELECT ctid FROM pending AS al_over
+    #          WHERE (EXISTS (SELECT 1 FROM al_kept)) AND al_over.kept_until < :kept_now
+    #          ORDER BY al_over.kept_until LIMIT 100 FOR UPDATE OF al_over SKIP LOCKED))))
     #      SELECT 1
     def keeping(self, conflict: sa.CTE | None = None) -> list[sa.CTE]:
         """Return the parts that keep the call's tokens, and delete rows whose time is over (PostgreSQL).
 
         The rows are deleted after the row was written, and none that another transaction has locked: so a conflict
         never waits for one lock of this table while it has another. Their order makes PostgreSQL read them from the
-        index on ``kept_until``, also before it has analysed the table: no other plan stops after so few rows. Whoever
-        finds them by that index once more would read all that are over, so that they are deleted by their key; locked
-        as they are, their time stays over.
+        index on ``kept_until``, also before it has analysed the table: no other plan stops after so few rows. They are
+        deleted by their ``ctid``, which takes least to plan: a link that meets no conflict has these parts in its
+        statement too.
 
         Args:
             conflict: The part that has a row if there is a conflict; without it there is one.
@@ -137,16 +133,18 @@ class Pending:
         made = self._upsert().from_select([*_KEY, *_VALUES], rows, include_defaults=False)
         kept = made.returning(self._c.table_name).cte(self._names("kept"))
         has_kept = sa.exists(select(ONE).select_from(kept))
+        over = self._table.alias(self._names("over"))
+        ctid: sa.ColumnElement[Any] = sa.column("ctid")  # where a row stands: no row moves while it is locked
         old = (
-            select(*(self._c[name] for name in _KEY))
-            .where(has_kept, self._is_over())
-            .order_by(self._c.kept_until)
+            select(ctid)
+            .select_from(over)
+            .where(has_kept, self._is_over(over))
+            .order_by(over.c.kept_until)
             .limit(sa.literal_column(str(_SWEPT), sa.Integer))
-            .with_for_update(of=self._table, skip_locked=True)
-            .cte(self._names("over"))
+            .with_for_update(of=over, skip_locked=True)
         )
-        each = [self._c[name] == old.c[name] for name in _KEY]
-        return [kept, sa.delete(self._table).where(*each).cte(self._names("swept"))]
+        found = sa.any_(sa.func.array(old.scalar_subquery()))
+        return [kept, sa.delete(self._table).where(ctid == found).cte(self._names("swept"))]
 
     def keep(self) -> sa.Executable:
         """Build one statement that does what :meth:`keeping` does (PostgreSQL)."""
@@ -194,8 +192,9 @@ class Pending:
     def _is_named(self) -> sa.ColumnElement[bool]:
         return sa.and_(*(self._c[name] == self._bind(name) for name in _KEY))
 
-    def _is_over(self) -> sa.ColumnElement[bool]:
-        return self._c.kept_until < sa.bindparam("al_kept_now", type_=self._c.kept_until.type)
+    def _is_over(self, table: sa.FromClause | None = None) -> sa.ColumnElement[bool]:
+        kept_until = (self._table if table is None else table).c.kept_until
+        return kept_until < sa.bindparam("al_kept_now", type_=kept_until.type)
 
     def _bind(self, name: str) -> sa.ColumnElement[Any]:
         if name == "table_name":
