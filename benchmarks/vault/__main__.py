@@ -68,12 +68,17 @@ class Line:
 
     @property
     def verdict(self) -> str:
-        """Say whether the wall clock meets the aim; one inside the spread is decided by no single run."""
+        """Say whether the wall clock and the CPU meet the aim; one inside the spread is decided by no single run."""
         if self.limit is None:
             return ""
-        if self.wall_ratio.high <= self.limit:
-            return f"{self.limit:g}: met"
-        return f"{self.limit:g}: NOT met" if self.wall_ratio.low > self.limit else f"{self.limit:g}: undecided"
+        wall, cpu = _met(self.wall_ratio, self.limit), _met(self.cpu_ratio, self.limit)
+        return f"{self.limit:g}: wall {wall}, CPU {cpu}"
+
+
+def _met(ratio: Spread, limit: float) -> str:
+    if ratio.high <= limit:
+        return "met"
+    return "NOT met" if ratio.low > limit else "undecided"
 
 
 # -- running ----------------------------------------------------------------------------------------------------------
