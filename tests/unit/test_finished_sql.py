@@ -32,15 +32,6 @@ LINKS: Final = sa.Table(
     sa.Column("deleted_at", sa.DateTime(timezone=True)),
     sa.Column("version", sa.BigInteger),
 )
-SEALED: Final = sa.Table(
-    "links",
-    sa.MetaData(),
-    *(sa.Column(column.name, column.type, primary_key=column.primary_key) for column in LINKS.columns),
-    sa.Column("access_token", sa.Text),
-    sa.Column("refresh_token", sa.Text),
-    sa.Column("expires_at", sa.DateTime(timezone=True)),
-    sa.Column("created_at", sa.DateTime(timezone=True)),
-)
 SOFT: Final = LinkPolicy(removal=Removal.SOFT)
 MAPPING: Final[AccountMapping[Any, Any]] = AccountMapping(LINKS, policy=SOFT, version=None)
 VERSIONED: Final[AccountMapping[Any, Any]] = AccountMapping(LINKS, policy=SOFT)
@@ -78,10 +69,6 @@ def built() -> dict[str, tuple[Any, Any]]:
     return {
         "arms": (Statements.arms, Statements(MAPPING).arms(Shape())),
         "move": (TransferStatements.move, TransferStatements(VERSIONED).move(Shape())),
-        "tokens": (
-            VaultStatements.tokens,
-            VaultStatements(AccountMapping(SEALED, policy=SOFT)).tokens(("id",), "account_id", on_sqlite=False),
-        ),
         "redeem": (
             GrantStatements.redeem,
             GrantStatements(GRANTS, None, database_clock=True, pairs=False).redeem(limited=False),
