@@ -21,6 +21,7 @@ from accountlink.errors import (
     LastAccount,
     LinkBlocked,
     OutcomeUnknown,
+    StoreBusy,
 )
 from accountlink.linking.call import Call
 from accountlink.linking.decide import Answer, Arm
@@ -258,8 +259,8 @@ class AccountLinker(Generic[UserId, LinkId]):
             sqlalchemy.exc.DBAPIError: Any other violation (a foreign key, a check, another table's unique index), as
                 SQLAlchemy raised it, without the statement's parameters.
         """
-        call = self._calls.link(
-            user_id=user_id,
+        call_of = partial(
+            self._calls.link,
             identity=identity,
             credentials=credentials,
             expect=expect,
@@ -267,8 +268,12 @@ class AccountLinker(Generic[UserId, LinkId]):
             update_values=update_values,
             seal=None if self._stored is None else await self._sealing(self._stored, credentials),
         )
+        call = call_of(user_id=user_id)
         place = await self._place(bind)
-        outcome = self._outcome(await self._settled(place, call, identity.provider), identity, user_id)
+        answer = await self._settled(place, call, identity.provider)
+        if answer.arm is Arm.RESPELT:  # the tokens have to be sealed for the id as the row has it
+            answer = await self._settled(place, call_of(user_id=answer.user_id), identity.provider)
+        outcome = self._outcome(answer, identity, user_id)
         if isinstance(outcome, OwnershipConflict):
             if outcome.transfer_token is not None:
                 self._transfers.prepare(place, call.shape)
@@ -325,6 +330,8 @@ class AccountLinker(Generic[UserId, LinkId]):
                 raise AccountMismatch(provider=identity.provider)
             case Arm.MISSING:
                 raise AccountNotFound
+            case Arm.RESPELT:  # another row of the user, with a third spelling, has come between
+                raise StoreBusy
             case Arm.CREATED | Arm.UPDATED | Arm.RESTORED | Arm.CONFLICT:
                 raise AssertionError(f"{answer.arm} without a row")  # a statement that reads nothing back
             case _:
@@ -542,14 +549,16 @@ class AccountLinker(Generic[UserId, LinkId]):
             The tokens.
 
         Raises:
-            NeedsConsent: The link has no access token, or it has expired and there is no refresh token.
+            NeedsConsent: The link has no access token, or it has expired or was ``rejected``, and there is no refresh
+                token.
             MissingScopes: The user has not granted some of the scopes. Raised before a token is opened.
             CredentialsUnreadable: The access token cannot be opened.
             AccountNotFound: The user has no such live link; it may be another user's.
             AmbiguousAccount: The provider alone matches several links of the user.
             ConfigurationError: The linker has no vault; ``engine`` is not an engine; neither ``link_id`` nor
-                ``provider`` was given; or the access token has expired, there is a refresh token, and this linker does
-                not renew tokens.
+                ``provider`` was given; scopes are required, and the table has no column for them; or the access token
+                has expired or was ``rejected``, there is a refresh token, and this linker does not renew tokens.
+            InvalidCredentials: ``require`` is not a set of scopes, or ``rejected`` is not a token.
             InvalidIdentity: The provider is not a valid slug.
             StoreBusy, StoreUnavailable: As for :meth:`link`.
         """
@@ -704,8 +713,9 @@ class AccountLinker(Generic[UserId, LinkId]):
         """Store tokens that were obtained elsewhere, if the link still has the token that they were obtained with.
 
         What the tokens leave out stays: the refresh token, scopes, the OAuth client, members of ``extra``. The link's
-        ``version`` stays too, so that transfer tokens remain valid. Two callers who have used one refresh token cannot
-        both store what they got.
+        ``version`` stays too, so that transfer tokens remain valid. Of two callers who have used one refresh token,
+        only the first can store another one in its place. Where the provider lets the refresh token stay, both store
+        what they got, one after the other.
 
         Args:
             bind: As for :meth:`link`.
@@ -721,6 +731,7 @@ class AccountLinker(Generic[UserId, LinkId]):
 
         Raises:
             CredentialsUnreadable: A stored token cannot be opened.
+            InvalidCredentials: ``presented`` is not a token.
             AccountNotFound, AmbiguousAccount, InvalidIdentity: As for :meth:`credentials`.
             ConfigurationError: The linker has no vault, neither ``link_id`` nor ``provider`` was given, or the table
                 has no column for something that the tokens bring.

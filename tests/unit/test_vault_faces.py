@@ -84,7 +84,7 @@ HOLDERS: Final[dict[str, Any]] = {
     "AccessToken": AccessToken(token=TOKENS.access_token, extra=TOKENS.extra),
     "RefreshToken": RefreshToken(token=Secret("canary-refresh"), client="web"),
     "StoredTokens": StoredTokens(
-        account=ACCOUNT, access_token="al1.x", refresh_token=None, expires_at=NOW, now=NOW, bound_to=BOUND_TO
+        seen={}, account=ACCOUNT, access_token="al1.x", refresh_token=None, expires_at=NOW, now=NOW, bound_to=BOUND_TO
     ),
     "Envelope": Envelope(key_id="a" * 8, grant_id="b" * 16, data=b"c"),
     "BoundTo": BOUND_TO,

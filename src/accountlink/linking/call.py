@@ -160,6 +160,8 @@ class Call(FrozenCall):
         keeps: Whether a conflict is to keep the call's credentials.
         takes: Whether a transfer takes its credentials from the pending ones, which have to be unchanged then.
         brought: The tokens that a transfer brings, to be sealed once its row is known.
+        spelt: Whether the credentials are sealed for the user's id as the call spells it, in a column that may treat
+            another spelling as equal.
     """
 
     user_id: Any = None
@@ -180,6 +182,7 @@ class Call(FrozenCall):
     keeps: bool = False
     takes: bool = False
     brought: Brought | None = None
+    spelt: bool = False
 
     @cached_property
     def parameters(self) -> Parameters:
@@ -217,6 +220,7 @@ class Call(FrozenCall):
             again=self.is_repeated,
             keeps=self.keeps,
             takes=self.takes,
+            spelt=self.spelt,
         )
 
 
@@ -316,6 +320,7 @@ class Calls:
             update=update,
             functions=self._table.defaults() | self._table.onupdate(),
             occasion=Occasion.of(now) if self._tells else None,
+            spelt=bool(sealed) and isinstance(user_id, str),
             kept=kept,
             keeps=bool(kept),
         )
@@ -373,9 +378,9 @@ class Calls:
             ConfigurationError: An id of the wrong type, or no column for something that the tokens bring.
             InvalidIdentity: A provider that cannot be one.
         """
-        found, filled = self._credentials(tokens, seal)
-        if found is None:
+        if not isinstance(tokens, TokenSet):
             raise wrong_kind("tokens", tokens, TokenSet)
+        found, filled = self._credentials(tokens, seal)
         read = self.reading(user_id=user_id, provider=provider, link_id=link_id)
         return read.changed(
             credentials=filled,

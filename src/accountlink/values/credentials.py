@@ -103,42 +103,47 @@ class TokenSet:
                 is left out, and a whole number becomes its text. They need a vault.
             client: The name of the OAuth client that asked; see the attribute. It needs a vault.
             refresh_expires_in: The name of the member with the seconds until the refresh token expires, such as
-                ``"refresh_token_expires_in"``; providers have no common one. It needs a vault. Zero means no end.
+                ``"refresh_token_expires_in"``; providers have no common one. It needs a vault. Zero means no end, and
+                without a refresh token it says nothing.
 
         Raises:
-            InvalidCredentials: The response is not a mapping with a usable access token, or ``received_at`` is naive.
+            InvalidCredentials: The response is not a mapping with a usable access token, ``received_at`` is naive, or
+                ``extra`` is one text instead of several names.
 
         Source: RFC 6749, section 5.1.
         """
-        unread = _unreadable(response, received_at)
+        unread = _unreadable(response, received_at, extra)
         if unread is not None:
             del response
             raise unread
         scope = response.get("scope") or ""
         ends = _ends(response.get("expires_at"), response.get("expires_in"), received_at)
-        lasts = None if refresh_expires_in is None else response.get(refresh_expires_in)
+        refresh = response.get("refresh_token") or None
+        lasts = None if refresh_expires_in is None or refresh is None else response.get(refresh_expires_in)
         found = {name: response[name] for name in extra if response.get(name) is not None}
         try:
             return cls(
                 access_token=response.get("access_token", ""),
-                refresh_token=response.get("refresh_token") or None,
+                refresh_token=refresh,
                 expires_at=_or_raise(ends),
                 scopes=split_scopes(scope) if isinstance(scope, str) else scope,
                 token_type=response.get("token_type") or "Bearer",
                 id_token=response.get("id_token") or None,
                 extra={name: str(each) if type(each) is int else each for name, each in found.items()},
                 client=client,
-                refresh_expires_at=_or_raise(_ends(None, lasts, received_at, field="refresh_expires_at"))
-                if lasts
-                else None,
+                refresh_expires_at=None
+                if lasts in (None, 0, "0", "")
+                else _or_raise(_ends(None, lasts, received_at, field="refresh_expires_at")),
             )
         except InvalidCredentials as error:
             refused = error.with_traceback(None)
-        del response, scope, found  # leave no token in this frame, which a traceback with locals would show
+        del response, scope, found, refresh  # leave no token in this frame, which a traceback with locals would show
         raise refused
 
 
-def _unreadable(response: object, received_at: object) -> InvalidCredentials | None:
+def _unreadable(response: object, received_at: object, extra: object) -> InvalidCredentials | None:
+    if isinstance(extra, str):
+        return InvalidCredentials(field="extra", problem="is one text, and takes a list of names")
     if not isinstance(response, Mapping):
         return InvalidCredentials(field="response", problem=f"is {type(response).__name__}, not a mapping")
     if not isinstance(received_at, datetime):

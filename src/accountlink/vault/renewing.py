@@ -328,7 +328,7 @@ class Renewing(Generic[UserId, LinkId]):
         holder = str(uuid4())
         leased = call.changed(
             kept={
-                **self.stored.seen(found),
+                **found.seen,
                 "al_grant_id": _grant(found),
                 "al_lease_by": holder,
                 **self._moments("until", self.timing.lease, on_sqlite=_on_sqlite(engine)),
@@ -489,7 +489,7 @@ class Renewing(Generic[UserId, LinkId]):
                 if self.stored.accounts.outbox is not None
                 else None,
                 kept={
-                    **self.stored.seen(found),
+                    **found.seen,
                     "al_lease_by": lease.holder,
                     "al_opaque": opaque,
                     "al_uncertain": uncertain,
