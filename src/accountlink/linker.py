@@ -838,6 +838,8 @@ class AccountLinker(Generic[UserId, LinkId]):
     ) -> Unlinked[UserId, LinkId]:
         """Disconnect one of a user's links, and wipe its credentials.
 
+        Tokens that a conflict of the user has kept for the account go, too (``pending=``).
+
         Idempotent: a link that is dead already stays unchanged, with its first timestamp and reason. Under
         ``Removal.DELETE`` the row is gone after the first call, and a second call raises ``AccountNotFound``.
 

@@ -297,6 +297,25 @@ async def test_kept_tokens_end_with_the_transfer_token(engine: AsyncEngine) -> N
     assert ["4"] == [row.user_id for row in await vaulted.kept(engine)]
 
 
+@HOWS
+@pytest.mark.parametrize("policy", [EXCLUSIVE, EXCLUSIVE_SOFT], ids=["delete", "soft"])
+async def test_an_unlink_takes_kept_tokens_along(engine: AsyncEngine, how: str, policy: Any) -> None:
+    """A32: what a conflict kept before the user had the account does not come back by a transfer after the unlink."""
+    vaulted = await Vaulted(policy).create(engine)
+    first = (await linked(vaulted, engine, credentials=tokens())).account.id
+    for user_id in (2, 3):
+        await conflict(vaulted, engine, user_id, credentials=tokens("kept", "kept"))
+    await vaulted.linker.unlink(engine, user_id=1, link_id=first)
+    second = (await linked(vaulted, engine, 2)).account.id
+    other = (await linked(vaulted, engine, 2, "sub-2")).account.id
+    async with bound(engine, how) as bind:
+        await vaulted.linker.unlink(bind, user_id=2, link_id=other)
+    assert ["2", "3"] == sorted(row.user_id for row in await vaulted.kept(engine))
+    async with bound(engine, how) as bind:
+        await vaulted.linker.unlink(bind, user_id=2, link_id=second)
+    assert ["3"] == [row.user_id for row in await vaulted.kept(engine)]
+
+
 async def test_a_rollback_leaves_nothing(engine: AsyncEngine) -> None:
     vaulted = await Vaulted().create(engine)
     await linked(vaulted, engine, credentials=tokens())

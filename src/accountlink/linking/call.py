@@ -447,6 +447,7 @@ class Calls:
             reason=why,
             functions=self._table.onupdate(),
             occasion=Occasion.of(now, data) if self._tells else None,
+            kept={} if self._keeps_for is None else self._kept_key(user_id, "", "", now=now),
         )
 
     def reading(self, *, user_id: object, provider: str | None = None, link_id: object = None) -> Call:

@@ -488,17 +488,19 @@ class Statements:
     def delete_and_raise(self, *, bounded: bool) -> sa.Executable:
         """Build one statement that deletes the user's row, raises its epoch and writes its event (PostgreSQL)."""
         deletion = self.delete(bounded=bounded)
-        if self.ledger is None and self.outbox is None:
+        if self.ledger is None and self.outbox is None and self.pending is None:
             return deletion
         removed = deletion.cte(self._names("removed"))
         return select(*self.row(removed.c)).add_cte(*self._follows(removed))
 
     def _follows(self, removed: sa.CTE, *, with_data: bool = False) -> list[sa.CTE]:
-        """Return the parts that raise the epoch of a removed link and write its event."""
-        raised = [] if self.ledger is None else [self.ledger.raised_by(removed)]
-        if self.outbox is None:
-            return raised
-        return [*raised, self.outbox.of_row(removed, EventType.UNLINKED, with_data=with_data)]
+        """Return the parts that raise the epoch of a removed link, write its event, and drop its user's kept tokens."""
+        parts = [] if self.ledger is None else [self.ledger.raised_by(removed)]
+        if self.pending is not None:
+            parts.append(self.pending.drop_with(removed))
+        if self.outbox is not None:
+            parts.append(self.outbox.of_row(removed, EventType.UNLINKED, with_data=with_data))
+        return parts
 
     def raise_epoch(self, ledger: Ledger) -> sa.Insert:
         """Build the statement that raises the epoch of the named link (SQLite)."""

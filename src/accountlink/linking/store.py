@@ -382,7 +382,11 @@ class AccountStore(MappedTable, Generic[UserId, LinkId]):
         ).first()
         if row is not None:
             self.raise_epoch(connection, call.parameters)
-            self.tell(connection, EventType.UNLINKED, self.account(row), call)
+            account = self.account(row)
+            self.tell(connection, EventType.UNLINKED, account, call)
+            if (pending := self.statements.pending) is not None:
+                named = {"al_kept_provider": account.provider, "al_kept_account_id": account.account_id}
+                self.run(connection, Parameters(call.parameters, **named), "drop kept", pending.drop)
         elif not deletes:
             row = self._named_row(connection, call)
         return None if row is None else self.account(row)

@@ -17,6 +17,7 @@ from accountlink.tables.fragments import ONE, select
 from accountlink.tables.naming import Names
 from accountlink.tables.own_names import check_own_name, checked_names, index_name
 from accountlink.tables.rows import read_moment
+from accountlink.tables.slugs import slug_in
 from accountlink.tables.targets import known_table
 from accountlink.tables.upserts import insert_or_update
 from accountlink.values.credentials import TokenSet, join_scopes, split_scopes
@@ -188,6 +189,19 @@ class Pending:
         """
         conditions = [] if moved is None else [sa.exists(select(ONE).select_from(moved))]
         return sa.delete(self._table).where(self._is_named(), *conditions)
+
+    def drop_with(self, removed: sa.CTE) -> sa.CTE:
+        """Return the part that deletes what the user of a removed link has left for the same account (PostgreSQL).
+
+        Args:
+            removed: The part that returns the link.
+        """
+        account = select(ONE).where(
+            self._c.provider == slug_in(removed.c.provider),
+            self._c.account_id == sa.cast(removed.c.account_id, sa.Text),
+        )
+        mine = [self._c[name] == self._bind(name) for name in ("table_name", "user_id")]
+        return sa.delete(self._table).where(*mine, sa.exists(account)).cte(self._names("dropped"))
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
