@@ -154,13 +154,13 @@ class AccountLinker(Generic[UserId, LinkId]):
         ledger_table = ledger_of(self.mapping, ledger)
         self.ledger: Final[sa.Table | None] = ledger_table
         outbox_table = None if outbox is None else checked_outbox(outbox)
-        pending_table = None if pending is None else checked_pending(pending)
+        self.pending: Final[sa.Table | None] = None if pending is None else checked_pending(pending)
         check_span("transfer_lifetime", transfer_lifetime)
         self._store: Final = AccountStore(
             self.mapping,
             ledger_table,
             outbox_table,
-            pending_table,
+            self.pending,
             keeps_for=transfer_lifetime + LEEWAY,
             clock=check_callable("clock", clock),
         )
