@@ -33,7 +33,7 @@ BATCH_SIZE: Final = 500
 LARGEST_BATCH: Final = 10_000
 _SCANS: Final = 5
 """The number of scans that seal rows, before a last one only counts what other processes keep writing."""
-_PAUSE: Final = 0.2
+_PAUSE: Final = 0.1
 """Seconds before the table is scanned again because other transactions had locked or changed its rows; doubled."""
 
 

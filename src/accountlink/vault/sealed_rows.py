@@ -89,6 +89,7 @@ class SealedRows:
         self._conditions: Final = tuple(conditions)
         self._due: Final = sa.or_(*(_is_due(column, begins) for column in sealed.values()))
         self._after: Final = [sa.bindparam(f"al_after_{n}", type_=each.type) for n, each in enumerate(self._key)]
+        self._updating: Final = self._update()
         self._until: Final = [sa.bindparam(f"al_until_{n}", type_=each.type) for n, each in enumerate(self._key)]
 
     # -- statements ---------------------------------------------------------------------------------------------------
@@ -104,14 +105,11 @@ class SealedRows:
     def _update(self) -> sa.Update:
         """Build the UPDATE of the sealed columns alone.
 
-        The table that is written is a bare one, without the defaults of the application's columns. So neither a Python
-        nor an SQL ``onupdate`` takes part, and no other column is named.
+        It names the table by a copy that has these columns alone, without the application's. SQLAlchemy would otherwise
+        write each ``onupdate``.
         """
-        bare = sa.table(
-            self.table.name,
-            *(sa.column(column.name, column.type) for column in (*self._key, *self._sealed.values())),
-            schema=self.table.schema,
-        )
+        columns = (sa.Column(column.name, column.type) for column in (*self._key, *self._sealed.values()))
+        bare = sa.Table(self.table.name, sa.MetaData(), *columns, schema=self.table.schema)
         found = [bare.c[each.name] == sa.bindparam(f"al_key_{n}", type_=each.type) for n, each in enumerate(self._key)]
         values = {
             column.name: sa.bindparam(f"al_new_{role}", type_=column.type) for role, column in self._sealed.items()
@@ -164,7 +162,7 @@ class SealedRows:
         found = {row.key: row for row in self._found(connection, locking, parameters)}
         ready = [self._written(row, texts) for row, texts in sealed if found.get(row.key) == row]
         if ready:
-            connection.execute(self._update(), ready)
+            connection.execute(self._updating, ready)
         return len(ready)
 
     # -- parts --------------------------------------------------------------------------------------------------------
