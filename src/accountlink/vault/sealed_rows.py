@@ -80,7 +80,7 @@ class SealedRows:
     ) -> None:
         self.table: Final = table
         self.limits: Final = {role: limit_of(column) for role, column in sealed.items()}
-        """How many characters each column takes, by role; ``None`` for any number."""
+        """The number of characters that each column takes, by role; ``None`` for any number."""
         self._key: Final = tuple(key)
         self._bound: Final = tuple(bound)
         self._bind: Final = bind
