@@ -219,10 +219,10 @@ async def test_pending_credentials_are_sealed_anew(engine: AsyncEngine) -> None:
     assert (6, 6, 0) == (end.scanned, end.sealed, end.left)
     rows = await vaulted.kept(engine)
     assert kept == [(row.user_id, row.kept_until, row.scopes, ids_in(row.access_token)[1]) for row in rows]
-    new = vaulted.other_linker(vault=NEW)
-    moved = await new.transfer(engine, str(held[4]), user_id=4)
+    newest = vaulted.other_linker(vault=NEW)
+    moved = await newest.transfer(engine, str(held[4]), user_id=4)
     assert isinstance(moved, Transferred)
-    assert tokens("access-4", "refresh-4") == await new.stored_credentials(engine, user_id=4, provider="acme")
+    assert tokens("access-4", "refresh-4") == await newest.stored_credentials(engine, user_id=4, provider="acme")
 
 
 async def test_pending_credentials_that_cannot_be_read_are_counted(engine: AsyncEngine) -> None:
@@ -291,7 +291,7 @@ async def test_each_type_of_link_id(engine: AsyncEngine, id_type: str) -> None:
     table = sa.Table(
         "links",
         sa.MetaData(),
-        sa.Column("id", column, primary_key=True),
+        sa.Column("id", column, primary_key=True, autoincrement=False),
         *(sa.Column(name, sa.Text, nullable=False) for name in ("user_id", "provider", "account_id", "access_token")),
         sa.UniqueConstraint("provider", "account_id"),
     )
@@ -336,7 +336,7 @@ async def test_a_row_without_an_account_and_one_without_room_are_left(engine: As
 
 @pytest.mark.parametrize("kind", ["asyncpg", "psycopg"])
 async def test_a_translated_schema(engine: AsyncEngine) -> None:
-    """Only the tenant's rows are sealed, those of the shared table of pending credentials too."""
+    """Only the rows of one tenant are sealed, also those of pending credentials."""
     vaulted = Vaulted(vault=OLD)
     vaulted.clock.now = datetime.now(vaulted.clock.now.tzinfo)
     tenants = []
@@ -439,6 +439,21 @@ async def test_what_happens_between_reading_and_writing_stays(engine: AsyncEngin
     elif what != "another-user":
         rows = {row[0]: row[1:] for row in await vaulted.column(engine, "id", "access_token", "refresh_token")}
         assert (None, None) == rows.get(ids[1], (None, None))
+
+
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE", "AUTOCOMMIT"])
+@pytest.mark.parametrize("kind", ["asyncpg"])
+async def test_an_engine_of_another_isolation(database: Database, level: str) -> None:
+    """Each batch sees what was committed before it, whatever the engine's own isolation."""
+    engine = database.engine(isolation_level=level)
+    vaulted = await Vaulted(vault=OLD, pending=False).create(engine)
+    for number in (1, 2):
+        await linked(vaulted.linker, engine, number)
+    source = Meanwhile(lambda: linked(vaulted.linker, engine, 1, credentials=CHANGED))
+    end = await ended(rotate_keys(engine, vaulted.other_linker(vault=CredentialVault(source=source))))
+    assert (2, 0) == (end.sealed, end.left)
+    stored = await vaulted.other_linker(vault=NEW).stored_credentials(engine, user_id=1, provider="acme")
+    assert "changed" == stored.access_token.reveal()
 
 
 async def test_what_old_servers_keep_writing_is_counted(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
