@@ -213,13 +213,21 @@ async def test_pending_credentials_are_sealed_anew(engine: AsyncEngine) -> None:
         conflict = await linked(vaulted.linker, engine, claimant, identity=identity("sub-1"))
         assert isinstance(conflict, OwnershipConflict)
         held[claimant] = conflict.transfer_token
-    kept = [
-        (row.user_id, row.kept_until, row.scopes, ids_in(row.access_token)[1]) for row in await vaulted.kept(engine)
-    ]
+    assert vaulted.pending is not None
+    copy = sa.select(sa.literal("another_table"), *list(vaulted.pending.columns)[1:])
+    async with engine.begin() as connection:
+        await connection.execute(sa.insert(vaulted.pending).from_select(list(vaulted.pending.columns.keys()), copy))
+
+    async def kept() -> list[Any]:
+        rows = sorted(await vaulted.kept(engine))
+        return [(row.table_name, row.user_id, row.kept_until, row.scopes, ids_in(row.access_token)[1]) for row in rows]
+
+    before = await kept()
     end = await ended(rotate_keys(engine, vaulted.other_linker(vault=BOTH), batch_size=2))
     assert (6, 6, 0) == (end.scanned, end.sealed, end.left)
-    rows = await vaulted.kept(engine)
-    assert kept == [(row.user_id, row.kept_until, row.scopes, ids_in(row.access_token)[1]) for row in rows]
+    assert before == await kept()
+    keys = {(row.table_name, ids_in(row.access_token)[0]) for row in await vaulted.kept(engine)}
+    assert {("connections", VaultKey(secret=KEY).id), ("another_table", VaultKey(secret=OLD_KEY).id)} == keys
     newest = vaulted.other_linker(vault=NEW)
     moved = await newest.transfer(engine, str(held[4]), user_id=4)
     assert isinstance(moved, Transferred)

@@ -238,7 +238,7 @@ def rows_of_pending(
     c = pending.c
     return SealedRows(
         pending,
-        key=[c.user_id, c.provider, c.account_id],
+        key=[c.table_name, c.user_id, c.provider, c.account_id],
         bound=[c.user_id, c.provider, c.account_id],
         bind=vault.bound_to,
         sealed={role: c[role] for role in SEALED_ROLES},
