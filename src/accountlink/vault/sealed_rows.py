@@ -13,7 +13,7 @@ from accountlink.tables.exact import exactly
 from accountlink.tables.fitting import limit_of
 from accountlink.tables.fragments import ONE, select
 from accountlink.tables.mapping import AccountMapping
-from accountlink.tables.rows import present, stored_name
+from accountlink.tables.rows import present, stored_name, text_of
 from accountlink.tables.slugs import slug_in, slugs_of
 from accountlink.tables.type_layers import works_on_values
 from accountlink.values.secrecy import ConcealedText, Parameters
@@ -186,11 +186,15 @@ class SealedRows:
     def _row(self, values: tuple[Any, ...]) -> SealedRow:
         width = len(self._key)
         user, provider, account = values[width : width + 3]
-        is_bound = user is not None and provider and account
+        is_bound = user is not None and provider is not None and account
         return SealedRow(
             key=values[:width],
             # A CHAR(n) that is mapped as another text type pads the text; the padding is removed.
-            bound_to=self._bind(user_id=user, provider=provider.rstrip(" "), account_key=account) if is_bound else None,
+            bound_to=(
+                self._bind(user_id=user, provider=text_of(provider).rstrip(" "), account_key=account)
+                if is_bound
+                else None
+            ),
             texts=dict(zip(self._sealed, values[width + 3 :], strict=True)),
         )
 
