@@ -282,8 +282,8 @@ class AccountLinker(Generic[UserId, LinkId]):
             look = partial(store.obstacle, call=call)
             settled = await explain(place, violation, look, provider=provider, patience=patience)
             if settled is not None and settled.account is not None and (store.outbox is not None or call.keeps):
-                note = partial(store.note_conflict, call=repeated, owned=settled.account)
-                await run(place, note, patience)
+                note = partial(store.note_conflict, owned=settled.account)
+                await run(place, partial(repeated.within, place, note), patience)
             return settled
 
         return await run(

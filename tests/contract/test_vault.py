@@ -13,7 +13,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from accountlink import (
     AccountLinker,
     AccountNotFound,
-    AlreadyOwner,
     Change,
     ConfigurationError,
     CredentialsUnreadable,
@@ -21,14 +20,12 @@ from accountlink import (
     Linked,
     MissingScopes,
     NeedsConsent,
-    OwnershipConflict,
     Plaintext,
     TokenSet,
-    Transferred,
     pending_credentials,
 )
 from tests.support.binds import BINDS, bound
-from tests.support.models import EMAIL_SOFT, EXCLUSIVE, EXCLUSIVE_SOFT, PER_USER, POLICIES, identity, tokens
+from tests.support.models import EMAIL_SOFT, EXCLUSIVE, PER_USER, POLICIES, identity, tokens
 from tests.support.vaulted import KEY, OLD_KEY, Vaulted
 
 pytestmark = pytest.mark.each_driver
@@ -216,94 +213,6 @@ async def test_tokens_are_replaced_if_the_link_has_what_was_presented(engine: As
     assert [(version, access.split(".")[2]) for version, access in before] == [
         (version, access.split(".")[2]) for version, access in after
     ]
-
-
-# -- pending credentials ----------------------------------------------------------------------------------------------
-
-
-async def conflict(vaulted: Vaulted, bind: Any, user_id: Any = 2, **options: Any) -> OwnershipConflict:
-    outcome = await vaulted.linker.link(bind, user_id=user_id, identity=identity(), **options)
-    assert isinstance(outcome, OwnershipConflict)
-    return outcome
-
-
-@HOWS
-@pytest.mark.parametrize("beside", ["nothing", "outbox", "ledger"])
-async def test_a_transfer_has_the_tokens_of_the_conflict(engine: AsyncEngine, how: str, beside: str) -> None:
-    """The new owner's tokens are there, and the former owner's are not."""
-    more: Any = {} if beside == "nothing" else {beside: True}
-    vaulted = await Vaulted(EXCLUSIVE_SOFT, **more).create(engine)
-    link_id = (await linked(vaulted, engine, credentials=tokens("former", "former"))).account.id
-    async with bound(engine, how) as bind:
-        token = (await conflict(vaulted, bind, credentials=WHOLE)).transfer_token
-    ((table, user, provider, account, access, *_),) = await vaulted.kept(engine)
-    assert ("connections", "2", "acme", "sub-1") == (table, user, provider, account)
-    assert access.startswith("al1.")
-    async with bound(engine, how) as bind:
-        outcome = await vaulted.linker.transfer(bind, str(token), user_id=2)
-    assert isinstance(outcome, Transferred)
-    assert outcome.has_credentials
-    assert WHOLE == await vaulted.linker.stored_credentials(engine, user_id=2, link_id=link_id)
-    assert [] == await vaulted.kept(engine)
-    assert isinstance(await vaulted.linker.transfer(engine, str(token), user_id=2), AlreadyOwner)
-
-
-@HOWS
-async def test_tokens_that_a_transfer_brings_go_before_those_kept(engine: AsyncEngine, how: str) -> None:
-    vaulted = await Vaulted().create(engine)
-    await linked(vaulted, engine, credentials=tokens("former", "former"))
-    token = (await conflict(vaulted, engine, credentials=tokens())).transfer_token
-    async with bound(engine, how) as bind:
-        outcome = await vaulted.linker.transfer(bind, str(token), user_id=2, credentials=WHOLE)
-    assert isinstance(outcome, Transferred)
-    assert outcome.has_credentials
-    assert WHOLE == await vaulted.linker.stored_credentials(engine, user_id=2, provider="acme")
-    assert [] == await vaulted.kept(engine)
-
-
-async def test_nothing_is_kept_of_a_conflict_without_tokens(engine: AsyncEngine) -> None:
-    vaulted = await Vaulted().create(engine)
-    await linked(vaulted, engine, credentials=tokens())
-    token = (await conflict(vaulted, engine)).transfer_token
-    outcome = await vaulted.linker.transfer(engine, str(token), user_id=2)
-    assert isinstance(outcome, Transferred)
-    assert not outcome.has_credentials
-    assert [(None, None)] == await vaulted.column(engine, "access_token", "refresh_token")
-
-
-async def test_the_newest_tokens_win_and_one_row_is_left(engine: AsyncEngine) -> None:
-    vaulted = await Vaulted().create(engine)
-    await linked(vaulted, engine, credentials=tokens())
-    conflicts = [await conflict(vaulted, engine, credentials=tokens(f"access-{number}")) for number in range(20)]
-    assert 1 == len(await vaulted.kept(engine))
-    await vaulted.linker.transfer(engine, str(conflicts[-1].transfer_token), user_id=2)
-    stored = await vaulted.linker.stored_credentials(engine, user_id=2, provider="acme")
-    assert "access-19" == stored.access_token.reveal()
-
-
-async def test_kept_tokens_end_with_the_transfer_token(engine: AsyncEngine) -> None:
-    """Tokens whose time is over are not used, and the next write deletes them."""
-    vaulted = await Vaulted().create(engine)
-    await linked(vaulted, engine, credentials=tokens())
-    for user_id in (2, 3):
-        await conflict(vaulted, engine, user_id, credentials=tokens())
-    vaulted.clock.now += timedelta(minutes=12)
-    token = (await conflict(vaulted, engine, 2)).transfer_token
-    outcome = await vaulted.linker.transfer(engine, str(token), user_id=2)
-    assert isinstance(outcome, Transferred)
-    assert not outcome.has_credentials
-    assert ["3"] == [row.user_id for row in await vaulted.kept(engine)]
-    await conflict(vaulted, engine, 4, credentials=tokens())
-    assert ["4"] == [row.user_id for row in await vaulted.kept(engine)]
-
-
-async def test_a_rollback_leaves_nothing(engine: AsyncEngine) -> None:
-    vaulted = await Vaulted().create(engine)
-    await linked(vaulted, engine, credentials=tokens())
-    async with engine.connect() as connection:
-        await conflict(vaulted, connection, credentials=tokens())
-        await connection.rollback()
-    assert [] == await vaulted.kept(engine)
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------
