@@ -606,7 +606,8 @@ class AccountLinker(Generic[UserId, LinkId]):
             AccountNotFound, AmbiguousAccount, InvalidIdentity: As for :meth:`credentials`.
             ConfigurationError: The linker has no vault, neither ``link_id`` nor ``provider`` was given, or the table
                 has no column for something that the tokens bring.
-            StoreBusy, StoreUnavailable, RetryTransaction, OutcomeUnknown: As for :meth:`link`.
+            StoreBusy, StoreUnavailable, RetryTransaction: As for :meth:`link`.
+            OutcomeUnknown: The reply was lost, and the link has other tokens by now; these may have been stored before.
         """
         stored = self._with_vault("replace_credentials")
         known = checked_token("presented", presented)
