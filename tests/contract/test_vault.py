@@ -13,7 +13,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from accountlink import (
     AccountLinker,
     AccountNotFound,
-    Change,
     ConfigurationError,
     CredentialsUnreadable,
     CredentialVault,
@@ -25,7 +24,7 @@ from accountlink import (
     pending_credentials,
 )
 from tests.support.binds import BINDS, bound
-from tests.support.models import EMAIL_SOFT, EXCLUSIVE, PER_USER, POLICIES, identity, tokens
+from tests.support.models import EXCLUSIVE, PER_USER, POLICIES, identity, tokens
 from tests.support.vaulted import KEY, OLD_KEY, Vaulted
 
 pytestmark = pytest.mark.each_driver
@@ -67,44 +66,6 @@ async def test_a_link_reads_what_it_was_given(engine: AsyncEngine, policy: str, 
     assert access.split(".")[1:3] == refresh.split(".")[1:3]
     valid = await vaulted.linker.credentials(engine, user_id=1, provider="acme")
     assert (WHOLE.access_token, None, WHOLE.extra) == (valid.access_token, valid.refresh_token, valid.extra)
-
-
-async def test_a_relink_keeps_or_replaces_the_refresh_token(engine: AsyncEngine) -> None:
-    """RFC 6749, section 6: a response without a refresh token leaves the old one valid."""
-    vaulted = await Vaulted().create(engine)
-    link_id = (await linked(vaulted, engine, credentials=WHOLE)).account.id
-    for refresh, expected in ((None, "refresh-1"), ("refresh-3", "refresh-3")):
-        brought = TokenSet(access_token=f"access-{refresh}", refresh_token=refresh)
-        await linked(vaulted, engine, credentials=brought)
-        stored = await vaulted.linker.stored_credentials(engine, user_id=1, link_id=link_id)
-        assert stored.refresh_token is not None
-        assert (f"access-{refresh}", expected) == (stored.access_token.reveal(), stored.refresh_token.reveal())
-        assert {"read", "write"} == stored.scopes
-
-
-async def test_a_new_account_id_leaves_a_kept_token_readable(engine: AsyncEngine) -> None:
-    """Under EMAIL the account id may be filled in later, and the envelope is bound to the e-mail key."""
-    vaulted = await Vaulted(EMAIL_SOFT, pending=False).create(engine)
-    link_id = (await linked(vaulted, engine, credentials=WHOLE)).account.id
-    async with engine.begin() as connection:
-        await connection.execute(sa.update(vaulted.table).values(account_id="sub-1"))
-    await linked(vaulted, engine, credentials=TokenSet(access_token="access-2"))
-    stored = await vaulted.linker.stored_credentials(engine, user_id=1, link_id=link_id)
-    assert WHOLE.refresh_token == stored.refresh_token
-
-
-async def test_a_restore_brings_nothing_old_back(engine: AsyncEngine) -> None:
-    """A32: after an unlink nothing is left to open, and a restore has what it brings."""
-    vaulted = await Vaulted().create(engine)
-    link_id = (await linked(vaulted, engine, credentials=WHOLE)).account.id
-    await vaulted.linker.unlink(engine, user_id=1, link_id=link_id)
-    assert [(None, None)] == await vaulted.column(engine, "access_token", "refresh_token")
-    assert Change.RESTORED is (await linked(vaulted, engine)).change
-    with pytest.raises(NeedsConsent):
-        await vaulted.linker.stored_credentials(engine, user_id=1, link_id=link_id)
-    await linked(vaulted, engine, credentials=TokenSet(access_token="access-2"))
-    stored = await vaulted.linker.stored_credentials(engine, user_id=1, link_id=link_id)
-    assert ("access-2", None) == (stored.access_token.reveal(), stored.refresh_token)
 
 
 @pytest.mark.parametrize("user_id", [7, "ann", UUID("ABCDEF0123456789ABCDEF0123456789")])
@@ -151,21 +112,6 @@ async def test_another_user_reads_nothing(engine: AsyncEngine) -> None:
 
 
 # -- envelopes in the wrong place -------------------------------------------------------------------------------------
-
-
-async def test_a_swapped_envelope_is_refused_on_its_row_alone(engine: AsyncEngine) -> None:
-    """A29: an envelope of another link, moved into a row, is not opened; the other row is."""
-    vaulted = await Vaulted().create(engine)
-    mine = (await linked(vaulted, engine, 1, "sub-1", credentials=WHOLE)).account.id
-    theirs = (await linked(vaulted, engine, 2, "sub-2", credentials=tokens())).account.id
-    t = vaulted.table
-    envelope = sa.select(t.c.access_token).where(t.c.id == mine).scalar_subquery()
-    async with engine.begin() as connection:
-        await connection.execute(sa.update(t).where(t.c.id == theirs).values(access_token=envelope))
-    with pytest.raises(CredentialsUnreadable) as raised:
-        await vaulted.linker.stored_credentials(engine, user_id=2, link_id=theirs)
-    assert ("access_token", "not_authentic") == (raised.value.role, raised.value.reason)
-    assert WHOLE == await vaulted.linker.stored_credentials(engine, user_id=1, link_id=mine)
 
 
 async def test_an_older_key_opens_and_an_unknown_one_is_said(engine: AsyncEngine) -> None:

@@ -36,7 +36,7 @@ def tables_of(policy: LinkPolicy, user_type: type, beside: frozenset[str]) -> tu
 
 @cache
 def table_without_nulls() -> tuple[sa.MetaData, AccountMapping[Any, Any], dict[str, sa.Table]]:
-    """A table of an application's own, by other names, whose credentials take no NULL."""
+    """A table of an application's own, by other names, whose tokens and scopes take no NULL."""
     metadata = sa.MetaData()
     number = sa.BigInteger().with_variant(sa.Integer, "sqlite")
     moment = sa.DateTime(timezone=True)
@@ -48,7 +48,7 @@ def table_without_nulls() -> tuple[sa.MetaData, AccountMapping[Any, Any], dict[s
         sa.Column("vendor", sa.String(50), nullable=False),
         sa.Column("vendor_uid", sa.String(255), nullable=False),
         *(sa.Column(name, sa.Text, nullable=False) for name in ("access", "refresh", "granted")),
-        sa.Column("ends", moment, nullable=False),
+        sa.Column("ends", moment),
         sa.Column("ended_at", moment),
         sa.Column("row_version", sa.Integer, nullable=False),
     )
@@ -81,7 +81,7 @@ class Vaulted:
         outbox: Whether there is an outbox.
         ledger: Whether the links have no version, and a ledger beside them.
         pending: Whether claimants' tokens are kept.
-        nulls: Whether the credentials may be NULL; otherwise the table is an application's own.
+        nulls: Whether tokens and scopes may be NULL; otherwise the table is an application's own.
         user_type: The type of the users' ids.
         options: Further options of the linker.
     """
