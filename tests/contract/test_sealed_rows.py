@@ -101,7 +101,11 @@ async def test_a_damaged_envelope_is_refused_on_its_row_alone(
     assert before == await vaulted.column(engine, *ROLES)
 
 
-MOVES = {"another user": (2, "sub-1"), "another account": (1, "sub-2"), "both": (2, "sub-2")}
+MOVES = {
+    "another user": (2, "acme", "sub-1"),
+    "another provider": (1, "other", "sub-1"),
+    "another account": (1, "acme", "sub-2"),
+}
 
 
 @pytest.mark.each_driver
@@ -109,11 +113,11 @@ MOVES = {"another user": (2, "sub-1"), "another account": (1, "sub-2"), "both": 
 @pytest.mark.parametrize("role", ["access_token", pytest.param("refresh_token", marks=pytest.mark.stress)])
 @pytest.mark.parametrize("to", MOVES)
 async def test_an_envelope_in_another_row_is_refused(engine: AsyncEngine, to: str, role: str, how: str) -> None:
-    """A29: of another user, of another account of the same user, or of both."""
+    """A29: of another user, or of another provider or account of the same user."""
     vaulted = await Vaulted(PER_USER_SOFT, pending=False).create(engine)
-    user, account = MOVES[to]
+    user, provider, account = MOVES[to]
     mine = await vaulted.linked(engine, credentials=MINE)
-    theirs = await vaulted.linked(engine, user, account, credentials=NEXT)
+    theirs = await vaulted.linked(engine, user, account, provider=provider, credentials=NEXT)
     t = vaulted.table
     moved = sa.select(t.c[role]).where(t.c.id == mine).scalar_subquery()
     async with engine.begin() as connection:

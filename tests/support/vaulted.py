@@ -138,9 +138,12 @@ class Vaulted:
         async with engine.connect() as connection:
             return [tuple(row) for row in await connection.execute(query)]
 
-    async def linked(self, bind: Any, user_id: Any = 1, account: str = "sub-1", **options: Any) -> Any:
+    async def linked(
+        self, bind: Any, user_id: Any = 1, account: str = "sub-1", *, provider: str = "acme", **options: Any
+    ) -> Any:
         """Link an account, and return its id."""
-        outcome = await self.linker.link(bind, user_id=user_id, identity=identity(account), **options)
+        who = identity(account, provider=provider)
+        outcome = await self.linker.link(bind, user_id=user_id, identity=who, **options)
         assert isinstance(outcome, Linked), outcome
         return outcome.account.id
 
