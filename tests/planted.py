@@ -528,8 +528,8 @@ FAULTS: Final[dict[str, Fault]] = {
     ),
     "vault: an unlink leaves the tokens (A32)": Fault(
         file="linking/statements.py",
-        old="            c[role]: nothing_in(role, c[role]) for role in CREDENTIAL_ROLES if role in c\n        }\n        roles",
-        new="            c[role]: c[role] for role in CREDENTIAL_ROLES if role in c\n        }\n        roles",
+        old="c[role]: nothing_in(role, c[role]) for role in CREDENTIAL_ROLES if role in c\n",
+        new="c[role]: c[role] for role in CREDENTIAL_ROLES if role in c\n",
         test=SEALED,
         only="unlink_wipes",
         certain=True,
@@ -675,7 +675,7 @@ FAULTS: Final[dict[str, Fault]] = {
         old="with_for_update(of=self._table, skip_locked=True)",
         new="with_for_update(of=self._table)",
         test=VAULT_RACES,
-        only="sweep",
+        only="sweeps_of_many",
     ),
     "pending: kept tokens are not compared again": Fault(
         file="transfers/statements.py",

@@ -35,7 +35,8 @@ def pending_credentials(metadata: sa.MetaData, *, name: str = PENDING_NAME, sche
 
     One table serves any number of linkers. A row has the claimant's id, the provider and the account, sealed tokens,
     their scopes and their end, and the moment until which a transfer may use them. A row whose time is over is never
-    used, and the next write deletes it.
+    used, and the next write deletes it, at most a hundred at once. The newest tokens replace earlier ones; tokens
+    without a refresh token or scopes leave the earlier ones of these, as a relink does.
 
     Args:
         metadata: The metadata of your tables.
