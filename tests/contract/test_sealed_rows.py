@@ -21,6 +21,7 @@ FEW_HOWS = pytest.mark.parametrize(
     "how", ["engine", *(pytest.param(how, marks=pytest.mark.stress) for how in BINDS[1:])]
 )
 """What a column's text is says Python alone: the binds read it alike."""
+ROLE = pytest.mark.parametrize("role", ["access_token", pytest.param("refresh_token", marks=pytest.mark.stress)])
 UNKNOWN = bytes(range(2, 34))
 ROLES = ("access_token", "refresh_token")
 SOON = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=1)
@@ -77,7 +78,7 @@ async def is_refused(vaulted: Vaulted, bind: Any, link: Any, *, role: str, reaso
 
 
 @FEW_HOWS
-@pytest.mark.parametrize("role", ROLES)
+@ROLE
 @pytest.mark.parametrize("damage", DAMAGED)
 async def test_a_damaged_envelope_is_refused_on_its_row_alone(
     engine: AsyncEngine, damage: str, role: str, how: str
@@ -109,8 +110,8 @@ MOVES = {
 
 
 @pytest.mark.each_driver
-@HOWS
-@pytest.mark.parametrize("role", ["access_token", pytest.param("refresh_token", marks=pytest.mark.stress)])
+@FEW_HOWS
+@ROLE
 @pytest.mark.parametrize("to", MOVES)
 async def test_an_envelope_in_another_row_is_refused(engine: AsyncEngine, to: str, role: str, how: str) -> None:
     """A29: of another user, or of another provider or account of the same user."""

@@ -43,7 +43,7 @@ from tests.support.vaulted import KEY, OLD_KEY, Vaulted
 pytestmark = pytest.mark.parametrize("kind", ["asyncpg", pytest.param("psycopg", marks=pytest.mark.stress)])
 HOWS = pytest.mark.parametrize("how", BINDS)
 TABLES: dict[str, dict[str, Any]] = {"version": {}, "ledger": {"ledger": True}, "outbox": {"outbox": True}}
-TABLE = pytest.mark.parametrize("table", TABLES)
+TABLE = pytest.mark.parametrize("table", ["version", "ledger", pytest.param("outbox", marks=pytest.mark.stress)])
 MOVES = "SET user_id="
 """A part of the statement that decides a transfer."""
 
@@ -67,7 +67,13 @@ async def made(engine: AsyncEngine, **options: Any) -> Vaulted:
 @HOWS
 @TABLE
 @pytest.mark.parametrize("kept", ["older", None])
-@pytest.mark.parametrize("part", ["accountlink_pending_credentials", MOVES], ids=["before the read", "after it"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        pytest.param(MOVES, id="after the read"),
+        pytest.param("accountlink_pending_credentials", id="before the read", marks=pytest.mark.stress),
+    ],
+)
 async def test_a_second_callback_comes_between(
     database: Database, table: str, how: str, kept: str | None, part: str
 ) -> None:
@@ -388,7 +394,7 @@ async def test_callbacks_and_transfers_of_one_claimant_lose_no_token(
 
 
 @HOWS
-@TABLE
+@pytest.mark.parametrize("table", TABLES)
 async def test_a_conflict_behind_a_violation_keeps_the_tokens(
     engine: AsyncEngine, others: AsyncEngine, table: str, how: str
 ) -> None:

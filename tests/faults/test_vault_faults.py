@@ -271,7 +271,7 @@ async def test_a_backend_killed_between_the_statements(
 
 @CASE
 @TABLE
-@pytest.mark.parametrize("how", ["engine", "session"])
+@pytest.mark.parametrize("how", ["engine", pytest.param("session", marks=pytest.mark.stress)])
 async def test_cancelled_anywhere_it_is_done_or_not(
     database: Database, watch: Watch, what: str, table: str, how: str
 ) -> None:
