@@ -675,7 +675,8 @@ FAULTS: Final[dict[str, Fault]] = {
         old="with_for_update(of=self._table, skip_locked=True)",
         new="with_for_update(of=self._table)",
         test=VAULT_RACES,
-        only="sweeps_of_many",
+        only="passes_over",
+        certain=True,
     ),
     "pending: kept tokens are not compared again": Fault(
         file="transfers/statements.py",

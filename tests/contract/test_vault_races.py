@@ -279,6 +279,18 @@ async def test_sweeps_of_many_claimants_wait_for_nobody(
     assert [] == errors
 
 
+async def test_a_sweep_passes_over_a_row_that_is_locked(engine: AsyncEngine, others: AsyncEngine) -> None:
+    """Another transaction holds an old row: the conflict does not wait for it, and deletes the other old rows."""
+    vaulted = await made(others, lock_timeout=timedelta(milliseconds=150))
+    for user in (3, 4):
+        await vaulted.conflict(others, user, credentials=tokens())
+    vaulted.clock.now += timedelta(minutes=12)
+    async with others.connect() as holder:
+        await holder.exec_driver_sql("SELECT 1 FROM accountlink_pending_credentials WHERE user_id = '3' FOR UPDATE")
+        await vaulted.conflict(engine, credentials=tokens())
+    assert {"2", "3"} == {row.user_id for row in await vaulted.kept(others)}
+
+
 @pytest.mark.stress
 async def test_processes_whose_conflicts_sweep(database: Database, others: AsyncEngine) -> None:
     """Eight processes with conflicts and transfers of the same few claimants, each of which ages what is kept."""
