@@ -303,8 +303,8 @@ class AccountLinker(Generic[UserId, LinkId]):
             look = partial(store.obstacle, call=call)
             settled = await explain(place, violation, look, provider=provider, patience=patience)
             if settled is not None and settled.account is not None and (store.outbox is not None or call.keeps):
-                note = partial(store.note_conflict, call=repeated, owned=settled.account)
-                await run(place, note, patience)
+                note = partial(store.note_conflict, owned=settled.account)
+                await run(place, partial(repeated.within, place, note), patience)
             return settled
 
         return await run(
@@ -735,7 +735,8 @@ class AccountLinker(Generic[UserId, LinkId]):
             AccountNotFound, AmbiguousAccount, InvalidIdentity: As for :meth:`credentials`.
             ConfigurationError: The linker has no vault, neither ``link_id`` nor ``provider`` was given, or the table
                 has no column for something that the tokens bring.
-            StoreBusy, StoreUnavailable, RetryTransaction, OutcomeUnknown: As for :meth:`link`.
+            StoreBusy, StoreUnavailable, RetryTransaction: As for :meth:`link`.
+            OutcomeUnknown: The reply was lost, and the link has other tokens by now; these may have been stored before.
         """
         sent, presented = Concealed[object](presented), ""  # error reports that show a frame's locals show no token
         stored = self._with_vault("replace_credentials")

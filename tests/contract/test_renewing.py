@@ -26,7 +26,6 @@ from accountlink import (
 )
 from accountlink.errors import RefreshRefused, RefreshUnavailable
 from accountlink.providers import OAuthClient
-from accountlink.tables.refreshes import refresh_states
 from accountlink.values.health import HealthState
 from accountlink.vault.refresher import ClientRefused, GrantEnded, ProviderUnavailable
 from accountlink.vault.renewing import Timing
@@ -89,9 +88,8 @@ class Renewed(Vaulted):
     """A table whose tokens are renewed, and several linkers over it, each as in a process of its own."""
 
     def __init__(self, provider: Provider, *, processes: int = 1, timing: Timing = PATIENT, **options: Any) -> None:
-        super().__init__(EXCLUSIVE_SOFT, **options)
+        super().__init__(EXCLUSIVE_SOFT, renews=True, **options)
         self.provider = provider
-        self.states = refresh_states(self.tables.metadata)
         self.linkers = [self.other_linker(refresher=provider, refreshes=self.states) for _ in range(processes)]
         for linker in self.linkers:
             assert linker._renewing is not None
@@ -106,9 +104,9 @@ class Renewed(Vaulted):
             scopes={"read"},
             extra={"instance_url": "https://eu1.example"},
         )
-        return await self.linked(engine, "sub-1", brought)
+        return await self.linked_as(engine, "sub-1", brought)
 
-    async def linked(self, engine: AsyncEngine, account: str, brought: TokenSet | None) -> Any:
+    async def linked_as(self, engine: AsyncEngine, account: str, brought: TokenSet | None) -> Any:
         outcome = await self.linkers[0].link(engine, user_id=1, identity=identity(account), credentials=brought)
         assert isinstance(outcome, Linked)
         return outcome.account.id
@@ -293,10 +291,10 @@ async def test_health_tells_what_credentials_would_say(engine: AsyncEngine) -> N
     with pytest.raises(NeedsConsent):
         await linker.credentials(engine, user_id=1, link_id=ended)
     other = TokenSet(access_token="b", expires_at=datetime.now(UTC) + timedelta(hours=1))
-    fine = await case.linked(engine, "sub-2", other)
+    fine = await case.linked_as(engine, "sub-2", other)
     over = TokenSet(access_token="c", expires_at=datetime.now(UTC) + OVER)
-    done = await case.linked(engine, "sub-3", over)
-    bare = await case.linked(engine, "sub-4", None)
+    done = await case.linked_as(engine, "sub-3", over)
+    bare = await case.linked_as(engine, "sub-4", None)
     health = await linker.health(engine, user_id=1)
     consent, ok = HealthState.NEEDS_CONSENT, HealthState.OK
     assert {ended: consent, fine: ok, done: consent, bare: consent} == {

@@ -13,22 +13,18 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from accountlink import (
     AccountLinker,
     AccountNotFound,
-    AlreadyOwner,
-    Change,
     ConfigurationError,
     CredentialsUnreadable,
     CredentialVault,
     Linked,
     MissingScopes,
     NeedsConsent,
-    OwnershipConflict,
     Plaintext,
     TokenSet,
-    Transferred,
     pending_credentials,
 )
 from tests.support.binds import BINDS, bound
-from tests.support.models import EMAIL_SOFT, EXCLUSIVE, EXCLUSIVE_SOFT, PER_USER, POLICIES, identity, tokens
+from tests.support.models import EXCLUSIVE, PER_USER, POLICIES, identity, tokens
 from tests.support.vaulted import KEY, OLD_KEY, Vaulted
 
 pytestmark = pytest.mark.each_driver
@@ -70,44 +66,6 @@ async def test_a_link_reads_what_it_was_given(engine: AsyncEngine, policy: str, 
     assert access.split(".")[1:3] == refresh.split(".")[1:3]
     valid = await vaulted.linker.credentials(engine, user_id=1, provider="acme")
     assert (WHOLE.access_token, None, WHOLE.extra) == (valid.access_token, valid.refresh_token, valid.extra)
-
-
-async def test_a_relink_keeps_or_replaces_the_refresh_token(engine: AsyncEngine) -> None:
-    """RFC 6749, section 6: a response without a refresh token leaves the old one valid."""
-    vaulted = await Vaulted().create(engine)
-    link_id = (await linked(vaulted, engine, credentials=WHOLE)).account.id
-    for refresh, expected in ((None, "refresh-1"), ("refresh-3", "refresh-3")):
-        brought = TokenSet(access_token=f"access-{refresh}", refresh_token=refresh)
-        await linked(vaulted, engine, credentials=brought)
-        stored = await vaulted.linker.stored_credentials(engine, user_id=1, link_id=link_id)
-        assert stored.refresh_token is not None
-        assert (f"access-{refresh}", expected) == (stored.access_token.reveal(), stored.refresh_token.reveal())
-        assert {"read", "write"} == stored.scopes
-
-
-async def test_a_new_account_id_leaves_a_kept_token_readable(engine: AsyncEngine) -> None:
-    """Under EMAIL the account id may be filled in later, and the envelope is bound to the e-mail key."""
-    vaulted = await Vaulted(EMAIL_SOFT, pending=False).create(engine)
-    link_id = (await linked(vaulted, engine, credentials=WHOLE)).account.id
-    async with engine.begin() as connection:
-        await connection.execute(sa.update(vaulted.table).values(account_id="sub-1"))
-    await linked(vaulted, engine, credentials=TokenSet(access_token="access-2"))
-    stored = await vaulted.linker.stored_credentials(engine, user_id=1, link_id=link_id)
-    assert WHOLE.refresh_token == stored.refresh_token
-
-
-async def test_a_restore_brings_nothing_old_back(engine: AsyncEngine) -> None:
-    """A32: after an unlink nothing is left to open, and a restore has what it brings."""
-    vaulted = await Vaulted().create(engine)
-    link_id = (await linked(vaulted, engine, credentials=WHOLE)).account.id
-    await vaulted.linker.unlink(engine, user_id=1, link_id=link_id)
-    assert [(None, None)] == await vaulted.column(engine, "access_token", "refresh_token")
-    assert Change.RESTORED is (await linked(vaulted, engine)).change
-    with pytest.raises(NeedsConsent):
-        await vaulted.linker.stored_credentials(engine, user_id=1, link_id=link_id)
-    await linked(vaulted, engine, credentials=TokenSet(access_token="access-2"))
-    stored = await vaulted.linker.stored_credentials(engine, user_id=1, link_id=link_id)
-    assert ("access-2", None) == (stored.access_token.reveal(), stored.refresh_token)
 
 
 @pytest.mark.parametrize("user_id", [7, "ann", UUID("ABCDEF0123456789ABCDEF0123456789")])
@@ -156,21 +114,6 @@ async def test_another_user_reads_nothing(engine: AsyncEngine) -> None:
 # -- envelopes in the wrong place -------------------------------------------------------------------------------------
 
 
-async def test_a_swapped_envelope_is_refused_on_its_row_alone(engine: AsyncEngine) -> None:
-    """A29: an envelope of another link, moved into a row, is not opened; the other row is."""
-    vaulted = await Vaulted().create(engine)
-    mine = (await linked(vaulted, engine, 1, "sub-1", credentials=WHOLE)).account.id
-    theirs = (await linked(vaulted, engine, 2, "sub-2", credentials=tokens())).account.id
-    t = vaulted.table
-    envelope = sa.select(t.c.access_token).where(t.c.id == mine).scalar_subquery()
-    async with engine.begin() as connection:
-        await connection.execute(sa.update(t).where(t.c.id == theirs).values(access_token=envelope))
-    with pytest.raises(CredentialsUnreadable) as raised:
-        await vaulted.linker.stored_credentials(engine, user_id=2, link_id=theirs)
-    assert ("access_token", "not_authentic") == (raised.value.role, raised.value.reason)
-    assert WHOLE == await vaulted.linker.stored_credentials(engine, user_id=1, link_id=mine)
-
-
 async def test_an_older_key_opens_and_an_unknown_one_is_said(engine: AsyncEngine) -> None:
     vaulted = await Vaulted(vault=CredentialVault(keys=[OLD_KEY])).create(engine)
     await linked(vaulted, engine, credentials=WHOLE)
@@ -216,113 +159,6 @@ async def test_tokens_are_replaced_if_the_link_has_what_was_presented(engine: As
     assert [(version, access.split(".")[2]) for version, access in before] == [
         (version, access.split(".")[2]) for version, access in after
     ]
-
-
-# -- pending credentials ----------------------------------------------------------------------------------------------
-
-
-async def conflict(vaulted: Vaulted, bind: Any, user_id: Any = 2, **options: Any) -> OwnershipConflict:
-    outcome = await vaulted.linker.link(bind, user_id=user_id, identity=identity(), **options)
-    assert isinstance(outcome, OwnershipConflict)
-    return outcome
-
-
-@HOWS
-@pytest.mark.parametrize("beside", ["nothing", "outbox", "ledger"])
-async def test_a_transfer_has_the_tokens_of_the_conflict(engine: AsyncEngine, how: str, beside: str) -> None:
-    """The new owner's tokens are there, and the former owner's are not."""
-    more: Any = {} if beside == "nothing" else {beside: True}
-    vaulted = await Vaulted(EXCLUSIVE_SOFT, **more).create(engine)
-    link_id = (await linked(vaulted, engine, credentials=tokens("former", "former"))).account.id
-    async with bound(engine, how) as bind:
-        token = (await conflict(vaulted, bind, credentials=WHOLE)).transfer_token
-    ((table, user, provider, account, access, *_),) = await vaulted.kept(engine)
-    assert ("connections", "2", "acme", "sub-1") == (table, user, provider, account)
-    assert access.startswith("al1.")
-    async with bound(engine, how) as bind:
-        outcome = await vaulted.linker.transfer(bind, str(token), user_id=2)
-    assert isinstance(outcome, Transferred)
-    assert outcome.has_credentials
-    assert WHOLE == await vaulted.linker.stored_credentials(engine, user_id=2, link_id=link_id)
-    assert [] == await vaulted.kept(engine)
-    assert isinstance(await vaulted.linker.transfer(engine, str(token), user_id=2), AlreadyOwner)
-
-
-@HOWS
-async def test_tokens_that_a_transfer_brings_go_before_those_kept(engine: AsyncEngine, how: str) -> None:
-    vaulted = await Vaulted().create(engine)
-    await linked(vaulted, engine, credentials=tokens("former", "former"))
-    token = (await conflict(vaulted, engine, credentials=tokens())).transfer_token
-    async with bound(engine, how) as bind:
-        outcome = await vaulted.linker.transfer(bind, str(token), user_id=2, credentials=WHOLE)
-    assert isinstance(outcome, Transferred)
-    assert outcome.has_credentials
-    assert WHOLE == await vaulted.linker.stored_credentials(engine, user_id=2, provider="acme")
-    assert [] == await vaulted.kept(engine)
-
-
-async def test_nothing_is_kept_of_a_conflict_without_tokens(engine: AsyncEngine) -> None:
-    vaulted = await Vaulted().create(engine)
-    await linked(vaulted, engine, credentials=tokens())
-    token = (await conflict(vaulted, engine)).transfer_token
-    outcome = await vaulted.linker.transfer(engine, str(token), user_id=2)
-    assert isinstance(outcome, Transferred)
-    assert not outcome.has_credentials
-    assert [(None, None)] == await vaulted.column(engine, "access_token", "refresh_token")
-
-
-async def test_the_newest_tokens_win_and_one_row_is_left(engine: AsyncEngine) -> None:
-    vaulted = await Vaulted().create(engine)
-    await linked(vaulted, engine, credentials=tokens())
-    conflicts = [await conflict(vaulted, engine, credentials=tokens(f"access-{number}")) for number in range(20)]
-    assert 1 == len(await vaulted.kept(engine))
-    await vaulted.linker.transfer(engine, str(conflicts[-1].transfer_token), user_id=2)
-    stored = await vaulted.linker.stored_credentials(engine, user_id=2, provider="acme")
-    assert "access-19" == stored.access_token.reveal()
-
-
-async def test_kept_tokens_end_with_the_transfer_token(engine: AsyncEngine) -> None:
-    """Tokens whose time is over are not used, and the next write deletes them."""
-    vaulted = await Vaulted().create(engine)
-    await linked(vaulted, engine, credentials=tokens())
-    for user_id in (2, 3):
-        await conflict(vaulted, engine, user_id, credentials=tokens())
-    vaulted.clock.now += timedelta(minutes=12)
-    token = (await conflict(vaulted, engine, 2)).transfer_token
-    outcome = await vaulted.linker.transfer(engine, str(token), user_id=2)
-    assert isinstance(outcome, Transferred)
-    assert not outcome.has_credentials
-    assert ["3"] == [row.user_id for row in await vaulted.kept(engine)]
-    await conflict(vaulted, engine, 4, credentials=tokens())
-    assert ["4"] == [row.user_id for row in await vaulted.kept(engine)]
-
-
-@HOWS
-@pytest.mark.parametrize("policy", [EXCLUSIVE, EXCLUSIVE_SOFT], ids=["delete", "soft"])
-async def test_an_unlink_takes_kept_tokens_along(engine: AsyncEngine, how: str, policy: Any) -> None:
-    """A32: what a conflict kept before the user had the account does not come back by a transfer after the unlink."""
-    vaulted = await Vaulted(policy).create(engine)
-    first = (await linked(vaulted, engine, credentials=tokens())).account.id
-    for user_id in (2, 3):
-        await conflict(vaulted, engine, user_id, credentials=tokens("kept", "kept"))
-    await vaulted.linker.unlink(engine, user_id=1, link_id=first)
-    second = (await linked(vaulted, engine, 2)).account.id
-    other = (await linked(vaulted, engine, 2, "sub-2")).account.id
-    async with bound(engine, how) as bind:
-        await vaulted.linker.unlink(bind, user_id=2, link_id=other)
-    assert ["2", "3"] == sorted(row.user_id for row in await vaulted.kept(engine))
-    async with bound(engine, how) as bind:
-        await vaulted.linker.unlink(bind, user_id=2, link_id=second)
-    assert ["3"] == [row.user_id for row in await vaulted.kept(engine)]
-
-
-async def test_a_rollback_leaves_nothing(engine: AsyncEngine) -> None:
-    vaulted = await Vaulted().create(engine)
-    await linked(vaulted, engine, credentials=tokens())
-    async with engine.connect() as connection:
-        await conflict(vaulted, connection, credentials=tokens())
-        await connection.rollback()
-    assert [] == await vaulted.kept(engine)
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------

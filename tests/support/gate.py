@@ -7,11 +7,12 @@ lock that a rival holds, each has taken its snapshot and waits; when the rival e
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.util import await_only
 
 _WAITING: Final = sa.text(
     "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
@@ -43,3 +44,24 @@ async def behind(
             raise AssertionError(f"fewer than {waiting} calls wait")
         await (holder.commit() if commit else holder.rollback())
     return await asyncio.gather(*running, return_exceptions=True)
+
+
+def just_before(engine: AsyncEngine, part: str, action: Callable[[], Awaitable[object]]) -> list[object]:
+    """Do something just before an engine is sent the first statement with a part, and return the list of its results.
+
+    The statement waits until it is done: so it comes between that statement and the one before.
+
+    Args:
+        engine: The engine, which the action does not use.
+        part: A text in the statement, such as ``"UPDATE connections"``.
+        action: What is done.
+    """
+    done: list[object] = []
+
+    def look(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if part in statement and not done:
+            done.append(None)
+            done[0] = await_only(action())
+
+    sa.event.listen(engine.sync_engine, "before_cursor_execute", look)
+    return done

@@ -348,6 +348,10 @@ class Calls:
             "al_kept_now": now.astimezone(UTC),
         }
 
+    def _none_kept(self, user_id: Any, provider: str, account_id: str, *, now: datetime) -> dict[str, Any]:
+        """Return the parameters of a transfer that has found no pending credentials."""
+        return {**self._kept_key(user_id, provider, account_id, now=now), "al_kept_access_token": None}
+
     def transfer(self, *, now: datetime, user_id: object, credentials: object, seal: Seal | None = None) -> Call:
         """Build the call that gives a link to the claimant.
 
@@ -410,7 +414,7 @@ class Calls:
             owner=self._concealed_user(row.user_id),
             version=version,
             credentials={**call.credentials, **sealed},
-            kept={} if self._keeps_for is None else self._kept_key(call.user_id, provider, account_id, now=now),
+            kept={} if self._keeps_for is None else self._none_kept(call.user_id, provider, account_id, now=now),
         )
 
     def taking(self, call: Call, kept: Mapping[str, Any]) -> Call:

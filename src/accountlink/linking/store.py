@@ -13,7 +13,7 @@ from accountlink.database.catalogue import keeps_snapshot, unique_index
 from accountlink.errors import ConfigurationError
 from accountlink.linking.call import Call, Calls
 from accountlink.linking.decide import DECISIONS, Answer, Arm, Others, Own, Wanted, restorable
-from accountlink.linking.statements import Statements
+from accountlink.linking.statements import Statements, bounded
 from accountlink.tables.column_types import LINK_PARTS, moment_forms
 from accountlink.tables.mapping import AccountMapping
 from accountlink.tables.rows import MappedTable, holds_texts, present
@@ -304,15 +304,21 @@ class AccountStore(MappedTable, Generic[UserId, LinkId]):
             call: The claimant's call.
             owned: The owner's row.
         """
+        if call.keeps:
+            self._keep(connection, call)
         self.tell(connection, EventType.CONFLICT, owned, call, other=owned.user_id)
+
+    def _keep(self, connection: sa.Connection, call: Call) -> None:
+        """Keep the claimant's credentials, which may wait for a lock: so nothing else is written before."""
         pending = self.statements.pending
-        if pending is None or not call.keeps:
+        if pending is None:
             return
         if connection.dialect.name == "sqlite":
             self.run(connection, call.parameters, "keep one", pending.keep_one)
             self.run(connection, call.parameters, "sweep", pending.sweep)
-        else:
-            self.run(connection, call.parameters, "keep", pending.keep)
+            return
+        bound = [bounded()] if call.lock_timeout is not None else []
+        self.run(connection, call.parameters, ("keep", bool(bound)), lambda: pending.keep(*bound))
 
     def raise_epoch(self, connection: sa.Connection, parameters: Parameters) -> None:
         """Raise the epoch of the named link where a ledger keeps it (SQLite)."""

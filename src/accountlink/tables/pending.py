@@ -7,13 +7,13 @@ claimant's own link already, into a row here. The transfer copies them into the 
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import sqlalchemy as sa
 
 from accountlink.errors import ConfigurationError
-from accountlink.tables.fragments import ONE, select
+from accountlink.tables.fragments import ONE, ZERO, select
 from accountlink.tables.naming import Names
 from accountlink.tables.own_names import check_own_name, checked_names, index_name
 from accountlink.tables.rows import read_moment
@@ -27,6 +27,8 @@ PENDING_NAME: Final = "accountlink_pending_credentials"
 PENDING_KEY: Final = ("table_name", "user_id", "provider", "account_id")
 """The columns of the primary key: a user's tokens for an account of one table of links are kept once."""
 _VALUES: Final = ("access_token", "refresh_token", "expires_at", "scopes", "kept_until")
+_LEFT_ALONE: Final = ("refresh_token", "scopes")
+"""The values that a row keeps if a later conflict brings none, as a link does."""
 _SWEPT: Final = 100
 """The most rows that one write deletes because their time is over, so that no call takes long."""
 
@@ -36,7 +38,8 @@ def pending_credentials(metadata: sa.MetaData, *, name: str = PENDING_NAME, sche
 
     One table serves any number of linkers. A row has the claimant's id, the provider and the account, sealed tokens,
     their scopes and their end, and the moment until which a transfer may use them. A row whose time is over is never
-    used, and the next write deletes it.
+    used, and the next write deletes it, at most a hundred at once. The newest tokens replace earlier ones; tokens
+    without a refresh token or scopes leave the earlier ones of these, as a relink does.
 
     Args:
         metadata: The metadata of your tables.
@@ -119,7 +122,7 @@ class Pending:
     #          WHERE (EXISTS (SELECT 1 FROM al_kept)) AND al_over.kept_until < :kept_now
     #          ORDER BY al_over.kept_until LIMIT 100 FOR UPDATE OF al_over SKIP LOCKED))))
     #      SELECT 1
-    def keeping(self, conflict: sa.CTE | None = None) -> list[sa.CTE]:
+    def keeping(self, conflict: sa.CTE | None = None, *conditions: sa.ColumnElement[bool]) -> list[sa.CTE]:
         """Return the parts that keep the call's tokens, and delete rows whose time is over (PostgreSQL).
 
         The rows are deleted after the row was written, and none that another transaction has locked: so a conflict
@@ -130,9 +133,11 @@ class Pending:
 
         Args:
             conflict: The part that has a row if there is a conflict; without it there is one.
+            conditions: Conditions that hold, and that are evaluated before anything waits for a lock.
         """
         values = [self._bind(name) for name in (*PENDING_KEY, *_VALUES)]
         rows = select(*values) if conflict is None else select(*values).select_from(conflict)
+        rows = rows.where(*conditions)
         made = self._upsert().from_select([*PENDING_KEY, *_VALUES], rows, include_defaults=False)
         kept = made.returning(self._c.table_name).cte(self._names("kept"))
         has_kept = sa.exists(select(ONE).select_from(kept))
@@ -149,9 +154,9 @@ class Pending:
         found = sa.any_(sa.func.array(old.scalar_subquery()))
         return [kept, sa.delete(self._table).where(ctid == found).cte(self._names("swept"))]
 
-    def keep(self) -> sa.Executable:
+    def keep(self, *conditions: sa.ColumnElement[bool]) -> sa.Executable:
         """Build one statement that does what :meth:`keeping` does (PostgreSQL)."""
-        return select(ONE).add_cte(*self.keeping())
+        return select(ONE).add_cte(*self.keeping(None, *conditions))
 
     def keep_one(self) -> sa.Insert:
         """Build the statement that keeps the call's tokens (SQLite)."""
@@ -159,11 +164,23 @@ class Pending:
 
     def sweep(self) -> sa.Delete:
         """Build the statement that deletes rows whose time is over (SQLite)."""
-        return sa.delete(self._table).where(self._is_over())
+        key = [self._c[name] for name in PENDING_KEY]
+        old = select(*key).where(self._is_over()).limit(sa.literal_column(str(_SWEPT), sa.Integer))
+        return sa.delete(self._table).where(sa.tuple_(*key).in_(old))
 
     def _upsert(self) -> sa.Insert:
-        excluded = {name: sa.literal_column(f"excluded.{name}", self._c[name].type) for name in _VALUES}
-        return insert_or_update(self._table, key=PENDING_KEY, values=excluded)
+        """Build the INSERT of the call's tokens, which replaces the claimant's earlier ones.
+
+        A provider may give a refresh token only once. So a later conflict without one keeps that of an earlier one
+        whose time is not over, as a relink does.
+        """
+        values: dict[str, sa.ColumnElement[Any]] = {
+            name: sa.literal_column(f"excluded.{name}", self._c[name].type) for name in _VALUES
+        }
+        for name in _LEFT_ALONE:
+            earlier = sa.case((sa.not_(self._is_over()), self._c[name]))
+            values[name] = sa.func.coalesce(values[name], earlier)
+        return insert_or_update(self._table, key=PENDING_KEY, values=values)
 
     # -- at a transfer ------------------------------------------------------------------------------------------------
 
@@ -171,15 +188,22 @@ class Pending:
         """Build the query for the tokens that are kept for the call's user and account."""
         return select(*(self._c[name] for name in _VALUES)).where(self._is_named(), sa.not_(self._is_over()))
 
-    def unchanged(self) -> sa.CTE:
-        """Return the part that locks the row if it still has the tokens that were read (PostgreSQL)."""
-        return (
-            select(ONE.label("one"))
-            .select_from(self._table)
-            .where(self._is_named(), self._c.access_token == self._bind("access_token"))
-            .with_for_update()
-            .cte(self._names("kept"))
-        )
+    def locked(self) -> sa.CTE:
+        """Return the part that locks the row, and that has its access token unless its time is over (PostgreSQL)."""
+        usable = sa.case((sa.not_(self._is_over()), self._c.access_token)).label("access_token")
+        return select(usable).where(self._is_named()).with_for_update().cte(self._names("kept"))
+
+    def is_unchanged(self) -> sa.ColumnElement[bool]:
+        """Build the condition that the tokens which were read are the newest ones, or that there are still none.
+
+        It locks the row before the statement locks anything else (PostgreSQL).
+        """
+        newest = select(self.locked().c.access_token).scalar_subquery()
+        return newest.is_not_distinct_from(self._bind("access_token"))
+
+    def is_locked(self) -> sa.ColumnElement[bool]:
+        """Build a condition that is always true, and locks the row before anything else (PostgreSQL)."""
+        return select(sa.func.count()).select_from(self.locked()).scalar_subquery() >= ZERO
 
     def drop(self, moved: sa.CTE | None = None) -> sa.Delete:
         """Build the statement, or the part of one, that deletes the row.
@@ -229,7 +253,7 @@ def kept_values(tokens: TokenSet, *, sealed: dict[str, Any], until: datetime) ->
     return {
         "al_kept_access_token": sealed["access_token"],
         "al_kept_refresh_token": sealed.get("refresh_token"),
-        "al_kept_expires_at": tokens.expires_at,
+        "al_kept_expires_at": None if tokens.expires_at is None else tokens.expires_at.astimezone(UTC),
         "al_kept_scopes": join_scopes(tokens.scopes) if tokens.scopes else None,
         "al_kept_kept_until": until,
     }

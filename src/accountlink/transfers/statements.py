@@ -52,24 +52,33 @@ class TransferStatements(Statements):
     #        AND links.account_id IS EXACTLY :account_id AND links.deleted_at IS NULL
     #        AND links.version = :version_read
     #      RETURNING links.*
-    def move(self, shape: Shape) -> sa.sql.dml.ReturningUpdate[Any]:
-        """Build the UPDATE that gives the row to the claimant, if the row is unchanged since it was read."""
-        bound = [self._bounded()] if shape.bounded else []
-        return self._move(shape, *bound, *self._still(), *self._still_kept(shape))
+    def move(self, shape: Shape, *conditions: Condition) -> sa.sql.dml.ReturningUpdate[Any]:
+        """Build the UPDATE that gives the row to the claimant, if the row is unchanged since it was read.
 
-    def move_and_raise(self, shape: Shape, ledger: Ledger) -> sa.sql.dml.ReturningUpdate[Any]:
+        Args:
+            shape: The shape of the claimant's call.
+            conditions: Further conditions, which are evaluated before the row is locked.
+        """
+        bound = [self._bounded()] if shape.bounded else []
+        return self._move(shape, *bound, *conditions, *self._still())
+
+    def move_and_raise(self, shape: Shape, ledger: Ledger, *conditions: Condition) -> sa.sql.dml.ReturningUpdate[Any]:
         """Build the UPDATE that gives the row to the claimant where a ledger keeps the epochs (PostgreSQL).
 
         The statement locks the row, and then raises its epoch if that is the one that was read. Raising sees what other
         transactions have committed since the statement began; a plain read of the ledger would not. Every statement
         locks rows before epochs.
+
+        Args:
+            shape: The shape of the claimant's call.
+            ledger: The ledger.
+            conditions: Further conditions, which are evaluated before the row is locked.
         """
         bound = [self._bounded()] if shape.bounded else []
         still = self._still()
-        still_kept = self._still_kept(shape)
         locked = (
             select(self._c["id"].label("id"))
-            .where(*bound, *still, *still_kept)
+            .where(*bound, *conditions, *still)
             .with_for_update()
             .cte(self._names("locked"))
         )
@@ -79,7 +88,8 @@ class TransferStatements(Statements):
 
     def move_and_tell(self, shape: Shape) -> sa.Executable:
         """Build one statement that gives the row to the claimant, with its epoch and its event (PostgreSQL)."""
-        move = self.move(shape) if self.ledger is None else self.move_and_raise(shape, self.ledger)
+        kept = self._still_kept(shape)
+        move = self.move(shape, *kept) if self.ledger is None else self.move_and_raise(shape, self.ledger, *kept)
         if self.outbox is None and self.pending is None:
             return move
         moved = move.cte(self._names("moved"))
@@ -100,10 +110,16 @@ class TransferStatements(Statements):
         return still
 
     def _still_kept(self, shape: Shape) -> list[Condition]:
-        """Build the condition that the credentials which the transfer takes are the newest of the claimant's."""
-        if self.pending is None or not shape.takes:
+        """Build the condition on the credentials that the claimant's conflicts have kept, whose row is locked first.
+
+        Those that the transfer takes have to be the newest. A transfer that found none, and brings none, takes none
+        only if there are still none. Each transfer locks the kept row before the link's: so no two wait for each other.
+        """
+        if self.pending is None:
             return []
-        return [sa.exists(select(ONE).select_from(self.pending.unchanged()))]
+        if shape.takes or not shape.credentials:
+            return [self.pending.is_unchanged()]
+        return [self.pending.is_locked()]
 
     def _owner(self) -> sa.BindParameter[Any]:
         return sa.bindparam("al_owner", type_=self._c["user_id"].type)

@@ -274,21 +274,30 @@ class StoredCredentials(Generic[UserId, LinkId]):
 
         Returns:
             The link's id, or ``None``: the link has other tokens by now, and nothing was written.
+
+        Raises:
+            OutcomeUnknown: The answer to a write was lost, and the link has other tokens by now.
+            StoreBusy: The row was changed between each read and the write that followed.
         """
         patience = Patience()
-        ready: Call | None = None
         for _ in range(_ATTEMPTS):
             stored = await self.find(place, call)
-            if ready is not None and stored.access_token == ready.credentials["access_token"]:
-                return stored.account.id  # an earlier attempt, whose answer was lost, has written it
             ready = await self.fitting(stored, call, sealing, presented=presented, issued_at=self.accounts.now())
-            if ready is None and patience.ambiguous:
-                raise OutcomeUnknown  # an earlier attempt may have stored the tokens, which were replaced since
-            if ready is None:
+            if ready is None and not patience.ambiguous:
                 return None
+            if ready is None:
+                # An earlier attempt, whose answer was lost, may have stored the tokens.
+                if await self._has_brought(stored, call):
+                    return stored.account.id
+                break
             if await run(place, partial(self._written, call=ready), patience):
                 return stored.account.id
         raise OutcomeUnknown if patience.ambiguous else StoreBusy
+
+    async def _has_brought(self, stored: StoredTokens[UserId, LinkId], call: Call) -> bool:
+        """Say whether a link has the tokens that a call brings."""
+        access = await self.vault.access_token(stored.access_token, stored.bound_to)
+        return access is not None and call.brought is not None and access.token == call.brought.tokens.access_token
 
     async def fitting(
         self,
