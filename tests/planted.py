@@ -60,7 +60,9 @@ SEALED: Final = "contract/test_sealed_rows.py"
 PENDING: Final = "contract/test_pending.py"
 VAULT_RACES: Final = "contract/test_vault_races.py"
 VAULT_FAULTS: Final = "faults/test_vault_faults.py"
-BOUND_TO: Final = "parts = (FORMAT, key_id, grant_id, context, role, user_id, provider, account_key)"
+HEAD: Final = "_sized(FORMAT) + _sized(key_id) + _sized(grant_id)"
+AFTER: Final = 'after_role", b"".join(sized[1:])'
+TAIL: Final = "bound_to.before_role + _sized(role) + bound_to.after_role"
 KEPT_KEY: Final = "(self._c[name] == self._bind(name) for name in PENDING_KEY)"
 FAULTS: Final[dict[str, Fault]] = {
     "link: no ON CONFLICT": Fault(
@@ -520,64 +522,64 @@ FAULTS: Final[dict[str, Fault]] = {
     ),
     "vault: an envelope is not bound to the format (A29)": Fault(
         file="vault/envelope.py",
-        old=BOUND_TO,
-        new="parts = (key_id, grant_id, context, role, user_id, provider, account_key)",
+        old=HEAD,
+        new="_sized(key_id) + _sized(grant_id)",
         test="unit/test_vault_envelope.py",
         only="vectors",
         certain=True,
     ),
     "vault: an envelope is not bound to the key id (A29)": Fault(
         file="vault/envelope.py",
-        old=BOUND_TO,
-        new="parts = (FORMAT, grant_id, context, role, user_id, provider, account_key)",
+        old=HEAD,
+        new="_sized(FORMAT) + _sized(grant_id)",
         test="unit/test_vault_envelope.py",
         only="vectors",
         certain=True,
     ),
     "vault: an envelope is not bound to the grant id (A29)": Fault(
         file="vault/envelope.py",
-        old=BOUND_TO,
-        new="parts = (FORMAT, key_id, context, role, user_id, provider, account_key)",
+        old=HEAD,
+        new="_sized(FORMAT) + _sized(key_id)",
         test=SEALED,
         only="damaged and grant",
         certain=True,
     ),
     "vault: an envelope is not bound to the table (A29)": Fault(
         file="vault/envelope.py",
-        old=BOUND_TO,
-        new="parts = (FORMAT, key_id, grant_id, role, user_id, provider, account_key)",
+        old=TAIL,
+        new="_sized(role) + bound_to.after_role",
         test=SEALED,
         only="another_table",
         certain=True,
     ),
     "vault: an envelope is not bound to the column (A29)": Fault(
         file="vault/envelope.py",
-        old=BOUND_TO,
-        new="parts = (FORMAT, key_id, grant_id, context, user_id, provider, account_key)",
+        old=TAIL,
+        new="bound_to.before_role + bound_to.after_role",
         test=SEALED,
         only="other_column",
         certain=True,
     ),
     "vault: an envelope is not bound to the user (A29)": Fault(
         file="vault/envelope.py",
-        old=BOUND_TO,
-        new="parts = (FORMAT, key_id, grant_id, context, role, provider, account_key)",
+        old=AFTER,
+        new='after_role", b"".join(sized[2:])',
         test=SEALED,
         only="another_row and user",
         certain=True,
     ),
     "vault: an envelope is not bound to the provider (A29)": Fault(
         file="vault/envelope.py",
-        old=BOUND_TO,
-        new="parts = (FORMAT, key_id, grant_id, context, role, user_id, account_key)",
+        old=AFTER,
+        new='after_role", b"".join([sized[1], sized[3]])',
         test=SEALED,
         only="another_row and provider",
         certain=True,
     ),
     "vault: an envelope is not bound to the account (A29)": Fault(
         file="vault/envelope.py",
-        old=BOUND_TO,
-        new="parts = (FORMAT, key_id, grant_id, context, role, user_id, provider)",
+        old=AFTER,
+        new='after_role", b"".join(sized[1:3])',
         test=SEALED,
         only="another_row and account",
         certain=True,
@@ -648,7 +650,7 @@ FAULTS: Final[dict[str, Fault]] = {
     ),
     "replace: what was presented is not compared": Fault(
         file="vault/stored.py",
-        old="known.token != Secret(presented)",
+        old="known.token != presented",
         new="False",
         test="contract/test_vault.py",
         only="what_was_presented",
@@ -712,8 +714,8 @@ FAULTS: Final[dict[str, Fault]] = {
     ),
     "pending: an old row stays": Fault(
         file="tables/pending.py",
-        old='each, self._is_over()).cte(self._names("swept"))',
-        new='each, self._is_over(), sa.false()).cte(self._names("swept"))',
+        old='where(ctid == found).cte(self._names("swept"))',
+        new='where(ctid == found, sa.false()).cte(self._names("swept"))',
         test=PENDING,
         only="next_write and asyncpg",
         certain=True,
@@ -728,8 +730,8 @@ FAULTS: Final[dict[str, Fault]] = {
     ),
     "pending: rows that are not over are swept": Fault(
         file="tables/pending.py",
-        old="self._c.kept_until < sa.bindparam",
-        new="self._c.kept_until != sa.bindparam",
+        old="kept_until < sa.bindparam",
+        new="kept_until != sa.bindparam",
         test=PENDING,
         only="hundred or next_write",
         certain=True,
@@ -760,8 +762,8 @@ FAULTS: Final[dict[str, Fault]] = {
     ),
     "pending: a sweep waits for locked rows": Fault(
         file="tables/pending.py",
-        old="with_for_update(of=self._table, skip_locked=True)",
-        new="with_for_update(of=self._table)",
+        old="with_for_update(of=over, skip_locked=True)",
+        new="with_for_update(of=over)",
         test=VAULT_RACES,
         only="passes_over",
         certain=True,

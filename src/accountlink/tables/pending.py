@@ -113,8 +113,12 @@ class Pending:
     #        SELECT :links, :kept_user_id, :kept_provider, :kept_account_id, :kept_access_token, :kept_refresh_token,
     #               :kept_expires_at, :kept_scopes, :kept_kept_until
     #        ON CONFLICT (table_name, user_id, provider, account_id) DO UPDATE
-    #        SET access_token = excluded.access_token, refresh_token = excluded.refresh_token, expires_at
-    #          = excluded.expires_at, scopes = excluded.scopes, kept_until = excluded.kept_until
+    #        SET access_token = excluded.access_token,
+    #            refresh_token = coalesce(excluded.refresh_token,
+    #              CASE WHEN (pending.kept_until >= :kept_now) THEN pending.refresh_token END), expires_at
+    #              = excluded.expires_at, scopes = coalesce(excluded.scopes,
+    #              CASE WHEN (pending.kept_until >= :kept_now) THEN pending.scopes END), kept_until
+    #              = excluded.kept_until
     #        RETURNING pending.table_name),
     #      al_swept AS (
     #        DELETE FROM pending WHERE ctid = ANY (array((
