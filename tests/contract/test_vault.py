@@ -103,8 +103,9 @@ async def test_a_restore_brings_nothing_old_back(engine: AsyncEngine) -> None:
     await vaulted.linker.unlink(engine, user_id=1, link_id=link_id)
     assert [(None, None)] == await vaulted.column(engine, "access_token", "refresh_token")
     assert Change.RESTORED is (await linked(vaulted, engine)).change
-    with pytest.raises(NeedsConsent):
-        await vaulted.linker.stored_credentials(engine, user_id=1, link_id=link_id)
+    with pytest.raises(NeedsConsent) as raised:
+        await vaulted.linker.stored_credentials(engine, user_id=1, provider="acme")
+    assert link_id == raised.value.link_id
     await linked(vaulted, engine, credentials=TokenSet(access_token="access-2"))
     stored = await vaulted.linker.stored_credentials(engine, user_id=1, link_id=link_id)
     assert ("access-2", None) == (stored.access_token.reveal(), stored.refresh_token)
@@ -124,10 +125,10 @@ async def test_a_token_that_is_over_is_not_given_out(engine: AsyncEngine) -> Non
     """The database's clock decides. Without a refresh token only the user can help."""
     vaulted = await Vaulted().create(engine)
     over = datetime.now(UTC).replace(microsecond=0) - timedelta(seconds=5)
-    await linked(vaulted, engine, credentials=TokenSet(access_token="access-1", expires_at=over))
+    link_id = (await linked(vaulted, engine, credentials=TokenSet(access_token="access-1", expires_at=over))).account.id
     with pytest.raises(NeedsConsent) as raised:
         await vaulted.linker.credentials(engine, user_id=1, provider="acme")
-    assert (over, None) == (raised.value.since, raised.value.provider_code)
+    assert (over, None, link_id) == (raised.value.since, raised.value.provider_code, raised.value.link_id)
     renewable = TokenSet(access_token="access-1", refresh_token="refresh-1", expires_at=over)
     await linked(vaulted, engine, credentials=renewable)
     with pytest.raises(ConfigurationError, match="does not renew"):
