@@ -118,16 +118,18 @@ class NeedsConsent(AccountLinkError):
     Attributes:
         provider_code: The provider's error code, if the provider ended the grant; otherwise ``None``.
         since: When the grant or its last token ended, aware; ``None`` if there was never a token.
+        link_id: The id of the link, for ``expect=`` of a new flow.
     """
 
     code = "needs_consent"
 
-    def __init__(self, *, provider_code: str | None = None, since: datetime | None = None) -> None:
+    def __init__(self, *, provider_code: str | None = None, since: datetime | None = None, link_id: Any = None) -> None:
         super().__init__(
             "This account has no valid token, and none can be obtained without the user. Let the user link it again."
         )
         self.provider_code = provider_code
         self.since = since
+        self.link_id = link_id
 
 
 class RefreshUnavailable(AccountLinkError):
@@ -169,16 +171,18 @@ class MissingScopes(AccountLinkError):
 
     Attributes:
         missing: The scopes that the link lacks.
+        link_id: The id of the link, for ``expect=`` of a new flow.
     """
 
     code = "missing_scopes"
 
-    def __init__(self, *, missing: frozenset[str]) -> None:
+    def __init__(self, *, missing: frozenset[str], link_id: Any = None) -> None:
         super().__init__(
             f"The user has not granted: {', '.join(sorted(missing))}. Let the user link the account again, asking for "
             "these scopes too."
         )
         self.missing = missing
+        self.link_id = link_id
 
 
 class ConfigurationError(AccountLinkError):

@@ -24,7 +24,7 @@ from accountlink import (
     OAuthRefresher,
     TokenSet,
 )
-from accountlink.errors import RefreshRefused, RefreshUnavailable
+from accountlink.errors import MissingScopes, RefreshRefused, RefreshUnavailable
 from accountlink.providers import OAuthClient
 from accountlink.values.health import HealthState
 from accountlink.vault.refresher import ClientRefused, GrantEnded, ProviderUnavailable
@@ -191,6 +191,21 @@ async def test_what_a_failure_is_to_the_caller(engine: AsyncEngine, failure: str
             await linker.credentials(engine, user_id=1, provider="acme")
     assert 1 == len(provider.calls)
     assert state == (await case.state(engine))["state"]
+
+
+async def test_an_error_that_needs_the_user_names_the_link(engine: AsyncEngine) -> None:
+    """Who asked by the provider alone learns which link to reconnect: in the renewal, and from the state after it."""
+    provider = Provider()
+    provider.fails = [GrantEnded("invalid_grant")]
+    case = await Renewed(provider, processes=2).create(engine)
+    link_id = await case.link(engine, ends_in=OVER)
+    for linker in case.linkers:
+        with pytest.raises(NeedsConsent) as raised:
+            await linker.credentials(engine, user_id=1, provider="acme")
+        assert link_id == raised.value.link_id
+    with pytest.raises(MissingScopes) as lacking:
+        await case.linkers[0].credentials(engine, user_id=1, provider="acme", require={"calendar"})
+    assert link_id == lacking.value.link_id
 
 
 async def test_a_token_that_lives_is_given_out_whatever_fails(engine: AsyncEngine) -> None:

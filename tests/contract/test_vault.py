@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from accountlink import (
     AccountLinker,
     AccountNotFound,
+    Change,
     ConfigurationError,
     CredentialsUnreadable,
     CredentialVault,
@@ -68,6 +69,21 @@ async def test_a_link_reads_what_it_was_given(engine: AsyncEngine, policy: str, 
     assert (WHOLE.access_token, None, WHOLE.extra) == (valid.access_token, valid.refresh_token, valid.extra)
 
 
+async def test_a_restore_brings_nothing_old_back(engine: AsyncEngine) -> None:
+    """A32: after an unlink nothing is left to open, and a restore has what it brings."""
+    vaulted = await Vaulted().create(engine)
+    link_id = (await linked(vaulted, engine, credentials=WHOLE)).account.id
+    await vaulted.linker.unlink(engine, user_id=1, link_id=link_id)
+    assert [(None, None)] == await vaulted.column(engine, "access_token", "refresh_token")
+    assert Change.RESTORED is (await linked(vaulted, engine)).change
+    with pytest.raises(NeedsConsent) as raised:
+        await vaulted.linker.stored_credentials(engine, user_id=1, provider="acme")
+    assert link_id == raised.value.link_id
+    await linked(vaulted, engine, credentials=TokenSet(access_token="access-2"))
+    stored = await vaulted.linker.stored_credentials(engine, user_id=1, link_id=link_id)
+    assert ("access-2", None) == (stored.access_token.reveal(), stored.refresh_token)
+
+
 @pytest.mark.parametrize("user_id", [7, "ann", UUID("ABCDEF0123456789ABCDEF0123456789")])
 async def test_each_type_of_user_id(engine: AsyncEngine, user_id: Any) -> None:
     vaulted = await Vaulted(user_type=type(user_id)).create(engine)
@@ -82,10 +98,10 @@ async def test_a_token_that_is_over_is_not_given_out(engine: AsyncEngine) -> Non
     """The database's clock decides. Without a refresh token only the user can help."""
     vaulted = await Vaulted().create(engine)
     over = datetime.now(UTC).replace(microsecond=0) - timedelta(seconds=5)
-    await linked(vaulted, engine, credentials=TokenSet(access_token="access-1", expires_at=over))
+    link_id = (await linked(vaulted, engine, credentials=TokenSet(access_token="access-1", expires_at=over))).account.id
     with pytest.raises(NeedsConsent) as raised:
         await vaulted.linker.credentials(engine, user_id=1, provider="acme")
-    assert (over, None) == (raised.value.since, raised.value.provider_code)
+    assert (over, None, link_id) == (raised.value.since, raised.value.provider_code, raised.value.link_id)
     renewable = TokenSet(access_token="access-1", refresh_token="refresh-1", expires_at=over)
     await linked(vaulted, engine, credentials=renewable)
     with pytest.raises(ConfigurationError, match="does not renew"):

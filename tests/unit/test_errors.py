@@ -36,7 +36,12 @@ TABLE: Final[list[tuple[str, str, dict[str, Any], str]]] = [
             ("contents", "AbCd_-12", "Upgrade accountlink"),
         )
     ),
-    ("NeedsConsent", "needs_consent", {"provider_code": "invalid_grant", "since": None}, "Let the user link it again"),
+    (
+        "NeedsConsent",
+        "needs_consent",
+        {"provider_code": "invalid_grant", "since": None, "link_id": 7},
+        "Let the user link it again",
+    ),
     ("RefreshUnavailable", "refresh_unavailable", {"retry_at": None}, "Call again."),
     (
         "RefreshRefused",
@@ -44,7 +49,7 @@ TABLE: Final[list[tuple[str, str, dict[str, Any], str]]] = [
         {"provider_code": "invalid_client"},
         "Check its id, its secret",
     ),
-    ("MissingScopes", "missing_scopes", {"missing": frozenset({"read"})}, "asking for these scopes too"),
+    ("MissingScopes", "missing_scopes", {"missing": frozenset({"read"}), "link_id": 7}, "asking for these scopes too"),
     (
         "OwnerLookupFailed",
         "database_query_failed",

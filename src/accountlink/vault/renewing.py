@@ -174,13 +174,13 @@ class Renewing(Generic[UserId, LinkId]):
         if isinstance(step, Step) and step is not Step.GIVE and not await self._is_renewable(found):
             step = NeedsConsent(since=found.expires_at) if facts.is_over else Step.GIVE
         if isinstance(step, AccountLinkError):
-            raise step
+            raise _naming(found, step)
         if step is Step.RENEW:
             renewed = await asyncio.shield(self._task(engine, call, found))
             if isinstance(renewed, TokenSet):
                 return _without_refresh(renewed)
             if facts.is_over and renewed is not None:
-                raise _anew(renewed)
+                raise _naming(found, _anew(renewed))
         elif step is Step.GIVE_AND_RENEW:
             _ = self._task(engine, call, found)  # which nobody waits for
         assert access is not None  # noqa: S101  # what is not over is there
@@ -616,6 +616,13 @@ def _changed(tokens: TokenSet, **changes: Any) -> TokenSet:
         "refresh_expires_at": tokens.refresh_expires_at,
     }
     return TokenSet(**(fields | changes))
+
+
+def _naming(found: StoredTokens[Any, Any], error: AccountLinkError) -> AccountLinkError:
+    """Return an error that names the link, if it asks for a new flow of the user."""
+    if isinstance(error, NeedsConsent):
+        error.link_id = found.account.id
+    return error
 
 
 def _anew(error: AccountLinkError) -> AccountLinkError:

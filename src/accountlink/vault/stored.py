@@ -195,7 +195,7 @@ class StoredCredentials(Generic[UserId, LinkId]):
         """
         access = await self.vault.access_token(stored.access_token, stored.bound_to)
         if access is None:
-            raise NeedsConsent
+            raise NeedsConsent(link_id=stored.account.id)
         refresh = await self.vault.refresh_token(stored.refresh_token, stored.bound_to)
         return _tokens(stored, access, refresh)
 
@@ -250,7 +250,7 @@ class StoredCredentials(Generic[UserId, LinkId]):
                 "for 'scopes'. Map scopes=..., or leave require= out."
             )
         if missing := require - (stored.account.scopes or frozenset()):
-            raise MissingScopes(missing=missing)
+            raise MissingScopes(missing=missing, link_id=stored.account.id)
 
     def is_refused(self, access: AccessToken, rejected: Secret | None, *, now: datetime) -> bool:
         """Say whether this is the access token that the API has refused, and old enough for a new one to help."""
@@ -412,7 +412,7 @@ def _state(row: sa.Row[Any]) -> GrantState:
 def _not_renewed(stored: StoredTokens[Any, Any]) -> NeedsConsent | ConfigurationError:
     """Return the error for a link whose access token is over."""
     if not stored.refresh_token:
-        return NeedsConsent(since=stored.expires_at if stored.is_over else None)
+        return NeedsConsent(since=stored.expires_at if stored.is_over else None, link_id=stored.account.id)
     ended = "has expired" if stored.is_over else "was refused"
     return ConfigurationError(
         f"The access token {ended}, and this linker does not renew it. Read stored_credentials(), renew the token at "

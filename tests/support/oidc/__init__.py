@@ -61,6 +61,10 @@ class Issuer:
         counts: dict[str, int] = self._provider.ask("requests", issuer=self.url)
         return counts.get(endpoint, 0)
 
+    def delay(self, endpoint: Endpoint, *, seconds: float) -> None:
+        """Let an endpoint answer each request later than it could, from now on."""
+        self._provider.ask("delay", issuer=self.url, endpoint=endpoint, milliseconds=round(1_000 * seconds))
+
     def set_account(self, account: str, claims: Mapping[str, object]) -> None:
         """Add an account, or change its claims from now on."""
         self._provider.ask("setAccount", issuer=self.url, account=account, claims=claims)

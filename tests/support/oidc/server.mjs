@@ -6,6 +6,7 @@ import { createPrivateKey, generateKeyPairSync, randomBytes } from "node:crypto"
 import { once } from "node:events";
 import { createServer } from "node:http";
 import { createInterface } from "node:readline";
+import { setTimeout } from "node:timers/promises";
 
 console.info = console.error; // oidc-provider's notices: stdout is for answers
 const { Provider } = await import("oidc-provider");
@@ -24,7 +25,7 @@ const spareKeys = []; // of closed issuers: to make one takes longer than all el
 
 const orders = {
   async open({ client, accounts }) {
-    const issuer = { accounts, requests: {}, key: spareKeys.pop() ?? makeKey() };
+    const issuer = { accounts, requests: {}, delays: {}, key: spareKeys.pop() ?? makeKey() };
     const server = createServer((request, response) => answer(issuer, request, response));
     await once(server.listen(0, "127.0.0.1"), "listening");
     issuer.server = server;
@@ -34,6 +35,9 @@ const orders = {
   },
   setAccount({ issuer, account, claims }) {
     issuers.get(issuer).accounts[account] = claims;
+  },
+  delay({ issuer, endpoint, milliseconds }) {
+    issuers.get(issuer).delays[endpoint] = milliseconds;
   },
   requests({ issuer }) {
     return issuers.get(issuer).requests;
@@ -79,6 +83,7 @@ async function answer(issuer, request, response) {
   const endpoint = ENDPOINTS[path] ?? "other";
   issuer.requests[endpoint] = (issuer.requests[endpoint] ?? 0) + 1;
   try {
+    await setTimeout(issuer.delays[endpoint] ?? 0);
     if (endpoint !== "interaction") {
       await issuer.provider.callback()(request, response);
     } else if (request.method === "POST") {
