@@ -27,9 +27,10 @@ class Vaulted:
         ledger: bool = False,
         pending: bool = True,
         user_type: type = int,
+        tables: Tables | None = None,
         **options: Any,
     ) -> None:
-        self.tables: Tables = make_tables(policy, user_type=user_type)
+        self.tables: Tables = tables or make_tables(policy, user_type=user_type)
         metadata = self.tables.metadata
         self.clock = Clock()
         self.pending = pending_credentials(metadata) if pending else None
