@@ -47,7 +47,11 @@ class Case(Renewed):
     def __init__(
         self, provider: Provider | None = None, *, timing: Timing = QUICK, outbox: bool = False, **options: Any
     ):
-        given: dict[str, Any] = {"tables": _tables(outbox), "outbox": outbox, "vault": CredentialVault(keys=BOTH)} | options
+        given: dict[str, Any] = {
+            "tables": _tables(outbox),
+            "outbox": outbox,
+            "vault": CredentialVault(keys=BOTH),
+        } | options
         super().__init__(provider or Provider(), timing=timing, **given)
 
     def renewing(self, number: int = 0) -> Renewing[Any, Any]:
@@ -70,6 +74,21 @@ class Case(Renewed):
         caller = self.ask(engine, number, **asked)
         await asyncio.wait_for(self.provider.asked.wait(), 10)
         return caller
+
+    async def about_to_lease(self, engine: AsyncEngine, number: int) -> tuple[asyncio.Task[str], asyncio.Event]:
+        """A caller that has read the row, and asks for the lease as soon as the event is set."""
+        renewing, reached, go = self.renewing(number), asyncio.Event(), asyncio.Event()
+        lease = renewing._lease
+
+        async def held(*given: Any) -> Any:
+            reached.set()
+            await go.wait()
+            return await lease(*given)
+
+        renewing._lease = held  # type: ignore[method-assign, assignment]
+        caller = self.ask(engine, number)
+        await reached.wait()
+        return caller, go
 
     async def let(self, caller: asyncio.Task[str]) -> str:
         """Let the provider answer, and return what the caller gets."""
@@ -137,15 +156,7 @@ async def case(engine: AsyncEngine) -> Case:
 
 async def test_1_who_takes_the_lease_has_the_newest_tokens(engine: AsyncEngine, case: Case) -> None:
     """speakeasy/gram#4612: a process won the lock, and used the row that it had read before the lock."""
-    late, go = case.renewing(1), asyncio.Event()
-    lease = late._lease
-
-    async def held(*given: Any) -> Any:
-        await go.wait()
-        return await lease(*given)
-
-    late._lease = held  # type: ignore[method-assign, assignment]
-    second = case.ask(engine, 1)
+    second, go = await case.about_to_lease(engine, 1)
     assert "access-1" == await case.get(engine, 0)
     go.set()
     assert "access-1" == await second
@@ -158,10 +169,11 @@ async def test_1_a_host_whose_clock_is_ahead_takes_no_live_lease(
     """coder/coder#27479: each replica judged the lease by its own clock."""
     if engine.dialect.name == "sqlite":
         return  # its clock is the host's
+    second, go = await case.about_to_lease(engine, 1)
     first = await case.held(engine)
     for module in ("accountlink.tables.rows", "accountlink.vault.renewing"):
         monkeypatch.setattr(f"{module}.present", lambda: datetime.now(UTC) + timedelta(hours=1))
-    second = case.ask(engine, 1)
+    go.set()
     await asyncio.sleep(0.3)
     assert 1 == len(case.provider.calls)
     assert "access-1" == await case.let(first) == await second
@@ -433,6 +445,21 @@ async def test_7_a_cancelled_caller_takes_nobody_along(engine: AsyncEngine, case
         raise AssertionError("the sweep does not end")
 
 
+async def test_7_all_callers_share_one_task_of_a_process(engine: AsyncEngine, case: Case) -> None:
+    """coder/coder#27479: a lease is asked for once in a process, not by each of its callers."""
+    renewing = case.renewing()
+    taken, asked = renewing._taken, []
+
+    def counted(connection: sa.Connection, call: Any) -> Any:
+        asked.append(call)
+        return taken(connection, call)
+
+    renewing._taken = counted  # type: ignore[method-assign]
+    assert {"access-1"} == set(await asyncio.gather(*(case.get(engine) for _ in range(20))))
+    assert 1 == len(asked)
+    assert {} == renewing._tasks
+
+
 async def test_7_a_cancelled_renewal_cancels_no_caller(engine: AsyncEngine, case: Case) -> None:
     """PrefectHQ/fastmcp#3713: the map of renewals grew with each; and who was not cancelled does not hear that."""
     first = await case.held(engine)
@@ -535,6 +562,15 @@ async def test_nobody_hears_of_an_early_renewal_that_fails(engine: AsyncEngine, 
             assert "access-0" == await case.get(engine, number)
             await case.renewing(number).aclose()
         assert 1 == len(case.provider.calls)
+
+
+async def test_a_caller_with_a_living_token_hears_of_no_failure(engine: AsyncEngine, case: Case) -> None:
+    """A token that ends sooner than a caller wants is given out where no other can be had."""
+    await case.link(engine, ends_in=timedelta(seconds=30))
+    case.provider.fails = [ValueError("a refresher of the application's own")]
+    assert "access-0" == await case.get(engine)
+    assert "access-0" == await case.get(engine)
+    assert 1 == len(case.provider.calls)
 
 
 async def test_a_refresh_token_that_cannot_be_read_hides_no_living_access_token(engine: AsyncEngine) -> None:
