@@ -63,9 +63,8 @@ class RotatingProvider:
         self.most_at_once = max(self.most_at_once, self.at_once)
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            fields = {
-                name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head.split("\r\n"))
-            }
+            lines = (line.partition(":") for line in head.split("\r\n"))
+            fields = {name.lower(): value.strip() for name, _, value in lines}
             form = parse_qs((await reader.readexactly(int(fields["content-length"]))).decode())
             client, _, _ = base64.b64decode(fields["authorization"].removeprefix("Basic ")).decode().partition(":")
             self.calls.append((int(client.removeprefix("process-")), form["refresh_token"][0]))
