@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from accountlink import AccountNotFound, CredentialVault, NeedsConsent, TokenSet, link_outbox
 from accountlink.errors import RefreshUnavailable, StoreUnavailable
 from accountlink.values.health import HealthState
+from accountlink.vault.envelope import grant_of
 from accountlink.vault.refresher import GrantEnded, ProviderUnavailable
 from accountlink.vault.renewing import Renewing, Timing
 from tests.contract.test_renewing import OVER, Provider, Renewed
@@ -99,24 +100,23 @@ class Case(Renewed):
         found = await self.linker.stored_credentials(engine, user_id=user_id, provider="acme")
         return found.access_token.reveal(), None if found.refresh_token is None else found.refresh_token.reveal()
 
-    async def sealed_anew(self, engine: AsyncEngine, *, key: bytes = OLD_KEY) -> None:
-        """Seal the tokens of the row again, with another key, as `rotate-keys` does."""
-        other = self.other_linker(vault=CredentialVault(keys=[key, *(each for each in BOTH if each != key)]))
-        stored, vault = other._stored, other._stored.vault  # type: ignore[union-attr]
+    async def sealed_anew(self, engine: AsyncEngine, *, link_id: Any = None) -> None:
+        """Seal the tokens of a row again, with the older key, if it still has those that were read."""
+        other = self.other_linker(vault=CredentialVault(keys=BOTH[::-1]))
+        stored = other._stored
         assert stored is not None
-        call = other._calls.reading(user_id=1, provider="acme")
-        found = await stored.find(await other._place(engine), call)
-        sealing = await vault.ready()
-        contents = await stored.contents(found)
-        from accountlink.vault.envelope import grant_of
-
+        named = {"link_id": link_id} if link_id is not None else {"provider": "acme"}
+        found = await stored.find(await other._place(engine), other._calls.reading(user_id=1, **named))
+        sealing = await stored.vault.ready()
         columns = {
             each.role: sealing.again(each, grant_id=grant_of(text), bound_to=found.bound_to)
-            for each, text in zip(contents, (found.access_token, found.refresh_token), strict=True)
+            for each, text in zip(await stored.contents(found), (found.access_token, found.refresh_token), strict=True)
             if each is not None
         }
+        c = self.table.c
+        still = sa.and_(c.id == found.account.id, c.access_token == found.access_token)
         async with engine.begin() as connection:
-            await connection.execute(sa.update(self.table).where(self.table.c.user_id == 1).values(columns))
+            await connection.execute(sa.update(self.table).where(still).values(columns))
 
     async def lapse(self, engine: AsyncEngine) -> None:
         """Let the lease end now."""
