@@ -8,13 +8,15 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
 
-from accountlink import AccountNotFound, CredentialVault, NeedsConsent, TokenSet, link_outbox
+from accountlink import AccountNotFound, CredentialVault, NeedsConsent, TokenSet, link_outbox, tune_sqlite
 from accountlink.errors import RefreshUnavailable, StoreUnavailable
 from accountlink.values.health import HealthState
 from accountlink.vault.envelope import grant_of
@@ -22,6 +24,7 @@ from accountlink.vault.refresher import GrantEnded, ProviderUnavailable
 from accountlink.vault.renewing import Renewing, Timing
 from tests.contract.test_renewing import OVER, Provider, Renewed
 from tests.faults.stepping import Moment, Stepped
+from tests.support.databases import Database
 from tests.support.models import EXCLUSIVE_SOFT, Tables, make_tables
 from tests.support.vaulted import KEY, OLD_KEY
 
@@ -238,7 +241,7 @@ async def test_3_who_gets_no_lease_never_calls(engine: AsyncEngine, case: Case) 
     first = await case.held(engine, 1)
     until = (await case.state(engine))["lease_until"]
     with pytest.raises(RefreshUnavailable) as raised:
-        await case.get(engine)
+        await asyncio.wait_for(case.get(engine), 5)
     assert raised.value.retry_at is not None
     assert raised.value.retry_at.replace(tzinfo=UTC) == until.replace(tzinfo=UTC)
     assert "access-1" == await case.let(first)
@@ -495,13 +498,8 @@ async def test_7_a_renewal_that_is_cancelled_while_it_stores_has_stored(engine: 
     assert ("access-1", "refresh-1") == await case.stored(engine)
 
 
-def test_7_loops_that_end_with_a_renewal_under_way_leave_nothing(tmp_path: Any) -> None:
+def test_7_loops_that_end_with_a_renewal_under_way_leave_nothing(tmp_path: Path) -> None:
     """PrefectHQ/fastmcp#3713: tasks of loops that were closed are forgotten, and no later loop waits for them."""
-    from sqlalchemy.ext.asyncio import create_async_engine
-    from sqlalchemy.pool import NullPool
-
-    from accountlink import tune_sqlite
-
     case = Case()
     engine = tune_sqlite(create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'a.db'}", poolclass=NullPool))
 
@@ -530,6 +528,32 @@ def test_7_loops_that_end_with_a_renewal_under_way_leave_nothing(tmp_path: Any) 
         assert {} == case.renewing()._tasks
         for task in asyncio.all_tasks(loop):
             task._log_destroy_pending = False  # type: ignore[attr-defined]  # what this test is about
+
+
+async def test_7_loops_of_several_threads_share_a_linker(engine: AsyncEngine, case: Case, database: Database) -> None:
+    """Each loop has its own task and its own connections; the lease decides between them as between processes."""
+
+    async def elsewhere() -> list[str]:
+        other = create_async_engine(database.url, poolclass=NullPool)
+        other = tune_sqlite(other, busy_timeout=30_000) if engine.dialect.name == "sqlite" else other
+        got = await asyncio.gather(*(case.get(other) for _ in range(5)))
+        await case.renewing().aclose()
+        return got
+
+    case.provider.answers, case.provider.asked = Everywhere(), Everywhere()
+    case.provider.delay = 0.1
+    loops = [asyncio.to_thread(asyncio.run, elsewhere()) for _ in range(3)]
+    got = await asyncio.gather(*(case.get(engine) for _ in range(5)), *loops)
+    assert {"access-1"} == set(got[:5]) | {each for some in got[5:] for each in some}
+    assert 1 == len(case.provider.calls)
+    assert {} == case.renewing()._tasks
+
+
+class Everywhere(asyncio.Event):
+    """An event that is always set, and belongs to no loop."""
+
+    async def wait(self) -> Literal[True]:
+        return True
 
 
 # -- the early renewal -------------------------------------------------------------------------------------------------
