@@ -505,7 +505,7 @@ FAULTS: Final[dict[str, Fault]] = {
     "renewal 5: only who has the lease stores (local-operator#945)": Fault(
         file="vault/lease_statements.py",
         old='        written = self.replace(shape).cte(self._names("written"))\n',
-        new="        holds = sa.exists(select(ONE).select_from(self._s.table)"
+        new="        holds = sa.exists(select(ONE).select_from(self._states)"
         ".where(*self._has_lease(), self._s.lease_until > self._now(on_sqlite=False)))\n"
         '        written = self.replace(shape).where(holds).cte(self._names("written"))\n',
         test=RULES,
@@ -534,6 +534,54 @@ FAULTS: Final[dict[str, Fault]] = {
         new="                if error:\n",
         test=RULES,
         only="5_a_database or 5_a_key",
+        certain=True,
+    ),
+    "renewal 5: whose link it is now is not looked at (A02)": Fault(
+        file="vault/statements.py",
+        old=".where(self._is_named(), self.live(), *self._still_sealed())\n            .values(",
+        new='.where(self._c["id"] == self.bind("id"))\n            .values(',
+        test="contract/test_renewal_orders.py",
+        only="statement_of_a_renewal",
+        certain=True,
+    ),
+    "renewal: a lost reply is retried without a grace period": Fault(
+        file="vault/oauth.py",
+        old="if not away.uncertain or not grace:",
+        new="if not away.uncertain:",
+        test="faults/test_renewal_processes.py",
+        only="reply_is_lost and asyncpg",
+        certain=True,
+    ),
+    "renewal: a lost reply is forgotten": Fault(
+        file="vault/lease_statements.py",
+        old='            "uncertain": sa.or_(s.uncertain, flag),\n',
+        new='            "uncertain": s.uncertain,\n',
+        test="faults/test_renewal_processes.py",
+        only="reply_is_lost and asyncpg",
+        certain=True,
+    ),
+    "renewal: a caller who died is forgotten": Fault(
+        file="vault/lease_statements.py",
+        old="sa.or_(s.uncertain, sa.and_(s.lease_by.is_not(None), sa.not_(mine)))",
+        new="s.uncertain",
+        test="faults/test_renewal_processes.py",
+        only="killed and asyncpg",
+        certain=True,
+    ),
+    "renewal: Retry-After is not stored": Fault(
+        file="vault/oauth.py",
+        old="        return ProviderUnavailable(retry_at)\n",
+        new="        return ProviderUnavailable()\n",
+        test="faults/test_renewal_processes.py",
+        only="no_answer_now and asyncpg",
+        certain=True,
+    ),
+    "renewal: the end is by this machine's clock (EDDI#751)": Fault(
+        file="vault/renewing.py",
+        old="        new = _by_database(new, lease)\n",
+        new="",
+        test="faults/test_renewal_processes.py",
+        only="hour and asyncpg",
         certain=True,
     ),
     "renewal 6: the end is stored whatever the row has (vercel/ai#20674)": Fault(
