@@ -536,6 +536,14 @@ FAULTS: Final[dict[str, Fault]] = {
         only="5_a_database or 5_a_key",
         certain=True,
     ),
+    "renewal 5: who takes a lapsed lease asks at once (local-operator#945)": Fault(
+        file="vault/renewing.py",
+        old="None if found.lease_by is None else await",
+        new="None if True else await",
+        test=RULES,
+        only="longer_than_the_lease",
+        certain=True,
+    ),
     "renewal 5: whose link it is now is not looked at (A02)": Fault(
         file="vault/statements.py",
         old=".where(self._is_named(), self.live(), *self._still_sealed())\n            .values(",

@@ -336,6 +336,23 @@ async def test_5_a_database_that_is_away_throws_no_rotation_away(engine: AsyncEn
     assert 1 == len(case.provider.calls)
 
 
+async def test_5_a_database_that_is_away_longer_than_the_lease(engine: AsyncEngine, case: Case) -> None:
+    """damianvtran/local-operator#945: who takes a lapsed lease lets its former holder store what it has."""
+    first = await case.held(engine)
+    with case.away(10**6) as left:
+        case.provider.answers.set()
+        while left[0] == 10**6:  # noqa: ASYNC110  # until the storing has failed once
+            await asyncio.sleep(0.001)
+        await case.lapse(engine)
+        second = case.ask(engine, 1)
+        while (await case.state(engine))["lease_until"].replace(tzinfo=UTC) < datetime.now(UTC):  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        left[0] = 0
+        assert "access-1" == await first == await second
+    assert ("access-1", "refresh-1") == await case.stored(engine)
+    assert ["refresh-0"] == case.provider.calls
+
+
 async def test_5_other_tokens_are_not_written_over(engine: AsyncEngine, case: Case) -> None:
     """maximhq/bifrost#5919: the user has linked again meanwhile, and their new tokens are the answer."""
     first = await case.held(engine)

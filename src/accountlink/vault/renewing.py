@@ -359,7 +359,7 @@ class Renewing(Generic[UserId, LinkId]):
                     return RefreshUnavailable(retry_at=found.state.leased_until)
                 if _is_leased(found) or found is not seen:
                     await asyncio.sleep(pause * (0.5 + self._chance() / 2))
-                    pause = min(pause * 1.5, 10 * self.timing.poll.total_seconds())
+                    pause = min(pause * 1.5, self._longest_pause)
                 found = await self.read(engine, named)
                 settled = await self._settled(found, seen)
                 if settled is not None:
@@ -416,7 +416,7 @@ class Renewing(Generic[UserId, LinkId]):
     ) -> TokenSet | AccountLinkError:
         """Ask the provider, with the lease and without a connection, and store what it answers."""
         asked = await self._prepared(engine, call, found, lease, deadline=deadline)
-        if isinstance(asked, AccountLinkError):
+        if not isinstance(asked, _Asked):
             return asked
         answer = await self._answer(found.account.provider, asked, deadline=deadline)
         try:
@@ -433,11 +433,33 @@ class Renewing(Generic[UserId, LinkId]):
                 raise
             return await self._fallen(engine, asked, found, error)  # it can never be stored: nobody asks again at once
 
+    async def _stored_late(
+        self, engine: AsyncEngine, call: Call, found: StoredTokens[UserId, LinkId]
+    ) -> TokenSet | AccountLinkError | None:
+        """Return what the former holder of a lapsed lease stores at last, or ``None``.
+
+        That caller may live, and have new tokens which it could not store, because the database was away. It tries
+        again at least as often as this method waits; the tokens in the row may be spent.
+        """
+        await asyncio.sleep(2 * self._longest_pause)
+        now = await self.read(engine, call)
+        if (settled := await self._settled(now, found)) is not None or _texts(now) == _texts(found):
+            return settled
+        (new, _), (old, _) = await self.stored.opened(now), await self.stored.opened(found)
+        is_other = new is None or old is None or _known(new) != _known(old)
+        return RefreshUnavailable() if is_other else None
+
+    @property
+    def _longest_pause(self) -> float:
+        """Seconds: the longest pause between two attempts, of waiting callers and of storing."""
+        return 10 * self.timing.poll.total_seconds()
+
     async def _prepared(
         self, engine: AsyncEngine, call: Call, found: StoredTokens[UserId, LinkId], lease: Lease, *, deadline: float
-    ) -> _Asked | AccountLinkError:
+    ) -> _Asked | TokenSet | AccountLinkError:
         """Fetch everything that the storing of an answer will need, or give the lease back."""
         try:
+            late = None if found.lease_by is None else await self._stored_late(engine, call, found)
             contents = await self.stored.contents(found)
             tokens = self.stored.together(found, *contents)
             is_renewable = tokens is not None and self.refresher.can_renew(found.account.provider, tokens)
@@ -445,10 +467,11 @@ class Renewing(Generic[UserId, LinkId]):
         except Exception:  # nobody was asked: the next caller need not wait for the end of the lease
             await self._give_back(engine, call, lease)
             raise
-        if tokens is not None and is_renewable and asyncio.get_running_loop().time() < deadline:
+        in_time = asyncio.get_running_loop().time() < deadline
+        if late is None and tokens is not None and is_renewable and in_time:
             return _Asked(call=call, lease=lease, tokens=tokens, contents=contents, sealing=sealing)
         await self._give_back(engine, call, lease)
-        return RefreshUnavailable() if is_renewable else NeedsConsent(since=found.expires_at)
+        return late or (RefreshUnavailable() if is_renewable else NeedsConsent(since=found.expires_at))
 
     async def _answer(self, provider: str, asked: _Asked, *, deadline: float) -> TokenSet | Exception:
         """Return the provider's answer, or how the call failed."""
@@ -520,7 +543,7 @@ class Renewing(Generic[UserId, LinkId]):
                     raise cancelled
                 return result
             await asyncio.sleep(pause)
-            pause = min(2 * pause, 10 * self.timing.poll.total_seconds())
+            pause = min(2 * pause, self._longest_pause)
 
     async def _stored_once(
         self, engine: AsyncEngine, asked: _Asked, found: StoredTokens[UserId, LinkId], new: TokenSet
