@@ -40,6 +40,7 @@ class Race:
     def __init__(self, database: Database, engine: AsyncEngine, provider: RotatingProvider, effort: Effort) -> None:
         self.database, self.engine, self.provider = database, engine, provider
         self.processes, self.tasks = (8, 20) if effort.full else (3, 4)
+        self.slowness = 8 if effort.full else 1  # so many processes connect for seconds
         self.running: list[Process] = []
 
     async def begin(self, *, of: dict[int, dict[str, Any]] | None = None, **options: Any) -> None:
@@ -136,7 +137,7 @@ async def test_the_winner_is_killed_in_mid_call(race: Race, rotated: bool) -> No
     """At most 2 calls, one after the other's lease. If the provider had rotated, the loss is told as ours."""
     race.provider.answers.clear()
     race.provider.plan = [""] if rotated else ["unless it is gone"]
-    await race.begin(lease=1.5, deadline=1)
+    await race.begin(lease=2 * race.slowness, deadline=race.slowness)
     dead = await race.asked()
     race.running[dead].kill()
     await asyncio.sleep(0.05)  # in which the provider hears that the line is cut
@@ -199,7 +200,7 @@ async def test_the_provider_has_no_answer_now(race: Race, answer: str) -> None:
     assert 1 == len(race.provider.calls)
     wait = (await race.state())["retry_at"].replace(tzinfo=UTC) - datetime.now(UTC)
     assert timedelta(0) < wait < timedelta(seconds=121)
-    assert ("429" in answer) is (wait > timedelta(seconds=60))
+    assert ("429" in answer) is (wait > timedelta(seconds=61))
     assert "access-1" == await race.again()
     assert 2 == len(race.provider.calls)
 
@@ -208,7 +209,7 @@ async def test_the_provider_has_no_answer_now(race: Race, answer: str) -> None:
 async def test_a_call_slower_than_the_lease(race: Race) -> None:
     """At most 1 call: it is given up before the lease ends, and a moment is stored."""
     race.provider.answers.clear()
-    await race.begin(lease=1.5, deadline=0.5)
+    await race.begin(lease=2 * race.slowness, deadline=race.slowness)
     assert Counter({"refresh_unavailable": race.all}) == await race.ends()
     assert 1 == len(race.provider.calls)
     state = await race.state()

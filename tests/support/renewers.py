@@ -17,7 +17,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from accountlink import AccountLinkError, TokenSet, tune_sqlite
 from accountlink.providers import OAuthClient, RefreshBehaviour
+from accountlink.tables import rows
 from accountlink.tables.refreshes import refresh_states
+from accountlink.vault import renewal, renewing
 from accountlink.vault.oauth import OAuthRefresher
 from accountlink.vault.renewing import Timing
 from tests.support.models import EXCLUSIVE_SOFT, Tables, identity, make_tables
@@ -49,7 +51,8 @@ class RotatingProvider:
 
     def __init__(self) -> None:
         self.calls: list[tuple[int, str]] = []
-        self.at_once = self.most_at_once = 0
+        self.under_way: set[object] = set()
+        self.most_at_once = 0
         self.plan: list[str] = []
         self.asked, self.answers = asyncio.Event(), asyncio.Event()
         self.answers.set()
@@ -59,8 +62,10 @@ class RotatingProvider:
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one request."""
-        self.at_once += 1
-        self.most_at_once = max(self.most_at_once, self.at_once)
+        call = object()
+        self.under_way.add(call)
+        self.most_at_once = max(self.most_at_once, len(self.under_way))
+        gone: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             lines = (line.partition(":") for line in head.split("\r\n"))
@@ -71,10 +76,10 @@ class RotatingProvider:
             planned = self.plan.pop(0) if self.plan else ""
             self.asked.set()
             gone = asyncio.ensure_future(reader.read())
+            gone.add_done_callback(lambda _: self._ended(call))  # a caller that gave up asks no longer
             await self.answers.wait()
             if planned == "unless it is gone" and gone.done():
                 return
-            gone.cancel()
             answer = self._answer(planned, int(form["refresh_token"][0].removeprefix("refresh-")))
             if answer:
                 writer.write(answer)
@@ -82,8 +87,12 @@ class RotatingProvider:
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
-            self.at_once -= 1
+            gone.cancel()
+            self._ended(call)
             writer.close()
+
+    def _ended(self, call: object) -> None:
+        self.under_way.discard(call)
 
     def _answer(self, planned: str, presented: int) -> bytes:
         """Return the answer to a refresh token; nothing if it is lost."""
@@ -178,16 +187,15 @@ async def ask(
     times: int,
     cancels: bool = False,
     engine_options: dict[str, Any] | None = None,
+    pause: float = 60,
     **options: Any,
 ) -> None:
     """Ask for the token of the link in many tasks as soon as the test says so.
 
     A process that cancels does so when the test says so once more, and waits for what is under way.
     """
+    renewal.SHORTEST_PAUSE = timedelta(seconds=pause)  # type: ignore[misc]  # so that a busy machine ends none
     if ahead := options.get("ahead"):
-        from accountlink.tables import rows
-        from accountlink.vault import renewing
-
         rows.present = renewing.present = lambda: datetime.now(UTC) + timedelta(seconds=ahead)  # type: ignore[attr-defined]
     engine = opened(url, **(engine_options or {}))
     case = renewed(provider, number=number, **options)
