@@ -25,6 +25,7 @@ from accountlink import (
     AccountNotFound,
     Linked,
     NeedsConsent,
+    Ownership,
     OwnershipConflict,
     TokenSet,
     Transferred,
@@ -33,7 +34,7 @@ from accountlink.vault.renewing import Renewing
 from tests.contract.test_renewal_rules import Case
 from tests.contract.test_renewing import OVER
 from tests.support.databases import Database
-from tests.support.models import identity
+from tests.support.models import POLICIES, identity, make_tables
 
 LEAST = 4
 """The statements of a renewal: it reads, takes the lease, stores, and reads."""
@@ -323,3 +324,34 @@ async def _overtaken(name: str, this: Round, other: AsyncEngine, at: int) -> boo
         await act()
     await check(name, this, callers[0], [])
     return came
+
+
+@pytest.mark.parametrize(("policy", "ledger"), [*((each, False) for each in POLICIES), ("exclusive-soft", True)])
+async def test_an_unlink_in_mid_call_under_each_policy(engine: AsyncEngine, policy: str, ledger: bool) -> None:
+    """A row that is deleted, or dead, is not written; the next link of the account is renewed, and no epoch moves."""
+    exclusive = POLICIES[policy].ownership is Ownership.EXCLUSIVE
+    tables = make_tables(POLICIES[policy])
+    case = await Case(tables=tables, ledger=ledger, pending=exclusive, processes=2).create(engine)
+    link_id = await case.link(engine, ends_in=OVER)
+    before = await epochs(case, engine)
+    assert "access-1" == await case.get(engine)
+    assert before == await epochs(case, engine)
+    await case.link(engine, ends_in=OVER, refresh="refresh-again")
+    case.provider.asked.clear()
+    caller = await case.held(engine)
+    await case.linker.unlink(engine, user_id=1, link_id=link_id)
+    with pytest.raises(AccountNotFound):
+        await case.let(caller)
+    assert [] == [row for row in await case.column(engine, "access_token", "refresh_token") if row != (None, None)]
+    await case.link(engine, ends_in=OVER, refresh="refresh-new")
+    assert (await case.get(engine, 1)).startswith("access-")
+    assert 3 == len(case.provider.calls)
+
+
+async def epochs(case: Case, engine: AsyncEngine) -> list[Any]:
+    """The versions of the links, or their epochs in the ledger."""
+    ledger = case.options.get("ledger")
+    if ledger is None:
+        return await case.column(engine, "version")
+    async with engine.connect() as connection:
+        return [tuple(row) for row in await connection.execute(sa.select(ledger))]
