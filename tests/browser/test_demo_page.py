@@ -31,6 +31,8 @@ CONNECTED: Final = "Connected."
 ANOTHER: Final = "Another user has connected this account. To move it to you, connect it once more."
 USED: Final = "This answer was used already. Your accounts are below."
 DISCONNECTED: Final = re.compile(r"Disconnected\. The row stays")
+COPY: Final = "Copy the ciphertext of row 1 into row 2"
+RESTORE: Final = "Restore the ciphertext of row 2"
 INSIDE: Final = {"DIALOG", "BODY"}
 EVENTS: Final = (
     "restored", "unlinked", "updated", "transferred", "conflict", "conflict", "conflict", "linked", "linked", "linked",
@@ -502,6 +504,59 @@ async def test_sharing(demo: Demo, chromium: Browser) -> None:
             assert "409 (Conflict)" in bob.problems.pop()
             assert token not in demo.printed
         await expect(alice.tab.get_by_text("may use")).to_have_count(0)
+
+
+async def test_the_vault(demo: Demo, chromium: Browser) -> None:
+    """A moved ciphertext is refused in its row alone, and put back; a claimant's tokens come with the transfer."""
+    settings: dict[str, Any] = {"reduced_motion": "reduce", "viewport": {"width": 1280, "height": 800}}
+    async with person(demo, chromium) as alice, person(demo, chromium, **settings) as bob:
+        await alice.signs_in("Alice")
+        await alice.connects()
+        await alice.reads(CONNECTED)
+        await bob.signs_in("Bob")
+        await bob.connects("bob")
+        await bob.reads(CONNECTED)
+        entries = bob.tab.locator("#envelopes li")
+        alices, bobs, waiting = entries.nth(0), entries.nth(1), entries.nth(2)
+        row = re.compile(r"^Row 1, Alice.*al1.*Access token")
+        await expect(entries).to_have_text([row, re.compile(r"^Row 2, Bob.*al1.*Access token")])
+
+        # The row alone is refused, and its account asks to be connected again.
+        await bob.press(COPY)
+        await bob.reads("Row 2 now has the ciphertext of row 1. See below how it is read.")
+        await expect(bobs).to_contain_text("Refused: credentials_unreadable (access_token, not_authentic)")
+        await expect(alices).to_have_text(row)
+        await expect(bob.tab.locator("#accounts")).to_contain_text("Its tokens cannot be read. Reconnect it.")
+        await expect(bob.tab.get_by_role("button", name=RESTORE)).to_be_focused()
+        await keep(bob.tab, "vault-light-1280")
+        assert await violations(bob.tab) == []
+        await bob.tab.set_viewport_size({"width": 360, "height": 800})
+        await bob.tab.emulate_media(color_scheme="dark", reduced_motion="reduce")
+        await bob.reloads()
+        await expect(bobs).to_contain_text("Refused")
+        await bobs.scroll_into_view_if_needed()
+        assert await violations(bob.tab) == []
+        assert await bob.tab.evaluate("() => document.documentElement.scrollWidth") <= 360
+        assert await bob.tab.evaluate(JUMPS) == 0
+        await keep(bob.tab, "vault-dark-360")
+
+        # By keyboard: the focus stays where it was.
+        await bob.tab.get_by_role("button", name=RESTORE).focus()
+        await bob.tab.keyboard.press("Enter")
+        await bob.reads("Row 2 has its own ciphertext again.")
+        await expect(bobs).not_to_contain_text("Refused")
+        await expect(bob.tab.get_by_role("button", name=COPY)).to_be_focused()
+
+        # The grant that waited is in the row, and the account is ready.
+        await bob.connects()
+        await expect(bob.dialog).to_be_visible()
+        await expect(waiting).to_have_text(re.compile(r"^Waits for Bob.*al1"))
+        grant = await waiting.locator("dd").nth(2).inner_text()
+        await bob.press("Move it to me")
+        await bob.reads(CONNECTED)
+        await expect(entries).to_have_text([re.compile(r"^Row 1, Bob.*Access token"), re.compile(r"^Row 2, Bob")])
+        assert grant == await alices.locator("dd").nth(2).inner_text()
+        await expect(bob.tab.locator("#accounts span")).to_have_text(["Ready: it has your tokens."] * 2)
 
 
 async def test_the_doctor(demo: Demo, chromium: Browser) -> None:

@@ -6,12 +6,15 @@ import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import httpx2
 import pytest
+from authlib.oauth2.rfc7636 import create_s256_code_challenge  # type: ignore[import-untyped]  # Authlib ships no types
 
 from accountlink import ConfigurationError, TokenSet
 from accountlink.providers import OAuthClient, RefreshBehaviour, oidc
+from accountlink.testing.fake_provider import FakeProvider, Lost
 from accountlink.vault.oauth import OAuthRefresher, TokenAnswer, failure_of, retry_moment
 from accountlink.vault.refresher import ClientRefused, GrantEnded, ProviderUnavailable, RenewalFailed
 
@@ -165,3 +168,98 @@ def test_retry_after() -> None:
     failed = failure_of(TokenAnswer(status=503, retry_after="60", members={}), now=NOW)
     assert isinstance(failed, ProviderUnavailable)
     assert NOW + timedelta(minutes=1) == failed.retry_at
+
+
+# -- at the built-in provider -----------------------------------------------------------------------------------------
+
+
+class AtProvider:
+    """A user's grant at the built-in provider, obtained by its own code."""
+
+    def __init__(self, **options: Any) -> None:
+        self.fake = FakeProvider(redirect_uris=["https://app.example/callback"], **options)
+        self.fake.add_account("sub-1", email="ann@example.com")
+        self.fake.sign_in_as("sub-1")
+        self.transport = httpx2.ASGITransport(app=self.fake)
+        registered = OAuthClient(
+            client_id=self.fake.client_id,
+            client_secret=self.fake.client_secret,
+            metadata_url=self.fake.server_metadata_url,
+        )
+        self.refresher = OAuthRefresher({"acme": [registered]}, transport=self.transport)
+
+    async def tokens(self) -> TokenSet:
+        """Obtain tokens by a code."""
+        verifier = "v" * 43
+        async with httpx2.AsyncClient(transport=self.transport, base_url=self.fake.issuer) as browser:
+            asked = {
+                "response_type": "code",
+                "client_id": self.fake.client_id,
+                "redirect_uri": "https://app.example/callback",
+                "scope": "openid offline_access",
+                "code_challenge": create_s256_code_challenge(verifier),
+                "code_challenge_method": "S256",
+            }
+            back = await browser.get("/authorize", params=asked)
+            code = dict(parse_qsl(urlsplit(back.headers["Location"]).query))["code"]
+            answer = await browser.post(
+                "/token",
+                data={
+                    "grant_type": "authorization_code",
+                    "code": code,
+                    "redirect_uri": "https://app.example/callback",
+                    "code_verifier": verifier,
+                },
+                auth=(self.fake.client_id, self.fake.client_secret),
+            )
+        return TokenSet.from_response(answer.json(), received_at=datetime.now(UTC))
+
+    async def renewed(self, tokens: TokenSet) -> TokenSet:
+        return await self.refresher.renew("acme", tokens, deadline=DEADLINE)
+
+
+async def test_a_rotating_provider_is_asked_with_the_newest_token() -> None:
+    """Each renewal gives a new refresh token, and the address comes from the discovery document, once."""
+    at = AtProvider()
+    first = await at.tokens()
+    second = await at.renewed(first)
+    third = await at.renewed(second)
+    assert 3 == len({tokens.refresh_token for tokens in (first, second, third)})
+    assert 1 == at.fake.calls["/.well-known/openid-configuration"]
+    with pytest.raises(GrantEnded) as raised:
+        await at.renewed(first)
+    assert "invalid_grant" == raised.value.provider_code
+    with pytest.raises(GrantEnded):
+        await at.renewed(third)
+
+
+async def test_a_provider_that_does_not_rotate_sends_no_refresh_token() -> None:
+    at = AtProvider(behaviour=RefreshBehaviour(rotates=False))
+    first = await at.tokens()
+    for _ in range(2):
+        assert (await at.renewed(first)).refresh_token is None
+
+
+async def test_a_spent_token_works_within_the_grace() -> None:
+    at = AtProvider(behaviour=RefreshBehaviour(rotates=True, grace=timedelta(minutes=1)))
+    first = await at.tokens()
+    assert (await at.renewed(first)).access_token != (await at.renewed(first)).access_token
+
+
+async def test_plans_of_the_built_in_provider() -> None:
+    """A provider that is told to fail does so in each form, and the grant lives."""
+    at = AtProvider()
+    tokens = await at.tokens()
+    at.fake.fail_next("token", status=429, retry_after="30")
+    with pytest.raises(ProviderUnavailable) as raised:
+        await at.renewed(tokens)
+    assert raised.value.retry_at is not None
+    at.fake.fail_next("token", status=403, error="invalid_grant")
+    with pytest.raises(GrantEnded):
+        await at.renewed(tokens)
+    at.fake.fail_next("token", lost=Lost.REQUEST)
+    with pytest.raises(ProviderUnavailable) as raised:
+        await at.renewed(tokens)
+    assert raised.value.uncertain
+    at.fake.forge_next("token", lambda answer: {**answer, "expires_in": None})
+    assert (await at.renewed(tokens)).expires_at is None

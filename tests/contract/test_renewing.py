@@ -6,14 +6,26 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from accountlink import AccountLinkError, AccountNotFound, ConfigurationError, Linked, NeedsConsent, TokenSet
+from accountlink import (
+    AccountLinkError,
+    AccountNotFound,
+    ConfigurationError,
+    EventType,
+    Linked,
+    NeedsConsent,
+    OAuthRefresher,
+    TokenSet,
+)
 from accountlink.errors import RefreshRefused, RefreshUnavailable
+from accountlink.providers import OAuthClient
 from accountlink.tables.refreshes import refresh_states
 from accountlink.values.health import HealthState
 from accountlink.vault.refresher import ClientRefused, GrantEnded, ProviderUnavailable
@@ -372,3 +384,115 @@ async def test_a_host_whose_clock_is_wrong_stores_the_end_by_the_databases(
     tokens = await case.linkers[0].credentials(engine, user_id=1, provider="acme")
     assert tokens.expires_at is not None
     assert abs(tokens.expires_at - datetime.now(UTC) - timedelta(minutes=30)) < timedelta(seconds=20)
+
+
+# -- the table of answers in docs/refreshing.md -----------------------------------------------------------------------
+
+
+def raising(error: Exception) -> Callable[[httpx2.Request], httpx2.Response]:
+    def answer(_request: httpx2.Request) -> httpx2.Response:
+        raise error
+
+    return answer
+
+
+def answering(status: int, **members: object) -> Callable[[httpx2.Request], httpx2.Response]:
+    return lambda _: httpx2.Response(status, json=members)
+
+
+ANSWERS: dict[str, list[Callable[[httpx2.Request], httpx2.Response]]] = {
+    "200 with `access_token`": [lambda _: httpx2.Response(200, json={"access_token": "new", "expires_in": 3600})],
+    "`invalid_grant`, with any status": [answering(status, error="invalid_grant") for status in (400, 403, 200)],
+    "`invalid_client`, `unauthorized_client`, `invalid_scope`": [
+        answering(401, error=code) for code in ("invalid_client", "unauthorized_client", "invalid_scope")
+    ],
+    "429 or 503, with or without `Retry-After`": [
+        lambda _: httpx2.Response(429, headers={"Retry-After": "60"}),
+        lambda _: httpx2.Response(503),
+    ],
+    "no answer: the request was not sent": [raising(httpx2.ConnectError("planned"))],
+    "no answer: the connection broke, or it took over 20 seconds": [
+        raising(httpx2.ReadError("planned")),
+        raising(httpx2.ReadTimeout("planned")),
+    ],
+    "400 without a code, or with an unknown one": [
+        lambda _: httpx2.Response(400, text="no"),
+        lambda _: httpx2.Response(400, json={"error": "E1234"}),
+    ],
+    "200 without `access_token`": [lambda _: httpx2.Response(200, json={"token_type": "Bearer"})],
+}
+RESULTS = {
+    "the new tokens are stored": None,
+    "`NeedsConsent`": NeedsConsent,
+    "`RefreshRefused`": RefreshRefused,
+    "`RefreshUnavailable`": RefreshUnavailable,
+}
+
+
+def documented() -> dict[str, tuple[str, str, str]]:
+    """The rows of the table in the documentation, by the answer."""
+    page = (Path(__file__).parents[2] / "docs" / "refreshing.md").read_text("utf-8")
+    table = page.split("| answer | result |")[1].split("\n\n")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    return {answer: (result, health, again) for answer, result, health, again in rows}
+
+
+def test_the_table_has_each_answer() -> None:
+    assert set(ANSWERS) == set(documented())
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+async def test_each_answer_is_what_the_table_says(engine: AsyncEngine, answer: str) -> None:
+    """The documented result, health and next attempt of each answer are those that come about."""
+    result, health, again = documented()[answer]
+    for number, respond in enumerate(ANSWERS[answer]):
+        registered = OAuthClient(client_id="id", client_secret="s", token_endpoint="https://provider.example/token")
+        refresher = OAuthRefresher({"acme": [registered]}, transport=httpx2.MockTransport(respond))
+        case = Renewed(Provider())
+        case.linkers = [case.other_linker(refresher=refresher, refreshes=case.states)]
+        if number == 0:
+            await case.create(engine)
+        async with engine.begin() as connection:
+            await connection.execute(sa.delete(case.states))
+        await case.link(engine, ends_in=OVER)
+        asking = case.linkers[0].credentials(engine, user_id=1, provider="acme")
+        if (expected := RESULTS[result]) is None:
+            assert "new" == (await asking).access_token.reveal()
+        else:
+            with pytest.raises(expected):
+                await asking
+        state = await case.state(engine)
+        assert ("ok" if health == "unchanged" else health.strip("`")) == state["state"]
+        assert (again.startswith("at `retry_at`") or again == "after a pause") is (state["retry_at"] is not None)
+        assert ("after five" in again) is (state["opaque"] == 1)
+
+
+async def test_five_opaque_refusals_end_a_grant(engine: AsyncEngine) -> None:
+    provider = Provider()
+    provider.fails = [ProviderUnavailable(opaque=True) for _ in range(5)]
+    case = await Renewed(provider).create(engine)
+    await case.link(engine, ends_in=OVER)
+    raised = []
+    for _ in range(5):
+        with pytest.raises((RefreshUnavailable, NeedsConsent)) as caught:
+            await case.linkers[0].credentials(engine, user_id=1, provider="acme")
+        raised.append(caught.type)
+        async with engine.begin() as connection:
+            await connection.execute(sa.update(case.states).values(retry_at=None))
+    assert [RefreshUnavailable] * 4 + [NeedsConsent] == raised
+
+
+async def test_the_death_of_a_grant_is_an_event_once(engine: AsyncEngine) -> None:
+    provider = Provider()
+    provider.fails = [GrantEnded("invalid_grant")]
+    case = await Renewed(provider, processes=2, outbox=True).create(engine)
+    link_id = await case.link(engine, ends_in=OVER)
+    for linker in (*case.linkers, *case.linkers):
+        with pytest.raises(NeedsConsent):
+            await linker.credentials(engine, user_id=1, provider="acme")
+    told = []
+    async for delivery in case.linkers[0].events(engine):
+        told.append(delivery.event)
+        await delivery.acknowledge()
+    assert [EventType.LINKED, EventType.CONSENT_NEEDED] == [event.type for event in told]
+    assert (1, link_id, {"provider_code": "invalid_grant"}) == (told[1].user_id, told[1].link_id, dict(told[1].data))

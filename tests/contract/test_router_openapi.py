@@ -78,3 +78,23 @@ async def test_fields_are_described_as_a_form_and_as_json(engine: AsyncEngine) -
         [each["type"] for each in in_json["scopes"]["anyOf"]],
     )
     assert ["transfer_token"] == bodies["accountlink_transfer"]["content"]["application/json"]["schema"]["required"]
+
+
+async def test_a_transfer_says_whether_there_are_tokens(engine: AsyncEngine) -> None:
+    """`has_credentials` is a boolean of the transfer's answer alone, and only where there was a transfer."""
+    stage = await stage_on(engine)
+    app = FastAPI()
+    app.include_router(link_router(stage.flow, current_user=signed_in), prefix="/accounts")
+    found = operations(app.openapi())
+    schemas = {
+        name.removeprefix("accountlink_"): operation["responses"]["200"]["content"]["application/json"]["schema"]
+        for name, operation in found.items()
+        if "200" in operation["responses"]
+    }
+    described = {name for name, schema in schemas.items() if "has_credentials" in schema.get("properties", {})}
+    assert {"transfer"} == described
+    transfer = schemas["transfer"]
+    assert ("boolean", False) == (
+        transfer["properties"]["has_credentials"]["type"],
+        "has_credentials" in transfer["required"],
+    )

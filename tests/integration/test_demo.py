@@ -54,6 +54,7 @@ STORY = r"""
 1\. Alice signs in and links a provider account
    created: link \d+
    the browser is sent to https://app\.example/settings/accounts\?connection=success
+   in the table its token is sealed: al1\.[\w-]{8}\.[\w-]{16}\.\.\.
 
 2\. Alice connects the same account again
    updated: link \d+, the same id as before
@@ -63,15 +64,16 @@ STORY = r"""
 3\. Bob signs in and connects the same provider account
    ownership conflict: https://app\.example/settings/accounts\?error=ownership_conflict#transfer_token=.{8}\.\.\.
    Alice's row is untouched: every column is as it was
+   Bob's own tokens are kept for the transfer, sealed
 
 4\. Bob takes it over, after proving control of it
    with the same token Alice gets nowhere: https://app\.example/settings/accounts\?error=token_for_another_user
    transferred: link \d+ is Bob's, under its id
-   nothing of Alice's tokens is left in it
+   it has the tokens that Bob brought, and nothing is left of Alice's
    a second click: it is Bob's already, and nothing is written
    the outbox tells a worker, who writes to Alice that it is gone
 
-5\. Bob connects it, and it holds Bob's tokens
+5\. Bob connects the same account again
    updated: link \d+, the same id as before
    the browser is sent to https://app\.example/settings/accounts\?connection=success
 
@@ -291,7 +293,7 @@ class TestCommandLine:
         assert told.returncode == 2
         assert told.stderr == f'accountlink: the command line needs {missing}: pip install "accountlink[cli]"\n'
 
-    @pytest.mark.parametrize("missing", ["starlette", "joserfc", "httpx2", "aiosqlite", "uvicorn"])
+    @pytest.mark.parametrize("missing", ["starlette", "joserfc", "httpx2", "aiosqlite", "uvicorn", "cryptography"])
     def test_without_the_demo_extra(self, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
         """One plain line and exit 2 when only the demo's libraries are missing."""
         monkeypatch.setitem(sys.modules, missing, None)

@@ -7,20 +7,21 @@ import socket
 import stat
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 from click.testing import CliRunner
-from sqlalchemy import insert, inspect, literal, select, update
+from sqlalchemy import insert, inspect, literal, select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from accountlink import AccountLinker, ShareGrants
+from accountlink import AccountLinker, ProviderIdentity, ShareGrants, TokenSet
 from accountlink.cli.commands import accountlink
-from accountlink.cli.demo.models import Connection, outbox, shares
+from accountlink.cli.demo.models import Base, Connection, Moved, outbox, pending, shares
 from accountlink.cli.demo.place import lasting_secret
-from accountlink.cli.demo.site import build
+from accountlink.cli.demo.site import build, vault_of
 from accountlink.cli.demo.stage import CannotStart, file_url, open_engine, prepare_tables
 from accountlink.cli.demo.story import PEOPLE
 from accountlink.cli.demo.worker import work
@@ -28,7 +29,10 @@ from tests.support.databases import Database
 
 PORT = 8750
 HERE = f"http://localhost:{PORT}"
+SECRET = "an example, not random"
+SQLITE = pytest.mark.parametrize("kind", ["sqlite"])
 SAME_ORIGIN = {"Sec-Fetch-Site": "same-origin"}
+PAST = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -42,12 +46,16 @@ async def engine(database: Database) -> AsyncEngine:
 @pytest.fixture
 async def browser(engine: AsyncEngine) -> AsyncIterator[httpx2.AsyncClient]:
     """A browser that reaches the demo alone; nobody is signed in. The worker behind the outbox does not run."""
-    app = build(engine=engine, secret="an example, not random", port=PORT)
-    transport = httpx2.ASGITransport(app=app)
-    async with httpx2.AsyncClient(
-        base_url=HERE, transport=transport, headers=SAME_ORIGIN, follow_redirects=True, trust_env=False
-    ) as client:
+    async with reaching(engine) as client:
         yield client
+
+
+def reaching(engine: AsyncEngine, *, secret: str = SECRET) -> httpx2.AsyncClient:
+    """Start a demo, and return a browser that reaches it."""
+    transport = httpx2.ASGITransport(app=build(engine=engine, secret=secret, port=PORT))
+    return httpx2.AsyncClient(
+        base_url=HERE, transport=transport, headers=SAME_ORIGIN, follow_redirects=True, trust_env=False
+    )
 
 
 async def connect(browser: httpx2.AsyncClient, *, user: int, account: str) -> str:
@@ -111,7 +119,10 @@ async def test_another_host(browser: httpx2.AsyncClient, host: str) -> None:
 
 async def test_what_another_site_cannot_do(browser: httpx2.AsyncClient) -> None:
     """A form of another site cannot post to the panels, and nobody can who is not signed in."""
-    posts = ("/demo/shares", "/demo/shares/redeem", "/demo/reset", "/demo/doctor/calendar", "/demo/notices/read")
+    posts = (
+        "/demo/shares", "/demo/shares/redeem", "/demo/reset", "/demo/doctor/calendar", "/demo/notices/read",
+        "/demo/vault/1/copy", "/demo/vault/1/restore",
+    )  # fmt: skip
     for path in posts:
         assert (await browser.post(path, json={})).json() == {"error": "not_signed_in"}
     await browser.post("/sign-in/1")
@@ -127,7 +138,7 @@ async def test_what_another_site_cannot_do(browser: httpx2.AsyncClient) -> None:
 async def test_malformed_bodies(browser: httpx2.AsyncClient, body: bytes) -> None:
     """They are refused, by a word of their own."""
     await browser.post("/sign-in/1")
-    for path in ("/demo/shares", "/demo/shares/redeem", "/demo/notices/read"):
+    for path in ("/demo/shares", "/demo/shares/redeem", "/demo/notices/read", "/demo/vault/1/copy"):
         answer = await browser.post(path, content=body, headers={"content-type": "application/json"})
         assert 400 <= answer.status_code < 500
         assert set(answer.json()) == {"error"}
@@ -155,10 +166,162 @@ async def test_tables_of_another_version(database: Database) -> None:
     async with engine.begin() as connection:
         await connection.exec_driver_sql("DROP TABLE accountlink_demo_told")
         await connection.exec_driver_sql("CREATE TABLE accountlink_demo_told (event_id INTEGER PRIMARY KEY)")
-    app = build(engine=engine, secret="an example, not random", port=PORT)
+    app = build(engine=engine, secret=SECRET, port=PORT)
     async with httpx2.AsyncClient(base_url=HERE, transport=httpx2.ASGITransport(app=app), trust_env=False) as client:
         answer = await client.get("/demo/state")
     assert (answer.status_code, answer.json()) == (503, {"error": "database"})
+
+
+# -- the vault ---------------------------------------------------------------------------------------------------------
+
+
+async def links(browser: httpx2.AsyncClient) -> dict[int, dict[str, Any]]:
+    """Return what the page shows of each link's tokens, by the link's id."""
+    return {link["id"]: link for link in (await state(browser))["vault"]["links"]}
+
+
+async def move(browser: httpx2.AsyncClient, link_id: int, step: str, **body: int) -> int:
+    """Move an envelope, or put it back, and return the answer's status."""
+    return (await browser.post(f"/demo/vault/{link_id}/{step}", json=body)).status_code
+
+
+async def two_links(browser: httpx2.AsyncClient) -> tuple[int, int]:
+    """Let Alice and Bob each connect an account, and return the ids of the links."""
+    await connect(browser, user=1, account="alice")
+    await connect(browser, user=2, account="bob")
+    alices, bobs = (await state(browser))["rows"]
+    return alices["id"], bobs["id"]
+
+
+@SQLITE
+async def test_what_stands_in_the_table(browser: httpx2.AsyncClient, engine: AsyncEngine) -> None:
+    """The page shows an envelope in its parts, and how the token in it begins; the token is nowhere in clear."""
+    await connect(browser, user=1, account="team")
+    [link] = (await links(browser)).values()
+    linker = AccountLinker(Connection, vault=vault_of(SECRET))
+    tokens = await linker.stored_credentials(engine, user_id=1, provider="orbit")
+    assert tokens.refresh_token is not None
+    access, refresh = tokens.access_token.reveal(), tokens.refresh_token.reveal()
+    assert {"access_token": f"{access[:6]}…", "refresh_token": f"{refresh[:6]}…"} == link["read"]
+
+    async with engine.connect() as connection:
+        rows = [tuple(row) for table in Base.metadata.sorted_tables for row in await connection.execute(select(table))]
+        stored = str(await connection.scalar(select(Connection.access_token)))
+    form, key_id, grant_id, data = stored.split(".")
+    shown = {
+        "format": form, "key_id": key_id, "grant_id": grant_id, "data": f"{data[:6]}…{data[-6:]}", "length": len(data),
+    }  # fmt: skip
+    assert shown == link["envelope"]
+    everything = f"{rows}{(await browser.get('/demo/state')).text}"
+    assert [] == [token for token in (access, refresh) if token in everything]
+
+
+async def test_a_ciphertext_in_another_row(browser: httpx2.AsyncClient, engine: AsyncEngine) -> None:
+    """It is refused in that row alone, also after a restart, until it is put back."""
+    alices, bobs = await two_links(browser)
+    before = await links(browser)
+    assert 200 == await move(browser, bobs, "copy", **{"from": alices})
+    refused = {"code": "credentials_unreadable", "role": "access_token", "reason": "not_authentic"}
+    moved = before[bobs] | {"envelope": before[alices]["envelope"], "is_moved": True, "refused": refused}
+    del moved["read"]
+    assert {alices: before[alices], bobs: moved} == await links(browser)
+    assert 409 == await move(browser, bobs, "copy", **{"from": alices})
+    assert 409 == await move(browser, alices, "copy", **{"from": bobs})
+
+    async with reaching(engine) as later:
+        await later.post("/sign-in/1")
+        assert {alices: before[alices], bobs: moved} == await links(later)
+        assert 200 == await move(later, bobs, "restore")
+        assert before == await links(later)
+        assert 409 == await move(later, bobs, "restore")
+
+
+async def test_what_cannot_be_moved(browser: httpx2.AsyncClient) -> None:
+    """A row that is not there, a row into itself, a disconnected one; and a reconnected one has its own envelope."""
+    alices, bobs = await two_links(browser)
+    for from_id, to_id in ((alices, alices), (alices, 999), (999, bobs), (2**70, bobs)):
+        assert 409 == await move(browser, to_id, "copy", **{"from": from_id})
+    assert {409} == {await move(browser, 2**70, step, **{"from": alices}) for step in ("copy", "restore")}
+    assert 200 == await move(browser, bobs, "copy", **{"from": alices})
+    await connect(browser, user=2, account="bob")
+    healed = await links(browser)
+    assert (False, True) == (healed[bobs]["is_moved"], "read" in healed[bobs])
+    assert 409 == await move(browser, bobs, "restore")
+    assert healed == await links(browser)
+    await browser.post(f"/accounts/{bobs}/unlink")
+    assert [alices] == [*await links(browser)]
+    assert 409 == await move(browser, alices, "copy", **{"from": bobs})
+
+
+async def test_a_claimants_tokens_wait_for_the_transfer(browser: httpx2.AsyncClient, engine: AsyncEngine) -> None:
+    """The page shows them while they wait, and in the row afterwards; those whose time is over it does not show."""
+    await connect(browser, user=1, account="team")
+    for _ in range(2):
+        arrived = await connect(browser, user=2, account="team")
+    [waiting] = (await state(browser))["vault"]["waiting"]
+    assert ("Bob", "orbit") == (waiting["user"], waiting["provider"])
+    [link] = (await links(browser)).values()
+    assert waiting["envelope"]["grant_id"] != link["envelope"]["grant_id"]
+    async with engine.begin() as connection:
+        await connection.execute(update(pending).values(kept_until=literal(PAST, pending.c.kept_until.type)))
+    assert [] == (await state(browser))["vault"]["waiting"]
+
+    arrived = await connect(browser, user=2, account="team")
+    [waiting] = (await state(browser))["vault"]["waiting"]
+    await browser.post("/accounts/transfer", data={"transfer_token": arrived.partition("#transfer_token=")[2]})
+    told = await state(browser)
+    [row], [link] = told["rows"], told["vault"]["links"]
+    assert ("Bob", waiting["envelope"], []) == (row["user"], link["envelope"], told["vault"]["waiting"])
+    assert {"access_token", "refresh_token"} == set(link["read"])
+
+
+async def test_a_demo_of_before_the_vault(browser: httpx2.AsyncClient, engine: AsyncEngine) -> None:
+    """Its tables get what is missing, its plain text is read, and connecting the account again seals it."""
+    async with engine.begin() as connection:
+        gone = [pending, Base.metadata.tables[Moved.__tablename__]]
+        await connection.run_sync(Base.metadata.drop_all, tables=gone)
+    old = AccountLinker(Connection, outbox=outbox)
+    for user_id, account in ((1, "team"), (2, "bob")):
+        identity = ProviderIdentity(provider="orbit", account_id=f"orbit-{account}")
+        tokens = TokenSet(access_token=f"in clear {account}", refresh_token="in clear")
+        await old.link(engine, user_id=user_id, identity=identity, credentials=tokens)
+
+    await prepare_tables(engine, PEOPLE, fresh=False)
+    await browser.post("/sign-in/2")
+    alices, bobs = (await links(browser)).values()
+    assert (None, {"access_token": "in cle…", "refresh_token": "in cle…"}) == (bobs["envelope"], bobs["read"])
+    assert 409 == await move(browser, bobs["id"], "copy", **{"from": alices["id"]})
+    assert f"{HERE}/settings/accounts?connection=success" == await connect(browser, user=2, account="bob")
+    sealed = (await links(browser))[bobs["id"]]
+    assert ("al1", "in cle…") == (sealed["envelope"]["format"], alices["read"]["access_token"])
+    assert "in cle…" not in sealed["read"].values()
+    assert "?error=ownership_conflict" in await connect(browser, user=2, account="team")
+    assert 1 == len((await state(browser))["vault"]["waiting"])
+
+
+@SQLITE
+async def test_another_secret_reads_no_token(browser: httpx2.AsyncClient, engine: AsyncEngine) -> None:
+    """A demo with another folder's secret on one database says which key is missing; reconnecting helps."""
+    await connect(browser, user=1, account="team")
+    async with reaching(engine, secret="another example, not random") as other:
+        [link] = (await links(other)).values()
+        assert "unknown_key" == link["refused"]["reason"]
+        await connect(other, user=1, account="team")
+        [link] = (await links(other)).values()
+        assert "refused" not in link
+
+
+@SQLITE
+async def test_a_link_without_tokens(browser: httpx2.AsyncClient, engine: AsyncEngine) -> None:
+    """The page learns that there are none: the user has to connect the account again."""
+    await connect(browser, user=1, account="team")
+    async with engine.begin() as connection:
+        await connection.execute(text("UPDATE accountlink_demo_connections SET access_token = NULL"))
+    [link] = (await links(browser)).values()
+    assert (None, None) == (link["envelope"], link["refused"])
+
+
+# -- the worker and the server -----------------------------------------------------------------------------------------
 
 
 async def test_an_odd_event_does_not_end_the_worker(browser: httpx2.AsyncClient, engine: AsyncEngine) -> None:
@@ -182,7 +345,7 @@ async def test_an_odd_event_does_not_end_the_worker(browser: httpx2.AsyncClient,
 
 async def test_the_port_that_browsers_leave_out(engine: AsyncEngine) -> None:
     """On port 80 the addresses are those that browsers write."""
-    app = build(engine=engine, secret="an example, not random", port=80)
+    app = build(engine=engine, secret=SECRET, port=80)
     async with httpx2.AsyncClient(
         base_url="http://localhost", transport=httpx2.ASGITransport(app=app), headers=SAME_ORIGIN, trust_env=False
     ) as browser:

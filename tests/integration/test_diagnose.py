@@ -155,7 +155,7 @@ class TestIgnore:
         """A wrong rule name is an error that names the existing rules."""
         with pytest.raises(ConfigurationError):
             await diagnose(engine, mapping_of("exclusive"), ignore=ignore)
-        assert 13 == len(NAMES)
+        assert 15 == len(NAMES)
 
     async def test_a_table_that_is_not_there_is_told(self, engine: AsyncEngine) -> None:
         """Nothing was looked at, so that nothing can have been accepted."""

@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from accountlink import Change, Linked, OwnershipConflict
+from accountlink import Change, CredentialVault, Linked, OwnershipConflict, pending_credentials
 from accountlink.errors import (
     ConsentDeclined,
     FlowNotStartedHere,
@@ -24,13 +24,19 @@ from accountlink.errors import (
 )
 from accountlink.providers import oidc as described
 from accountlink.web import Finished, LinkFlow, flow_states
+from tests.support.issued import Issued, texts_of
 from tests.support.models import EXCLUSIVE, SECRETS, make_tables
 from tests.support.oidc import Issuer, OidcProvider
+from tests.support.routers import api_client, application, leave
+from tests.support.vaulted import KEY
 
 CALLBACK = "https://app.example/accounts/callback"
 TABLES = make_tables(EXCLUSIVE)
 STATES = flow_states(TABLES.metadata)
 LINKS = TABLES.Connection.__table__
+SEALED = make_tables(EXCLUSIVE)
+SEALED_STATES = flow_states(SEALED.metadata)
+PENDING = pending_credentials(SEALED.metadata)
 
 
 @pytest.fixture
@@ -192,6 +198,60 @@ async def test_an_account_of_another_user(ann: User, bob: User, acme: Issuer, en
     assert outcome.transfer_token is not None
     await bob.flow.linker.transfer(engine, outcome.transfer_token, user_id=bob.user_id)
     assert [2] == [row[0] for row in await rows(engine)]
+
+
+@pytest.fixture
+async def issued() -> AsyncIterator[Issued]:
+    """The network, which remembers what token endpoints answered."""
+    async with httpx2.AsyncHTTPTransport() as network:
+        yield Issued(network)
+
+
+@pytest.mark.parametrize(("framework", "kind"), [("fastapi", "asyncpg"), ("starlette", "sqlite")])
+async def test_a_claimant_keeps_their_tokens(engine: AsyncEngine, acme: Issuer, issued: Issued, framework: str) -> None:
+    """Through the routes, the claimant's link has the tokens that the provider issued in their own callback."""
+    async with engine.begin() as connection:
+        await connection.run_sync(SEALED.metadata.create_all)
+    linker = SEALED.linker(vault=CredentialVault(keys=[KEY]), pending=PENDING)
+    flow = LinkFlow(
+        linker,
+        engine,
+        providers=[described("acme", issuer=acme.url, client_id=acme.client_id, client_secret=acme.client_secret)],
+        callback_url=CALLBACK,
+        page="https://app.example/settings",
+        states=SEALED_STATES,
+        secrets=SECRETS,
+        transport=issued,
+    )
+
+    async def connects(client: httpx2.AsyncClient, elsewhere: httpx2.AsyncClient) -> httpx2.Response:
+        left = await leave(client, scopes="offline_access")
+        return await client.get(await acme.sign_in(elsewhere, left, account="ada"))
+
+    app = application(framework, flow)
+    async with (
+        api_client(app, "1") as ann,
+        api_client(app, "2") as bob,
+        httpx2.AsyncClient(trust_env=False) as anns_browser,
+        httpx2.AsyncClient(trust_env=False) as bobs_browser,
+    ):
+        assert 200 == (await connects(ann, anns_browser)).status_code
+        anns = issued.newest()
+        conflict = (await connects(bob, bobs_browser)).json()
+        bobs = issued.newest()
+        assert anns == texts_of(await linker.stored_credentials(engine, user_id=1, provider="acme"))
+        moved = await bob.post("/accounts/transfer", json={"transfer_token": conflict["transfer_token"]})
+        assert ("transferred", True) == (moved.json()["change"], moved.json()["has_credentials"])
+
+        access, refresh = texts_of(await linker.stored_credentials(engine, user_id=2, provider="acme"))
+        assert bobs == (access, refresh)
+        assert None not in {*anns, *bobs}
+        assert 4 == len({*anns, *bobs})
+        told = await bobs_browser.get(f"{acme.url}/me", headers={"Authorization": f"Bearer {access}"})
+        assert "ada" == told.json()["sub"]
+        form = {"grant_type": "refresh_token", "refresh_token": refresh}
+        renewed = await bobs_browser.post(f"{acme.url}/token", data=form, auth=(acme.client_id, acme.client_secret))
+        assert 200 == renewed.status_code
 
 
 # -- refusals -----------------------------------------------------------------------------------------------------

@@ -11,11 +11,12 @@ import httpx2
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from accountlink import LinkPolicy, Removal
+from accountlink import CredentialVault, LinkPolicy, OAuthRefresher, Removal, pending_credentials, refresh_states
 from accountlink.providers import Provider, oidc
 from accountlink.testing.fake_provider import FakeProvider
 from accountlink.web import Finished, LinkFlow, MemoryFlowStates, Started
 from tests.support.databases import create
+from tests.support.issued import Issued
 from tests.support.models import SECRETS, make_tables
 
 APP: Final = "https://app.example"
@@ -48,11 +49,12 @@ def fake(slug: str) -> FakeProvider:
 
 def preset(slug: str, provider: FakeProvider, **options: Any) -> Provider:
     """The description of a fake provider."""
-    changed = {name: options.pop(name) for name in ("issuer", "tenants") if name in options}
+    changed = {name: options.pop(name) for name in ("issuer", "tenants", "extra") if name in options}
+    client = {"name": options.pop("client")} if "client" in options else {}
     made = oidc(
         slug, issuer=provider.issuer, client_id=provider.client_id, client_secret=provider.client_secret, **options
     )
-    return replace(made, **changed)
+    return replace(made, clients=(replace(made.client, **client),), **changed)
 
 
 @dataclass(kw_only=True)
@@ -62,6 +64,7 @@ class Stage:
     flow: LinkFlow[Any, Any]
     providers: dict[str, FakeProvider]
     network: Hosts
+    issued: Issued
     states: Any
     metadata: Any
 
@@ -118,11 +121,18 @@ async def stage_on(
     user_type: type = int,
     oidc_options: Mapping[str, Any] | None = None,
     states: Any = None,
+    vault: CredentialVault | None = None,
+    renews: bool = False,
     **options: Any,
 ) -> Stage:
-    """Make tables, a provider for each slug, and a flow with them."""
+    """Make tables, a provider for each slug, and a flow with them.
+
+    With a vault conflicts keep the tokens; and if tokens are renewed, then by the flow's own providers.
+    """
     tables = make_tables(policy or LinkPolicy(removal=Removal.SOFT), user_type=user_type)
     kept = MemoryFlowStates() if states is None else states(tables.metadata)
+    sealed: dict[str, Any] = {} if vault is None else {"vault": vault, "pending": pending_credentials(tables.metadata)}
+    refreshes = refresh_states(tables.metadata) if renews else None
     await create(engine, tables.metadata)
     providers = {slug: fake(slug) for slug in slugs}
     network = Hosts({urlsplit(each.issuer).hostname or "": each for each in providers.values()})
@@ -132,7 +142,10 @@ async def stage_on(
         "page": PAGE,
         "states": kept,
         "secrets": FLOW_SECRETS,
-        "transport": network,
+        "transport": (issued := Issued(network)),
     }
-    flow = LinkFlow(tables.linker(secrets=SECRETS), engine, **given | options)
-    return Stage(flow=flow, providers=providers, network=network, states=kept, metadata=tables.metadata)
+    if renews:
+        refresher = OAuthRefresher.of(given["providers"], transport=given["transport"])
+        sealed |= {"refreshes": refreshes, "refresher": refresher}
+    flow = LinkFlow(tables.linker(secrets=SECRETS, **sealed), engine, **given | options)
+    return Stage(flow=flow, providers=providers, network=network, issued=issued, states=kept, metadata=tables.metadata)

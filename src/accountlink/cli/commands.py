@@ -14,7 +14,7 @@ from click.core import ParameterSource
 
 TRACEBACK = "ACCOUNTLINK_TRACEBACK"
 """The environment variable that lets an unexpected error be shown."""
-DEMO_NEEDS = ("aiosqlite", "httpx2", "joserfc", "rich", "starlette", "uvicorn")
+DEMO_NEEDS = ("aiosqlite", "cryptography", "httpx2", "joserfc", "rich", "starlette", "uvicorn")
 
 
 @click.group()

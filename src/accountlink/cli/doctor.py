@@ -65,7 +65,8 @@ async def run(order: Order) -> tuple[Examined, tuple[Repair, ...]]:
     Raises:
         CannotRun: Something that an option names cannot be used.
     """
-    mappings = [load_target(name) for name in dict.fromkeys(order.apps)]
+    named = [target for name in dict.fromkeys(order.apps) for target in load_target(name)]
+    targets = list(dict.fromkeys(named))  # several linkers may share a table of pending credentials
     if order.engine is not None:
         way = way_by_engine(load_engine(order.engine))
     elif order.database_url is not None:
@@ -74,7 +75,7 @@ async def run(order: Order) -> tuple[Examined, tuple[Repair, ...]]:
         raise CannotRun("no database was named. Give --database-url or --engine, or set ACCOUNTLINK_DATABASE_URL.")
     try:
         found = await way.pooling()
-        reports = await way.reports(mappings, order.ignored)
+        reports = await way.reports(targets, order.ignored)
     finally:
         await way.close()
     pooling, accepted = order.ignored.split(() if found is None else (found,))

@@ -14,8 +14,7 @@ from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from accountlink.doctor.subjects import Mapping as TableMapping
-from accountlink.doctor.subjects import mapping_of
+from accountlink.doctor.subjects import Target, targets_of
 from accountlink.errors import AccountLinkError, ConfigurationError
 from accountlink.extras import how_to_install
 from accountlink.tables.arguments import mapping_of as mapping_of_model
@@ -30,8 +29,8 @@ class CannotRun(Exception):
     """The command cannot do what it was asked for; the message says why, and what to do about it."""
 
 
-def load_target(name: str) -> TableMapping:
-    """Return the mapping of what ``--app`` names: a linker, a mapping itself, a model, or a function that returns one.
+def load_target(name: str) -> tuple[Target, ...]:
+    """Return the tables of what ``--app`` names: a linker, a mapping itself, a model, or a function that returns one.
 
     Args:
         name: ``module:attribute``.
@@ -43,8 +42,8 @@ def load_target(name: str) -> TableMapping:
     with _application(f"--app: {name}", "Read"):  # what is found may be a proxy, which runs code at every question
         try:
             if isinstance(found, type) and issubclass(found, LinkedAccountMixin):
-                return mapping_of_model(found)
-            return mapping_of(found)
+                return targets_of(mapping_of_model(found))
+            return targets_of(found)
         except ConfigurationError as error:
             raise CannotRun(f"--app {name} names no linker. {error}") from None
 

@@ -21,7 +21,7 @@ from accountlink.doctor.findings import Finding
 from accountlink.doctor.ignoring import Ignored
 from accountlink.doctor.pooling import check_pooling
 from accountlink.doctor.report import Report
-from accountlink.doctor.subjects import Mapping as TableMapping
+from accountlink.doctor.subjects import Target
 from accountlink.errors import AccountLinkError, StoreBusy, StoreUnavailable
 from accountlink.values.facts import Failure, Trouble
 
@@ -68,7 +68,7 @@ class Way:
                     await _without_names(self.reader)
         return found
 
-    async def reports(self, mappings: Sequence[TableMapping], ignored: Ignored) -> tuple[Report, ...]:
+    async def reports(self, targets: Sequence[Target], ignored: Ignored) -> tuple[Report, ...]:
         """Read the tables in one transaction that cannot write.
 
         Raises:
@@ -78,7 +78,7 @@ class Way:
             with _connecting(self.reader):
                 async with self.reader.connect():
                     pass
-            return await read_tables(self.reader, mappings, look=Look.EVERYTHING, ignored=ignored)
+            return await read_tables(self.reader, targets, look=Look.EVERYTHING, ignored=ignored)
 
     async def close(self) -> None:
         """Dispose of the engines."""

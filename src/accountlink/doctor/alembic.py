@@ -25,7 +25,7 @@ from accountlink.doctor.ignoring import Ignored
 from accountlink.doctor.repair.revision import downgrade_lines, upgrade_lines
 from accountlink.doctor.repair.script import commented
 from accountlink.doctor.report import Report
-from accountlink.doctor.subjects import Mapping, mapping_of
+from accountlink.doctor.subjects import Target, targets_of
 from accountlink.errors import AccountLinkError, ConfigurationError
 from accountlink.extras import explained
 
@@ -63,11 +63,10 @@ def watch(target_metadata: sa.MetaData | Sequence[sa.MetaData], *targets: object
     if not isinstance(several, Sequence) or not several or not isinstance(several[0], sa.MetaData):
         raise ConfigurationError("watch() takes the MetaData that env.py gives to Alembic, such as Base.metadata.")
     metadata = several[0]
-    watched: dict[str, tuple[Mapping, frozenset[str]]] = metadata.info.setdefault(_WATCHED, {})
+    watched: dict[str, tuple[Target, frozenset[str]]] = metadata.info.setdefault(_WATCHED, {})
     ignored = Ignored.of(ignore)
-    for target in targets:
-        mapping = mapping_of(target)
-        watched[mapping.table.fullname] = (mapping, ignored.patterns)
+    for table in (table for target in targets for table in targets_of(target)):
+        watched[table.mapping.table.fullname] = (table, ignored.patterns)
 
 
 class FindingOp(ops.MigrateOperation):
@@ -108,15 +107,16 @@ class UndoOp(ops.MigrateOperation):
 def _compare(context: AutogenContext, upgrade_ops: ops.UpgradeOps, _: object) -> None:
     """Look at the watched tables of the metadata, after Alembic has compared the rest."""
     made = {(op.schema, op.table_name) for op in upgrade_ops.ops if isinstance(op, ops.CreateTableOp)}
-    for mapping, ignored in _watched(context):
-        if context.connection is None or (mapping.table.schema, mapping.table.name) in made:
+    for target, ignored in _watched(context):
+        table = target.mapping.table
+        if context.connection is None or (table.schema, table.name) in made:
             continue  # a table that this very migration makes, with its keys
         try:
-            report = examine(context.connection, mapping, ignore=ignored)
+            report = examine(context.connection, target, ignore=ignored)
         except AccountLinkError as error:
             raise util.CommandError(f"accountlink doctor: {error}") from None
         if report.findings:
-            _leave_out(upgrade_ops, _touched(report), mapping.table)
+            _leave_out(upgrade_ops, _touched(report), table)
             upgrade_ops.ops.append(RepairOp(report))
 
 
@@ -126,7 +126,7 @@ if (priorities := getattr(util, "DispatchPriority", None)) is not None:  # Alemb
 comparators.dispatch_for("schema", **_last)(_compare)
 
 
-def _watched(context: AutogenContext) -> Iterator[tuple[Mapping, frozenset[str]]]:
+def _watched(context: AutogenContext) -> Iterator[tuple[Target, frozenset[str]]]:
     for metadata in util.to_list(context.metadata, []):
         yield from metadata.info.get(_WATCHED, {}).values()
 

@@ -26,6 +26,19 @@ class Duplicates:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class OtherTokens:
+    """Count the rows whose tokens are not in the form in which their linker stores tokens, dead rows too.
+
+    Attributes:
+        rows: How many rows there are.
+        columns: The columns that such tokens are in.
+    """
+
+    rows: int = 0
+    columns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Rows:
     """Hold the counts of rows; empty where no rows were read.
 
@@ -34,12 +47,17 @@ class Rows:
         plain: How many e-mail keys are out of normal form, and need no more than ``lower()``.
         odd: How many e-mail keys are out of normal form otherwise.
         nulls: How many rows have ``NULL`` in a column that the key compares.
+        tokens: Rows with plain text where the linker has a vault, or with envelopes where it has none.
+        sealed: How many rows have a sealed token beside an address that needs no more than ``lower()``. With another
+            address nothing opens the token, so none of these addresses is counted in ``plain``, but all in ``odd``.
     """
 
     duplicates: Mapping[Need, Duplicates] = field(default_factory=dict)
     plain: int = 0
     odd: int = 0
     nulls: Mapping[str, int] = field(default_factory=dict)
+    tokens: OtherTokens = OtherTokens()
+    sealed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

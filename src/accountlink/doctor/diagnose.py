@@ -16,7 +16,7 @@ from accountlink.doctor.ignoring import Ignored
 from accountlink.doctor.pooling import check_pooling
 from accountlink.doctor.reading import begin_reading, transactional
 from accountlink.doctor.report import Report
-from accountlink.doctor.subjects import Mapping, mapping_of
+from accountlink.doctor.subjects import Target, targets_of
 from accountlink.errors import ConfigurationError
 
 
@@ -29,7 +29,8 @@ async def diagnose(
 
     Args:
         engine: The application's own engine, since its role and its settings are looked at too.
-        linker: An ``AccountLinker``, an ``AccountMapping`` or a ``GrantMapping``.
+        linker: An ``AccountLinker``, an ``AccountMapping`` or a ``GrantMapping``. Of a linker, its vault and its table
+            of pending credentials are looked at too; no key of the vault is used.
         look: ``Look.EVERYTHING`` asks the rows too where the catalogue leaves a question open, which reads the whole
             table, however long that takes; ``Look.CATALOGUE`` takes a few milliseconds, as a health endpoint wants it.
         ignore: Findings that were accepted: ``rule``, or ``rule:name`` for those about one object or one table. That
@@ -58,18 +59,19 @@ async def diagnose(
         )
     if not isinstance(look, Look):
         raise ConfigurationError(f"diagnose(look=...) takes a member of Look, not {type(look).__name__}.")
-    mapping, ignored = mapping_of(linker), Ignored.of(ignore)
+    targets, ignored = targets_of(linker), Ignored.of(ignore)
     pooling = await check_pooling(engine)
     accepted = pooling is not None and ignored.holds(pooling)
     sure = pooling is not None and pooling.severity is Severity.ERROR
     if pooling is not None and engine.dialect.name != "sqlite" and (sure or not accepted):
         return [pooling]
-    (report,) = await read_tables(engine, [mapping], look=look, ignored=ignored)
-    return [*([pooling] if pooling is not None and not accepted else []), *report.findings]
+    reports = await read_tables(engine, targets, look=look, ignored=ignored)
+    found = [finding for report in reports for finding in report.findings]
+    return [*([pooling] if pooling is not None and not accepted else []), *found]
 
 
 async def read_tables(
-    engine: AsyncEngine, mappings: Sequence[Mapping], *, look: Look, ignored: Ignored
+    engine: AsyncEngine, targets: Sequence[Target], *, look: Look, ignored: Ignored
 ) -> tuple[Report, ...]:
     """Look at tables in one transaction, in which PostgreSQL refuses writes; how the engine connects is not looked at.
 
@@ -77,12 +79,10 @@ async def read_tables(
         Exception: As ``diagnose`` does.
     """
     place = place_on(transactional(engine), needs=Needs.TRANSACTION)
-    reading = partial(_read, mappings=mappings, look=look, ignored=ignored)
+    reading = partial(_read, targets=targets, look=look, ignored=ignored)
     return await run(place, reading, Patience(writes=False, reads_catalogue=True))
 
 
-def _read(
-    connection: sa.Connection, *, mappings: Sequence[Mapping], look: Look, ignored: Ignored
-) -> tuple[Report, ...]:
+def _read(connection: sa.Connection, *, targets: Sequence[Target], look: Look, ignored: Ignored) -> tuple[Report, ...]:
     begin_reading(connection, rows=look is Look.EVERYTHING)
-    return tuple(examine(connection, mapping, look=look, ignore=ignored.patterns) for mapping in mappings)
+    return tuple(examine(connection, target, look=look, ignore=ignored.patterns) for target in targets)

@@ -15,6 +15,7 @@ from accountlink.doctor.findings import Finding, Severity
 from accountlink.doctor.ignoring import Ignored, rest_of
 from accountlink.doctor.judge.asking import always_met, judge
 from accountlink.doctor.judge.subject import Subject
+from accountlink.doctor.repair.made import made
 from accountlink.doctor.repair.names import candidates
 from accountlink.doctor.repair.operations import Repair
 from accountlink.doctor.repair.plan import plan
@@ -22,7 +23,7 @@ from accountlink.doctor.report import Report
 from accountlink.doctor.rows import ask_rows
 from accountlink.doctor.rules import judge_by_all, missing_key
 from accountlink.doctor.schema import Catalogue, Relation, Table
-from accountlink.doctor.subjects import mapping_of, subject_of
+from accountlink.doctor.subjects import PendingTable, Target, subject_of, targets_of
 from accountlink.errors import ConfigurationError
 
 _ELSEWHERE: Final = (Relation.VIEW, Relation.FOREIGN)
@@ -35,7 +36,7 @@ class Look(Enum):
     EVERYTHING = "everything"
     """The catalogue, and where that leaves a question open, the rows: such a question reads the whole table."""
     CATALOGUE = "catalogue"
-    """The catalogue alone: a few milliseconds, whatever the table's size. Duplicates and addresses are not counted."""
+    """The catalogue alone: a few milliseconds, whatever the table's size. No row is counted."""
 
 
 def examine(
@@ -45,7 +46,8 @@ def examine(
 
     Args:
         connection: An open connection of the role that links.
-        target: An ``AccountLinker``, an ``AccountMapping`` or a ``GrantMapping``.
+        target: A table of :func:`targets_of`, or an ``AccountLinker``, an ``AccountMapping`` or a ``GrantMapping``. Of
+            a linker the table of links is looked at.
         look: How far to look.
         ignore: Findings to leave out, and not to repair: ``rule``, or ``rule:name`` for those about one object or one
             table. That the table itself, or a column of it, is missing is always told.
@@ -59,15 +61,18 @@ def examine(
         sqlalchemy.exc.DBAPIError: The database could not be asked.
     """
     accepted = Ignored.of(ignore)
-    mapping = mapping_of(target)
-    schema = connection.schema_for_object(mapping.table)
-    subject = subject_of(mapping, schema=schema)
+    looked_at = target if isinstance(target, Target) else targets_of(target)[0]
+    schema = connection.schema_for_object(looked_at.mapping.table)
+    subject = subject_of(looked_at, schema=schema)
     catalogue = read_catalogue(connection, subject.table, schema=schema, names=sorted(candidates(subject)))
-    missing = _missing(subject, catalogue)
+    missing = _missing(subject, catalogue, own=isinstance(looked_at.mapping, PendingTable))
     if missing is not None or catalogue.table is None:
         elsewhere = catalogue.table is not None and catalogue.table.relation in _ELSEWHERE
         found, ignored = (accepted if elsewhere else Ignored()).split(() if missing is None else (missing,))
-        return Report(findings=found, repair=Repair(dialect=catalogue.dialect, table=subject.name), ignored=ignored)
+        repair = Repair(dialect=catalogue.dialect, table=subject.name)
+        if catalogue.table is None and isinstance(looked_at.mapping, PendingTable):
+            repair = made(looked_at.mapping.table, schema=schema, dialect=catalogue.dialect)
+        return Report(findings=found, repair=repair, ignored=ignored)
     table = catalogue.table
     judgements = judge(connection, subject, table)
     always = always_met(connection, subject, table, _conditions(table))
@@ -90,18 +95,28 @@ def _conditions(table: Table) -> set[str]:
     return {policy.using for policy in security.policies if policy.using is not None} if security.active else set()
 
 
-def _missing(subject: Subject, catalogue: Catalogue) -> Finding | None:
-    """Without the table or one of its columns there is nothing to judge."""
+def _missing(subject: Subject, catalogue: Catalogue, *, own: bool) -> Finding | None:
+    """Find a table that is missing, or a column of it, without which there is nothing to judge.
+
+    Args:
+        subject: The table.
+        catalogue: What the database says.
+        own: Whether it is a table of the library, beside one that is mapped.
+    """
     fix = "Run the application's own migrations first, or look at the database that has it."
     if catalogue.table is None:
         seen = "" if catalogue.role is None else f", as far as the role {catalogue.role} can see"
         what, columns = f"The table is not in this database{seen}", subject.needs[0].columns
+        if own:
+            what += ", and links with credentials fail without it"
+            fix = "Make it: by the migration that the doctor writes, by Alembic's autogenerate, or by create_all()."
     elif catalogue.table.relation in _ELSEWHERE:
         what, columns = f"It is a {catalogue.table.relation.value}, whose keys are elsewhere", subject.needs[0].columns
         fix = "Map the table behind it, and look at that."
     else:
         columns = tuple(name for name in sorted(set(subject.roles.values())) if catalogue.table.column(name) is None)
-        what = f"The table has no column {', '.join(columns)}, which the mapping names"
+        named = "links with credentials need" if own else "the mapping names"
+        what = f"The table has no column {', '.join(columns)}, which {named}"
     if not columns:
         return None
     return Finding(

@@ -1,4 +1,4 @@
-"""Asks the rows what the catalogue cannot tell: duplicates, addresses out of normal form, NULL in keys."""
+"""Asks the rows what the catalogue cannot tell: duplicates, addresses out of normal form, NULL, the form of tokens."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from accountlink.doctor.case import Case, Duplicates, Rows
-from accountlink.doctor.judge.subject import Need, Subject
+from accountlink.doctor.case import Case, Duplicates, OtherTokens, Rows
+from accountlink.doctor.judge.subject import Need, Subject, Tokens
+from accountlink.doctor.schema import Column, Kind
 from accountlink.errors import InvalidIdentity
 from accountlink.values.email import normalize_email
 
@@ -15,6 +16,9 @@ _ODD_ADDRESSES: Final = 10_000
 """The number of addresses that are brought into normal form here; a table with more of them has its finding anyway."""
 _CAPITALS: Final = {"postgresql": "[A-Z]", "sqlite": "*[A-Z]*"}
 _NOT_PLAIN: Final = {"postgresql": "[^!-~]", "sqlite": "*[^!-~]*"}
+_ENVELOPE: Final = r"^al[0-9]+\."
+"""The beginning of an envelope of any format, as :mod:`accountlink.vault.envelope` tells it. That module needs the
+library ``cryptography``, and this one does not."""
 
 
 def ask_rows(connection: sa.Connection, case: Case) -> Rows:
@@ -25,16 +29,22 @@ def ask_rows(connection: sa.Connection, case: Case) -> Rows:
     if case.table.row_security.active:
         return Rows()
     table = _Table(case.subject, connection.dialect.name)
+    texts = [each.name for each in case.table.columns if each.name in case.subject.token_columns and _is_text(each)]
     plain, odd = table.out_of_form(connection)
+    sealed = table.sealed(connection, texts) if plain and case.subject.sealed else 0
+    if sealed:
+        plain, odd = 0, plain + odd
     return Rows(
         plain=plain,
         odd=odd,
         duplicates={
-            need: table.duplicates(connection, need)
+            need: table.duplicates(connection, need, lowers=not sealed)
             for need in case.subject.needs
             if not case.protected(need) or (plain and case.subject.normal in need.columns)
         },
         nulls=table.nulls(connection, _nullable_keys(case)),
+        tokens=table.other_tokens(connection, texts),
+        sealed=sealed,
     )
 
 
@@ -42,6 +52,11 @@ def _nullable_keys(case: Case) -> list[str]:
     """Return the columns of unmet needs that take NULL."""
     names = {name for need in case.subject.needs if not case.protected(need) for name in need.columns}
     return sorted(column.name for column in case.table.columns if column.name in names and column.nullable)
+
+
+def _is_text(column: Column) -> bool:
+    """Say whether a column contains the very text that was written to it."""
+    return column.kind in (Kind.TEXT, Kind.PADDED)
 
 
 class _Table:
@@ -61,9 +76,15 @@ class _Table:
             marks.append(self._table.c[name].is_(sa.true()))
         return marks
 
-    def duplicates(self, connection: sa.Connection, need: Need) -> Duplicates:
-        """Count the keys that several rows share."""
-        columns = [self._compared(name) for name in need.columns]
+    def duplicates(self, connection: sa.Connection, need: Need, *, lowers: bool) -> Duplicates:
+        """Count the keys that several rows share.
+
+        Args:
+            connection: The connection.
+            need: The columns of the key.
+            lowers: Whether the repair will bring addresses into normal form.
+        """
+        columns = [self._compared(name) if lowers else self._table.c[name] for name in need.columns]
         there = [self._table.c[name].is_not(None) for name in need.columns]
         count = sa.func.count().label("n")
         groups = (
@@ -116,6 +137,45 @@ class _Table:
         select: Any = sa.select
         found = connection.execute(select(*counts).select_from(self._table)).one()
         return {name: int(count) for name, count in zip(names, found, strict=True) if count}
+
+    def other_tokens(self, connection: sa.Connection, columns: list[str]) -> OtherTokens:
+        """Count, in one query, the rows with a token in another form than the table's linker writes.
+
+        Args:
+            connection: The connection.
+            columns: The columns of tokens.
+        """
+        if self._subject.tokens is None or not columns:
+            return OtherTokens()
+        test = self._is_envelope if self._subject.tokens is Tokens.PLAIN else self._is_plain_text
+        each = [test(self._table.c[name]) for name in columns]
+        counts = [sa.func.count(sa.case((found, 1))) for found in each]
+        select: Any = sa.select
+        query = select(sa.func.count(), *counts).select_from(self._table).where(sa.or_(*each))
+        rows, *numbers = connection.execute(query).one()
+        found_in = (name for name, number in zip(columns, numbers, strict=True) if number)
+        return OtherTokens(rows=int(rows), columns=tuple(found_in))
+
+    def sealed(self, connection: sa.Connection, columns: list[str]) -> int:
+        """Count the rows with a sealed token beside an address that ``lower()`` would change."""
+        if not columns:
+            return 0
+        address = self._table.c[self._subject.normal or ""]
+        sealed = sa.or_(*(self._is_envelope(self._table.c[name]) for name in columns))
+        query = sa.select(sa.func.count()).select_from(self._table).where(self._plain(address), sealed)
+        return int(connection.execute(query).scalar_one())
+
+    def _is_plain_text(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+        """Say whether a column contains a token that is no envelope; ``NULL`` and empty text are no token."""
+        return sa.and_(sa.cast(column, sa.Text) != "", sa.not_(self._is_envelope(column)))
+
+    def _is_envelope(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+        """Say whether a column's text begins like an envelope."""
+        if self._dialect == "postgresql":
+            return self._like(column, {"postgresql": _ENVELOPE})
+        text = sa.cast(column, sa.Text)  # GLOB has no sign for "one or more digits"
+        after = sa.func.ltrim(sa.func.substr(text, 3), "0123456789")
+        return sa.and_(self._like(column, {"sqlite": "al[0-9]*"}), sa.func.substr(after, 1, 1) == ".")
 
 
 def _is_normal(address: str) -> bool:

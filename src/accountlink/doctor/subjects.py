@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, assert_never
 
 import sqlalchemy as sa
 
-from accountlink.doctor.judge.subject import Declared, Need, Subject
+from accountlink.doctor.judge.subject import Declared, Need, Subject, Tokens
 from accountlink.errors import ConfigurationError
 from accountlink.grants.mapping import GrantMapping
+from accountlink.linker import AccountLinker
 from accountlink.linking.statements import empty_in
 from accountlink.tables.checks import EMAIL_LENGTH
 from accountlink.tables.idtype import IdType
 from accountlink.tables.mapping import CREDENTIAL_ROLES, AccountMapping
-from accountlink.tables.type_layers import plain_type
+from accountlink.tables.pending import PENDING_KEY
+from accountlink.tables.type_layers import plain_type, works_on_values
 from accountlink.values.policy import Ownership, Removal
 from accountlink.values.text import MAX_LENGTH
+from accountlink.vault.vault import CredentialVault, Plaintext
 
 TOKEN_LENGTH: Final = 8192
 """The length of a token: no standard bounds it, but a value in a header rarely passes the 8 KB that servers take."""
@@ -29,7 +33,58 @@ _LENGTHS: Final = {
     "access_token": TOKEN_LENGTH,
     "refresh_token": TOKEN_LENGTH,
 }
+_CLAIMANT: Final = "claimant"
+"""The role of the column with the user's id in the table of pending credentials, whose rows are not links of users."""
+_NO_KEY: Final = "links with credentials fail"
 Mapping = AccountMapping[Any, Any] | GrantMapping
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PendingTable:
+    """Name the table of pending credentials of a linker.
+
+    Attributes:
+        table: The table, as ``pending_credentials`` made it.
+    """
+
+    table: sa.Table
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """Name a table that the doctor looks at.
+
+    Attributes:
+        mapping: The table, and what its columns mean.
+        tokens: The form in which the table's linker stores tokens; ``None``: no linker was given.
+    """
+
+    mapping: Mapping | PendingTable
+    tokens: Tokens | None = None
+
+
+def targets_of(target: object) -> tuple[Target, ...]:
+    """Return the tables of what the doctor is asked about: the one that is mapped, and a linker's pending credentials.
+
+    Args:
+        target: An ``AccountLinker``, an ``AccountMapping``, a ``GrantMapping``, or an object with a mapping.
+
+    Raises:
+        ConfigurationError: The object has no mapping.
+    """
+    mapping = mapping_of(target)
+    if not isinstance(target, AccountLinker):
+        return (Target(mapping=mapping),)
+    links = Target(mapping=mapping, tokens=_tokens(target.vault))
+    if target.pending is None:
+        return (links,)
+    return links, Target(mapping=PendingTable(table=target.pending), tokens=links.tokens)
+
+
+def _tokens(vault: CredentialVault | None) -> Tokens:
+    if vault is None:
+        return Tokens.PLAIN
+    return Tokens.MIXED if vault.plaintext is Plaintext.READ else Tokens.SEALED
 
 
 def mapping_of(target: object) -> Mapping:
@@ -45,17 +100,26 @@ def mapping_of(target: object) -> Mapping:
     return mapping
 
 
-def subject_of(mapping: Mapping, *, schema: str | None) -> Subject:
-    """Return what a mapping needs of its table.
+def subject_of(target: Target | Mapping, *, schema: str | None) -> Subject:
+    """Return what a table must be like.
 
     Args:
-        mapping: The mapping.
-        schema: The schema in which the connection has its table.
+        target: The table.
+        schema: The schema in which the connection has the table.
     """
-    return _links(mapping, schema) if isinstance(mapping, AccountMapping) else _grants(mapping, schema)
+    given = target if isinstance(target, Target) else Target(mapping=target)
+    match given.mapping:
+        case AccountMapping() as mapping:
+            return _links(mapping, schema, given.tokens)
+        case GrantMapping() as mapping:
+            return _grants(mapping, schema)
+        case PendingTable(table=table):
+            return _pending(table, schema, given.tokens)
+        case _:
+            assert_never(given.mapping)
 
 
-def _links(mapping: AccountMapping[Any, Any], schema: str | None) -> Subject:
+def _links(mapping: AccountMapping[Any, Any], schema: str | None, tokens: Tokens | None) -> Subject:
     policy, names = mapping.policy, {role: column.name for role, column in mapping.columns.items()}
     soft, exclusive = policy.removal is Removal.SOFT, policy.ownership is Ownership.EXCLUSIVE
     key = tuple(names[role] for role in mapping.key_roles)
@@ -80,6 +144,27 @@ def _links(mapping: AccountMapping[Any, Any], schema: str | None) -> Subject:
         declared=_declared(mapping.table),
         newest_by=tuple(names[role] for role in ("updated_at", "created_at") if role in names),
         empty={role: empty_in(role, mapping.columns[role]) for role in CREDENTIAL_ROLES if role in names},
+        tokens=tokens,
+        token_columns=tuple(
+            names[role]
+            for role in ("access_token", "refresh_token")
+            if role in names and not works_on_values(mapping.columns[role].type)
+        ),
+    )
+
+
+def _pending(table: sa.Table, schema: str | None, tokens: Tokens | None) -> Subject:
+    """Return what the table of pending credentials needs: nothing distinguishes its rows but the key."""
+    reason = "a user's tokens for an account are kept once"
+    return Subject(
+        schema=schema,
+        table=table.name,
+        needs=(Need(columns=PENDING_KEY, live=False, reason=reason, without=_NO_KEY),),
+        roles={_CLAIMANT if column.name == "user_id" else column.name: column.name for column in table.columns},
+        identifiers=frozenset(PENDING_KEY),
+        lengths={"account_id": MAX_LENGTH, "access_token": TOKEN_LENGTH, "refresh_token": TOKEN_LENGTH},
+        declared=_declared(table),
+        tokens=tokens,
     )
 
 

@@ -28,7 +28,7 @@ def _object(properties: Mapping[str, Schema], *, optional: Mapping[str, Schema] 
 
 
 _BEGUN: Final = _object({"url": _URL})
-_CHANGED: Final = _object({
+_CHANGED_LINK: Final[Mapping[str, Schema]] = {
     "connection": {"type": "string", "enum": ["success", "unlinked"]},
     "change": {
         "type": "string",
@@ -37,6 +37,14 @@ _CHANGED: Final = _object({
     "id": _ID,
     "provider": _TEXT,
     "return_to": {"anyOf": [_URL, {"type": "null"}]},
+}
+_CHANGED: Final = _object(_CHANGED_LINK)
+_TRANSFERRED: Final = _object(_CHANGED_LINK, optional={
+    "has_credentials": {
+        "type": "boolean",
+        "description": "Only with `transferred`: whether the link has the user's tokens. If it has none, the user has "
+        "to connect the account again before your application can use it.",
+    },
 })  # fmt: skip
 _LISTED: Final[Schema] = {
     "type": "array",
@@ -46,6 +54,13 @@ _LISTED: Final[Schema] = {
         "scopes": {"anyOf": [_SCOPES, {"type": "null"}]},
         "created_at": _MOMENT_OR_NULL,
         "updated_at": _MOMENT_OR_NULL,
+    }, optional={
+        "health": {
+            "type": "string",
+            "enum": ["ok", "failing", "needs_consent"],
+            "description": "Only where the application renews tokens. With `needs_consent` let the user reconnect the "
+            "account: `expect` names it.",
+        },
     }),
 }  # fmt: skip
 _OFFERED: Final = _object({"provider": _TEXT, "scopes": _SCOPES, "reconnects": {"type": "boolean"}})
@@ -56,7 +71,7 @@ _ANSWERS: Final[Mapping[str, tuple[str, Schema] | None]] = {
     "callback": ("The account is linked.", _CHANGED),
     "bounce": None,
     "finish": ("The account is linked.", _CHANGED),
-    "transfer": ("The account is the user's.", _CHANGED),
+    "transfer": ("The account is the user's.", _TRANSFERRED),
     "ticket": ("What the ticket is for: a page for a browser.", _OFFERED),
     "use_ticket": ("The address at the provider; send the browser there.", _BEGUN),
     "unlink": ("The account is disconnected.", _CHANGED),

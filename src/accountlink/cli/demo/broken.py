@@ -24,6 +24,7 @@ from accountlink.doctor.examine import Look
 from accountlink.doctor.findings import Finding
 from accountlink.doctor.ignoring import Ignored
 from accountlink.doctor.report import Report
+from accountlink.doctor.subjects import Target
 
 __all__ = ["SYSTEMS", "Examination", "Found", "System", "examine"]
 
@@ -159,7 +160,7 @@ async def _try(engine: AsyncEngine, system: System) -> str:
 
 async def _diagnose(engine: AsyncEngine, system: System) -> Report:
     """Do what ``accountlink doctor`` does: look at the table, and plan its repair."""
-    (report,) = await read_tables(engine, [system.mapping], look=Look.EVERYTHING, ignored=Ignored())
+    (report,) = await read_tables(engine, [Target(mapping=system.mapping)], look=Look.EVERYTHING, ignored=Ignored())
     return report
 
 

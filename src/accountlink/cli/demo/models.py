@@ -5,7 +5,16 @@ from datetime import datetime
 from sqlalchemy import BigInteger, DateTime, ForeignKey
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from accountlink import Key, LinkedAccountMixin, LinkPolicy, Ownership, Removal, grants_table, link_outbox
+from accountlink import (
+    Key,
+    LinkedAccountMixin,
+    LinkPolicy,
+    Ownership,
+    Removal,
+    grants_table,
+    link_outbox,
+    pending_credentials,
+)
 from accountlink.web import flow_states
 
 
@@ -38,6 +47,9 @@ shares = grants_table(Base.metadata, user_id=User.id, link_id=Connection.id, nam
 outbox = link_outbox(Base.metadata, name="accountlink_demo_events")
 """The events of connections and shares, for the worker that informs users."""
 
+pending = pending_credentials(Base.metadata, name="accountlink_demo_pending")
+"""The tokens of users who met a conflict, sealed, until they move the account to themselves."""
+
 flows = flow_states(Base.metadata, name="accountlink_demo_flows")
 """The flows that are under way, so that a restart of the backend loses none."""
 
@@ -55,3 +67,13 @@ class Told(Base):
     provider: Mapped[str | None]
     link_id: Mapped[int | None]
     is_read: Mapped[bool] = mapped_column(default=False)
+
+
+class Moved(Base):
+    """Hold an envelope that the page put into another row, so that it can be put back."""
+
+    __tablename__ = "accountlink_demo_moved"
+
+    link_id: Mapped[int] = mapped_column(ForeignKey(Connection.id, ondelete="CASCADE"), primary_key=True)
+    own: Mapped[str]
+    foreign: Mapped[str]

@@ -1,4 +1,4 @@
-"""Answers for the page beside the user's own accounts: notices, shares, the doctor, and the tables behind it all.
+"""Answers for the page beside the user's own accounts: notices, shares, the vault, the doctor, and the tables.
 
 A real application shows its users the notices and the shares. The rows, the events and the statements of everybody are
 here for those who want to see what accountlink does.
@@ -23,6 +23,7 @@ from accountlink.cli.demo import broken
 from accountlink.cli.demo.backend import Endpoint, signed_in
 from accountlink.cli.demo.models import Base, Connection, Told, User, shares
 from accountlink.cli.demo.providers import NAMES
+from accountlink.cli.demo.sealed import CannotMove, Sealed
 from accountlink.cli.demo.statements import Statements
 
 PREFIX = "/demo"
@@ -43,12 +44,14 @@ class Panels:
     Args:
         engine: The application's engine.
         grants: Where shares live.
+        sealed: Looks at the stored tokens.
         statements: What the requests executed.
     """
 
-    def __init__(self, *, engine: AsyncEngine, grants: ShareGrants, statements: Statements) -> None:
+    def __init__(self, *, engine: AsyncEngine, grants: ShareGrants, sealed: Sealed, statements: Statements) -> None:
         self._engine = engine
         self._grants = grants
+        self._sealed = sealed
         self._statements = statements
 
     def routes(self) -> list[BaseRoute]:
@@ -58,6 +61,8 @@ class Panels:
             "/shares": self.share,
             "/shares/redeem": self.redeem,
             "/shares/{grant_id:uuid}/revoke": self.revoke,
+            "/vault/{link_id:int}/copy": self.copy_envelope,
+            "/vault/{link_id:int}/restore": self.restore_envelope,
             "/doctor/{system}": self.doctor,
             "/reset": self.reset,
         }
@@ -80,6 +85,8 @@ class Panels:
             told = [_event(event, people) for event in await connection.execute(_LATEST)]
             notices = await self._notices(connection, user_id, people)
             unredeemed = await self._unredeemed(connection, user_id)
+            links = await self._sealed.links(connection)
+            waiting = await self._sealed.waiting(connection, people)
         return JSONResponse(
             {
                 "user": {"id": user_id, "name": people[user_id]} if user_id in people else None,
@@ -88,6 +95,7 @@ class Panels:
                 "systems": [{"slug": each.slug, "title": each.title, "story": each.story} for each in broken.SYSTEMS],
                 "notices": notices,
                 "shares": await self._shares(user_id, people, unredeemed),
+                "vault": {"links": await self._sealed.shown(links), "waiting": waiting},
                 "rows": rows,
                 "events": told,
                 "statements": [asdict(each) for each in self._statements.latest()],
@@ -169,6 +177,19 @@ class Panels:
             ],
         }
 
+    # -- the vault ----------------------------------------------------------------------------------------------------
+
+    async def copy_envelope(self, request: Request) -> Response:
+        """Put the envelope of one row into another one, as somebody could who can write to the database."""
+        asked = await request.json()
+        await self._sealed.copy(from_id=int(asked["from"]), to_id=request.path_params["link_id"])
+        return JSONResponse({}, headers=_NO_STORE)
+
+    async def restore_envelope(self, request: Request) -> Response:
+        """Put a row's own envelope back."""
+        await self._sealed.restore(link_id=request.path_params["link_id"])
+        return JSONResponse({}, headers=_NO_STORE)
+
     # -- the doctor ---------------------------------------------------------------------------------------------------
 
     async def doctor(self, request: Request) -> Response:
@@ -223,6 +244,8 @@ def answered(endpoint: Endpoint) -> Endpoint:
     async def answering(request: Request) -> Response:
         try:
             return await endpoint(request)
+        except CannotMove:
+            return refusal("cannot_move", status=409)
         except (StoreBusy, StoreUnavailable) as error:
             return refusal(error.code, status=503)
         except AccountLinkError as error:

@@ -17,12 +17,13 @@ from starlette.applications import Starlette
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from accountlink import AccountLinker, ShareGrants
+from accountlink import AccountLinker, CredentialVault, Plaintext, ShareGrants
 from accountlink.cli.demo.backend import ACCOUNTS, CALLBACK, create_app
-from accountlink.cli.demo.models import Connection, outbox, shares
+from accountlink.cli.demo.models import Connection, outbox, pending, shares
 from accountlink.cli.demo.panels import PREFIX, Panels
 from accountlink.cli.demo.place import lasting_secret
 from accountlink.cli.demo.providers import Providers
+from accountlink.cli.demo.sealed import Sealed
 from accountlink.cli.demo.stage import CannotStart, file_url, open_engine, prepare_tables
 from accountlink.cli.demo.statements import Statements
 from accountlink.cli.demo.story import PEOPLE
@@ -79,11 +80,17 @@ def build(*, engine: AsyncEngine, secret: str, port: int) -> ASGIApp:
 
     Args:
         engine: An engine on a database that has the tables.
-        secret: Outlasts a restart, and so do sessions, flows and transfer tokens.
+        secret: Outlasts a restart, and so do sessions, flows, transfer tokens and what the vault has sealed.
         port: The port on which browsers arrive.
     """
     origin, address = (f"http://{host}{'' if port == _HTTP else f':{port}'}" for host in ("localhost", _LOOPBACK))
-    linker = AccountLinker(Connection, secrets=[_derived(secret, "transfer tokens")], outbox=outbox)
+    linker = AccountLinker(
+        Connection,
+        secrets=[_derived(secret, "transfer tokens")],
+        outbox=outbox,
+        vault=vault_of(secret),
+        pending=pending,
+    )
     grants = ShareGrants(shares, accounts=linker, outbox=outbox)
     statements = Statements(engine)
     providers = Providers(
@@ -107,10 +114,23 @@ def build(*, engine: AsyncEngine, secret: str, port: int) -> ASGIApp:
         origin=origin,
         secret=_derived(secret, "sessions and flows"),
         transport=providers.transport(),
-        more=Panels(engine=engine, grants=grants, statements=statements).routes(),
+        more=Panels(engine=engine, grants=grants, sealed=Sealed(engine, linker), statements=statements).routes(),
         lifespan=lifespan,
     )
     return Hosts({origin: recorded(application, statements), address: providers})
+
+
+def vault_of(secret: str) -> CredentialVault:
+    """Return the vault of a demo, whose key is the demo's as long as its secret is.
+
+    A demo that ran before there was a vault has stored tokens in plain text. They are still read; connecting the
+    account again seals them. An application would seal them all by a backfill, and then refuse plain text.
+
+    Args:
+        secret: The demo's secret.
+    """
+    key = bytes.fromhex(_derived(secret, "sealed tokens"))
+    return CredentialVault(keys=[key], plaintext=Plaintext.READ)
 
 
 class Hosts:

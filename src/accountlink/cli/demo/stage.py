@@ -10,13 +10,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx2
-from sqlalchemy import URL, insert, make_url, select
+from sqlalchemy import URL, Select, insert, make_url, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from accountlink import AccountLinker, LinkEvent, tune_sqlite
+from accountlink import AccountLinker, CredentialVault, LinkEvent, tune_sqlite
 from accountlink.cli.demo.backend import CALLBACK, create_app
-from accountlink.cli.demo.models import Base, Connection, User, outbox
+from accountlink.cli.demo.models import Base, Connection, User, outbox, pending
 from accountlink.cli.demo.providers import registered_at
 from accountlink.extras import how_to_install
 from accountlink.testing.fake_provider import FakeProvider
@@ -62,10 +62,20 @@ class Stage:
 
     async def rows(self) -> list[dict[str, Any]]:
         """Return all rows of the connections table, every column, as they are stored now."""
-        table = Connection.__table__
+        return await self._all(select(Connection.__table__).order_by(Connection.id))
+
+    async def kept(self) -> list[dict[str, Any]]:
+        """Return all rows of pending credentials: the sealed tokens of users who met a conflict."""
+        return await self._all(select(pending).order_by(pending.c.user_id))
+
+    async def _all(self, query: Select[Any]) -> list[dict[str, Any]]:
         async with self.engine.connect() as connection:
-            result = await connection.execute(select(table).order_by(table.c.id))
-            return [dict(row) for row in result.mappings()]
+            return [dict(row) for row in (await connection.execute(query)).mappings()]
+
+    async def read(self, user_id: int) -> str:
+        """Return the access token that the application reads for the user's account."""
+        stored = await self.linker.stored_credentials(self.engine, user_id=user_id, provider=PROVIDER)
+        return stored.access_token.reveal()
 
 
 def _unreachable(request: httpx2.Request) -> httpx2.Response:
@@ -92,7 +102,13 @@ async def set_stage(*, people: dict[int, str], database_url: str | None) -> Asyn
         engine = open_engine(url)
         cleanup.push_async_callback(engine.dispose)
         await prepare_tables(engine, people, fresh=True)
-        linker = AccountLinker(Connection, secrets=[secrets.token_urlsafe(32)], outbox=outbox)
+        linker = AccountLinker(
+            Connection,
+            secrets=[secrets.token_urlsafe(32)],
+            outbox=outbox,
+            vault=CredentialVault(keys=[secrets.token_bytes(32)]),
+            pending=pending,
+        )
         provider = FakeProvider(issuer=ISSUER, redirect_uris=[f"{ORIGIN}{CALLBACK}/{PROVIDER}"])
         app = create_app(
             engine=engine,

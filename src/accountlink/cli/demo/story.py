@@ -22,6 +22,7 @@ EVENT_OF = {
     Change.RESTORED: EventType.RESTORED,
 }
 SHOWN_OF_TOKEN = 8
+TOKENS = ("access_token", "refresh_token")
 TOKEN_MARK = "#transfer_token="  # noqa: S105  # where a token begins, not a token
 
 
@@ -86,11 +87,12 @@ async def tell(output: Output, *, database_url: str | None = None) -> None:
 async def _tell(output: Output, stage: Stage, alice: Person, bob: Person) -> None:
     output.heading("1. Alice signs in and links a provider account")
     link_id = await _link(output, stage, alice, expected=Change.CREATED)
+    output.line(f"in the table its token is sealed: {await _envelope(stage, alice)}")
 
     output.heading("2. Alice connects the same account again")
-    before = await _only_row(stage)
+    before = await stage.read(ALICE)
     await _link(output, stage, alice, expected=Change.UPDATED, link_id=link_id)
-    _expect((await _only_row(stage))["access_token"] != before["access_token"], "the new token was not stored")
+    _expect(await stage.read(ALICE) != before, "the new token was not stored")
     output.line("the same row holds the new tokens")
 
     output.heading("3. Bob signs in and connects the same provider account")
@@ -99,7 +101,7 @@ async def _tell(output: Output, stage: Stage, alice: Person, bob: Person) -> Non
     output.heading("4. Bob takes it over, after proving control of it")
     await _take_over(output, stage, former=alice, claimant=bob, token=token)
 
-    output.heading("5. Bob connects it, and it holds Bob's tokens")
+    output.heading("5. Bob connects the same account again")
     await _link(output, stage, bob, expected=Change.UPDATED, link_id=link_id)
 
     output.heading("6. Bob disconnects")
@@ -142,12 +144,16 @@ async def _conflict(output: Output, stage: Stage, *, owner: Person, claimant: Pe
     _expect(await _only_row(stage) == owners_row, "the owner's row was touched")
     output.line(f"ownership conflict: {address}{mark}{token[:SHOWN_OF_TOKEN]}...")
     output.line(f"{owner.name}'s row is untouched: every column is as it was")
+    kept = [row["user_id"] for row in await stage.kept()]
+    _expect(kept == [str(claimant.user_id)], "the claimant's tokens are not kept")
+    output.line(f"{claimant.name}'s own tokens are kept for the transfer, sealed")
     return token
 
 
 async def _take_over(output: Output, stage: Stage, *, former: Person, claimant: Person, token: str) -> None:
     """Let the token be redeemed: not by the owner, by the claimant, and by the claimant again."""
-    before = await _only_row(stage)
+    before, formers = await _only_row(stage), await stage.read(former.user_id)
+    (kept,) = await stage.kept()
     address = str((await former.take_over(token)).url)
     _expect(address == f"{PAGE}?error=token_for_another_user", f"a refusal was expected, not {address}")
     _expect(await _only_row(stage) == before, "a refused transfer touched the row")
@@ -156,9 +162,12 @@ async def _take_over(output: Output, stage: Stage, *, former: Person, claimant: 
     await _accounts(claimant, await claimant.take_over(token), at=f"{PAGE}?connection=success")
     row = await _only_row(stage)
     _expect((row["id"], row["user_id"]) == (before["id"], claimant.user_id), "the row is not the claimant's")
-    _expect((row["access_token"], row["refresh_token"]) == (None, None), "the former owner's tokens are still stored")
+    stored = [row[name] for name in TOKENS]
+    _expect(stored == [kept[name] for name in TOKENS], "the link does not have the claimant's tokens")
+    _expect(await stage.read(claimant.user_id) != formers, "the former owner's tokens are still stored")
+    _expect(await stage.kept() == [], "the claimant's tokens are still kept elsewhere")
     output.line(f"transferred: link {row['id']} is {claimant.name}'s, under its id")
-    output.line(f"nothing of {former.name}'s tokens is left in it")
+    output.line(f"it has the tokens that {claimant.name} brought, and nothing is left of {former.name}'s")
 
     await _accounts(claimant, await claimant.take_over(token), at=f"{PAGE}?connection=success")
     _expect(await _only_row(stage) == row, "a second click touched the row")
@@ -184,6 +193,13 @@ async def _events(stage: Stage, *expected: tuple[EventType, Person, Person | Non
     told = [(event.type, event.user_id, event.other_user_id) for event in await stage.events()]
     wanted = [(kind, user.user_id, other and other.user_id) for kind, user, other in expected]
     _expect(told == wanted, f"the outbox tells {told}")
+
+
+async def _envelope(stage: Stage, person: Person) -> str:
+    """Return how the stored envelope begins, given that the application reads the token in it."""
+    text, token = str((await _only_row(stage))["access_token"]), await stage.read(person.user_id)
+    _expect(text.startswith("al1.") and token not in text, "the token is not sealed")
+    return f"{text.rpartition('.')[0]}..."
 
 
 async def _only_row(stage: Stage) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, TypeAlias
 
 import sqlalchemy as sa
@@ -12,6 +13,17 @@ Value: TypeAlias = bool | int | str | None
 """The type of a value of a column; ``None`` is ``NULL``."""
 Row: TypeAlias = Mapping[str, Value]
 """The type of a model row: values by column."""
+
+
+class Tokens(Enum):
+    """Name the form in which a linker stores tokens."""
+
+    PLAIN = "plain text"
+    """The linker has no vault."""
+    SEALED = "envelopes"
+    """The linker has a vault, which refuses plain text."""
+    MIXED = "envelopes, and plain text until a backfill has ended"
+    """The linker has a vault, which still reads plain text."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +36,7 @@ class Need:
         reason: What it protects, for people.
         key: Whether it is the policy's key or its ownership: an index that has it and more is a form of it.
         absent: Columns whose ``NULL`` takes a row out: a grant that has not been redeemed.
+        without: What happens if no index enforces it, for people.
     """
 
     columns: tuple[str, ...]
@@ -31,6 +44,7 @@ class Need:
     reason: str
     key: bool = True
     absent: frozenset[str] = frozenset()
+    without: str = "parallel callbacks can store two rows"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +84,9 @@ class Subject:
         declared: Unique keys that the application's model declares.
         newest_by: Columns by which the newest of several rows is found, the first that decides.
         empty: What stands for no credential where ``NULL`` cannot, by the role of the credential's column.
+        tokens: The form in which the linker of the table stores tokens; ``None``: no linker was given.
+        token_columns: The columns of tokens in which the form of a token can be seen, because no type of the
+            application's converts it.
     """
 
     schema: str | None
@@ -86,6 +103,8 @@ class Subject:
     declared: tuple[Declared, ...] = ()
     newest_by: tuple[str, ...] = ()
     empty: Mapping[str, sa.ColumnElement[Any]] = field(default_factory=dict, compare=False)
+    tokens: Tokens | None = None
+    token_columns: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -96,6 +115,13 @@ class Subject:
     def marks(self) -> frozenset[str]:
         """The columns that mark a row live or dead."""
         return frozenset(self.roles[role] for role in ("deleted_at", "active") if role in self.roles)
+
+    @property
+    def sealed(self) -> frozenset[str]:
+        """The columns that have to have room for envelopes."""
+        if self.tokens not in (Tokens.SEALED, Tokens.MIXED):
+            return frozenset()
+        return frozenset(self.roles[role] for role in ("access_token", "refresh_token") if role in self.roles)
 
     @property
     def live_sql(self) -> str:

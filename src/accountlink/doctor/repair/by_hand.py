@@ -63,11 +63,19 @@ def _addresses(case: Case, finding: Finding, column: Column) -> Iterator[str]:
             "of them would be duplicates, which come first."
         )
     count = case.rows.odd + (0 if unsettled or can_lower(case) else case.rows.plain)
-    if count:
+    if case.rows.sealed:
+        yield (
+            f"{finding.rule}: {count} addresses in {column.name} are not in normal form, and {case.rows.sealed} of "
+            "their rows have sealed tokens. A token opens only beside the address that it was sealed for, so no SQL "
+            "changes any. For each row read the tokens with stored_credentials(), write the address as "
+            "accountlink.normalize_email makes it, and store the tokens again with link()."
+        )
+    elif count:
+        sealed = " Do it before a backfill seals their tokens for these addresses." if case.subject.sealed else ""
         yield (
             f"{finding.rule}: {count} addresses in {column.name} need more than lower() to be in normal form, and no "
             "SQL expression makes it. Write them again in Python with accountlink.normalize_email, as "
-            "docs/email-keys.md shows."
+            f"docs/email-keys.md shows.{sealed}"
         )
 
 

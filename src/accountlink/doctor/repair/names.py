@@ -22,6 +22,15 @@ _NAMED: Final = "named"
 _DIALECTS: Final[dict[str, Callable[..., sa.Dialect]]] = {"postgresql": postgresql.dialect, "sqlite": sqlite.dialect}
 
 
+def dialect_of(name: str) -> sa.Dialect:
+    """Return the dialect that writes emitted SQL.
+
+    Args:
+        name: ``postgresql`` or ``sqlite``.
+    """
+    return _DIALECTS[name](paramstyle=_NAMED)
+
+
 class Names:
     """Write the names of one table and of the objects that belong to it.
 
@@ -31,7 +40,7 @@ class Names:
 
     def __init__(self, case: Case) -> None:
         self._roles = case.subject.roles
-        self._dialect = _DIALECTS[case.catalogue.dialect](paramstyle=_NAMED)
+        self._dialect = dialect_of(case.catalogue.dialect)
         self._preparer = self._dialect.identifier_preparer
         self._home = case.table.schema
         given = case.subject.schema is not None or self._home not in (None, "public")

@@ -60,7 +60,7 @@ def downgrade_lines(repair: Repair) -> list[str]:
 
 
 def _lines(repair: Repair, *, revision: str, down_revision: str | None, created: datetime) -> Iterator[str]:
-    head = [f"Repair the unique keys of {repair.table}.", "", *wrap(_DOCUMENTED[repair.dialect], _WIDTH), ""]
+    head = [f"Repair {repair.table}.", "", *wrap(_DOCUMENTED[repair.dialect], _WIDTH), ""]
     head += [f"Revision ID: {revision}", f"Revises: {down_revision or ''}".rstrip(), f"Create Date: {created}"]
     yield from ('"""' + _escaped("\n".join(head)).replace('"""', '\\"\\"\\"'), '"""', "")
     body, back = upgrade_lines(repair), downgrade_lines(repair)
@@ -68,7 +68,7 @@ def _lines(repair: Repair, *, revision: str, down_revision: str | None, created:
     yield from ("from alembic import op", "") if repair.steps else ()
     yield from (f"revision = {_literal(revision)}", f"down_revision = {_literal(down_revision)}")
     yield from ("branch_labels = None", "depends_on = None", "", "", "def upgrade() -> None:")
-    yield f'{_INDENT}"""Make the right keys, then drop the wrong ones."""'
+    yield f'{_INDENT}"""Repair what the doctor found."""'
     yield from _indented(body)
     for number, text in enumerate(repair.by_hand, 1):
         yield from ("", *([f"{_INDENT}# BY HAND, since no migration can decide it:"] if number == 1 else []))

@@ -61,7 +61,7 @@ def commented(text: str, mark: str, width: int = _WIDTH) -> Iterator[str]:
 
 def _lines(repair: Repair) -> Iterator[str]:
     yield from _STOPPING.get(repair.dialect, ()) if repair.steps else ()
-    yield from commented(f"Repairs the unique keys of {repair.table} ({_TITLES[repair.dialect]}).", "--")
+    yield from commented(f"Repairs {repair.table} ({_TITLES[repair.dialect]}).", "--")
     if repair.steps:
         yield from commented(f"Read it, then run it: {_RUN[repair.dialect]}", "--")
         yield from commented(_HEADERS[repair.dialect], "--")

@@ -27,8 +27,8 @@ def can_settle(case: Case, need: Need) -> bool:
 
 def why_not_settled(case: Case, need: Need) -> str | None:
     """Say why duplicates are left to people, and what these can do; ``None`` where a migration settles them."""
-    subject, row_id = case.subject, case.subject.roles["id"]
-    if row_id in need.columns or (subject.soft and not (need.live and subject.live_sql)):
+    subject, row_id = case.subject, case.subject.roles.get("id")
+    if row_id is None or row_id in need.columns or (subject.soft and not (need.live and subject.live_sql)):
         return (
             "No rule says which one is right: decide that, change or delete the others, then run the doctor again; it "
             "makes the key."

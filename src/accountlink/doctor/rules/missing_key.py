@@ -25,8 +25,8 @@ def find(case: Case) -> Iterator[Finding]:
             RULE,
             about=need,
             remedy=Remedy.KEY,
-            message=f"No unique index on ({', '.join(need.columns)}){condition} enforces that {need.reason}: parallel "
-            f"callbacks can store two rows.{_nearly(case, need)}",
+            message=f"No unique index on ({', '.join(need.columns)}){condition} enforces that {need.reason}: "
+            f"{need.without}.{_nearly(case, need)}",
             fix=f"Create a unique index on ({', '.join(need.columns)})"
             + (f" WHERE {case.subject.live_sql}." if need.live and case.subject.live_sql else "."),
         )

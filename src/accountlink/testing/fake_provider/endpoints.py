@@ -121,7 +121,7 @@ class Endpoints:
         """Redeem a code or a refresh token. Source: RFC 6749 sections 4.1.3, 5 and 6."""
         form = await read_form(request)
         client_id = self._authenticated(request, form)
-        nonce = None
+        nonce, is_first = None, True
         match form.get("grant_type"):
             case "authorization_code":
                 grant, nonce = self._grants.redeem_code(
@@ -132,11 +132,14 @@ class Endpoints:
                 )
             case "refresh_token":
                 grant = self._grants.redeem_refresh_token(form.get("refresh_token", ""), client_id=client_id)
+                is_first = False
             case _:
                 raise ProtocolError("unsupported_grant_type", "authorization_code or refresh_token")
-        return JSONResponse(self._script.forged("token", self._tokens(grant, nonce)), headers=NO_STORE)
+        return JSONResponse(
+            self._script.forged("token", self._tokens(grant, nonce, is_first=is_first)), headers=NO_STORE
+        )
 
-    def _tokens(self, grant: Grant, nonce: str | None) -> dict[str, Any]:
+    def _tokens(self, grant: Grant, nonce: str | None, *, is_first: bool) -> dict[str, Any]:
         access_token = self._grants.issue_access_token(grant)
         answer: dict[str, Any] = {
             "access_token": access_token,
@@ -144,7 +147,7 @@ class Endpoints:
             "expires_in": int(self._token_lifetime.total_seconds()),
             "scope": " ".join(sorted(grant.scopes)),
         }
-        if "offline_access" in grant.scopes:
+        if "offline_access" in grant.scopes and (is_first or self._grants.behaviour.rotates):
             answer["refresh_token"] = self._grants.issue_refresh_token(grant)
         if "openid" in grant.scopes:
             answer["id_token"] = self._id_token(grant, nonce, access_token)

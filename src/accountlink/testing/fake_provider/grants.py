@@ -10,6 +10,7 @@ from typing import Any
 
 from itsdangerous import BadData, URLSafeSerializer
 
+from accountlink.providers.client import RefreshBehaviour
 from accountlink.testing.fake_provider.protocol import ProtocolError
 from accountlink.values.base64url import encoded
 
@@ -47,7 +48,7 @@ class _Code:
 @dataclass(eq=False, kw_only=True, slots=True)
 class _RefreshToken:
     grant: Grant
-    spent: bool = False
+    spent_at: datetime | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,12 +65,19 @@ class GrantBook:
     Args:
         clock: Returns the aware current time.
         access_token_lifetime: How long access tokens live.
+        behaviour: How refresh tokens are treated: whether they rotate, and how long a spent one still works.
         secret: Signs codes, so that another book with this secret knows them; a random one if it is ``None``.
     """
 
     def __init__(
-        self, *, clock: Callable[[], datetime], access_token_lifetime: timedelta, secret: str | None = None
+        self,
+        *,
+        clock: Callable[[], datetime],
+        access_token_lifetime: timedelta,
+        behaviour: RefreshBehaviour,
+        secret: str | None = None,
     ) -> None:
+        self.behaviour = behaviour
         self._signed = URLSafeSerializer(secret or secrets.token_urlsafe(32), salt="accountlink fake provider code")
         self._clock = clock
         self._access_token_lifetime = access_token_lifetime
@@ -144,7 +152,7 @@ class GrantBook:
         self._codes[code] = stored
 
     def redeem_refresh_token(self, token: str, *, client_id: str) -> Grant:
-        """Spend a refresh token and return its grant; a spent one ends the grant.
+        """Spend a refresh token and return its grant; one that was spent longer ago than the grace ends the grant.
 
         Raises:
             ProtocolError: ``invalid_grant``.
@@ -154,11 +162,13 @@ class GrantBook:
         stored = self._refresh_tokens.get(token)
         if stored is None or stored.grant.client_id != client_id:
             raise ProtocolError("invalid_grant", "unknown refresh token")
-        if stored.spent:
+        now, grace = self._clock(), self.behaviour.grace or timedelta(0)
+        if stored.spent_at is not None and now - stored.spent_at >= grace:
             stored.grant.ended = True
         if stored.grant.ended:
             raise ProtocolError("invalid_grant", "refresh token revoked or already used")
-        stored.spent = True
+        if self.behaviour.rotates and stored.spent_at is None:
+            stored.spent_at = now
         return stored.grant
 
     def issue_access_token(self, grant: Grant) -> str:
@@ -186,7 +196,7 @@ class GrantBook:
         if (access := self.live_access_token(token)) is not None:
             return access.grant
         refresh = self._refresh_tokens.get(token)
-        if refresh is None or refresh.spent or refresh.grant.ended:
+        if refresh is None or refresh.spent_at is not None or refresh.grant.ended:
             return None
         return refresh.grant
 

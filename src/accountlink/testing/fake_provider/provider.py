@@ -16,6 +16,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from accountlink.providers.client import RefreshBehaviour
 from accountlink.testing.fake_provider.accounts import Account, Client, Directory
 from accountlink.testing.fake_provider.endpoints import Endpoints
 from accountlink.testing.fake_provider.grants import GrantBook
@@ -31,6 +32,8 @@ from accountlink.testing.fake_provider.script import (
 )
 from accountlink.testing.fake_provider.signing import Signer
 
+SINGLE_USE = RefreshBehaviour(rotates=True, grace=timedelta(0))
+"""The strictest behaviour of a provider: a refresh token works once."""
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -51,6 +54,7 @@ class FakeProvider:
         metadata: Overrides in the discovery document, for a provider that lies about itself.
         token_lifetime: How long access and ID tokens live.
         clock: Returns the aware current time.
+        behaviour: How refresh tokens are treated. By default each works once, and a second use ends the grant.
         secret: Lets a provider that is made anew with this secret redeem the codes of the one before, as after a
             restart; without it no other provider can.
 
@@ -70,6 +74,7 @@ class FakeProvider:
         metadata: Mapping[str, Any] | None = None,
         token_lifetime: timedelta = timedelta(hours=1),
         clock: Callable[[], datetime] = _now,
+        behaviour: RefreshBehaviour = SINGLE_USE,
         secret: str | None = None,
     ) -> None:
         self.issuer = issuer
@@ -79,7 +84,7 @@ class FakeProvider:
         self.signer = Signer()
         self._directory = Directory()
         self._script = Script()
-        self._grants = GrantBook(clock=clock, access_token_lifetime=token_lifetime, secret=secret)
+        self._grants = GrantBook(clock=clock, access_token_lifetime=token_lifetime, behaviour=behaviour, secret=secret)
         self._endpoints = Endpoints(
             issuer=issuer,
             metadata=metadata or {},
@@ -172,6 +177,7 @@ class FakeProvider:
         error: str | None = None,
         description: str = "planned by the test",
         lost: Lost | None = None,
+        retry_after: str | None = None,
         times: int = 1,
     ) -> None:
         """Let the next requests to an endpoint fail.
@@ -183,12 +189,13 @@ class FakeProvider:
             description: The error's description, whatever a hostile provider would put there.
             lost: Break the connection instead, before or after the work: the client gets
                 ``httpx2.ReadError`` in both cases.
+            retry_after: Send this header ``Retry-After`` with the status.
             times: How many requests.
 
         Raises:
             ValueError: An unknown endpoint, or not exactly one kind of failure.
         """
-        failure = Failure(status=status, error=error, description=description, lost=lost)
+        failure = Failure(status=status, error=error, description=description, lost=lost, retry_after=retry_after)
         self._script.plan_failure(endpoint, failure, times=times)
 
     def hold_next(self, endpoint: Endpoint, *, until: Callable[[], Awaitable[object]]) -> None:
@@ -246,7 +253,8 @@ async def _answer(endpoint: Endpoint, request: Request, handler: Handler, failur
                 await handler(request)
         raise httpx2.ReadError("connection reset by peer, as planned by the test")
     if failure.error is None:
-        return PlainTextResponse("planned by the test", status_code=failure.status or 500)
+        headers = None if failure.retry_after is None else {"Retry-After": failure.retry_after}
+        return PlainTextResponse("planned by the test", status_code=failure.status or 500, headers=headers)
     planned = ProtocolError(failure.error, failure.description, status=failure.status or 400)
     if endpoint != "authorize":
         raise planned

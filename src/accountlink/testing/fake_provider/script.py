@@ -29,6 +29,7 @@ class Failure:
     error: str | None = None
     description: str = "planned by the test"
     lost: Lost | None = None
+    retry_after: str | None = None
 
     def __post_init__(self) -> None:
         says_something = self.status is not None or self.error is not None

@@ -15,8 +15,10 @@ const NOTICES = new Map([
   ["token_for_another_user", "The offer to move the account was made to another user."],
   ["grant_rejected", "This token is unknown, used up, your own, or over."],
   ["not_signed_in", "Please sign in first."],
+  ["cannot_move", "The rows have changed meanwhile. Please look again."],
   ["provider_error", "The provider did not answer as it should. Please try again."],
 ]);
+const READY = "Ready: it has your tokens.";
 const FAILED = "That did not work. Please try again.";
 const EVERY = 1500; // milliseconds from one look at the state to the next
 
@@ -88,17 +90,18 @@ function drawWho({ user, people }) {
   find("switch").action = `/sign-in/${other.id}`;
   find("switch").querySelector("button").textContent = `Switch to ${other.name}`;
   find("sign-in").hidden = Boolean(user);
-  find("own").hidden = find("doctor").hidden = !user;
+  find("own").hidden = find("vault").hidden = find("doctor").hidden = !user;
 }
 
-function drawAccounts({ accounts, names, rows }) {
+function drawAccounts({ accounts, names, rows, tokens }) {
   if (!accounts.length) return [make("li", { class: "empty" }, "No account is connected yet.")];
   return accounts.map(({ id, provider }) => {
     const email = rows.find((row) => row.id === id)?.email ?? "";
     const which = `${names[provider]}, ${email}`;
+    const state = !tokens[id] ? [] : [make("span", tokens[id] === READY ? {} : { "data-tone": "bad" }, tokens[id])];
     return make(
       "li", {},
-      make("p", {}, make("strong", {}, names[provider]), make("small", {}, email)),
+      make("p", {}, make("strong", {}, names[provider]), make("small", {}, email), ...state),
       make(
         "div", { class: "row" },
         form(`/accounts/connect/${provider}`, "Reconnect", { expect: id }, { "data-key": `reconnect-${id}`, "aria-label": `Reconnect ${which}` }),
@@ -124,6 +127,59 @@ function drawShares({ given, waiting, received, called }) {
     ...given.map((share) => make("li", {}, make("p", {}, `${share.with} may use ${called[share.link_id] ?? "an account"}`, until(share.expires_at)), revoke(share.id))),
     ...waiting.map((share) => make("li", {}, make("p", {}, `A token for ${called[share.link_id] ?? "an account"} waits for somebody`, until(share.expires_at)), revoke(share.id))),
     ...received.map((share) => make("li", {}, make("p", {}, `You may use ${called[share.link_id] ?? "an account"} of ${share.with}`, until(share.expires_at)))),
+  ];
+}
+
+/** Say of a link whether the application can use it. */
+function usable({ read, refused }) {
+  if (read) return READY;
+  return refused ? "Its tokens cannot be read. Reconnect it." : "It has no tokens. Reconnect it.";
+}
+
+function drawEnvelope(envelope) {
+  if (!envelope) return make("p", {}, "No envelope.");
+  const parts = [["format", envelope.format], ["key", envelope.key_id], ["grant", envelope.grant_id], ["ciphertext", envelope.data]];
+  return make("dl", {}, ...parts.map(([name, text]) => make("div", {}, make("dt", {}, name), make("dd", {}, text))));
+}
+
+function drawRead({ envelope, read, refused }) {
+  if (refused) return [make("strong", {}, "Refused: "), make("code", {}, refused.code), ` (${refused.role}, ${refused.reason}). Other rows are read as before.`];
+  if (!read) return ["There is no token to read."];
+  const also = read.refresh_token ? [", refresh token ", make("code", {}, read.refresh_token)] : [];
+  const old = envelope ? "" : " The table has it in plain text, from an older demo. Reconnect the account to seal it.";
+  return ["Access token ", make("code", {}, read.access_token), ...also, ".", old];
+}
+
+/** Make the button that puts another row's ciphertext into a row, or the one that puts the row's own back. */
+function moving(link, other) {
+  const press = async (path, body, text) => { if (await post(`/vault/${link.id}/${path}`, body)) say(text, "good"); await refresh(); };
+  const key = { class: "small quiet", "data-key": `vault-${link.id}` };
+  if (link.is_moved) return [button(`Restore the ciphertext of row ${link.id}`, () => press("restore", {}, `Row ${link.id} has its own ciphertext again.`), key)];
+  if (!other) return [];
+  const text = `Row ${link.id} now has the ciphertext of row ${other.id}. See below how it is read.`;
+  return [button(`Copy the ciphertext of row ${other.id} into row ${link.id}`, () => press("copy", { from: other.id }, text), key)];
+}
+
+function drawEnvelopes({ links, waiting, owners, called, names }) {
+  if (!links.length) return [make("li", { class: "empty" }, "No token is stored yet. Connect an account.")];
+  const own = links.filter((link) => link.envelope && !link.is_moved);
+  const half = (title, ...parts) => make("div", {}, make("p", { class: "muted" }, title), ...parts);
+  const entry = (title, about, envelope, read, ...more) => make(
+    "li", {}, make("h3", {}, title, " ", make("small", {}, about)),
+    half("In the table", drawEnvelope(envelope)), half("The application reads", make("p", {}, ...read), ...more),
+  );
+  return [
+    ...links.map((link) => {
+      const others = link.envelope ? own.filter(({ id }) => id !== link.id) : [];
+      const other = others.find(({ id }) => owners[id] !== owners[link.id]) ?? others[0];
+      const drawn = entry(`Row ${link.id}, ${owners[link.id]}`, called[link.id] ?? "", link.envelope, drawRead(link), ...moving(link, other));
+      if (link.refused) drawn.dataset.refused = "";
+      return drawn;
+    }),
+    ...waiting.map(({ user, provider, envelope, until }) => entry(
+      `Waits for ${user}`, names[provider], envelope,
+      [`Nothing yet. ${user} met a conflict. If ${user} moves the account before ${when(until)}, its row gets this grant.`],
+    )),
   ];
 }
 
@@ -211,7 +267,8 @@ async function look() {
   drawWho(state);
   show("people", state.people, (people) => people.map(({ id, name }) => form(`/sign-in/${id}`, `Be ${name}`)));
   show("connect", state.providers, (all) => all.map(({ slug, name }) => form(`/accounts/connect/${slug}`, name, {}, { "aria-label": `Connect ${name}` })));
-  show("accounts", { accounts, names, rows: own.map(({ id, email }) => ({ id, email })) }, drawAccounts);
+  const tokens = Object.fromEntries(state.vault.links.map((link) => [link.id, usable(link)]));
+  show("accounts", { accounts, names, rows: own.map(({ id, email }) => ({ id, email })), tokens: Object.fromEntries(own.map(({ id }) => [id, tokens[id]])) }, drawAccounts);
   show("share-account", accounts.map(({ id }) => [id, label(id)]), (all) => all.map(([id, text]) => make("option", { value: id }, text)));
   find("share").hidden = !accounts.length;
   show("notices", state.notices.map((notice) => ({ ...notice, names })), drawNotices);
@@ -219,6 +276,9 @@ async function look() {
   show("rows", state.rows, drawRows);
   show("events", state.events, drawEvents);
   show("statements", state.statements, drawStatements);
+  const owners = Object.fromEntries(state.rows.map((row) => [row.id, row.user]));
+  const links = state.vault.links.filter(({ id }) => id in owners); // without one that came after the look at the rows
+  show("envelopes", { links, waiting: state.vault.waiting, owners, called, names }, drawEnvelopes);
   show("systems", state.systems, drawSystems);
 }
 
