@@ -610,7 +610,7 @@ FAULTS: Final[dict[str, Fault]] = {
     ),
     "renewal 5: other tokens are written over (bifrost#5919)": Fault(
         file="vault/stored.py",
-        old="known is None or call.brought is None or known.token != Secret(presented)",
+        old="known is None or call.brought is None or known.token != presented",
         new="known is None or call.brought is None",
         test=RULES,
         only="not_written_over",

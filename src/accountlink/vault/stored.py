@@ -36,7 +36,7 @@ from accountlink.vault.sealing import Sealing, TableVault, contents_of, tokens_o
 from accountlink.vault.statements import VaultStatements
 
 Opened: TypeAlias = tuple[AccessToken | None, RefreshToken | None]
-"""What the columns of a link contain."""
+"""The contents of the columns of a link."""
 _ATTEMPTS: Final = 5
 """The number of reads of tokens that another call replaces in between."""
 UNKNOWN_GRANT: Final = "plain"
