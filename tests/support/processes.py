@@ -13,7 +13,10 @@ from typing import Any, Final, TypeAlias
 
 _FORKING: Final = multiprocessing.get_context("forkserver")
 _FORKING.set_forkserver_preload(
-    ["aiosqlite", "asyncpg", "psycopg", "tests.support.claims", "tests.support.shares", "tests.support.told"]
+    [
+        *("aiosqlite", "asyncpg", "psycopg"),
+        *("tests.support.claims", "tests.support.renewers", "tests.support.shares", "tests.support.told"),
+    ]
 )
 Say: TypeAlias = Callable[[object], None]
 """Tells the test something."""

@@ -31,9 +31,18 @@ OLD_KEY: Final = bytes(range(1, 33))
 def tables_of(policy: LinkPolicy, user_type: type, beside: frozenset[str]) -> tuple[Tables, dict[str, sa.Table]]:
     """The tables of a policy, and those beside them; all tests share them, so that they are compiled once."""
     tables = make_tables(policy, user_type=user_type)
-    made = {"pending": pending_credentials, "outbox": link_outbox, "ledger": transfer_ledger}
-    made["refreshes"] = refresh_states
-    return tables, {name: make(tables.metadata) for name, make in made.items() if name in beside}
+    return tables, made_on(tables, beside)
+
+
+def made_on(tables: Tables, beside: frozenset[str]) -> dict[str, sa.Table]:
+    """The library's own tables, on the metadata of others, by name."""
+    make = {
+        "pending": pending_credentials,
+        "outbox": link_outbox,
+        "ledger": transfer_ledger,
+        "refreshes": refresh_states,
+    }
+    return {name: make[name](tables.metadata) for name in make if name in beside}
 
 
 @cache
@@ -100,12 +109,16 @@ class Vaulted:
         nulls: bool = True,
         renews: bool = False,
         user_type: type = int,
+        tables: Tables | None = None,
         **options: Any,
     ) -> None:
         beside = {"pending": pending, "outbox": outbox, "ledger": ledger, "refreshes": renews}
+        names = frozenset(name for name, has in beside.items() if has)
         accounts: Any
         if nulls:
-            self.tables, made = tables_of(policy, user_type, frozenset(name for name, has in beside.items() if has))
+            self.tables, made = (
+                tables_of(policy, user_type, names) if tables is None else (tables, made_on(tables, names))
+            )
             self.metadata, model = self.tables.metadata, self.tables.Connection
             accounts = AccountMapping(model, policy=policy, version=None) if ledger else model
         else:

@@ -93,20 +93,30 @@ class LeaseStatements(VaultStatements):
     #      INSERT INTO accountlink_refresh_states AS states (table_name, link_id, grant_id, lease_by, lease_until)
     #      SELECT :links, al_link.id::text, :grant_id, :lease_by, clock_timestamp() + :until FROM al_link
     #      ON CONFLICT (table_name, link_id) DO UPDATE SET grant_id = excluded.grant_id, …
-    #      WHERE (states.lease_until IS NULL OR states.lease_until < clock_timestamp())
+    #      WHERE (states.lease_until IS NULL OR states.lease_until < clock_timestamp()
+    #             OR states.lease_by = excluded.lease_by)
     #        AND (NOT same OR (states.state <> 'needs_consent'
     #                          AND (states.retry_at IS NULL OR states.retry_at <= clock_timestamp())))
     #      RETURNING states.*, clock_timestamp()
-    def lease(self, *, on_sqlite: bool) -> sa.Executable:
-        """Build the statement that takes the lease, if the row has the tokens that were read and nobody has it."""
+    def lease(self, *, on_sqlite: bool, bounded: bool = False) -> sa.Executable:
+        """Build the statement that takes the lease, if the row has the tokens that were read and nobody has it.
+
+        Whoever has the lease already takes it again: the answer to an earlier attempt was lost.
+
+        Args:
+            on_sqlite: Whether the database is SQLite.
+            bounded: Whether the wait for the link's row is bounded.
+        """
         s, now = self._s, self._now(on_sqlite=on_sqlite)
         excluded = {name: sa.literal_column(f"excluded.{name}", s[name].type) for name in (column.name for column in s)}
         same = s.grant_id == excluded["grant_id"]
-        link = select(self._c["id"].label("id")).where(*self._presented())
+        bound = [self._bounded()] if bounded else []
+        link = select(self._c["id"].label("id")).where(*bound, *self._presented())
         if not on_sqlite:
             link = link.with_for_update(key_share=True)
         found = link.cte(self._names("link"))
-        free = sa.or_(s.lease_until.is_(None), s.lease_until < now)
+        mine = sa.func.coalesce(s.lease_by == excluded["lease_by"], sa.false())
+        free = sa.or_(s.lease_until.is_(None), s.lease_until < now, mine)
         may_try = sa.and_(s.state != _ENDED, sa.or_(s.retry_at.is_(None), s.retry_at <= now))
         values: dict[str, sa.ColumnElement[Any]] = {
             "grant_id": excluded["grant_id"],
@@ -116,7 +126,7 @@ class LeaseStatements(VaultStatements):
             "failures": sa.case((same, s.failures), else_=ZERO),
             "opaque": sa.case((same, s.opaque), else_=ZERO),
             # A lease that nobody gave back belonged to a caller who died, perhaps after the provider had answered.
-            "uncertain": sa.and_(same, sa.or_(s.uncertain, s.lease_by.is_not(None))),
+            "uncertain": sa.and_(same, sa.or_(s.uncertain, sa.and_(s.lease_by.is_not(None), sa.not_(mine)))),
             "state": sa.case((same, s.state), else_=_OK),
             "provider_code": sa.case((same, s.provider_code), else_=sa.null()),
             "since": sa.case((same, s.since), else_=sa.null()),
@@ -145,36 +155,45 @@ class LeaseStatements(VaultStatements):
 
     # -- what came of it ----------------------------------------------------------------------------------------------
 
-    def store(self, shape: Shape) -> sa.Executable:
+    def store(self, shape: Shape, *, is_over: bool) -> sa.Executable:
         """Build one statement that stores the new tokens and gives the lease back (PostgreSQL).
 
         Args:
             shape: The shape of the call, with the roles that it writes.
+            is_over: Whether the new access token is over already.
         """
         written = self.replace(shape).cte(self._names("written"))
-        done = self._gave_back(self._renewed(on_sqlite=False), sa.exists(select(ONE).select_from(written)))
+        done = self._gave_back(
+            self._renewed(on_sqlite=False, is_over=is_over), sa.exists(select(ONE).select_from(written))
+        )
         return select(written.c.id).add_cte(done.cte(self._names("gave_back")))
 
-    def give_back(self, *, renewed: bool) -> sa.Update:
-        """Build the statement that gives the lease back.
+    def renewed_on_sqlite(self, *, is_over: bool) -> sa.Update:
+        """Build the statement that records a renewal and gives the lease back (SQLite).
 
         Args:
-            renewed: Whether the tokens were renewed; without that nothing else of the state changes.
+            is_over: Whether the new access token is over already.
         """
-        values = self._renewed(on_sqlite=True) if renewed else {}
-        return self._gave_back(values)
+        return self._gave_back(self._renewed(on_sqlite=True, is_over=is_over))
 
-    def _renewed(self, *, on_sqlite: bool) -> dict[str, Any]:
+    def give_back(self) -> sa.Update:
+        """Build the statement that gives the lease back; nothing else of the state changes."""
+        return self._gave_back({})
+
+    def _renewed(self, *, on_sqlite: bool, is_over: bool) -> dict[str, Any]:
+        """Return the state after a renewal. A token that is over on arrival counts as a failure."""
+        s, now = self._s, self._now(on_sqlite=on_sqlite)
         return {
-            "retry_at": sa.null(),
-            "failures": ZERO,
+            "grant_id": sa.bindparam("al_grant_id", type_=sa.Text),
+            "retry_at": self._later("wait", on_sqlite=on_sqlite) if is_over else sa.null(),
+            "failures": s.failures + ONE if is_over else ZERO,
             "opaque": ZERO,
             "uncertain": sa.false(),
-            "state": _OK,
+            "state": word(HealthState.FAILING.value) if is_over else _OK,
             "provider_code": sa.null(),
-            "since": sa.null(),
+            "since": now if is_over else sa.null(),
             "refused": sa.null(),
-            "refreshed_at": self._now(on_sqlite=on_sqlite),
+            "refreshed_at": now,
         }
 
     def _gave_back(self, values: dict[str, Any], *conditions: Condition) -> sa.Update:
@@ -203,6 +222,7 @@ class LeaseStatements(VaultStatements):
         became = word(state.value)
         flag = sa.bindparam("al_uncertain", type_=sa.Boolean)
         values: dict[str, Any] = {
+            "grant_id": sa.bindparam("al_grant_id", type_=sa.Text),
             "retry_at": sa.null() if state is HealthState.NEEDS_CONSENT else self._later("wait", on_sqlite=on_sqlite),
             "failures": s.failures + ONE,
             "opaque": sa.bindparam("al_opaque", type_=sa.Integer),

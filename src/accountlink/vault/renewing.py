@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Hashable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Final, Generic
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar
 from uuid import uuid4
 
 import sqlalchemy as sa
@@ -22,9 +22,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from accountlink.database.patience import Patience
 from accountlink.database.transactions import Place, run
+from accountlink.database.violations import FAILURES
+from accountlink.database.violations import read as read_failure
 from accountlink.errors import (
     AccountLinkError,
     AccountNotFound,
+    ConfigurationError,
     NeedsConsent,
     OutcomeUnknown,
     RefreshRefused,
@@ -39,10 +42,12 @@ from accountlink.values.events import EventType
 from accountlink.values.health import Health, HealthState
 from accountlink.values.outcomes import LinkId, UserId
 from accountlink.values.secrecy import Parameters, Secret
+from accountlink.values.text import unstorable
 from accountlink.vault.contents import AccessToken
 from accountlink.vault.lease_statements import LeaseStatements
 from accountlink.vault.refresher import ClientRefused, GrantEnded, ProviderUnavailable, Refresher
 from accountlink.vault.renewal import (
+    LONGEST_WAIT,
     LOST,
     OPAQUE_AT_MOST,
     SHORTEST_PAUSE,
@@ -52,10 +57,17 @@ from accountlink.vault.renewal import (
     pause_after,
 )
 from accountlink.vault.sealing import Sealing
-from accountlink.vault.stored import StoredCredentials, StoredTokens, grant_in
+from accountlink.vault.stored import Opened, StoredCredentials, StoredTokens, grant_in
 
 if TYPE_CHECKING:
     from accountlink.vault.upkeep import Upkeep
+
+T = TypeVar("T")
+_Task: TypeAlias = "asyncio.Task[TokenSet | AccountLinkError | None]"
+LONGEST_CODE: Final = 200
+"""The number of characters of a provider's code that are stored."""
+_PASSING: Final = ("25", "53", "54", "57", "58", "XX")
+"""The classes of SQLSTATEs that pass by themselves: a read-only standby, a full disk, an operator, a broken server."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,7 +109,33 @@ class Lease:
 
     def by_database(self, moment: datetime) -> datetime:
         """Return a moment of this machine's clock by the database's clock."""
-        return moment + (self.now - self.host)
+        try:
+            return moment + (self.now - self.host)
+        except OverflowError:  # at the end of time no clock matters
+            return moment
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Asked:
+    """Hold what a provider was asked with, and everything that is needed to store its answer.
+
+    Attributes:
+        call: Names the link.
+        lease: The lease.
+        tokens: The tokens that were presented.
+        contents: What the link's columns contained.
+        sealing: Seals the new tokens.
+    """
+
+    call: Call
+    lease: Lease
+    tokens: TokenSet
+    contents: Opened
+    sealing: Sealing
+
+
+class _KeysAway(Exception):
+    """Raised when a row that was sealed again cannot be opened; the error below it is the caller's to see."""
 
 
 class Renewing(Generic[UserId, LinkId]):
@@ -128,7 +166,7 @@ class Renewing(Generic[UserId, LinkId]):
         self.states: Final = states
         self.place: Final = place
         self._chance: Final = chance
-        self._tasks: Final[dict[Hashable, asyncio.Task[TokenSet | AccountLinkError | None]]] = {}
+        self._tasks: Final[dict[asyncio.AbstractEventLoop, dict[Hashable, _Task]]] = {}
 
     @cached_property
     def statements(self) -> LeaseStatements:
@@ -171,12 +209,12 @@ class Renewing(Generic[UserId, LinkId]):
         access = await self.stored.vault.access_token(found.access_token, found.bound_to)
         facts = self._facts(found, access, rejected=rejected)
         step = next_step(facts, min_valid=min_valid, jitter=self._chance())
-        if isinstance(step, Step) and step is not Step.GIVE and not await self._is_renewable(found):
+        if isinstance(step, Step) and step is not Step.GIVE and not await self._is_renewable(found, facts):
             step = NeedsConsent(since=found.expires_at) if facts.is_over else Step.GIVE
         if isinstance(step, AccountLinkError):
             raise _naming(found, step)
         if step is Step.RENEW:
-            renewed = await asyncio.shield(self._task(engine, call, found))
+            renewed = await self._outcome(self._task(engine, call, found), facts)
             if isinstance(renewed, TokenSet):
                 return _without_refresh(renewed)
             if facts.is_over and renewed is not None:
@@ -199,34 +237,54 @@ class Renewing(Generic[UserId, LinkId]):
             state=found.state,
         )
 
-    async def _is_renewable(self, found: StoredTokens[UserId, LinkId]) -> bool:
-        """Say whether the tokens can be renewed at all."""
-        tokens, _ = await self.stored.opened(found)
-        return tokens is not None and self.refresher.can_renew(found.account.provider, tokens)
+    async def _is_renewable(self, found: StoredTokens[UserId, LinkId], facts: Facts) -> bool:
+        """Say whether the tokens can be renewed at all. Why they cannot is nobody's concern while the token lives."""
+        try:
+            tokens, _ = await self.stored.opened(found)
+            return tokens is not None and self.refresher.can_renew(found.account.provider, tokens)
+        except Exception:  # unreadable, an unknown client, or whatever the source of the keys and the refresher raise
+            if facts.is_over:
+                raise
+            return False
 
-    def _task(
-        self, engine: AsyncEngine, call: Call, found: StoredTokens[UserId, LinkId]
-    ) -> asyncio.Task[TokenSet | AccountLinkError | None]:
+    async def _outcome(self, task: _Task, facts: Facts) -> TokenSet | AccountLinkError | None:
+        """Wait for a renewal; whatever it raises is raised only to a caller whose token is over."""
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not task.cancelled() or _is_cancelled():
+                raise
+            return RefreshUnavailable()  # somebody cancelled the renewal, and not this caller
+        except Exception:  # of the application's own refresher, or its source of keys
+            if facts.is_over:
+                raise
+            return None
+
+    def _task(self, engine: AsyncEngine, call: Call, found: StoredTokens[UserId, LinkId]) -> _Task:
         """Return the task that renews the tokens of a link, begun unless it is under way."""
-        loop = asyncio.get_running_loop()
-        key = (id(loop), id(engine.sync_engine), found.bound_to.parts(), str(found.account.id))
-        known = self._tasks.get(key)
+        key = (id(engine.sync_engine), found.bound_to.parts(), str(found.account.id))
+        known = self._tasks.get(asyncio.get_running_loop(), {}).get(key)
         if known is not None and not known.done():
             return known
         return self._begun(key, self._renewed(engine, call, found))
 
-    def _begun(
-        self, key: Hashable, work: Coroutine[Any, Any, TokenSet | AccountLinkError | None]
-    ) -> asyncio.Task[TokenSet | AccountLinkError | None]:
+    def _begun(self, key: Hashable, work: Coroutine[Any, Any, TokenSet | AccountLinkError | None]) -> _Task:
         """Return a task that :meth:`aclose` waits for."""
-        task = asyncio.get_running_loop().create_task(work, name="accountlink: renew tokens")
-        self._tasks[key] = task
-        task.add_done_callback(partial(self._ended, key))
+        loop = asyncio.get_running_loop()
+        if loop not in self._tasks:
+            for other in [each for each in tuple(self._tasks) if each.is_closed()]:
+                self._tasks.pop(other, None)  # a loop that was closed with a renewal under way ends none of them
+        mine = self._tasks.setdefault(loop, {})
+        mine[key] = task = loop.create_task(work, name="accountlink: renew tokens")
+        task.add_done_callback(partial(self._ended, loop, key))
         return task
 
-    def _ended(self, key: Hashable, task: asyncio.Task[TokenSet | AccountLinkError | None]) -> None:
-        if self._tasks.get(key) is task:
-            del self._tasks[key]
+    def _ended(self, loop: asyncio.AbstractEventLoop, key: Hashable, task: _Task) -> None:
+        mine = self._tasks.get(loop, {})
+        if mine.get(key) is task:
+            del mine[key]
+        if not mine:
+            self._tasks.pop(loop, None)
         if not task.cancelled():
             task.exception()  # reading it keeps asyncio from logging what every caller was told, or what nobody asked
 
@@ -275,8 +333,8 @@ class Renewing(Generic[UserId, LinkId]):
     async def aclose(self) -> None:
         """Wait for the renewals of this event loop that are under way."""
         loop = asyncio.get_running_loop()
-        while mine := [task for task in self._tasks.values() if task.get_loop() is loop and not task.done()]:
-            await asyncio.wait(mine)
+        while under_way := [task for task in self._tasks.get(loop, {}).values() if not task.done()]:
+            await asyncio.wait(under_way)
 
     # -- one renewal --------------------------------------------------------------------------------------------------
 
@@ -303,7 +361,7 @@ class Renewing(Generic[UserId, LinkId]):
                     return RefreshUnavailable(retry_at=found.state.leased_until)
                 if _is_leased(found) or found is not seen:
                     await asyncio.sleep(pause * (0.5 + self._chance() / 2))
-                    pause = min(pause * 1.5, 10 * self.timing.poll.total_seconds())
+                    pause = min(pause * 1.5, self._longest_pause)
                 found = await self.read(engine, named)
                 settled = await self._settled(found, seen)
                 if settled is not None:
@@ -334,7 +392,11 @@ class Renewing(Generic[UserId, LinkId]):
                 **self._moments("until", self.timing.lease, on_sqlite=_on_sqlite(engine)),
             }
         )
-        taken = await run(self.place(engine), partial(self._taken, call=leased), Patience())
+        place = self.place(engine)
+        try:
+            taken = await run(place, partial(leased.within, place, self._taken), Patience())
+        except StoreBusy:  # others are at the row: whoever waits looks at it again
+            return None
         for row in taken:
             return Lease(
                 holder=holder,
@@ -347,90 +409,160 @@ class Renewing(Generic[UserId, LinkId]):
         return None
 
     def _taken(self, connection: sa.Connection, call: Call) -> Sequence[sa.Row[Any]]:
-        on_sqlite = connection.dialect.name == "sqlite"
-        build = partial(self.statements.lease, on_sqlite=on_sqlite)
-        return self.stored.run_named(connection, call.parameters, ("lease", on_sqlite), build).all()
+        on_sqlite, bounded = connection.dialect.name == "sqlite", call.shape.bounded
+        build = partial(self.statements.lease, on_sqlite=on_sqlite, bounded=bounded)
+        return self.stored.run_named(connection, call.parameters, ("lease", on_sqlite, bounded), build).all()
 
     async def _ask(
         self, engine: AsyncEngine, call: Call, found: StoredTokens[UserId, LinkId], lease: Lease, *, deadline: float
     ) -> TokenSet | AccountLinkError:
         """Ask the provider, with the lease and without a connection, and store what it answers."""
-        provider = found.account.provider
-        tokens, _ = await self.stored.opened(found)
-        if tokens is None:
-            return NeedsConsent(since=found.expires_at)
-        sealing = await self.stored.vault.ready()  # now, since nothing may fail between the answer and its storing
-        left = timedelta(seconds=max(0.0, deadline - asyncio.get_running_loop().time()))
+        asked = await self._prepared(engine, call, found, lease, deadline=deadline)
+        if not isinstance(asked, _Asked):
+            return asked
+        answer = await self._answer(found.account.provider, asked, deadline=deadline)
         try:
-            async with asyncio.timeout_at(deadline):
-                new = await self.refresher.renew(provider, tokens, deadline=left)
-        except GrantEnded as ended:
-            code = LOST if lease.uncertain else ended.provider_code
-            return await self._failed(engine, call, found, lease, state=HealthState.NEEDS_CONSENT, code=code)
-        except ClientRefused as refused:
-            return await self._refused(engine, call, lease, code=refused.provider_code)
-        except ProviderUnavailable as away:
-            if away.opaque and lease.opaque + 1 >= OPAQUE_AT_MOST:
-                return await self._failed(
-                    engine, call, found, lease, state=HealthState.NEEDS_CONSENT, code="refused_without_a_code"
-                )
-            return await self._failed(engine, call, found, lease, state=HealthState.FAILING, away=away)
-        except TimeoutError:
-            slow = ProviderUnavailable(uncertain=True)
-            return await self._failed(engine, call, found, lease, state=HealthState.FAILING, away=slow)
-        except Exception:  # a refresher of the application's own, which may have asked the provider
-            unknown = ProviderUnavailable(uncertain=True)
-            await self._failed(engine, call, found, lease, state=HealthState.FAILING, away=unknown)
-            raise
-        try:
-            return await self._store(engine, call, found, lease, sealing, presented=tokens, new=new)
+            if not isinstance(answer, TokenSet):
+                return await self._fallen(engine, asked, found, answer)
+            return await self._store(engine, asked, found, answer)
         except AccountNotFound:  # unlinked or transferred meanwhile: the new tokens are nobody's
             await self._give_back(engine, call, lease)
             raise
+        except _KeysAway as away:
+            raise (away.__cause__ or away) from None
+        except Exception as error:
+            if answer is error or isinstance(error, (StoreBusy, StoreUnavailable, OutcomeUnknown)):
+                raise
+            return await self._fallen(engine, asked, found, error)  # it can never be stored: nobody asks again at once
+
+    async def _stored_late(
+        self, engine: AsyncEngine, call: Call, found: StoredTokens[UserId, LinkId]
+    ) -> TokenSet | AccountLinkError | None:
+        """Return what the former holder of a lapsed lease stores at last, or ``None``.
+
+        That caller may live, and have new tokens which it could not store, because the database was away. It tries
+        again at least as often as this method waits; the tokens in the row may be spent.
+        """
+        await asyncio.sleep(2 * self._longest_pause)
+        now = await self.read(engine, call)
+        if (settled := await self._settled(now, found)) is not None or _texts(now) == _texts(found):
+            return settled
+        (new, _), (old, _) = await self.stored.opened(now), await self.stored.opened(found)
+        is_other = new is None or old is None or _known(new) != _known(old)
+        return RefreshUnavailable() if is_other else None
+
+    @property
+    def _longest_pause(self) -> float:
+        """Seconds: the longest pause between two attempts, of waiting callers and of storing."""
+        return 10 * self.timing.poll.total_seconds()
+
+    async def _prepared(
+        self, engine: AsyncEngine, call: Call, found: StoredTokens[UserId, LinkId], lease: Lease, *, deadline: float
+    ) -> _Asked | TokenSet | AccountLinkError:
+        """Fetch everything that the storing of an answer will need, or give the lease back."""
+        try:
+            late = None if found.lease_by is None else await self._stored_late(engine, call, found)
+            contents = await self.stored.contents(found)
+            tokens = self.stored.together(found, *contents)
+            is_renewable = tokens is not None and self.refresher.can_renew(found.account.provider, tokens)
+            sealing = await self.stored.vault.ready()  # now, since nothing may fail between the answer and its storing
+        except Exception:  # nobody was asked: the next caller need not wait for the end of the lease
+            await self._give_back(engine, call, lease)
+            raise
+        in_time = asyncio.get_running_loop().time() < deadline
+        if late is None and tokens is not None and is_renewable and in_time:
+            return _Asked(call=call, lease=lease, tokens=tokens, contents=contents, sealing=sealing)
+        await self._give_back(engine, call, lease)
+        return late or (RefreshUnavailable() if is_renewable else NeedsConsent(since=found.expires_at))
+
+    async def _answer(self, provider: str, asked: _Asked, *, deadline: float) -> TokenSet | Exception:
+        """Return the provider's answer, or how the call failed."""
+        left = timedelta(seconds=deadline - asyncio.get_running_loop().time())
+        lost = ProviderUnavailable(uncertain=True)
+        try:
+            async with asyncio.timeout_at(deadline):
+                return _checked(await self.refresher.renew(provider, asked.tokens, deadline=left), provider)
+        except TimeoutError:
+            return lost
+        except asyncio.CancelledError:
+            if _is_cancelled():
+                raise
+            return lost  # something of the refresher's own was cancelled
+        except Exception as error:  # noqa: BLE001  # a refresher of the application's own may raise anything
+            return error
+
+    async def _fallen(
+        self, engine: AsyncEngine, asked: _Asked, found: StoredTokens[UserId, LinkId], failure: Exception
+    ) -> TokenSet | AccountLinkError:
+        """Record how a renewal failed, and raise what is not one of the three known ways."""
+        lease = asked.lease
+        if isinstance(failure, ClientRefused):
+            return await self._refused(engine, asked.call, lease, code=_code(failure.provider_code))
+        away = failure if isinstance(failure, ProviderUnavailable) else ProviderUnavailable(uncertain=True)
+        code = None
+        if isinstance(failure, GrantEnded):
+            code = LOST if lease.uncertain else _code(failure.provider_code)
+        elif away.opaque and lease.opaque + 1 >= OPAQUE_AT_MOST:
+            code = "refused_without_a_code"
+        if code is not None:
+            ended = partial(self._failed, engine, asked, found, state=HealthState.NEEDS_CONSENT, code=code)
+            return await self._patiently(ended)
+        recorded = await self._failed(engine, asked, found, state=HealthState.FAILING, away=away)
+        if isinstance(failure, ProviderUnavailable):
+            return recorded
+        raise failure
 
     async def _store(
-        self,
-        engine: AsyncEngine,
-        call: Call,
-        found: StoredTokens[UserId, LinkId],
-        lease: Lease,
-        sealing: Sealing,
-        *,
-        presented: TokenSet,
-        new: TokenSet,
+        self, engine: AsyncEngine, asked: _Asked, found: StoredTokens[UserId, LinkId], new: TokenSet
     ) -> TokenSet | AccountLinkError:
         """Store new tokens, patiently: the provider may never give them out again, and may have ended the old ones."""
+        return await self._patiently(partial(self._stored_once, engine, asked, found, new))
+
+    async def _patiently(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run work until the database has done it, or has been away for too long.
+
+        A cancellation does not throw away what the work is about: the event loop ends, perhaps, and there is time for
+        one more attempt.
+        """
         ends = asyncio.get_running_loop().time() + self.timing.storing.total_seconds()
         pause = self.timing.poll.total_seconds()
+        cancelled: asyncio.CancelledError | None = None
         while True:
             try:
-                return await self._stored_once(engine, call, found, lease, sealing, presented=presented, new=new)
-            except (StoreBusy, StoreUnavailable, OutcomeUnknown):
-                if asyncio.get_running_loop().time() > ends:
+                result = await work()
+            except asyncio.CancelledError as error:
+                if cancelled is not None:
                     raise
+                cancelled = error
+                continue
+            except (StoreBusy, StoreUnavailable, OutcomeUnknown, _KeysAway, *FAILURES) as error:
+                if cancelled is not None:
+                    raise cancelled from None
+                if not _may_pass(error) or asyncio.get_running_loop().time() > ends:
+                    raise
+            else:
+                if cancelled is not None:
+                    raise cancelled
+                return result
             await asyncio.sleep(pause)
-            pause = min(2 * pause, 20 * self.timing.poll.total_seconds())
+            pause = min(2 * pause, self._longest_pause)
 
     async def _stored_once(
-        self,
-        engine: AsyncEngine,
-        call: Call,
-        found: StoredTokens[UserId, LinkId],
-        lease: Lease,
-        sealing: Sealing,
-        *,
-        presented: TokenSet,
-        new: TokenSet,
+        self, engine: AsyncEngine, asked: _Asked, found: StoredTokens[UserId, LinkId], new: TokenSet
     ) -> TokenSet | AccountLinkError:
         """Store new tokens where the row still has those that were presented, however it is sealed by now."""
+        call, lease, now = asked.call, asked.lease, asked.lease.by_database(present())
         new = _by_database(new, lease)
+        is_over = new.expires_at is not None and new.expires_at <= now
         accounts = self.stored.accounts
         replacing = accounts.calls.replacing(
-            user_id=call.user_id, link_id=call.link_id, provider=None, tokens=new, seal=sealing
+            user_id=call.user_id, link_id=call.link_id, provider=None, tokens=new, seal=asked.sealing
         )
+        contents: Opened = asked.contents
+        wait = pause_after(lease.failures, jitter=self._chance())
         for _ in range(5):
-            ready = await self.stored.fitting(
-                found, replacing, sealing, presented=_known(presented), issued_at=lease.by_database(present())
+            ready = self.stored.fitting(
+                found, replacing, asked.sealing, contents, presented=_known(asked.tokens), issued_at=now
             )
             if ready is None:
                 break
@@ -439,24 +571,30 @@ class Renewing(Generic[UserId, LinkId]):
                     **ready.kept,
                     "al_lease_by": lease.holder,
                     "al_grant_id": _grant(found),
-                    **self._moments("wait", timedelta(0), on_sqlite=_on_sqlite(engine)),
+                    **self._moments("wait", wait, on_sqlite=_on_sqlite(engine)),
                 }
             )
-            if await run(self.place(engine), partial(self._written, call=leased), Patience()):
+            written = partial(self._written, call=leased, is_over=is_over)
+            if await run(self.place(engine), written, Patience()):
                 return await self._now(engine, call)
             found = await self.read(engine, call)
+            try:
+                contents = await self.stored.contents(found)
+            except Exception as error:  # sealed again with a key that this process lacks yet, or cannot fetch
+                raise _KeysAway from error
         await self._give_back(engine, call, lease)
         return await self._now(engine, call)
 
-    def _written(self, connection: sa.Connection, call: Call) -> bool:
+    def _written(self, connection: sa.Connection, call: Call, *, is_over: bool) -> bool:
         run_named, shape, statements = self.stored.run_named, call.shape, self.statements
         if connection.dialect.name != "sqlite":
-            build: Callable[[], sa.Executable] = partial(statements.store, shape)
-            return run_named(connection, call.parameters, ("store", shape), build).first() is not None
+            build: Callable[[], sa.Executable] = partial(statements.store, shape, is_over=is_over)
+            return run_named(connection, call.parameters, ("store", shape, is_over), build).first() is not None
         build = partial(statements.replace, shape)
         row = run_named(connection, call.parameters, ("replace", shape), build).first()
         if row is not None:
-            run_named(connection, call.parameters, "gave back", partial(statements.give_back, renewed=True))
+            build = partial(statements.renewed_on_sqlite, is_over=is_over)
+            run_named(connection, call.parameters, ("gave back", is_over), build)
         return row is not None
 
     async def _now(self, engine: AsyncEngine, call: Call) -> TokenSet | AccountLinkError:
@@ -470,19 +608,19 @@ class Renewing(Generic[UserId, LinkId]):
     async def _failed(
         self,
         engine: AsyncEngine,
-        call: Call,
+        asked: _Asked,
         found: StoredTokens[UserId, LinkId],
-        lease: Lease,
         *,
         state: HealthState,
         code: str | None = None,
         away: ProviderUnavailable | None = None,
     ) -> TokenSet | AccountLinkError:
         """Record a failed renewal, if the row still has the tokens that were presented; else return the row's."""
-        before, _ = await self.stored.opened(found)
+        call, lease = asked.call, asked.lease
         wait = self._wait(lease, away)
         opaque = lease.opaque + 1 if away is not None and away.opaque else 0
         uncertain = away is not None and away.uncertain
+        newer: TokenSet | None = None
         for _ in range(5):
             told = call.changed(
                 occasion=Occasion.of(lease.by_database(present()), {"provider_code": code})
@@ -491,6 +629,7 @@ class Renewing(Generic[UserId, LinkId]):
                 kept={
                     **found.seen,
                     "al_lease_by": lease.holder,
+                    "al_grant_id": _grant(found),
                     "al_opaque": opaque,
                     "al_uncertain": uncertain,
                     "al_provider_code": code,
@@ -499,12 +638,14 @@ class Renewing(Generic[UserId, LinkId]):
             )
             recorded = await run(self.place(engine), partial(self._recorded, call=told, state=state), Patience())
             for retry_at, since in recorded:
+                if newer is not None and not found.is_over:
+                    return newer  # linked again without a refresh token: the one that failed stayed
                 if state is HealthState.NEEDS_CONSENT:
                     return NeedsConsent(provider_code=code, since=since)
                 return RefreshUnavailable(retry_at=retry_at)
             found = await self.read(engine, call)
-            tokens, _ = await self.stored.opened(found)
-            if tokens is None or before is None or _known(tokens) != _known(before):
+            newer, _ = await self.stored.opened(found)
+            if newer is None or _known(newer) != _known(asked.tokens):
                 break  # linked again, or renewed by somebody else
             if found.lease_by != lease.holder:
                 break  # somebody else has the lease by now, and what they find out counts
@@ -547,8 +688,7 @@ class Renewing(Generic[UserId, LinkId]):
         told = Parameters(call.changed(kept={"al_lease_by": lease.holder}).parameters)
 
         def given(connection: sa.Connection) -> bool:
-            build = partial(self.statements.give_back, renewed=False)
-            self.stored.run_named(connection, told, "give back", build)
+            self.stored.run_named(connection, told, "give back", self.statements.give_back)
             return True
 
         await run(self.place(engine), given, Patience())
@@ -557,8 +697,9 @@ class Renewing(Generic[UserId, LinkId]):
 
     def _wait(self, lease: Lease, away: ProviderUnavailable | None) -> timedelta:
         """Return how long nobody asks the provider again: as long as it wants, or longer with each failure."""
-        if away is not None and away.retry_at is not None:
-            return max(SHORTEST_PAUSE, away.retry_at - present())
+        wanted: object = None if away is None else away.retry_at
+        if isinstance(wanted, datetime) and wanted.utcoffset() is not None:
+            return min(max(SHORTEST_PAUSE, wanted - present()), LONGEST_WAIT)
         return pause_after(lease.failures, jitter=self._chance())
 
     def _moments(self, name: str, span: timedelta, *, on_sqlite: bool) -> dict[str, Any]:
@@ -567,6 +708,30 @@ class Renewing(Generic[UserId, LinkId]):
             return {f"al_{name}": span}
         now = datetime.now(UTC)
         return {"al_now": now, f"al_{name}": now + span}
+
+
+def _checked(new: object, provider: str) -> TokenSet:
+    if isinstance(new, TokenSet):
+        return new
+    raise ConfigurationError(f"The refresher returned {type(new).__name__} for {provider!r}. Return a TokenSet.")
+
+
+def _code(code: object) -> str:
+    """Return a provider's code as it can be stored, whatever a refresher of the application's own has put there."""
+    return code[:LONGEST_CODE] if isinstance(code, str) and not unstorable(code) else "unknown"
+
+
+def _is_cancelled() -> bool:
+    """Say whether somebody wants the running task to end."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Say whether storing may work later: the database is away, read-only, full, or cannot say what it did."""
+    if isinstance(error, FAILURES):
+        return (read_failure(error).sqlstate or "")[:2] in _PASSING
+    return True
 
 
 def _on_sqlite(engine: AsyncEngine) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cached_property, partial
-from typing import Any, Final, Generic
+from typing import Any, Final, Generic, TypeAlias
 
 import sqlalchemy as sa
 
@@ -35,6 +35,8 @@ from accountlink.vault.renewal import GrantState
 from accountlink.vault.sealing import Sealing, TableVault, contents_of, tokens_of
 from accountlink.vault.statements import VaultStatements
 
+Opened: TypeAlias = tuple[AccessToken | None, RefreshToken | None]
+"""The contents of the columns of a link."""
 _ATTEMPTS: Final = 5
 """The number of reads of tokens that another call replaces in between."""
 UNKNOWN_GRANT: Final = "plain"
@@ -234,9 +236,26 @@ class StoredCredentials(Generic[UserId, LinkId]):
         Raises:
             CredentialsUnreadable: A token cannot be read.
         """
+        access, refresh = await self.contents(stored)
+        return self.together(stored, access, refresh), access
+
+    async def contents(self, stored: StoredTokens[UserId, LinkId]) -> Opened:
+        """Open the columns of a link; each is ``None`` if it has no token.
+
+        Args:
+            stored: The tokens as they stand in the row.
+
+        Raises:
+            CredentialsUnreadable: A token cannot be read.
+        """
         access = await self.vault.access_token(stored.access_token, stored.bound_to)
-        refresh = await self.vault.refresh_token(stored.refresh_token, stored.bound_to)
-        return (None if access is None else _tokens(stored, access, refresh)), access
+        return access, await self.vault.refresh_token(stored.refresh_token, stored.bound_to)
+
+    def together(
+        self, stored: StoredTokens[UserId, LinkId], access: AccessToken | None, refresh: RefreshToken | None
+    ) -> TokenSet | None:
+        """Return all tokens of a link, or ``None`` if it has no access token."""
+        return None if access is None else _tokens(stored, access, refresh)
 
     def check_scopes(self, stored: StoredTokens[UserId, LinkId], require: frozenset[str]) -> None:
         """Refuse a link without scopes that the caller needs.
@@ -282,7 +301,8 @@ class StoredCredentials(Generic[UserId, LinkId]):
         patience = Patience()
         for _ in range(_ATTEMPTS):
             stored = await self.find(place, call)
-            ready = await self.fitting(stored, call, sealing, presented=presented, issued_at=self.accounts.now())
+            contents = await self.contents(stored)
+            ready = self.fitting(stored, call, sealing, contents, presented=presented, issued_at=self.accounts.now())
             if ready is None and not patience.ambiguous:
                 return None
             if ready is None:
@@ -299,11 +319,12 @@ class StoredCredentials(Generic[UserId, LinkId]):
         access = await self.vault.access_token(stored.access_token, stored.bound_to)
         return access is not None and call.brought is not None and access.token == call.brought.tokens.access_token
 
-    async def fitting(
+    def fitting(
         self,
         stored: StoredTokens[UserId, LinkId],
         call: Call,
         sealing: Sealing,
+        contents: Opened,
         *,
         presented: Secret,
         issued_at: datetime,
@@ -314,11 +335,11 @@ class StoredCredentials(Generic[UserId, LinkId]):
             stored: The row's tokens.
             call: Brings the new tokens.
             sealing: Seals them.
+            contents: What the row's columns contain.
             presented: The token that they were obtained with.
             issued_at: When they were obtained, aware.
         """
-        access = await self.vault.access_token(stored.access_token, stored.bound_to)
-        refresh = await self.vault.refresh_token(stored.refresh_token, stored.bound_to)
+        access, refresh = contents
         known = refresh or access
         if known is None or call.brought is None or known.token != presented:
             return None
