@@ -3,14 +3,19 @@
 import asyncio
 import logging
 import os
+import secrets
 import traceback
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import click
 from click.core import ParameterSource
+
+from accountlink.extras import how_to_install
 
 TRACEBACK = "ACCOUNTLINK_TRACEBACK"
 """The environment variable that lets an unexpected error be shown."""
@@ -134,13 +139,11 @@ def doctor(
     Reads the catalogue, and writes nothing. Exits 0 when nothing is wrong, 1 when something was found, and 2 when it
     could not look.
     """
-    if engine is not None and context.get_parameter_source("database_url") is ParameterSource.COMMANDLINE:
-        raise click.UsageError("--engine and --database-url name two databases. Give one of them.")
+    _check_one_database(context, engine)
     if down_revision is not None and emit != "alembic":
         raise click.UsageError("--down-revision goes with --emit alembic.")
 
     from accountlink.cli.doctor import Order, migration, run  # noqa: PLC0415  # rich, which no other command may need
-    from accountlink.cli.loading import CannotRun, where_of  # noqa: PLC0415  # as above
     from accountlink.cli.output import Stream  # noqa: PLC0415  # as above
     from accountlink.cli.reports import FORMATS  # noqa: PLC0415  # as above
     from accountlink.doctor.ignoring import Ignored  # noqa: PLC0415  # as above
@@ -150,7 +153,7 @@ def doctor(
         accepted = Ignored.of(ignored)
     except ConfigurationError as problem:
         raise click.UsageError(f"--ignore: {problem}") from None
-    try:
+    with _ending("the doctor could not look"):
         examined, repairs = asyncio.run(
             run(
                 Order(
@@ -166,21 +169,118 @@ def doctor(
             click.echo(migration(repairs, kind=emit, down_revision=down_revision), nl=False)
             examined = replace(examined, emitting=None)
         FORMATS[form](examined, Stream.OUT if emit is None else Stream.ERROR)
+    raise click.exceptions.Exit(1 if examined.findings else 0)
+
+
+def _check_one_database(context: click.Context, engine: str | None) -> None:
+    if engine is not None and context.get_parameter_source("database_url") is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--engine and --database-url name two databases. Give one of them.")
+
+
+@contextmanager
+def _ending(what: str) -> Iterator[None]:
+    """End a command with one line and 2 for what it cannot do, and for what it did not expect.
+
+    Args:
+        what: What the command could not do, for an error that it did not expect.
+    """
+    from accountlink.cli.loading import CannotRun, where_of  # noqa: PLC0415  # a module that demo and --help need not
+
+    try:
+        yield
     except BrokenPipeError:
         raise  # nobody reads on, which click knows how to end
     except CannotRun as problem:
         click.echo(f"accountlink: {problem}", err=True)
         raise click.exceptions.Exit(2) from None
-    except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever it is, it is no finding, and may quote a secret
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever it is, it is no result, and may quote a secret
         if os.environ.get(TRACEBACK):
             traceback.print_exc()
-        click.echo(f"accountlink: {_unexpected(error, where_of(error))}", err=True)
+        click.echo(f"accountlink: {_unexpected(what, error, where_of(error))}", err=True)
         raise click.exceptions.Exit(2) from None
-    raise click.exceptions.Exit(1 if examined.findings else 0)
 
 
-def _unexpected(error: BaseException, where: str) -> str:
+def _unexpected(what: str, error: BaseException, where: str) -> str:
     return (
-        f"the doctor could not look: {type(error).__name__}{where}, which it did not expect. Its text is not shown, "
+        f"{what}: {type(error).__name__}{where}, which it did not expect. Its text is not shown, "
         f"since it may quote a secret. Set {TRACEBACK}=1 to see it with its traceback, and do not let a log keep that."
     )
+
+
+# -- the vault --------------------------------------------------------------------------------------------------------
+
+
+@accountlink.command()
+def secret() -> None:
+    """Print a new key for a vault: 32 random bytes, as 43 characters."""
+    click.echo(secrets.token_urlsafe(32))
+
+
+def _on_tables(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of commands that seal the tokens of tables."""
+    for option in (
+        click.option("--batch-size", type=click.IntRange(1, 10_000), default=500, show_default=True,
+                     help="The most rows of one transaction."),
+        click.option("--dry-run", is_flag=True, help="Only count what would be sealed. Nothing is written."),
+        click.option("--engine", metavar="MODULE:ATTRIBUTE",
+                     help="The application's own engine instead, or a function that returns it."),
+        click.option("--database-url", metavar="URL", envvar="ACCOUNTLINK_DATABASE_URL", show_envvar=True,
+                     help="The database, as an async SQLAlchemy URL. Use the role that the application links with."),
+        click.option("--app", "apps", metavar="MODULE:ATTRIBUTE", required=True, multiple=True,
+                     help="A linker with a vault, or a function that returns one, such as myapp.accounts:linker. Can "
+                     "be given several times."),
+    ):  # fmt: skip
+        command = option(command)
+    return click.pass_context(command)
+
+
+@accountlink.command()
+@_on_tables
+def backfill(context: click.Context, **given: Any) -> None:
+    """Seal the tokens that a table contains in plain text.
+
+    It can run while the application does, and can be stopped and started again at any time. Exits 0 when no plain text
+    is left, 1 when some is, and 2 when it could not run.
+    """
+    _seal(context, "BACKFILL", **given)
+
+
+@accountlink.command()
+@_on_tables
+def rotate_keys(context: click.Context, **given: Any) -> None:
+    """Seal the tokens of a table with the newest key.
+
+    It can run while the application does, and can be stopped and started again at any time. Exits 0 when every token is
+    sealed with the newest key, 1 when some are not, and 2 when it could not run.
+    """
+    _seal(context, "ROTATE", **given)
+
+
+def _seal(
+    context: click.Context,
+    task: str,
+    *,
+    apps: tuple[str, ...],
+    database_url: str | None,
+    engine: str | None,
+    dry_run: bool,
+    batch_size: int,
+) -> None:
+    _check_one_database(context, engine)
+    if find_spec("cryptography") is None:
+        click.echo(f"accountlink: a vault needs cryptography: {how_to_install('cryptography')}", err=True)
+        raise click.exceptions.Exit(2)
+
+    from accountlink.cli.sealing import Order, Task, run  # noqa: PLC0415  # extras, which no other command may need
+
+    with _ending("the tables could not be sealed"):
+        order = Order(
+            task=Task[task],
+            apps=apps,
+            database_url=database_url,
+            engine=engine,
+            dry_run=dry_run,
+            batch_size=batch_size,
+        )
+        left = asyncio.run(run(order))
+    raise click.exceptions.Exit(1 if left else 0)

@@ -1,8 +1,8 @@
-"""Makes the engine that a URL names, and one that only reads an SQLite file."""
+"""Makes the engine that a URL names: one that writes, and one that only reads an SQLite file."""
 
 import sqlite3
 from importlib.util import find_spec
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
 
 import sqlalchemy as sa
@@ -11,6 +11,7 @@ from sqlalchemy.exc import ArgumentError, InvalidRequestError, NoSuchModuleError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from accountlink.cli.loading import CannotRun
+from accountlink.database.pooler import pooler_options
 from accountlink.extras import how_to_install
 
 ASYNC: Final = {
@@ -59,10 +60,10 @@ def _needs_async(url: URL) -> CannotRun:
     )
 
 
-def make_engine(url: URL) -> AsyncEngine:
+def make_engine(url: URL, **options: Any) -> AsyncEngine:
     """Make the engine that ``create_async_engine`` makes; where a driver is missing, say how it is installed."""
     try:
-        return create_async_engine(url)
+        return create_async_engine(url, **options)
     except (InvalidRequestError, NoSuchModuleError):
         raise _needs_async(url) from None
     except ImportError as error:
@@ -76,15 +77,27 @@ def make_engine(url: URL) -> AsyncEngine:
 
 
 def sqlite_reader(url: URL) -> AsyncEngine:
+    """Make an engine that only reads, from a file as it is."""
+    return _only_reading(sqlite_as_it_is(url))
+
+
+def writer(url: URL) -> AsyncEngine:
+    """Make an engine that writes: right behind a pooler, too, and on SQLite to a file that exists."""
+    if url.get_backend_name() == "sqlite":
+        return sqlite_as_it_is(url)
+    return make_engine(url, **pooler_options(url))
+
+
+def sqlite_as_it_is(url: URL) -> AsyncEngine:
     """Make an engine that opens the file as it is: it makes none, and changes no setting that the file keeps."""
     if not has_file(url):
-        return _only_reading(make_engine(url))
+        return make_engine(url)
     given = str(url.database)
     as_uri = url if _is_uri(url) else url.set(database=f"file:{quote(given)}")
     mode = str(url.query.get("mode", "rw")) if _is_uri(url) else "rw"
     engine = make_engine(as_uri.update_query_dict({"mode": "rw" if mode == "rwc" else mode, "uri": "true"}))
     _probe(engine, given)
-    return _only_reading(engine)
+    return engine
 
 
 def _only_reading(engine: AsyncEngine) -> AsyncEngine:

@@ -10,13 +10,14 @@ from importlib import import_module
 from pathlib import Path
 from traceback import extract_tb
 from types import FunctionType, MethodType, ModuleType
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from accountlink.doctor.subjects import Target, targets_of
 from accountlink.errors import AccountLinkError, ConfigurationError
 from accountlink.extras import how_to_install
+from accountlink.linker import AccountLinker
 from accountlink.tables.arguments import mapping_of as mapping_of_model
 from accountlink.tables.mixin import LinkedAccountMixin
 
@@ -46,6 +47,27 @@ def load_target(name: str) -> tuple[Target, ...]:
             return targets_of(found)
         except ConfigurationError as error:
             raise CannotRun(f"--app {name} names no linker. {error}") from None
+
+
+def load_linker(name: str) -> AccountLinker[Any, Any]:
+    """Return the linker that ``--app`` names, itself or by a function that returns it.
+
+    Args:
+        name: ``module:attribute``.
+
+    Raises:
+        CannotRun: There is no such thing, it cannot be imported, or it is no linker with a vault.
+    """
+    found = _load("--app", name)
+    with _application(f"--app: {name}", "Read"):
+        if not isinstance(found, AccountLinker):
+            raise CannotRun(
+                f"--app {name} is {type(found).__name__}. Name an AccountLinker, or a function without arguments that "
+                "returns one."
+            )
+        if found.vault is None:
+            raise CannotRun(f"--app {name} has no vault. Make the linker with AccountLinker(..., vault=...).")
+        return found
 
 
 def load_engine(name: str) -> AsyncEngine:

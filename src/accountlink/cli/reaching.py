@@ -61,8 +61,8 @@ class Way:
         """
         if self.judged is None:
             return None
-        async with _told(self.url, self.judged):
-            with _connecting(self.judged):
+        async with told(self.url, self.judged):
+            with connecting(self.judged):
                 found = await check_pooling(self.judged)
                 if found is not None and self.dialect == "postgresql":
                     await _without_names(self.reader)
@@ -74,8 +74,8 @@ class Way:
         Raises:
             CannotRun: The database cannot be read.
         """
-        async with _told(self.url, self.reader):
-            with _connecting(self.reader):
+        async with told(self.url, self.reader):
+            with connecting(self.reader):
                 async with self.reader.connect():
                     pass
             return await read_tables(self.reader, targets, look=Look.EVERYTHING, ignored=ignored)
@@ -139,7 +139,7 @@ async def _without_names(engine: AsyncEngine) -> None:
 
 
 @contextmanager
-def _connecting(engine: AsyncEngine) -> Iterator[None]:
+def connecting(engine: AsyncEngine) -> Iterator[None]:
     """Tell of a URL's options that the driver does not take: it raises what Python does for a wrong argument."""
     try:
         yield
@@ -152,9 +152,16 @@ def _connecting(engine: AsyncEngine) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def _told(url: URL, engine: AsyncEngine) -> AsyncIterator[None]:
-    """Turn the database's errors into one line, without the URL's password and without a statement's parameters."""
-    where = f"the database at {url.set(query={}, password=None).render_as_string()} cannot be read"
+async def told(url: URL, engine: AsyncEngine, *, cannot: str = "be read", again: str = _AGAIN) -> AsyncIterator[None]:
+    """Turn the database's errors into one line, without the URL's password and without a statement's parameters.
+
+    Args:
+        url: Names the database.
+        engine: The engine through which it is used.
+        cannot: What the database cannot, if there is an error.
+        again: What to do if it was too busy.
+    """
+    where = f"the database at {url.set(query={}, password=None).render_as_string()} cannot {cannot}"
     try:
         try:
             yield
@@ -163,12 +170,12 @@ async def _told(url: URL, engine: AsyncEngine) -> AsyncIterator[None]:
                 raise
     except StoreBusy as error:
         state = f"SQLSTATE {error.sqlstate}: " if error.sqlstate else ""
-        raise CannotRun(f"{where}: {state}it was too busy to answer in time. {_AGAIN}") from None
+        raise CannotRun(f"{where}: {state}it was too busy to answer in time. {again}") from None
     except AccountLinkError as error:
         raise CannotRun(str(error)) from None
     except FAILURES as error:
         place, failure = where_of(error), read(error)
-        remedy = _AGAIN if failure.trouble is Trouble.BUSY else _CHECK
+        remedy = again if failure.trouble is Trouble.BUSY else _CHECK
         raise CannotRun(f"{where}: {_cause(failure, url, place)} {remedy}") from None
 
 

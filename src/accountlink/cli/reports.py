@@ -56,13 +56,13 @@ def show_table(examined: Examined, stream: Stream) -> None:
     for finding, head in zip(examined.findings, heads, strict=True):
         output.heading(head)
         for line in f"{finding.message}\nFix: {finding.fix}".splitlines():
-            output.paragraph(_visible(line))
+            output.paragraph(visible(line))
     if examined.emitting is not None:
         output.heading("To get the migration that repairs this, which you then read and run:")
-        output.line(_visible(examined.emitting))
+        output.line(visible(examined.emitting))
     if examined.findings:
         click.echo(err=stream is Stream.ERROR)
-    click.echo(_visible(examined.summary), err=stream is Stream.ERROR)
+    click.echo(visible(examined.summary), err=stream is Stream.ERROR)
 
 
 def show_json(examined: Examined, stream: Stream) -> None:
@@ -94,8 +94,8 @@ def show_github(examined: Examined, stream: Stream) -> None:
         text = _escaped(f"{where}: {finding.message}\nFix: {finding.fix}")
         click.echo(f"::{finding.severity.value} title={title}::{text}", err=stream is Stream.ERROR)
     if examined.emitting is not None:
-        click.echo(f"To get the migration that repairs this: {_visible(examined.emitting)}", err=stream is Stream.ERROR)
-    click.echo(_visible(examined.summary), err=stream is Stream.ERROR)
+        click.echo(f"To get the migration that repairs this: {visible(examined.emitting)}", err=stream is Stream.ERROR)
+    click.echo(visible(examined.summary), err=stream is Stream.ERROR)
 
 
 FORMATS: Final[Mapping[str, Show]] = {"table": show_table, "json": show_json, "github": show_github}
@@ -105,10 +105,10 @@ FORMATS: Final[Mapping[str, Show]] = {"table": show_table, "json": show_json, "g
 def _head(finding: Finding) -> list[str]:
     columns = f"({', '.join(finding.columns)})" if finding.columns else "-"
     cells = (finding.severity.value, finding.rule, finding.table or "-", finding.object or "-", columns)
-    return [_visible(cell) for cell in cells]
+    return [visible(cell) for cell in cells]
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """Return the text without control characters: a name in a database may hold what a terminal or CI would obey."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
