@@ -29,11 +29,15 @@ class VaultStatements(Statements):
             account_role: The role to whose text the tokens are bound.
             on_sqlite: Whether the database is SQLite.
         """
+        return self._with_tokens(self.listing(roles), account_role, on_sqlite=on_sqlite)
+
+    def _with_tokens(self, rows: sa.Select[Any], account_role: str, *, on_sqlite: bool) -> sa.Select[Any]:
+        """Add to a query what the vault reads of each row: what its tokens are bound to, and the tokens."""
         now: sa.ColumnElement[Any] = sa.func.clock_timestamp(type_=sa.DateTime(timezone=True))
         if on_sqlite:
             now = sa.func.strftime(_SQLITE_NOW, sa.literal_column("'now'"), type_=sa.Text)
         found = [self._c[account_role].label("account_key"), *(self._or_null(role) for role in TOKEN_ROLES)]
-        return self.listing(roles).add_columns(*found, now.label("now"))
+        return rows.add_columns(*found, now.label("now"))
 
     def _or_null(self, role: str) -> sa.ColumnElement[Any]:
         return self._c[role].label(role) if role in self._c else sa.null().label(role)
