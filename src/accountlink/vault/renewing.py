@@ -297,7 +297,7 @@ class Renewing(Generic[UserId, LinkId]):
             return await self._ask(engine, call, found, lease, deadline=deadline)
         except AccountLinkError as error:
             return error.with_traceback(None)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # the code of an application may raise anything
             raise RefresherFailed(error) from None
 
     async def health(self, place: Place, call: Call) -> dict[LinkId, Health]:
