@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import datetime
 from decimal import Decimal
+from itertools import count, repeat
 from typing import Any, Final
 from uuid import uuid4
 
@@ -212,17 +213,25 @@ async def test_pending_credentials_are_sealed_anew(engine: AsyncEngine) -> None:
         conflict = await linked(vaulted.linker, engine, claimant, identity=identity("sub-1"))
         assert isinstance(conflict, OwnershipConflict)
         held[claimant] = conflict.transfer_token
-    kept = [
-        (row.user_id, row.kept_until, row.scopes, ids_in(row.access_token)[1]) for row in await vaulted.kept(engine)
-    ]
+    assert vaulted.pending is not None
+    copy = sa.select(sa.literal("another_table"), *list(vaulted.pending.columns)[1:])
+    async with engine.begin() as connection:
+        await connection.execute(sa.insert(vaulted.pending).from_select(list(vaulted.pending.columns.keys()), copy))
+
+    async def kept() -> list[Any]:
+        rows = sorted(await vaulted.kept(engine))
+        return [(row.table_name, row.user_id, row.kept_until, row.scopes, ids_in(row.access_token)[1]) for row in rows]
+
+    before = await kept()
     end = await ended(rotate_keys(engine, vaulted.other_linker(vault=BOTH), batch_size=2))
     assert (6, 6, 0) == (end.scanned, end.sealed, end.left)
-    rows = await vaulted.kept(engine)
-    assert kept == [(row.user_id, row.kept_until, row.scopes, ids_in(row.access_token)[1]) for row in rows]
-    new = vaulted.other_linker(vault=NEW)
-    moved = await new.transfer(engine, str(held[4]), user_id=4)
+    assert before == await kept()
+    keys = {(row.table_name, ids_in(row.access_token)[0]) for row in await vaulted.kept(engine)}
+    assert {("connections", VaultKey(secret=KEY).id), ("another_table", VaultKey(secret=OLD_KEY).id)} == keys
+    newest = vaulted.other_linker(vault=NEW)
+    moved = await newest.transfer(engine, str(held[4]), user_id=4)
     assert isinstance(moved, Transferred)
-    assert tokens("access-4", "refresh-4") == await new.stored_credentials(engine, user_id=4, provider="acme")
+    assert tokens("access-4", "refresh-4") == await newest.stored_credentials(engine, user_id=4, provider="acme")
 
 
 async def test_pending_credentials_that_cannot_be_read_are_counted(engine: AsyncEngine) -> None:
@@ -291,7 +300,7 @@ async def test_each_type_of_link_id(engine: AsyncEngine, id_type: str) -> None:
     table = sa.Table(
         "links",
         sa.MetaData(),
-        sa.Column("id", column, primary_key=True),
+        sa.Column("id", column, primary_key=True, autoincrement=False),
         *(sa.Column(name, sa.Text, nullable=False) for name in ("user_id", "provider", "account_id", "access_token")),
         sa.UniqueConstraint("provider", "account_id"),
     )
@@ -336,7 +345,7 @@ async def test_a_row_without_an_account_and_one_without_room_are_left(engine: As
 
 @pytest.mark.parametrize("kind", ["asyncpg", "psycopg"])
 async def test_a_translated_schema(engine: AsyncEngine) -> None:
-    """Only the tenant's rows are sealed, those of the shared table of pending credentials too."""
+    """Only the rows of one tenant are sealed, also those of pending credentials."""
     vaulted = Vaulted(vault=OLD)
     vaulted.clock.now = datetime.now(vaulted.clock.now.tzinfo)
     tenants = []
@@ -409,6 +418,7 @@ MEANWHILE: Final[dict[str, tuple[Happens, int, str | None]]] = {
     ),
     "restore": (restored, 1, "changed"),
     "transfer": (transferred, 9, "access-9"),
+    "new-link": (lambda v, engine, _: linked(v.linker, engine, 9, credentials=CHANGED), 9, "changed"),
     "unlink": (unlinked, 1, None),
     "delete": (deleted, 1, None),
     "another-user": (lambda v, engine, _: write(engine, v.table, 1, user_id=9), 9, None),
@@ -441,16 +451,35 @@ async def test_what_happens_between_reading_and_writing_stays(engine: AsyncEngin
         assert (None, None) == rows.get(ids[1], (None, None))
 
 
-async def test_what_old_servers_keep_writing_is_counted(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE", "AUTOCOMMIT"])
+@pytest.mark.parametrize("kind", ["asyncpg"])
+async def test_an_engine_of_another_isolation(database: Database, level: str) -> None:
+    """Each batch sees what was committed before it, whatever the engine's own isolation."""
+    engine = database.engine(isolation_level=level)
+    vaulted = await Vaulted(vault=OLD, pending=False).create(engine)
+    for number in (1, 2):
+        await linked(vaulted.linker, engine, number)
+    source = Meanwhile(lambda: linked(vaulted.linker, engine, 1, credentials=CHANGED))
+    end = await ended(rotate_keys(engine, vaulted.other_linker(vault=CredentialVault(source=source))))
+    assert (2, 0) == (end.sealed, end.left)
+    stored = await vaulted.other_linker(vault=NEW).stored_credentials(engine, user_id=1, provider="acme")
+    assert "changed" == stored.access_token.reveal()
+
+
+@pytest.mark.parametrize("rows", ["one", "others"])
+async def test_what_old_servers_keep_writing_is_counted(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, rows: str
+) -> None:
     """A rotation gives up on rows that are written with an older key again and again, and says so."""
     monkeypatch.setattr(rotation, "_PAUSE", 0)
     vaulted = await Vaulted(vault=OLD, pending=False).create(engine)
     for number in (1, 2):
         await linked(vaulted.linker, engine, number)
-
-    source = Meanwhile(lambda: linked(vaulted.linker, engine, 1), always=True)
+    numbers = repeat(1) if rows == "one" else count(3)
+    source = Meanwhile(lambda: linked(vaulted.linker, engine, next(numbers)), always=True)
     end = await ended(rotate_keys(engine, vaulted.other_linker(vault=CredentialVault(source=source))))
-    assert (2, 1, 1, 1, ()) == (end.due, end.sealed, end.waiting, end.left, end.unreadable)
+    sealed = 1 if rows == "one" else 6  # by five scans, the first of which finds two rows
+    assert (2, sealed, 1, 1, ()) == (end.due, end.sealed, end.waiting, end.left, end.unreadable)
 
 
 @pytest.mark.parametrize("kind", ["asyncpg", "psycopg"])

@@ -83,6 +83,8 @@ async def test_a_command_prints_what_its_page_shows(
     """The commands of a block run one after another, on a table with the key that the pages tell of."""
     await create(engine, Base.metadata)
     await run_sql(engine, _KEY)
+    if block.how == "set up":
+        assert 0 == (await asyncio.to_thread(run, block.what, place, environment)).returncode
     for command, shown in commands(block):
         ended = await asyncio.to_thread(run, command.replace(_URL, database.url), place, environment)
         assert ended.returncode in ((0, 1) if "accountlink" in command else (0,)), ended.stderr

@@ -53,6 +53,10 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
          'the driver psycopg, which is not installed, or not whole: pip install "accountlink[psycopg]"'),
         ("aiosqlite", MAIN, (*DOCTOR, "--engine", "shop:lite"),
          'there is no module aiosqlite, which pip install "accountlink[sqlite]" installs'),
+        ("cryptography", MAIN, ("rotate-keys", *DOCTOR[1:]),
+         'a vault needs cryptography: pip install "accountlink[vault]"'),
+        ("cryptography", MAIN, ("backfill", *DOCTOR[1:]),
+         'a vault needs cryptography: pip install "accountlink[vault]"'),
         ("starlette", MAIN, ("demo", "--once"), 'the demo needs starlette: pip install "accountlink[demo]"'),
         ("httpx2", MAIN, ("demo", "--once"), 'the demo needs httpx2: pip install "accountlink[demo]"'),
         ("joserfc", AS_MODULE, ("demo", "--once"), 'the demo needs joserfc: pip install "accountlink[demo]"'),
@@ -97,6 +101,12 @@ def test_what_no_extra_brings_is_told_as_it_is(forks: Forks) -> None:
     ran = forks.run("import accountlink.web", missing=["authlib"])
     assert "authlib" in ran.stderr.splitlines()[-1]
     assert "pip install" not in ran.stderr
+
+
+def test_a_secret_needs_no_cryptography(forks: Forks) -> None:
+    """``accountlink secret`` prints random bytes, and encrypts nothing."""
+    ran = forks.run(MAIN, "secret", missing=["cryptography"])
+    assert (0, 44, "") == (ran.returncode, len(ran.stdout), ran.stderr)
 
 
 def test_the_doctor_writes_a_revision_without_alembic(forks: Forks) -> None:

@@ -80,7 +80,7 @@ class SealedRows:
     ) -> None:
         self.table: Final = table
         self.limits: Final = {role: limit_of(column) for role, column in sealed.items()}
-        """How many characters each column takes, by role; ``None`` for any number."""
+        """The number of characters that each column takes, by role; ``None`` for any number."""
         self._key: Final = tuple(key)
         self._bound: Final = tuple(bound)
         self._bind: Final = bind
@@ -238,7 +238,7 @@ def rows_of_pending(
     c = pending.c
     return SealedRows(
         pending,
-        key=[c.user_id, c.provider, c.account_id],
+        key=[c.table_name, c.user_id, c.provider, c.account_id],
         bound=[c.user_id, c.provider, c.account_id],
         bind=vault.bound_to,
         sealed={role: c[role] for role in SEALED_ROLES},
