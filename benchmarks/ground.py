@@ -21,6 +21,12 @@ from accountlink import (
 )
 from tests.support.postgres import run_server
 
+_ABOUT = {
+    "postgresql": "'PostgreSQL ' || current_setting('server_version') || ', fsync ' || current_setting('fsync')",
+    "sqlite": "'SQLite ' || sqlite_version()",
+}
+"""The query by which a server names itself."""
+
 
 class Base(DeclarativeBase):
     """Hold the benchmarks' own metadata."""
@@ -58,10 +64,9 @@ async def tables(url: sa.URL) -> AsyncIterator[str]:
         async with engine.begin() as connection:
             await connection.run_sync(Base.metadata.drop_all)
             await connection.run_sync(Base.metadata.create_all)
-            settings = "current_setting('server_version'), current_setting('fsync')"
-            server, fsync = (await connection.execute(sa.text(f"SELECT {settings}"))).one()
-        packages = ", ".join(f"{name} {version(name)}" for name in ("sqlalchemy", "asyncpg"))
-        yield f"PostgreSQL {server}, fsync {fsync}; Python {platform.python_version()}, {packages}"
+            server = (await connection.execute(sa.text(f"SELECT {_ABOUT[url.get_backend_name()]}"))).scalar_one()
+        packages = ", ".join(f"{name} {version(name)}" for name in ("sqlalchemy", url.get_driver_name()))
+        yield f"{server}; Python {platform.python_version()}, {packages}"
     finally:
         async with engine.begin() as connection:
             await connection.run_sync(Base.metadata.drop_all)

@@ -21,6 +21,7 @@ from accountlink.errors import (
     LastAccount,
     LinkBlocked,
     OutcomeUnknown,
+    StoreBusy,
 )
 from accountlink.linking.call import Call
 from accountlink.linking.decide import Answer, Arm
@@ -258,17 +259,21 @@ class AccountLinker(Generic[UserId, LinkId]):
             sqlalchemy.exc.DBAPIError: Any other violation (a foreign key, a check, another table's unique index), as
                 SQLAlchemy raised it, without the statement's parameters.
         """
-        call = self._calls.link(
-            user_id=user_id,
+        call_of = partial(
+            self._calls.link,
             identity=identity,
             credentials=credentials,
             expect=expect,
             values=values,
             update_values=update_values,
-            seal=await self._sealing(credentials),
+            seal=None if self._stored is None else await self._sealing(self._stored, credentials),
         )
+        call = call_of(user_id=user_id)
         place = await self._place(bind)
-        outcome = self._outcome(await self._settled(place, call, identity.provider), identity, user_id)
+        answer = await self._settled(place, call, identity.provider)
+        if answer.arm is Arm.RESPELT:  # the tokens have to be sealed for the id as the row has it
+            answer = await self._settled(place, call_of(user_id=answer.user_id), identity.provider)
+        outcome = self._outcome(answer, identity, user_id)
         if isinstance(outcome, OwnershipConflict):
             if outcome.transfer_token is not None:
                 self._transfers.prepare(place, call.shape)
@@ -276,9 +281,9 @@ class AccountLinker(Generic[UserId, LinkId]):
             await refresh_held(place, place.session, self.mapping, outcome.account.id)
         return outcome
 
-    async def _sealing(self, credentials: object) -> Sealing | None:
+    async def _sealing(self, stored: StoredCredentials[UserId, LinkId], credentials: object) -> Sealing | None:
         """Return what seals a call's tokens, with its key, before any transaction begins."""
-        return None if self._stored is None or credentials is None else await self._stored.vault.ready()
+        return None if credentials is None else await stored.vault.ready()
 
     async def _settled(self, place: Place, call: Call, provider: str) -> Answer[UserId, LinkId]:
         """Run a link until the database has answered it."""
@@ -325,6 +330,8 @@ class AccountLinker(Generic[UserId, LinkId]):
                 raise AccountMismatch(provider=identity.provider)
             case Arm.MISSING:
                 raise AccountNotFound
+            case Arm.RESPELT:  # another row of the user, with a third spelling, has come between
+                raise StoreBusy
             case Arm.CREATED | Arm.UPDATED | Arm.RESTORED | Arm.CONFLICT:
                 raise AssertionError(f"{answer.arm} without a row")  # a statement that reads nothing back
             case _:
@@ -397,7 +404,7 @@ class AccountLinker(Generic[UserId, LinkId]):
         if max_auth_age is not None:
             check_span("max_auth_age", max_auth_age, least=NO_TIME)
         now = self._store.now()
-        seal = await self._sealing(credentials)
+        seal = None if self._stored is None else await self._sealing(self._stored, credentials)
         call = self._calls.transfer(now=now, user_id=user_id, credentials=credentials, seal=seal)
         claim = self._transfers.checked(presented, claimant=user_id)
         place = await self._place(bind, needs=self._needs)
@@ -542,31 +549,30 @@ class AccountLinker(Generic[UserId, LinkId]):
             The tokens.
 
         Raises:
-            NeedsConsent: The link has no access token, or it has expired and there is no refresh token.
+            NeedsConsent: The link has no access token, or it has expired or was ``rejected``, and there is no refresh
+                token.
             MissingScopes: The user has not granted some of the scopes. Raised before a token is opened.
             CredentialsUnreadable: The access token cannot be opened.
             AccountNotFound: The user has no such live link; it may be another user's.
             AmbiguousAccount: The provider alone matches several links of the user.
             ConfigurationError: The linker has no vault; ``engine`` is not an engine; neither ``link_id`` nor
-                ``provider`` was given; or the access token has expired, there is a refresh token, and this linker does
-                not renew tokens.
+                ``provider`` was given; scopes are required, and the table has no column for them; or the access token
+                has expired or was ``rejected``, there is a refresh token, and this linker does not renew tokens.
+            InvalidCredentials: ``require`` is not a set of scopes, or ``rejected`` is not a token.
             InvalidIdentity: The provider is not a valid slug.
             StoreBusy, StoreUnavailable: As for :meth:`link`.
         """
+        refused, rejected = Concealed[object](rejected), None  # error reports that show a frame's locals show no token
         stored = self._with_vault("credentials")
-        if not isinstance(engine, AsyncEngine):
-            raise ConfigurationError(
-                f"credentials() takes an engine, not {type(engine).__name__}: renewing a token takes transactions of "
-                "its own. In a transaction of yours, call stored_credentials()."
-            )
+        _check_engine("credentials", engine)
         check_span("min_valid", min_valid, least=NO_TIME)
         scopes = checked_scopes(require)
         call = self._named("credentials", user_id=user_id, link_id=link_id, provider=provider)
-        refused = checked_token("rejected", rejected)
+        known = checked_token("rejected", refused)
         if self._renewing is not None:
             place_on(engine)  # refuses what is not supported, before a task begins
-            return await self._renewing.valid(engine, call, min_valid=min_valid, require=scopes, rejected=refused)
-        return await stored.valid(await stored.find(await self._place(engine), call), require=scopes, rejected=refused)
+            return await self._renewing.valid(engine, call, min_valid=min_valid, require=scopes, rejected=known)
+        return await stored.valid(await stored.find(await self._place(engine), call), require=scopes, rejected=known)
 
     async def health(self, bind: Bind, *, user_id: UserId) -> dict[LinkId, Health]:
         """Return the health of each live link of a user: whether its tokens work, may work, or need the user.
@@ -603,6 +609,7 @@ class AccountLinker(Generic[UserId, LinkId]):
             StoreBusy, StoreUnavailable: As for :meth:`link`, when the next page is read.
         """
         renewing = self._with_renewing("unhealthy")
+        _check_engine("unhealthy", engine)
         ill = (HealthState.FAILING, HealthState.NEEDS_CONSENT)
         if state is not None and state not in ill:
             raise ConfigurationError("state=... takes HealthState.FAILING or HealthState.NEEDS_CONSENT.")
@@ -628,8 +635,16 @@ class AccountLinker(Generic[UserId, LinkId]):
             StoreBusy, StoreUnavailable: As for :meth:`link`.
         """
         renewing = self._with_renewing("keep_alive")
+        _check_engine("keep_alive", engine)
         check_span("idle", idle)
+        if limit is not None and (type(limit) is not int or limit < 1):
+            raise ConfigurationError("limit=... of keep_alive() is a whole number of grants, 1 or more, or None.")
         return await renewing.upkeep.keep_alive(engine, idle=idle, limit=limit)
+
+    @property
+    def renews_tokens(self) -> bool:
+        """Whether this linker renews tokens, and so knows the health of each link."""
+        return self._renewing is not None
 
     def _with_renewing(self, method: str) -> Renewing[UserId, LinkId]:
         if self._renewing is None:
@@ -698,8 +713,9 @@ class AccountLinker(Generic[UserId, LinkId]):
         """Store tokens that were obtained elsewhere, if the link still has the token that they were obtained with.
 
         What the tokens leave out stays: the refresh token, scopes, the OAuth client, members of ``extra``. The link's
-        ``version`` stays too, so that transfer tokens remain valid. Two callers who have used one refresh token cannot
-        both store what they got.
+        ``version`` stays too, so that transfer tokens remain valid. Of two callers who have used one refresh token,
+        only the first can store another one in its place. Where the provider lets the refresh token stay, both store
+        what they got, one after the other.
 
         Args:
             bind: As for :meth:`link`.
@@ -715,13 +731,15 @@ class AccountLinker(Generic[UserId, LinkId]):
 
         Raises:
             CredentialsUnreadable: A stored token cannot be opened.
+            InvalidCredentials: ``presented`` is not a token.
             AccountNotFound, AmbiguousAccount, InvalidIdentity: As for :meth:`credentials`.
             ConfigurationError: The linker has no vault, neither ``link_id`` nor ``provider`` was given, or the table
                 has no column for something that the tokens bring.
             StoreBusy, StoreUnavailable, RetryTransaction, OutcomeUnknown: As for :meth:`link`.
         """
+        sent, presented = Concealed[object](presented), ""  # error reports that show a frame's locals show no token
         stored = self._with_vault("replace_credentials")
-        known = checked_token("presented", presented)
+        known = checked_token("presented", sent)
         if known is None:
             raise ConfigurationError("replace_credentials() needs presented=...: what the tokens were obtained with.")
         sealing = await stored.vault.ready()
@@ -865,6 +883,15 @@ class AccountLinker(Generic[UserId, LinkId]):
                 raise OutcomeUnknown if patience.ambiguous else AccountNotFound
 
         return await run(place, partial(call.within, place, removed), patience, silent=silent)
+
+
+def _check_engine(method: str, engine: object) -> None:
+    """Refuse another bind than an engine, for a method that takes transactions of its own."""
+    if not isinstance(engine, AsyncEngine):
+        raise ConfigurationError(
+            f"{method}() takes an engine, not {type(engine).__name__}: renewing tokens takes transactions of its own. "
+            "In a transaction of yours, call stored_credentials()."
+        )
 
 
 def _checked_vault(vault: object) -> CredentialVault | None:

@@ -262,6 +262,20 @@ async def test_a_session_whose_object_cannot_be_read_again_stays_usable(engine: 
     assert [("kept",)] == await rows(engine, "SELECT text FROM notes")
 
 
+async def test_an_object_that_was_just_added_gets_values_that_it_never_had(engine: AsyncEngine) -> None:
+    """An attribute that the application left out reads as None after a flush, without a look at the database."""
+    tables = shared_tables(EXCLUSIVE_SOFT)
+    await create(engine, tables.metadata)
+    async with AsyncSession(engine) as session:
+        added = tables.Connection(user_id=1, provider="acme", account_id="sub-1")
+        session.add(added)
+        linked = await tables.linker().link(session, user_id=1, identity=identity(), credentials=tokens())
+        assert isinstance(linked, Linked)
+        assert Change.UPDATED is linked.change
+        assert ("access-1", "sub-1@example.com") == (added.access_token, added.email)
+        assert not session.dirty
+
+
 async def test_an_object_of_a_deleted_row_is_deleted_in_the_session(engine: AsyncEngine) -> None:
     """Unlinking under Removal.DELETE tells the session; a rollback brings the object back with the row."""
     tables = shared_tables(EXCLUSIVE)

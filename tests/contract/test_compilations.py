@@ -18,6 +18,7 @@ from tests.support.mapped import TABLES, Links, mixin
 from tests.support.models import EMAIL_SOFT, EXCLUSIVE, PER_USER, identity, tokens
 from tests.support.shares import OWN, SHARED, Sharing
 from tests.support.told import outboxed
+from tests.support.vaulted import Vaulted
 
 WARM = 1
 """Rounds after which every statement has run."""
@@ -317,3 +318,50 @@ async def test_a_transfer_builds_what_no_conflict_of_its_linker_has_built(engine
     assert 2 == len(of_transfers(other))
     assert "transferred" == await case.ended(await case.claim(3), 3, credentials=tokens())
     assert 3 == len(of_transfers(case))
+
+
+async def every_call_of_a_vault(vaulted: Vaulted, engine: AsyncEngine, at: int) -> None:
+    """Write, read, replace, keep and transfer tokens once, with users, accounts and tokens of this round's own."""
+    linker = vaulted.linker
+    first, second = 10 * at + 1, 10 * at + 2
+    me = identity(f"sub-{at}")
+    given = tokens(f"access-{at}", f"refresh-{at}", expires_at=None)
+    linked: Any = await linker.link(engine, user_id=first, identity=me, credentials=given)
+    link_id = linked.account.id
+    await linker.link(engine, user_id=first, identity=me, credentials=given)
+    for named in ({"link_id": link_id}, {"provider": "acme"}, {"link_id": link_id, "provider": "acme"}):
+        await linker.credentials(engine, user_id=first, **named)
+        await linker.stored_credentials(engine, user_id=first, **named)
+    newer = tokens(f"newer-{at}", None, expires_at=None)
+    assert await linker.replace_credentials(
+        engine, user_id=first, link_id=link_id, tokens=newer, presented=f"refresh-{at}"
+    )
+    theirs = tokens(f"theirs-{at}", expires_at=None)
+    for account, brought in (("kept", None), ("brought", theirs)):
+        mine = identity(f"{account}-{at}")
+        await linker.link(engine, user_id=first, identity=mine, credentials=given)
+        conflict: Any = await linker.link(engine, user_id=second, identity=mine, credentials=theirs)
+        outcome: Any = await linker.transfer(engine, conflict.transfer_token, user_id=second, credentials=brought)
+        assert outcome.has_credentials
+    await linker.unlink(engine, user_id=first, link_id=link_id)
+    await linker.link(engine, user_id=first, identity=me, credentials=given)
+    async with engine.begin() as connection:
+        await linker.link(connection, user_id=second, identity=me, credentials=theirs)
+        await linker.stored_credentials(connection, user_id=first, link_id=link_id)
+
+
+@pytest.mark.parametrize("beside", ["nothing", "outbox", "ledger"])
+async def test_no_call_about_tokens_compiles_a_statement_again(
+    engine: AsyncEngine, compilations: Compilations, beside: str
+) -> None:
+    """Each verb of a vault, and a conflict that keeps tokens, finds its statement compiled already."""
+    more: Any = {} if beside == "nothing" else {beside: True}
+    vaulted = await Vaulted(**more).create(engine)
+    for at in range(1, 1 + WARM):
+        await every_call_of_a_vault(vaulted, engine, at)
+    compilations.reset()
+    before = cached(engine)
+    await every_call_of_a_vault(vaulted, engine, 1 + WARM)
+    assert [] == compilations.anew
+    assert compilations.run > 18
+    assert before == cached(engine)

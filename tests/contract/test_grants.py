@@ -39,8 +39,8 @@ from accountlink.doctor.catalogue import read_catalogue
 from accountlink.doctor.judge.asking import judge
 from accountlink.doctor.judge.uniqueness import Verdict
 from accountlink.doctor.subjects import subject_of
-from tests.contract.test_canaries import locals_of
 from tests.support.binds import BINDS, bound
+from tests.support.canaries import locals_of
 from tests.support.claims import SlowClock, Statements
 from tests.support.databases import Database, rows, run_sql
 from tests.support.effort import Effort

@@ -6,6 +6,7 @@ The application writes no line for it: its linker has a vault and a table of pen
 from __future__ import annotations
 
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import httpx2
@@ -201,3 +202,50 @@ async def test_a_flow_that_discards_tokens_keeps_none_of_it(engine: AsyncEngine)
         assert "created" == (await connected(stage, client)).json()["change"]
     with pytest.raises(NeedsConsent):
         await stage.flow.linker.stored_credentials(engine, user_id=1, provider="acme")
+
+
+# -- health ------------------------------------------------------------------------------------------------------------
+
+
+@EACH_FRAMEWORK
+@SQLITE
+async def test_a_link_that_needs_its_user_is_listed_and_repaired(engine: AsyncEngine, framework: str) -> None:
+    """The list says which account has to be reconnected, and a flow that expects it repairs this very link."""
+    stage = await sealed_stage(engine, renews=True)
+    app, linker = application(framework, stage.flow), stage.flow.linker
+    async with api_client(app, "1") as ann:
+        await connected(stage, ann)
+        (listed,) = (await ann.get("/accounts")).json()
+        assert "ok" == listed["health"]
+
+        stage.provider.revoke_consent(SUBJECT)
+        table = stage.metadata.tables["connections"]
+        async with engine.begin() as connection:  # the access token has ended meanwhile
+            await connection.execute(sa.update(table).values(expires_at=datetime(2026, 1, 1, tzinfo=UTC)))
+        with pytest.raises(NeedsConsent) as raised:
+            await linker.credentials(engine, user_id=1, provider="acme")
+        assert "invalid_grant" == raised.value.provider_code
+        (listed,) = (await ann.get("/accounts")).json()
+        assert "needs_consent" == listed["health"]
+
+        repaired = (await connected(stage, ann, expect=str(listed["id"]))).json()
+        assert ("updated", listed["id"]) == (repaired["change"], repaired["id"])
+        (listed,) = (await ann.get("/accounts")).json()
+        assert "ok" == listed["health"]
+    tokens = await linker.credentials(engine, user_id=1, provider="acme")
+    assert stage.issued.newest()[0] == tokens.access_token.reveal()
+
+
+@SQLITE
+async def test_a_flow_renews_with_its_own_providers(engine: AsyncEngine) -> None:
+    """The refresher of a flow's providers finds the address by discovery, and the client by the name in the grant."""
+    stage = await sealed_stage(engine, renews=True)
+    await stage.connect()
+    first = stage.issued.newest()
+    table = stage.metadata.tables["connections"]
+    async with engine.begin() as connection:
+        await connection.execute(sa.update(table).values(expires_at=datetime(2026, 1, 1, tzinfo=UTC)))
+    tokens = await stage.flow.linker.credentials(engine, user_id=1, provider="acme")
+    assert first[0] != tokens.access_token.reveal()
+    stored = await stage.flow.linker.stored_credentials(engine, user_id=1, provider="acme")
+    assert ("default", stage.issued.newest()) == (stored.client, texts_of(stored))

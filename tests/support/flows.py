@@ -11,7 +11,7 @@ import httpx2
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from accountlink import CredentialVault, LinkPolicy, Removal, pending_credentials
+from accountlink import CredentialVault, LinkPolicy, OAuthRefresher, Removal, pending_credentials, refresh_states
 from accountlink.providers import Provider, oidc
 from accountlink.testing.fake_provider import FakeProvider
 from accountlink.web import Finished, LinkFlow, MemoryFlowStates, Started
@@ -122,12 +122,17 @@ async def stage_on(
     oidc_options: Mapping[str, Any] | None = None,
     states: Any = None,
     vault: CredentialVault | None = None,
+    renews: bool = False,
     **options: Any,
 ) -> Stage:
-    """Make tables, a provider for each slug, and a flow with them. With a vault conflicts keep the tokens."""
+    """Make tables, a provider for each slug, and a flow with them.
+
+    With a vault conflicts keep the tokens; and if tokens are renewed, then by the flow's own providers.
+    """
     tables = make_tables(policy or LinkPolicy(removal=Removal.SOFT), user_type=user_type)
     kept = MemoryFlowStates() if states is None else states(tables.metadata)
     sealed: dict[str, Any] = {} if vault is None else {"vault": vault, "pending": pending_credentials(tables.metadata)}
+    refreshes = refresh_states(tables.metadata) if renews else None
     await create(engine, tables.metadata)
     providers = {slug: fake(slug) for slug in slugs}
     network = Hosts({urlsplit(each.issuer).hostname or "": each for each in providers.values()})
@@ -139,5 +144,8 @@ async def stage_on(
         "secrets": FLOW_SECRETS,
         "transport": (issued := Issued(network)),
     }
+    if renews:
+        refresher = OAuthRefresher.of(given["providers"], transport=given["transport"])
+        sealed |= {"refreshes": refreshes, "refresher": refresher}
     flow = LinkFlow(tables.linker(secrets=SECRETS, **sealed), engine, **given | options)
     return Stage(flow=flow, providers=providers, network=network, issued=issued, states=kept, metadata=tables.metadata)

@@ -429,3 +429,33 @@ def test_scopes_come_back_as_they_were_stored(scopes: frozenset[str]) -> None:
 def test_scopes_are_stored_sorted() -> None:
     """Equal scopes are equal texts, so that an update that changes nothing changes nothing."""
     assert "a b c" == join_scopes({"c", "a", "b"})
+
+
+# -- the lifetime of a refresh token, and the names of further members ------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("response", "expected"),
+    [
+        ({"refresh_token": "refresh", "lasts": 60}, NOW + timedelta(seconds=60)),
+        ({"refresh_token": "refresh", "lasts": "60"}, NOW + timedelta(seconds=60)),
+        ({"refresh_token": "refresh", "lasts": 0}, None),
+        ({"refresh_token": "refresh", "lasts": "0"}, None),
+        ({"refresh_token": "refresh", "lasts": None}, None),
+        ({"refresh_token": "refresh"}, None),
+        ({"lasts": 60}, None),
+    ],
+)
+def test_when_a_refresh_token_expires(response: dict[str, object], expected: datetime | None) -> None:
+    """A provider that tells a lifetime, and sends no new refresh token with it, makes no response unusable."""
+    found = TokenSet.from_response(
+        {"access_token": ACCESS} | response, received_at=NOW, refresh_expires_in="lasts", client="web"
+    )
+    assert expected == found.refresh_expires_at
+
+
+def test_one_text_is_not_a_list_of_names() -> None:
+    """Each letter would be looked up as a name, and nothing be found."""
+    with pytest.raises(InvalidCredentials) as raised:
+        TokenSet.from_response({"access_token": ACCESS, "instance_url": "u"}, received_at=NOW, extra="instance_url")
+    assert "extra" == raised.value.field

@@ -11,10 +11,12 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from accountlink import AccountMapping, GrantMapping, LinkPolicy, Removal, link_outbox
+from accountlink import AccountMapping, GrantMapping, LinkPolicy, Removal, link_outbox, pending_credentials
 from accountlink.grants.statements import GrantStatements
 from accountlink.linking.events import link_events
 from accountlink.linking.statements import Shape, Statements
+from accountlink.tables.naming import Names
+from accountlink.tables.pending import Pending
 from accountlink.transfers.statements import TransferStatements
 from accountlink.vault.statements import VaultStatements
 
@@ -30,18 +32,22 @@ LINKS: Final = sa.Table(
     sa.Column("deleted_at", sa.DateTime(timezone=True)),
     sa.Column("version", sa.BigInteger),
 )
-SEALED: Final = sa.Table(
-    "links",
-    sa.MetaData(),
-    *(sa.Column(column.name, column.type, primary_key=column.primary_key) for column in LINKS.columns),
-    sa.Column("access_token", sa.Text),
-    sa.Column("refresh_token", sa.Text),
-    sa.Column("expires_at", sa.DateTime(timezone=True)),
-    sa.Column("created_at", sa.DateTime(timezone=True)),
-)
 SOFT: Final = LinkPolicy(removal=Removal.SOFT)
 MAPPING: Final[AccountMapping[Any, Any]] = AccountMapping(LINKS, policy=SOFT, version=None)
 VERSIONED: Final[AccountMapping[Any, Any]] = AccountMapping(LINKS, policy=SOFT)
+SEALED: Final[AccountMapping[Any, Any]] = AccountMapping(
+    sa.Table(
+        "links",
+        sa.MetaData(),
+        *(column._copy() for column in LINKS.columns),
+        sa.Column("access_token", sa.Text),
+        sa.Column("refresh_token", sa.Text),
+        sa.Column("expires_at", sa.DateTime(timezone=True)),
+        sa.Column("created_at", sa.DateTime(timezone=True)),
+    ),
+    policy=SOFT,
+)
+PENDING: Final = pending_credentials(METADATA, name="pending")
 OUTBOX: Final = link_outbox(METADATA, name="events")
 GRANTS: Final = GrantMapping(
     sa.Table(
@@ -63,22 +69,22 @@ def built() -> dict[str, tuple[Any, Any]]:
     return {
         "arms": (Statements.arms, Statements(MAPPING).arms(Shape())),
         "move": (TransferStatements.move, TransferStatements(VERSIONED).move(Shape())),
-        "tokens": (
-            VaultStatements.tokens,
-            VaultStatements(AccountMapping(SEALED, policy=SOFT)).tokens(("id",), "account_id", on_sqlite=False),
-        ),
         "redeem": (
             GrantStatements.redeem,
             GrantStatements(GRANTS, None, database_clock=True, pairs=False).redeem(limited=False),
         ),
+        "tokens": (
+            VaultStatements.tokens,
+            VaultStatements(SEALED).tokens(("id",), "account_id", on_sqlite=False),
+        ),
+        "keeping": (Pending.keeping, Pending(PENDING, Names(LINKS, PENDING)).keep()),
         "locked": (type(reading).locked, reading.locked),
     }
 
 
 EXACTLY: Final = re.compile(r"(\w+\.\w+) = (:\w+) AND CAST\(\1 AS TEXT\) COLLATE \"C\" = CAST\(\2 AS TEXT\)")
-TOKENS: Final = r"(?!(?:access_token|refresh_token)\b)"
-"""No snapshot of a row has them, so that a comment names each of them."""
-ROW: Final = re.compile(rf"(\w+)\.{TOKENS}(\w+) AS \2(?:, \1\.{TOKENS}(\w+) AS \3)+")
+ROW: Final = re.compile(r"(\w+)\.(id|type) AS \2(?:, \1\.(\w+) AS \3)+")
+"""The columns that are read back of a link begin with its id, those of an event with its type."""
 
 
 def finished(statement: Any) -> str:
@@ -88,7 +94,7 @@ def finished(statement: Any) -> str:
     ``links.*`` are the columns that are read back, each under its role's name.
     """
     text = " ".join(str(statement.compile(dialect=DIALECT)).split())
-    text = re.sub(r":al_(\w+?)(?:::\w+)?\b", r":\1", text)
+    text = re.sub(r":al_(\w+?)(?:::\w+( WITH TIME ZONE)?)?\b", r":\1", text)
     text = EXACTLY.sub(r"\1 IS EXACTLY \2", text)
     return ROW.sub(r"\1.*", re.sub(r" AS anon_\d+", "", text)).replace("( ", "(")
 

@@ -554,8 +554,9 @@ def test_another_user_id_is_refused(user_id: Any) -> None:
 @pytest.mark.parametrize("name", ["context", "user_id", "provider", "account_key"])
 def test_a_link_that_utf_8_cannot_encode_is_refused(name: str) -> None:
     """The refusal names the part, and shows nothing of it."""
+    changed: dict[str, Any] = {name: "link-canary\ud800"}
     with pytest.raises(ConfigurationError) as caught:
-        dataclasses.replace(LINK, **{name: "link-canary\ud800"})
+        dataclasses.replace(LINK, **changed)
     assert name.replace("_", " ") in str(caught.value)
     assert (None, []) == (caught.value.__context__, leaks(caught.value))
 

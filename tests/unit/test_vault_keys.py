@@ -238,3 +238,20 @@ async def test_a_source_that_returns_another_key_is_refused() -> None:
     with pytest.raises(ConfigurationError) as caught:
         await key_of(Answering(KEY), "AAAAAAAA")
     assert [True, True] == [name in str(caught.value) for name in ("AAAAAAAA", KEY.id)]
+
+
+async def test_a_source_that_is_not_async_is_refused() -> None:
+    """Python's own error would say nothing of the source."""
+
+    class Synchronous:
+        def current(self) -> VaultKey:
+            return KEY
+
+        def get(self, key_id: str) -> VaultKey:
+            return KEY
+
+    source: Any = Synchronous()
+    with pytest.raises(ConfigurationError, match=r"current\(\).*async"):
+        await current_key(source)
+    with pytest.raises(ConfigurationError, match=r"get\(\).*async"):
+        await key_of(source, "12345678")

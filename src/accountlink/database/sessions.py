@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import InstanceState, Mapper, Session, SessionTransaction, object_mapper
+from sqlalchemy.orm import ColumnProperty, InstanceState, Mapper, Session, SessionTransaction, object_mapper
 from sqlalchemy.orm.attributes import set_committed_value
 
 from accountlink.database.transactions import Place, done
@@ -59,7 +59,7 @@ def _refresh(
     for held in _held(session, mapping, row_id):
         state: InstanceState[Any] = sa.inspect(held)
         mapper: Mapper[Any] = object_mapper(held)
-        chosen = {p.key: p.columns[0] for p in mapper.column_attrs if p.key not in state.unloaded}
+        chosen = {p.key: p.columns[0] for p in mapper.column_attrs if _is_loaded(state, p)}
         chosen = {key: column for key, column in chosen.items() if not isinstance(column, sa.Null)}
         query = sa.select(sa.true(), *(column.label(None) for column in chosen.values())).select_from(mapping.table)
         row = connection.execute(query.where(mapping.columns["id"] == row_id)).first()
@@ -75,6 +75,17 @@ def _refresh(
         for key in loaded:
             with suppress(sa.exc.InvalidRequestError):  # lazy="raise" forbids the load, and the attribute stays expired
                 _ = state.attrs[key].value  # by the new user's id; Session.refresh would read the row itself
+
+
+def _is_loaded(state: InstanceState[Any], attribute: ColumnProperty[Any]) -> bool:
+    """Say whether an object gives a value for an attribute without asking the database.
+
+    An object that was added and flushed gives ``None`` for an attribute that was never set, and loads nothing.
+    """
+    key = attribute.key
+    if key not in state.unloaded:
+        return True
+    return not (attribute.deferred or key in state.expired_attributes or key in state.callables)
 
 
 def _forget(_: sa.Connection, *, session: Session, mapping: TableMapping, row_id: object) -> None:

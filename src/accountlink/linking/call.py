@@ -30,7 +30,7 @@ from accountlink.values.email import normalize_email
 from accountlink.values.identity import ProviderIdentity
 from accountlink.values.outcomes import LinkedAccount
 from accountlink.values.policy import Key, Removal
-from accountlink.values.secrecy import ConcealedNumber, ConcealedText, Parameters, concealed_id
+from accountlink.values.secrecy import NO_SECRETS, ConcealedNumber, ConcealedText, Parameters, concealed_id
 from accountlink.values.text import check_identifier, check_provider
 
 T = TypeVar("T")
@@ -160,6 +160,8 @@ class Call(FrozenCall):
         keeps: Whether a conflict is to keep the call's credentials.
         takes: Whether a transfer takes its credentials from the pending ones, which have to be unchanged then.
         brought: The tokens that a transfer brings, to be sealed once its row is known.
+        spelt: Whether the credentials are sealed for the user's id as the call spells it, in a column that may treat
+            another spelling as equal.
     """
 
     user_id: Any = None
@@ -180,6 +182,7 @@ class Call(FrozenCall):
     keeps: bool = False
     takes: bool = False
     brought: Brought | None = None
+    spelt: bool = False
 
     @cached_property
     def parameters(self) -> Parameters:
@@ -217,6 +220,7 @@ class Call(FrozenCall):
             again=self.is_repeated,
             keeps=self.keeps,
             takes=self.takes,
+            spelt=self.spelt,
         )
 
 
@@ -239,6 +243,7 @@ class Calls:
         self._tells = tells
         self._keeps_for = keeps_for
         self._by_email = mapping.policy.key is Key.EMAIL
+        self._account_role: Final = mapping.key_roles[-1]
         self._begins_at_random = mapping.reuses_ids
         self.slugs: Final = slugs_of(mapping.columns["provider"].type)
         """The members of the provider's enumeration by slug; empty for a column of texts."""
@@ -295,13 +300,16 @@ class Calls:
         # Add the moments, the functions' values and the event.
         now = self._table.now()
         sealed: dict[str, str] = {}
-        if tokens is not None:
-            account_key = str.__str__(named[self._mapping.key_roles[-1]])
+        if tokens is not None and tokens.seal is not None:
+            account_key = str.__str__(named[self._account_role])
             sealed = tokens.sealed(user_id=user_id, provider=identity.provider, account_key=account_key, issued_at=now)
             self.check_lengths(sealed)
         stamps = self._table.stamped(("created_at", "updated_at"), now)
         if self._begins_at_random:
             stamps["version"] = first_version(self._columns["version"].type)
+        kept = {}
+        if self._keeps_for is not None and tokens is not None:
+            kept = self._kept(tokens, sealed, identity, user_id=user_id, until=now + self._keeps_for, now=now)
         return Call(
             user_id=user_id,
             link_id=expect,
@@ -312,24 +320,24 @@ class Calls:
             update=update,
             functions=self._table.defaults() | self._table.onupdate(),
             occasion=Occasion.of(now) if self._tells else None,
-            **self._kept(tokens, sealed, identity, user_id=user_id, now=now),
+            spelt=bool(sealed) and isinstance(user_id, str),
+            kept=kept,
+            keeps=bool(kept),
         )
 
     def _kept(
         self,
-        brought: Brought | None,
+        brought: Brought,
         sealed: dict[str, str],
         identity: ProviderIdentity,
         *,
         user_id: object,
+        until: datetime,
         now: datetime,
     ) -> dict[str, Any]:
-        """Return the fields of a call whose credentials a conflict is to keep, or nothing."""
-        if self._keeps_for is None or brought is None:
-            return {}
+        """Return the parameters of the credentials that a conflict is to keep."""
         key = self._kept_key(user_id, identity.provider, identity.account_id, now=now)
-        values = kept_values(brought.tokens, sealed=sealed, until=(now + self._keeps_for).astimezone(UTC))
-        return {"kept": key | values, "keeps": True}
+        return key | kept_values(brought.tokens, sealed=sealed, until=until.astimezone(UTC))
 
     def _kept_key(self, user_id: Any, provider: str, account_id: str, *, now: datetime) -> dict[str, Any]:
         """Return the parameters that name a claimant's pending credentials."""
@@ -370,9 +378,9 @@ class Calls:
             ConfigurationError: An id of the wrong type, or no column for something that the tokens bring.
             InvalidIdentity: A provider that cannot be one.
         """
-        found, filled = self._credentials(tokens, seal)
-        if found is None:
+        if not isinstance(tokens, TokenSet):
             raise wrong_kind("tokens", tokens, TokenSet)
+        found, filled = self._credentials(tokens, seal)
         read = self.reading(user_id=user_id, provider=provider, link_id=link_id)
         return read.changed(
             credentials=filled,
@@ -381,19 +389,19 @@ class Calls:
             functions=self._table.onupdate(),
         )
 
-    def about_row(self, call: Call, row: LinkedAccount[Any, Any], version: int | None) -> Call:
+    def about_row(self, call: Call, row: LinkedAccount[Any, Any], version: int | None, *, now: datetime) -> Call:
         """Return a transfer's call with the values of the row that it is to write, as the row was read.
 
         Args:
             call: The claimant's call.
             row: The row, of a user whose id no log of parameters shows.
             version: The row's version, or its epoch in the ledger.
+            now: The present moment, aware.
         """
         # A CHAR(n) that is mapped as another text type pads the text; the padding is removed.
         provider, account_id = text_of(row.provider).rstrip(" "), text_of(row.account_id).rstrip(" ")
-        now = self._table.now()
         sealed = {}
-        if call.brought is not None:
+        if call.brought is not None and call.brought.seal is not None:
             sealed = call.brought.sealed(user_id=call.user_id, provider=provider, account_key=account_id, issued_at=now)
             self.check_lengths(sealed)
         return call.changed(
@@ -602,8 +610,9 @@ class Calls:
 
 def _check_unsealed(tokens: TokenSet) -> None:
     """Refuse what only an envelope has room for, where there is no vault."""
-    beside = {"extra": tokens.extra, "client": tokens.client, "refresh_expires_at": tokens.refresh_expires_at}
-    if named := [name for name, value in beside.items() if value]:
+    beside = {"client": tokens.client, "refresh_expires_at": tokens.refresh_expires_at}
+    named = ["extra"] if tokens.extra is not NO_SECRETS else [name for name, value in beside.items() if value]
+    if named:
         raise ConfigurationError(
             f"Only a vault stores the credentials' {named[0]!r}, and nothing is dropped in silence. Pass "
             "AccountLinker(vault=CredentialVault(...)), or a TokenSet without it."

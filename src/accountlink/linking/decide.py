@@ -33,6 +33,7 @@ class Arm(Enum):
     BLOCKED = "blocked"
     MISMATCH = "mismatch"
     MISSING = "missing"
+    RESPELT = "respelt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,7 @@ class Answer(Generic[UserId, LinkId]):
         version: The version of the owner's row in a conflict, where one is mapped.
         table: The name of the table in a conflict, with the schema in which the owner's row was read.
         why: The reason that blocks a restore.
+        user_id: The user's id as their row spells it, where the call spells it in another way.
     """
 
     arm: Arm
@@ -52,6 +54,7 @@ class Answer(Generic[UserId, LinkId]):
     version: int | None = None
     table: str = ""
     why: str | None = None
+    user_id: Any = field(default=None, repr=False)
 
 
 class Own(Enum):

@@ -68,6 +68,8 @@ class Shape:
         again: Whether an attempt whose answer was lost may have left the call's event in the outbox.
         keeps: Whether a conflict is to keep the call's credentials.
         takes: Whether a transfer takes its credentials from those that a conflict has kept.
+        spelt: Whether the credentials are sealed for the user's id as the call spells it, so that a row with another
+            spelling of the id is not to be written.
     """
 
     email: bool = False
@@ -79,6 +81,7 @@ class Shape:
     again: bool = False
     keeps: bool = False
     takes: bool = False
+    spelt: bool = False
 
 
 class Statements:
@@ -177,8 +180,8 @@ class Statements:
         """Return a NULL in the place of the epoch, if a ledger keeps epochs."""
         return [] if self.ledger is None else [sa.cast(sa.null(), sa.BigInteger).label("epoch")]
 
-    def _nothing(self) -> list[sa.ColumnElement[Any]]:
-        return [sa.null().label(role) for role in self.row_roles]
+    def _nothing(self, **known: sa.ColumnElement[Any]) -> list[sa.ColumnElement[Any]]:
+        return [known.get(role, sa.null()).label(role) for role in self.row_roles]
 
     def _newest_first(self) -> Iterable[sa.ColumnElement[Any]]:
         if self._policy.removal is Removal.SOFT:
@@ -207,6 +210,9 @@ class Statements:
         facts = [self.live().label("was_live"), fits.label("fits"), self._blocked().label("blocked")]
         if self._policy.blocked_reasons:
             facts.append(self._c["reason"].label("why"))
+        if shape.spelt:
+            # The column's own comparison comes first here too: PostgreSQL gives a parameter the type of its first use.
+            facts += [self.same("user_id").label("as_spelt"), self._c["user_id"].label("user_id")]
         bound = [self._bounded()] if shape.bounded else []
         return (
             select(self._c["id"].label("id"), *facts)
@@ -359,6 +365,8 @@ class Statements:
                 beside += self.pending.keeping(other)
         # The update arm, and its answer: "updated" or "restored".
         allowed = [own.c.fits, sa.not_(own.c.blocked), *nobody_else]
+        if shape.spelt:
+            allowed.append(own.c.as_spelt)
         updated = (
             sa.update(self._t)
             .where(
@@ -379,13 +387,8 @@ class Statements:
         if not shape.expect:
             inserted = self._insert_arm(shape, [sa.not_(has_own), *nobody_else])
             answers.append(select(named_arm("created"), *self.row(inserted.c), _why(), *no_epoch))
-        # The answers that refuse the link and write nothing.
-        if self._policy.blocked_reasons:
-            blocked = select(named_arm("blocked"), *self._nothing(), own.c.why, *no_epoch)
-            answers.append(blocked.where(own.c.fits, own.c.blocked, *nobody_else))
-        if shape.expect or self._policy.key is Key.EMAIL:
-            mismatch = select(named_arm("mismatch"), *self._nothing(), _why(), *no_epoch)
-            answers.append(mismatch.where(sa.not_(own.c.fits)))
+        # The answers that refuse the link and write nothing. The first answer's columns tell the types of all.
+        answers += self._refusals(shape, own, nobody_else)
         answer: sa.Select[Any] | sa.CompoundSelect[Any] = sa.union_all(*answers)
         # The other parts beside the answer: a restored link's new epoch, and the event.
         if self.ledger is not None and self._policy.removal is Removal.SOFT:
@@ -395,6 +398,19 @@ class Statements:
             answer = select(*answered.c)
             beside.append(self.outbox.of_answer(answered, user_id=self.bind("user_id"), again=shape.again))
         return answer.add_cte(*beside) if beside else answer
+
+    def _refusals(self, shape: Shape, own: sa.CTE, nobody_else: list[Condition]) -> Iterable[sa.Select[Any]]:
+        """Return the answers for a row of the user's that the link may not write, or not as it is sealed."""
+        no_epoch = self.no_epoch()
+        if self._policy.blocked_reasons:
+            blocked = select(named_arm("blocked"), *self._nothing(), own.c.why, *no_epoch)
+            yield blocked.where(own.c.fits, own.c.blocked, *nobody_else)
+        if shape.spelt:
+            respelt = select(named_arm("respelt"), *self._nothing(user_id=own.c.user_id), _why(), *no_epoch)
+            yield respelt.where(own.c.fits, sa.not_(own.c.blocked), *nobody_else, sa.not_(own.c.as_spelt))
+        if shape.expect or self._policy.key is Key.EMAIL:
+            mismatch = select(named_arm("mismatch"), *self._nothing(), _why(), *no_epoch)
+            yield mismatch.where(sa.not_(own.c.fits))
 
     def _insert_arm(self, shape: Shape, conditions: list[Condition]) -> sa.CTE:
         values = self._inserted(shape)

@@ -103,6 +103,23 @@ class AccountStore(MappedTable, Generic[UserId, LinkId]):
             )
         return account
 
+    def written(self, row: Sequence[Any], call: Call, offset: int = 0) -> LinkedAccount[UserId, LinkId]:
+        """Return a snapshot of the user's own row that a link has written, after checking what it holds.
+
+        Raises:
+            ConfigurationError: The row holds another identity than the one that was written, or another user's id than
+                the one that its tokens are sealed for.
+        """
+        account = self.asked_for(row, call, offset)
+        one_form = self.id_type("user_id").one_form
+        if call.spelt and str(one_form(account.user_id)) != str(one_form(call.user_id)):
+            raise ConfigurationError(
+                f"{self.mapping.name!r} does not hold the user's id that was given to it: a trigger, or a type that "
+                "the model does not declare, such as CHAR(n), has changed it. Tokens are sealed for an id as it is "
+                "given. Declare the column as it is, or make the table keep the id."
+            )
+        return account
+
     def version_of(self, row: sa.Row[Any], offset: int = 0, *, epoch: int) -> int | None:
         """Return the version of a row, or its epoch in the ledger, or ``None`` if the table has neither.
 
@@ -130,11 +147,15 @@ class AccountStore(MappedTable, Generic[UserId, LinkId]):
             if shape.expect and self._own(connection, call) is None:
                 return Answer(arm=Arm.MISSING)
             return None
-        arm, account = Arm(row[0]), None if row[1] is None else self.asked_for(row, call, 1)
+        arm = Arm(row[0])
+        if arm is Arm.RESPELT:
+            return Answer(arm=arm, user_id=row[1 + self.row_roles.index("user_id")])
         if arm is not Arm.CONFLICT:
+            account = None if row[1] is None else self.written(row, call, 1)
             return Answer(arm=arm, account=account, why=row[self._width + 1])
         version = self.version_of(row, 1, epoch=self._width + 2)
-        return Answer(arm=arm, account=account, version=version, table=self.name_on(connection))
+        owned = self.asked_for(row, call, 1)
+        return Answer(arm=arm, account=owned, version=version, table=self.name_on(connection))
 
     def _link_in_steps(self, connection: sa.Connection, call: Call) -> Answer[UserId, LinkId]:
         """Link by several statements in one transaction that holds the write lock (SQLite)."""
@@ -156,12 +177,14 @@ class AccountStore(MappedTable, Generic[UserId, LinkId]):
             return Answer(arm=arm, account=owned, version=version, table=self.name_on(connection))
         if own is None or arm not in (Arm.UPDATED, Arm.RESTORED):
             return Answer(arm=arm, why=own.why if own is not None and arm is Arm.BLOCKED else None)
+        if shape.spelt and not own.as_spelt:
+            return Answer(arm=Arm.RESPELT, user_id=own.user_id)
         # Write the user's own row, its epoch and its event.
         was_live = arm is Arm.UPDATED
         found = Parameters(bound, al_id=own.id)
         key = ("update", was_live, shape)
         row = self.run(connection, found, key, lambda: statements.update(shape, was_live=was_live)).one()
-        account = self.asked_for(row, call)
+        account = self.written(row, call)
         if not was_live:
             self.raise_epoch(connection, found)
         if self.outbox is not None:
@@ -181,7 +204,7 @@ class AccountStore(MappedTable, Generic[UserId, LinkId]):
         """Insert a row, and let a unique index refuse it."""
         shape = call.shape
         row = self.run(connection, call.parameters, ("insert", shape), lambda: self.statements.insert(shape)).one()
-        account = self.asked_for(row, call)
+        account = self.written(row, call)
         if self.outbox is not None:
             self.tell(connection, EventType.LINKED, account, call)
         return Answer(arm=Arm.CREATED, account=account)
@@ -193,7 +216,7 @@ class AccountStore(MappedTable, Generic[UserId, LinkId]):
         """
         shape, build = call.shape, self.statements.probe_and_tell
         row = self.run(connection, call.parameters, ("probe", shape), lambda: build(shape)).first()
-        return None if row is None else Answer(arm=Arm.CREATED, account=self.asked_for(row, call))
+        return None if row is None else Answer(arm=Arm.CREATED, account=self.written(row, call))
 
     # -- behind a unique violation ------------------------------------------------------------------------------------
 

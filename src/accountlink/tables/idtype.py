@@ -33,6 +33,8 @@ class IdType:
 
     python: type[Any] | None
     processors: tuple[Callable[[Any], Any], ...] = field(default=(), repr=False)
+    spelling: tuple[Callable[[Any], Any], ...] = field(default=(), repr=False)
+    """The functions by which a type of the application's own writes an id and reads it again."""
     low: int | None = None
     high: int | None = None
     is_uuid_text: bool = False
@@ -44,15 +46,17 @@ class IdType:
         kind = column.type
         works = works_on_values(kind)
         python = python_type(kind) or (None if works else python_type(plain_type(kind)))
-        if python is None and works:  # what its own processor refuses is not of its type
+        spelling = _spelling(kind) if works else ()
+        if works and python not in (int, str, UUID):  # what its own processor refuses is not of its type
             made: list[Any] = [layers[0].bind_processor(dialect) for dialect, layers in resolved(kind)]
-            return cls(python=None, processors=tuple(process for process in made if process is not None))
+            processors = tuple(process for process in made if process is not None)
+            return cls(python=None, processors=processors, spelling=spelling)
         if python is int:
             bits = max(_bits(plain) for plain in (*_itself(kind), *plain_types(kind)))
-            return cls(python=int, low=-(2**bits), high=2**bits - 1)
+            return cls(python=int, low=-(2**bits), high=2**bits - 1, spelling=spelling)
         is_uuid_text = python is str and isinstance(plain_type(kind), sa.Uuid)
         known = python if python in (str, UUID) else None
-        return cls(python=known, is_uuid_text=is_uuid_text, is_padded=is_padded(kind))
+        return cls(python=known, spelling=spelling, is_uuid_text=is_uuid_text, is_padded=is_padded(kind))
 
     def accepts(self, value: object) -> bool:
         """Say whether a value is of the column's own type."""
@@ -68,12 +72,27 @@ class IdType:
         return self.processors[0](value) if self.processors else value
 
     def one_form(self, value: Any) -> Any:  # a number, a text or a UUID
-        """Return an id in one form, however it was written: UUIDs in a text, and texts that the column pads."""
+        """Return an id in one form, however the caller wrote it.
+
+        It is the form in which a row has it: UUIDs in a text are UUIDs, texts have no padding of the column's, and a
+        type of the application's own has written and read the id.
+        """
+        value = self._read_back(value)
         if isinstance(value, str):
             if self.is_uuid_text:
                 return UUID(value)
             return value.rstrip(" ") if self.is_padded else value
         return value if isinstance(value, (int, UUID)) else self.stored(value)
+
+    def _read_back(self, value: Any) -> Any:  # whatever the application's type makes of it
+        """Return an id as the column's own type gives it back once it was written."""
+        read = value
+        try:
+            for process in self.spelling:
+                read = process(read)
+        except (TypeError, ValueError, AttributeError, LookupError):
+            return value  # it reads what a driver returns, and not what a driver is given
+        return read
 
     def holds(self, value: object) -> bool:
         """Say whether a value of the column's type is in the range of the column."""
@@ -82,6 +101,14 @@ class IdType:
                 return False
             return storable(value)
         return self.low is None or self.high is None or (isinstance(value, int) and self.low <= value <= self.high)
+
+
+def _spelling(kind: sa.types.TypeEngine[Any]) -> tuple[Callable[[Any], Any], ...]:
+    """Return the functions by which a type writes a value and reads it again, in their order."""
+    made: list[Any] = []
+    for dialect, layers in resolved(kind)[:1]:
+        made = [layers[0].bind_processor(dialect), layers[0].result_processor(dialect, None)]
+    return tuple(process for process in made if process is not None)
 
 
 def _is_uuid(text: str) -> bool:

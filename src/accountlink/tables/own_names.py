@@ -57,6 +57,19 @@ def checked_names(function: str, table: sa.Table) -> sa.Table:
     return table
 
 
+def index_name(metadata: sa.MetaData, table: str, column: str) -> str | None:
+    """Return the name of an index, or ``None`` where the naming convention of the metadata gives it one.
+
+    A convention that an application gives replaces SQLAlchemy's own, and may say nothing about indexes.
+
+    Args:
+        metadata: Where the table is to be made.
+        table: The table's name.
+        column: The first column of the index.
+    """
+    return None if "ix" in metadata.naming_convention else shortened(f"ix_{table}_{column}")
+
+
 def shortened(name: str) -> conv:
     """Return a name of an index that SQLAlchemy shortens where it is too long, as it does by a naming convention."""
     return conv(name)

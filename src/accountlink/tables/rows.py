@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import Any, Final
 
@@ -24,6 +24,8 @@ _REMEMBERED: Final = 256
 """The most statements that are cached; the calls of an application have few shapes."""
 
 
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_SECOND: Final = timedelta(seconds=1)
 _FIRST_YEAR: Final = 1900
 _LAST_YEAR: Final = 9000
 """The years of a clock that are accepted, so that a lifetime can be added to the moment."""
@@ -247,8 +249,8 @@ def naive(moment: datetime) -> datetime:
 
 
 def seconds(moment: datetime) -> int:
-    """Return a moment as whole seconds since 1970."""
-    return int(moment.timestamp())
+    """Return a moment as whole seconds since 1970, rounded down: a float would round the last one of all up."""
+    return (moment - _EPOCH) // _SECOND
 
 
 def listed(scopes: Collection[str]) -> list[str]:
@@ -266,8 +268,9 @@ def read_moment(value: Any) -> datetime | None:  # whatever the column's type re
 
 
 def read_scopes(value: Any) -> frozenset[str]:
-    """Return scopes from a column that holds them as one text or as a list."""
-    return split_scopes(value) if isinstance(value, str) else frozenset(scope for scope in value or () if scope)
+    """Return scopes from a column that holds them as one text or as a list, whose texts may hold several too."""
+    texts = [value] if isinstance(value, str) else [text for text in value or () if isinstance(text, str)]
+    return frozenset(scope for text in texts for scope in split_scopes(text))
 
 
 def text_of(value: object) -> str:

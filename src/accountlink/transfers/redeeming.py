@@ -32,7 +32,7 @@ from accountlink.linking.statements import Shape
 from accountlink.linking.store import AccountStore
 from accountlink.tables.ledger import checked_ledger
 from accountlink.tables.mapping import AccountMapping
-from accountlink.tables.pending import read_kept
+from accountlink.tables.pending import Pending, read_kept
 from accountlink.transfers.signing import Claim, RowState, TransferSigner
 from accountlink.transfers.statements import TransferStatements
 from accountlink.values.events import EventType
@@ -301,7 +301,10 @@ class _Redemption(Generic[UserId, LinkId]):
         """
         accounts, guard, in_steps = self.transfers.accounts, self.transfers.guard, self.place.on_sqlite
         statements = self.transfers.statements
-        self.call = call = self._taking(connection, accounts.calls.about_row(self.call, named, version))
+        call = accounts.calls.about_row(self.call, named, version, now=self.now)
+        if statements.pending is not None and call.brought is None:
+            call = self._taking(connection, statements.pending, call)
+        self.call = call
         key, build = self.transfers.moving(call.shape, in_steps=in_steps)
         self.provider = named.provider
         if guard is not None:
@@ -321,11 +324,9 @@ class _Redemption(Generic[UserId, LinkId]):
                 accounts.run(connection, call.parameters, "drop kept", pending.drop)
         return account
 
-    def _taking(self, connection: sa.Connection, call: Call) -> Call:
-        """Return the call with the credentials that the claimant's conflict has kept, unless it brings others."""
-        accounts, pending = self.transfers.accounts, self.transfers.statements.pending
-        if pending is None or call.brought is not None:
-            return call
+    def _taking(self, connection: sa.Connection, pending: Pending, call: Call) -> Call:
+        """Return the call with the credentials that the claimant's conflict has kept, if it has kept any."""
+        accounts = self.transfers.accounts
         row = accounts.run(connection, call.parameters, "kept", pending.read).first()
         return call if row is None else accounts.calls.taking(call, read_kept(row))
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from accountlink.errors import InvalidCredentials
-from accountlink.values.secrecy import Secret, SecretMembers
+from accountlink.values.secrecy import NO_SECRETS, Concealed, Secret, SecretMembers
 from accountlink.values.text import encodable, unstorable
 
 
@@ -79,7 +79,7 @@ class TokenSet:
         conceal(self, "expires_at", expires_at)
         conceal(self, "scopes", frozenset(str.__str__(scope) for scope in scopes))
         conceal(self, "token_type", str.__str__(token_type))
-        conceal(self, "extra", SecretMembers(extra or {}))
+        conceal(self, "extra", SecretMembers(extra) if extra else NO_SECRETS)
         conceal(self, "client", None if client is None else str.__str__(client))
         conceal(self, "refresh_expires_at", refresh_expires_at)
 
@@ -103,42 +103,47 @@ class TokenSet:
                 is left out, and a whole number becomes its text. They need a vault.
             client: The name of the OAuth client that asked; see the attribute. It needs a vault.
             refresh_expires_in: The name of the member with the seconds until the refresh token expires, such as
-                ``"refresh_token_expires_in"``; providers have no common one. It needs a vault. Zero means no end.
+                ``"refresh_token_expires_in"``; providers have no common one. It needs a vault. Zero means no end, and
+                without a refresh token it says nothing.
 
         Raises:
-            InvalidCredentials: The response is not a mapping with a usable access token, or ``received_at`` is naive.
+            InvalidCredentials: The response is not a mapping with a usable access token, ``received_at`` is naive, or
+                ``extra`` is one text instead of several names.
 
         Source: RFC 6749, section 5.1.
         """
-        unread = _unreadable(response, received_at)
+        unread = _unreadable(response, received_at, extra)
         if unread is not None:
             del response
             raise unread
         scope = response.get("scope") or ""
         ends = _ends(response.get("expires_at"), response.get("expires_in"), received_at)
-        lasts = None if refresh_expires_in is None else response.get(refresh_expires_in)
+        refresh = response.get("refresh_token") or None
+        lasts = None if refresh_expires_in is None or refresh is None else response.get(refresh_expires_in)
         found = {name: response[name] for name in extra if response.get(name) is not None}
         try:
             return cls(
                 access_token=response.get("access_token", ""),
-                refresh_token=response.get("refresh_token") or None,
+                refresh_token=refresh,
                 expires_at=_or_raise(ends),
                 scopes=split_scopes(scope) if isinstance(scope, str) else scope,
                 token_type=response.get("token_type") or "Bearer",
                 id_token=response.get("id_token") or None,
                 extra={name: str(each) if type(each) is int else each for name, each in found.items()},
                 client=client,
-                refresh_expires_at=_or_raise(_ends(None, lasts, received_at, field="refresh_expires_at"))
-                if lasts
-                else None,
+                refresh_expires_at=None
+                if lasts in (None, 0, "0", "")
+                else _or_raise(_ends(None, lasts, received_at, field="refresh_expires_at")),
             )
         except InvalidCredentials as error:
             refused = error.with_traceback(None)
-        del response, scope, found  # leave no token in this frame, which a traceback with locals would show
+        del response, scope, found, refresh  # leave no token in this frame, which a traceback with locals would show
         raise refused
 
 
-def _unreadable(response: object, received_at: object) -> InvalidCredentials | None:
+def _unreadable(response: object, received_at: object, extra: object) -> InvalidCredentials | None:
+    if isinstance(extra, str):
+        return InvalidCredentials(field="extra", problem="is one text, and takes a list of names")
     if not isinstance(response, Mapping):
         return InvalidCredentials(field="response", problem=f"is {type(response).__name__}, not a mapping")
     if not isinstance(received_at, datetime):
@@ -178,23 +183,24 @@ def checked_scopes(scopes: object) -> frozenset[str]:
     return frozenset(str.__str__(scope) for scope in found)
 
 
-def checked_token(name: str, token: object) -> str | None:
+def checked_token(name: str, token: Concealed[object]) -> Secret | None:
     """Return a token that a caller names, or ``None`` if they name none.
 
     Args:
         name: The argument, for the error.
-        token: Its value.
+        token: Its value, which no traceback with locals shows.
 
     Raises:
         InvalidCredentials: It is not text, or empty.
     """
-    if token is None:
+    text = token.reveal()
+    if text is None:
         return None
-    problem = unstorable(token)
-    if problem or not isinstance(token, str):
-        del token  # leave no token in this frame, which a traceback with locals would show
+    problem = unstorable(text)
+    if problem or not isinstance(text, str):
+        del text  # leave no token in this frame, which a traceback with locals would show
         raise InvalidCredentials(field=name, problem=problem or "is not text")
-    return str.__str__(token)
+    return Secret(str.__str__(text))
 
 
 def split_scopes(text: str) -> frozenset[str]:

@@ -92,6 +92,10 @@ class SecretMembers(Mapping[str, Secret]):
         return {name: secret.reveal() for name, secret in self._members.items()}
 
 
+NO_SECRETS: Final = SecretMembers({})
+"""Stands wherever there are none, so that asking costs nothing."""
+
+
 class Concealed(Generic[T]):
     """Carry a value beside others without showing it in a ``repr``."""
 

@@ -17,6 +17,8 @@ from accountlink.values.text import encodable, unstorable
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND: Final = timedelta(seconds=1)
+_WRITER: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+"""Writes all contents: ``json.dumps`` would make one for each."""
 
 
 class _Contents:
@@ -35,7 +37,7 @@ class _Contents:
         if wrong := self._wrong(members):
             del members, self  # leave no token in this frame, which a traceback with locals would show
             raise InvalidCredentials(field=wrong[0], problem=wrong[1])
-        return json.dumps(members, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+        return _WRITER.encode(members).encode("utf-8")
 
     @classmethod
     def read(cls, data: bytes) -> Self | None:
@@ -45,8 +47,10 @@ class _Contents:
         """
         try:
             members = json.loads(data.decode("utf-8"))
-            return None if not isinstance(members, dict) or cls._wrong(members) else cls._of(members)
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+            if not isinstance(members, dict) or not cls._names_all(members) or cls._wrong(members):
+                return None
+            return cls._of(members)
+        except (ValueError, TypeError, OverflowError, RecursionError):
             return None
 
     def _members(self) -> dict[str, Any]:
@@ -58,12 +62,13 @@ class _Contents:
         raise NotImplementedError
 
     @classmethod
-    def _wrong(cls, members: Mapping[str, Any]) -> tuple[str, str] | None:
-        """Return the first wrong member and its fault, or ``None``.
+    def _names_all(cls, members: Mapping[str, Any]) -> bool:
+        """Say whether members that were read are those that are written, and no others."""
+        raise NotImplementedError
 
-        Raises:
-            KeyError: A member is missing.
-        """
+    @classmethod
+    def _wrong(cls, members: Mapping[str, Any]) -> tuple[str, str] | None:
+        """Return the first wrong member and its fault, or ``None``."""
         raise NotImplementedError
 
 
@@ -95,7 +100,7 @@ class AccessToken(_Contents):
             "token": self.token.reveal(),
             "type": self.type,
             "issued_at": _seconds(self.issued_at, name="issued_at"),
-            "extra": {name: value.reveal() for name, value in self.extra.items()},
+            "extra": {name: self.extra[name].reveal() for name in self.extra},
         } | ({} if self.client is None else {"client": self.client})
 
     @classmethod
@@ -109,13 +114,17 @@ class AccessToken(_Contents):
         )
 
     @classmethod
+    def _names_all(cls, members: Mapping[str, Any]) -> bool:
+        return members.keys() - {"client"} == {"token", "type", "issued_at", "extra"}
+
+    @classmethod
     def _wrong(cls, members: Mapping[str, Any]) -> tuple[str, str] | None:
-        if members.keys() - {"client"} != {"token", "type", "issued_at", "extra"}:
-            return "contents", "has other members"
-        for name in members.keys() - {"issued_at", "extra"}:
-            if problem := unstorable(members[name]):
+        for name in ("token", "type", "client"):
+            if name in members and (problem := unstorable(members[name])):
                 return name, problem
         extra = members["extra"]
+        if extra == {}:
+            return None
         if not isinstance(extra, dict) or not all(isinstance(text, str) for pair in extra.items() for text in pair):
             return "extra", "is not a mapping from text to text"
         if not all(encodable(text) for pair in extra.items() for text in pair):
@@ -157,9 +166,11 @@ class RefreshToken(_Contents):
         )
 
     @classmethod
+    def _names_all(cls, members: Mapping[str, Any]) -> bool:
+        return members.keys() == {"token", "client", "refresh_expires_at"}
+
+    @classmethod
     def _wrong(cls, members: Mapping[str, Any]) -> tuple[str, str] | None:
-        if members.keys() != {"token", "client", "refresh_expires_at"}:
-            return "contents", "has other members"
         if problem := unstorable(members["token"]):
             return "token", problem
         if members["client"] is not None and (problem := unstorable(members["client"])):

@@ -64,15 +64,23 @@ class BoundTo:
     user_id: int | str | UUID = field(repr=False)
     provider: str
     account_key: str = field(repr=False)
+    before_role: bytes = field(init=False, repr=False, compare=False)
+    """The bytes of the associated data that name the link, before the column's role."""
+    after_role: bytes = field(init=False, repr=False, compare=False)
+    """Those after it."""
 
     def __post_init__(self) -> None:
         if not self.context:
             raise ConfigurationError("The context of a vault is a name, and not empty.")
         if isinstance(self.user_id, bool) or not isinstance(self.user_id, (int, str, UUID)):
             raise ConfigurationError(f"A user id is a number, a text or a UUID, not {type(self.user_id).__name__}.")
+        sized: list[bytes] = []
         for name, text in zip(("context", "user id", "provider", "account key"), self.parts(), strict=True):
             if not encodable(text):
                 raise ConfigurationError(f"The {name} of an envelope contains a lone surrogate. Pass text.")
+            sized.append(_sized(text))
+        object.__setattr__(self, "before_role", sized[0])
+        object.__setattr__(self, "after_role", b"".join(sized[1:]))
 
     def parts(self) -> tuple[str, str, str, str]:
         """Return the link as texts, in the order of the associated data without the role."""
@@ -120,9 +128,14 @@ def associated_data(*, key_id: str, grant_id: str, role: str, bound_to: BoundTo)
         role: The column's role.
         bound_to: The link.
     """
-    context, user_id, provider, account_key = bound_to.parts()
-    parts = (FORMAT, key_id, grant_id, context, role, user_id, provider, account_key)
-    return b"".join(len(part).to_bytes(4, "big") + part for part in (text.encode("utf-8") for text in parts))
+    head = _sized(FORMAT) + _sized(key_id) + _sized(grant_id)
+    return head + bound_to.before_role + _sized(role) + bound_to.after_role
+
+
+def _sized(text: str) -> bytes:
+    """Return a text in UTF-8, with its length in bytes before it."""
+    part = text.encode("utf-8")
+    return len(part).to_bytes(4, "big") + part
 
 
 def seal(contents: AccessToken | RefreshToken, *, key: VaultKey, grant_id: str, bound_to: BoundTo) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final, NoReturn, Protocol
@@ -158,15 +158,24 @@ def _same_id(one: VaultKey, other: VaultKey) -> str:
     )
 
 
+async def _given(answer: object, method: str) -> object:
+    if not isinstance(answer, Awaitable):
+        raise ConfigurationError(f"{method} of the key source is not async. Declare it with `async def`.")
+    given: object = await answer
+    return given
+
+
 async def current_key(source: KeySource) -> VaultKey:
     """Return the key of a source that seals from now on.
 
     Raises:
         ConfigurationError: The source returned something that is no key.
     """
-    key: object = await source.current()
+    key = await _given(source.current(), "current()")
     if not isinstance(key, VaultKey):
-        raise ConfigurationError(f"current() of the key source returned {type(key).__name__}. Return a VaultKey.")
+        kind = type(key).__name__
+        del key  # leave no key in this frame, which a traceback with locals would show
+        raise ConfigurationError(f"current() of the key source returned {kind}. Return a VaultKey.")
     return key
 
 
@@ -180,11 +189,13 @@ async def key_of(source: KeySource, key_id: str) -> VaultKey | None:
     Raises:
         ConfigurationError: The source returned another key, or something that is no key.
     """
-    key: object = await source.get(key_id)
+    key = await _given(source.get(key_id), "get()")
     if key is None:
         return None
     if not isinstance(key, VaultKey):
-        raise ConfigurationError(f"get() of the key source returned {type(key).__name__}. Return a VaultKey or None.")
+        kind = type(key).__name__
+        del key  # leave no key in this frame, which a traceback with locals would show
+        raise ConfigurationError(f"get() of the key source returned {kind}. Return a VaultKey or None.")
     if key.id != key_id:
         raise ConfigurationError(
             f"get({key_id!r}) of the key source returned the key {key.id!r}. Return the key that was asked for, or "

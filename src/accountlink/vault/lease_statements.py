@@ -265,7 +265,7 @@ class UpkeepStatements(LeaseStatements):
     def of_ids(self) -> sa.Select[Any]:
         """Build the query for the sealed tokens of live links, by their ids."""
         ids = self._c["id"].in_(sa.bindparam("al_ids", type_=self._c["id"].type, expanding=True))
-        return select(self._c["id"].label("id"), *map(self._or_null, TOKEN_ROLES)).where(ids, self.live())
+        return select(self._c["id"].label("id"), *map(self._read, TOKEN_ROLES)).where(ids, self.live())
 
     # -- keeping alive ------------------------------------------------------------------------------------------------
 

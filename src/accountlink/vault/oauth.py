@@ -15,6 +15,7 @@ from accountlink.errors import ConfigurationError, InvalidCredentials
 from accountlink.providers.client import OAuthClient
 from accountlink.providers.conversation import LostAnswer, TokenLine, Unreached
 from accountlink.providers.provider import Provider
+from accountlink.tables.arguments import check_callable
 from accountlink.tables.rows import present
 from accountlink.values.credentials import TokenSet
 from accountlink.vault.refresher import ClientRefused, GrantEnded, ProviderUnavailable, RenewalFailed
@@ -137,10 +138,11 @@ class OAuthRefresher:
         transport: Any = None,  # an httpx2.AsyncBaseTransport
         clock: Callable[[], datetime] = present,
     ) -> None:
-        self._clients: Final = {slug: _by_name(slug, registered) for slug, registered in _checked(clients).items()}
-        self._extra: Final = {slug: tuple(names) for slug, names in (extra or {}).items()}
+        self._clients: Final = {slug: _by_name(slug, several) for slug, several in _mapping("clients", clients).items()}
+        beside = {} if extra is None else _mapping("extra", extra)
+        self._extra: Final = {slug: _texts(names) for slug, names in beside.items()}
         self._line: Final = TokenLine(transport)
-        self._clock: Final = clock
+        self._clock: Final = check_callable("clock", clock)
 
     @classmethod
     def of(
@@ -153,7 +155,11 @@ class OAuthRefresher:
             transport: Replaces the network, for tests.
             clock: Returns the present moment of this machine, aware.
         """
-        known = list(providers)
+        given: Any = providers
+        known: list[Provider] = list(given) if isinstance(given, Iterable) else [given]
+        several: list[object] = [*known]
+        if not all(isinstance(each, Provider) for each in several):
+            raise ConfigurationError("OAuthRefresher.of(...) takes the providers that LinkFlow takes.")
         return cls(
             {each.slug: [_of(each, client) for client in each.clients] for each in known},
             extra={each.slug: each.extra for each in known},
@@ -225,10 +231,17 @@ class OAuthRefresher:
         return known[name]
 
 
-def _checked(clients: object) -> Mapping[str, Sequence[OAuthClient]]:
-    if not isinstance(clients, Mapping):
-        raise ConfigurationError('OAuthRefresher takes a mapping such as {"google": [OAuthClient(...)]}.')
-    return clients
+def _mapping(argument: str, value: object) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(slug, str) for slug in value):
+        raise ConfigurationError(f'{argument}=... is a mapping by the slugs of providers, such as {{"google": [...]}}.')
+    return value
+
+
+def _texts(names: object) -> tuple[str, ...]:
+    found = tuple(names) if isinstance(names, Iterable) and not isinstance(names, str) else None
+    if found is None or not all(isinstance(name, str) for name in found):
+        raise ConfigurationError("extra=... has a list of the names of members for each provider.")
+    return found
 
 
 def _of(provider: Provider, client: OAuthClient) -> OAuthClient:
@@ -238,9 +251,12 @@ def _of(provider: Provider, client: OAuthClient) -> OAuthClient:
     return replace(client, token_endpoint=provider.token_endpoint, metadata_url=provider.metadata_url)
 
 
-def _by_name(slug: str, registered: Sequence[OAuthClient]) -> dict[str, OAuthClient]:
+def _by_name(slug: str, registered: object) -> dict[str, OAuthClient]:
+    several = registered if isinstance(registered, Sequence) and not isinstance(registered, (str, bytes)) else ()
+    if not several or not all(isinstance(client, OAuthClient) for client in several):
+        raise ConfigurationError(f"OAuthRefresher takes a list of OAuthClient for {slug!r}.")
     found: dict[str, OAuthClient] = {}
-    for client in registered:
+    for client in several:
         if client.token_endpoint is None and client.metadata_url is None:
             raise ConfigurationError(
                 f"The client {client.name!r} of {slug!r} has no address. Give it token_endpoint=... or "

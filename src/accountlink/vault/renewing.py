@@ -38,7 +38,7 @@ from accountlink.values.credentials import TokenSet
 from accountlink.values.events import EventType
 from accountlink.values.health import Health, HealthState
 from accountlink.values.outcomes import LinkId, UserId
-from accountlink.values.secrecy import Parameters
+from accountlink.values.secrecy import Parameters, Secret
 from accountlink.vault.contents import AccessToken
 from accountlink.vault.lease_statements import LeaseStatements
 from accountlink.vault.refresher import ClientRefused, GrantEnded, ProviderUnavailable, Refresher
@@ -164,7 +164,7 @@ class Renewing(Generic[UserId, LinkId]):
         *,
         min_valid: timedelta,
         require: frozenset[str],
-        rejected: str | None,
+        rejected: Secret | None,
     ) -> TokenSet:
         """Return tokens that are valid now, renewed if need be.
 
@@ -198,7 +198,9 @@ class Renewing(Generic[UserId, LinkId]):
         assert access is not None  # noqa: S101  # what is not over is there
         return self.stored.given(found, access)
 
-    def _facts(self, found: StoredTokens[UserId, LinkId], access: AccessToken | None, *, rejected: str | None) -> Facts:
+    def _facts(
+        self, found: StoredTokens[UserId, LinkId], access: AccessToken | None, *, rejected: Secret | None
+    ) -> Facts:
         """Return what decides about a row's access token."""
         return Facts(
             now=found.now,
@@ -361,7 +363,7 @@ class Renewing(Generic[UserId, LinkId]):
         holder = str(uuid4())
         leased = call.changed(
             kept={
-                **self.stored.seen(found),
+                **found.seen,
                 "al_grant_id": _grant(found),
                 "al_lease_by": holder,
                 **self._moments("until", self.timing.lease, on_sqlite=_on_sqlite(engine)),
@@ -522,7 +524,7 @@ class Renewing(Generic[UserId, LinkId]):
                 if self.stored.accounts.outbox is not None
                 else None,
                 kept={
-                    **self.stored.seen(found),
+                    **found.seen,
                     "al_lease_by": lease.holder,
                     "al_opaque": opaque,
                     "al_uncertain": uncertain,
@@ -619,9 +621,9 @@ def _grant(found: StoredTokens[Any, Any]) -> str:
     return grant_in(found.access_token, found.refresh_token)
 
 
-def _known(tokens: TokenSet) -> str:
-    """Return the text of the token that is presented to the provider."""
-    return (tokens.refresh_token or tokens.access_token).reveal()
+def _known(tokens: TokenSet) -> Secret:
+    """Return the token that is presented to the provider."""
+    return tokens.refresh_token or tokens.access_token
 
 
 def _by_database(new: TokenSet, lease: Lease) -> TokenSet:

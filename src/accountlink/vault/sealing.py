@@ -35,6 +35,9 @@ class TableVault:
     """
 
     def __init__(self, vault: CredentialVault, mapping: AccountMapping[Any, Any]) -> None:
+        given: object = mapping
+        if not isinstance(given, AccountMapping):
+            raise ConfigurationError(f"A vault seals the tokens of an AccountMapping, not of {type(given).__name__}.")
         sealed = {role: mapping.columns[role] for role in SEALED_ROLES if role in mapping.columns}
         if "access_token" not in sealed:
             raise ConfigurationError(
@@ -59,16 +62,21 @@ class TableVault:
         """The role of the column to whose text envelopes are bound: the account id, or the e-mail key."""
         return self._account_role
 
-    def bound_to(self, *, user_id: Any, provider: str, account_key: str) -> BoundTo:
+    def bound_to(self, *, user_id: Any, provider: str, account_key: str | None) -> BoundTo:
         """Name a link.
 
         Args:
             user_id: The user, in the column's own Python type.
-            provider: The provider's slug.
-            account_key: The text of the column in the account role.
+            provider: The provider's slug. No identifier ends in a blank, so blanks at the end are the column's padding.
+            account_key: The text of the column in the account role, where the padding is removed too; ``None`` in a row
+                from before the table had the column, to which no envelope is bound.
         """
-        user = self._user_type.one_form(user_id)
-        return BoundTo(context=self.context, user_id=user, provider=provider, account_key=account_key.rstrip(" "))
+        return BoundTo(
+            context=self.context,
+            user_id=self._user_type.one_form(user_id),
+            provider=provider.rstrip(" "),
+            account_key=(account_key or "").rstrip(" "),
+        )
 
     # -- sealing ------------------------------------------------------------------------------------------------------
 
@@ -145,7 +153,15 @@ class Sealing:
             contents: The token and what goes with it.
             grant_id: The grant; ``None`` for a token that stood in plain text, which gets a new one.
             bound_to: The link.
+
+        Raises:
+            ConfigurationError: The row has no account id (or no e-mail key) that the envelope could be bound to.
         """
+        if not bound_to.account_key:
+            raise ConfigurationError(
+                "The row has no account id, or no e-mail key where links are unique on the e-mail, and a token is "
+                "sealed for one account. Fill the column in, or let the user link the account again."
+            )
         return seal(contents, key=self.key, grant_id=grant_id or new_grant_id(), bound_to=bound_to)
 
 

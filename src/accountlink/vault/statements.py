@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Final
 
 import sqlalchemy as sa
 
 from accountlink.linking.statements import Condition, Shape, Statements
+from accountlink.tables.concealing import concealed
+from accountlink.tables.type_layers import works_on_values
+from accountlink.vault.sealing import SEALED_ROLES
 
-TOKEN_ROLES: Final = ("access_token", "refresh_token", "expires_at")
+TOKEN_ROLES: Final = (*SEALED_ROLES, "expires_at")
 """The roles that are read beside a link's own columns."""
 _SQLITE_NOW: Final = sa.literal_column("'%Y-%m-%d %H:%M:%f+00:00'", sa.Text)
 
@@ -36,11 +40,28 @@ class VaultStatements(Statements):
         now: sa.ColumnElement[Any] = sa.func.clock_timestamp(type_=sa.DateTime(timezone=True))
         if on_sqlite:
             now = sa.func.strftime(_SQLITE_NOW, sa.literal_column("'now'"), type_=sa.Text)
-        found = [self._c[account_role].label("account_key"), *(self._or_null(role) for role in TOKEN_ROLES)]
-        return rows.add_columns(*found, now.label("now"))
+        found = [self._c[account_role].label("account_key"), *(self._read(role) for role in TOKEN_ROLES)]
+        stored = [column.label(f"seen_{role}") for role, column in self.compared.items() if column is not self._c[role]]
+        return rows.add_columns(*found, *stored, now.label("now"))
 
-    def _or_null(self, role: str) -> sa.ColumnElement[Any]:
-        return self._c[role].label(role) if role in self._c else sa.null().label(role)
+    @cached_property
+    def compared(self) -> dict[str, sa.ColumnElement[Any]]:
+        """The columns of tokens by role, in the form in which a later statement can compare them.
+
+        A type of the application's own may write one text in two ways, as one that encrypts does. So what the database
+        has is compared, without the type.
+        """
+        columns = {role: self._c[role] for role in SEALED_ROLES if role in self._c}
+        return {
+            role: sa.type_coerce(column, sa.types.NullType()) if works_on_values(column.type) else column
+            for role, column in columns.items()
+        }
+
+    def _read(self, role: str) -> sa.ColumnElement[Any]:
+        """Return the column of a role: null if there is none, and masked if it is for tokens."""
+        if role not in self._c:
+            return sa.null().label(role)
+        return (concealed(self._c[role]) if role in SEALED_ROLES else self._c[role]).label(role)
 
     def replace(self, shape: Shape) -> sa.sql.dml.ReturningUpdate[Any]:
         """Build the UPDATE that stores other tokens of the same grant, if the row has those that were read.
@@ -63,7 +84,6 @@ class VaultStatements(Statements):
 
     def _still_sealed(self) -> list[Condition]:
         return [
-            self._c[role].is_not_distinct_from(sa.bindparam(f"al_seen_{role}", type_=self._c[role].type))
-            for role in ("access_token", "refresh_token")
-            if role in self._c
+            column.is_not_distinct_from(sa.bindparam(f"al_seen_{role}", type_=column.type))
+            for role, column in self.compared.items()
         ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cached_property, partial
@@ -18,6 +18,7 @@ from accountlink.errors import (
     ConfigurationError,
     MissingScopes,
     NeedsConsent,
+    OutcomeUnknown,
     StoreBusy,
 )
 from accountlink.linking.call import Call
@@ -31,7 +32,7 @@ from accountlink.vault.contents import AccessToken, RefreshToken
 from accountlink.vault.envelope import BoundTo, grant_of
 from accountlink.vault.lease_statements import LeaseStatements
 from accountlink.vault.renewal import GrantState
-from accountlink.vault.sealing import SEALED_ROLES, Sealing, TableVault, contents_of, tokens_of
+from accountlink.vault.sealing import Sealing, TableVault, contents_of, tokens_of
 from accountlink.vault.statements import VaultStatements
 
 _ATTEMPTS: Final = 5
@@ -48,11 +49,12 @@ class StoredTokens(Generic[UserId, LinkId]):
 
     Attributes:
         account: The link.
-        access_token: The text of the column ``access_token``.
+        access_token: The text of the column ``access_token``, which no ``repr`` shows: it may be plain text.
         refresh_token: That of ``refresh_token``.
         expires_at: When the access token expires, aware.
         now: The database's present moment, from the same statement.
         bound_to: What the envelopes are bound to.
+        seen: What the columns of tokens contain, by the names of the parameters with which a statement compares it.
         state: The state of the grant's renewals, where it was read.
         lease_by: Who has the lease for a renewal.
     """
@@ -63,6 +65,7 @@ class StoredTokens(Generic[UserId, LinkId]):
     expires_at: datetime | None
     now: datetime
     bound_to: BoundTo
+    seen: Mapping[str, Any] = field(repr=False)
     state: GrantState = field(default_factory=GrantState)
     lease_by: str | None = None
 
@@ -170,6 +173,7 @@ class StoredCredentials(Generic[UserId, LinkId]):
             bound_to=self.vault.bound_to(
                 user_id=account.user_id, provider=account.provider, account_key=row.account_key
             ),
+            seen={f"al_seen_{role}": _seen(row, role) for role in self.statements.compared},
             state=_state(row),
             lease_by=getattr(row, "state_lease_by", None),
         )
@@ -197,7 +201,7 @@ class StoredCredentials(Generic[UserId, LinkId]):
         return _tokens(stored, access, refresh)
 
     async def valid(
-        self, stored: StoredTokens[UserId, LinkId], *, require: frozenset[str], rejected: str | None
+        self, stored: StoredTokens[UserId, LinkId], *, require: frozenset[str], rejected: Secret | None
     ) -> TokenSet:
         """Open the access token of a link, if it is valid by the database's clock.
 
@@ -208,8 +212,8 @@ class StoredCredentials(Generic[UserId, LinkId]):
 
         Raises:
             MissingScopes: The user has not granted some of the scopes.
-            NeedsConsent: There is no access token, or it is over and there is no refresh token.
-            ConfigurationError: It is over, and nothing renews it.
+            NeedsConsent: There is no access token, or it is over or refused and there is no refresh token.
+            ConfigurationError: It is over or refused, and nothing renews it; or the table has no column for scopes.
             CredentialsUnreadable: The token cannot be read.
         """
         self.check_scopes(stored, require)
@@ -241,24 +245,23 @@ class StoredCredentials(Generic[UserId, LinkId]):
         Raises:
             MissingScopes: The user has not granted some of the scopes.
         """
+        if require and "scopes" not in self.accounts.mapping.columns:
+            raise ConfigurationError(
+                f"require=... asks which scopes were granted, and {self.accounts.mapping.name!r} has no column mapped "
+                "for 'scopes'. Map scopes=..., or leave require= out."
+            )
         if missing := require - (stored.account.scopes or frozenset()):
             raise MissingScopes(missing=missing)
 
-    def is_refused(self, access: AccessToken, rejected: str | None, *, now: datetime) -> bool:
+    def is_refused(self, access: AccessToken, rejected: Secret | None, *, now: datetime) -> bool:
         """Say whether this is the access token that the API has refused, and old enough for a new one to help."""
-        if rejected is None or access.token != Secret(rejected):
+        if rejected is None or access.token != rejected:
             return False
         return access.issued_at is None or now - access.issued_at >= REFUSED_TOO_SOON
 
-    def seen(self, stored: StoredTokens[UserId, LinkId]) -> dict[str, Any]:
-        """Return the parameters by which a statement tells whether the row still has these tokens."""
-        roles = [role for role in SEALED_ROLES if role in self.accounts.mapping.columns]
-        texts = {f"al_seen_{role}": _text(stored, role) for role in roles}
-        return {name: None if text is None else ConcealedText(text) for name, text in texts.items()}
-
     # -- replacing ----------------------------------------------------------------------------------------------------
 
-    async def replace(self, place: Place, call: Call, sealing: Sealing, *, presented: str) -> LinkId | None:
+    async def replace(self, place: Place, call: Call, sealing: Sealing, *, presented: Secret) -> LinkId | None:
         """Store tokens in the one live link that a call names, if it still has what they were obtained with.
 
         The row is read, opened and compared, and then written if it has not changed since. A row that another call has
@@ -273,14 +276,20 @@ class StoredCredentials(Generic[UserId, LinkId]):
         Returns:
             The link's id, or ``None``: the link has other tokens by now, and nothing was written.
         """
+        patience = Patience()
+        ready: Call | None = None
         for _ in range(_ATTEMPTS):
             stored = await self.find(place, call)
+            if ready is not None and stored.access_token == ready.credentials["access_token"]:
+                return stored.account.id  # an earlier attempt, whose answer was lost, has written it
             ready = await self.fitting(stored, call, sealing, presented=presented, issued_at=self.accounts.now())
+            if ready is None and patience.ambiguous:
+                raise OutcomeUnknown  # an earlier attempt may have stored the tokens, which were replaced since
             if ready is None:
                 return None
-            if await run(place, partial(self._written, call=ready), Patience()):
+            if await run(place, partial(self._written, call=ready), patience):
                 return stored.account.id
-        raise StoreBusy
+        raise OutcomeUnknown if patience.ambiguous else StoreBusy
 
     async def fitting(
         self,
@@ -288,7 +297,7 @@ class StoredCredentials(Generic[UserId, LinkId]):
         call: Call,
         sealing: Sealing,
         *,
-        presented: str,
+        presented: Secret,
         issued_at: datetime,
     ) -> Call | None:
         """Return the call that writes the row as it was read, or ``None`` if the row has other tokens.
@@ -303,7 +312,7 @@ class StoredCredentials(Generic[UserId, LinkId]):
         access = await self.vault.access_token(stored.access_token, stored.bound_to)
         refresh = await self.vault.refresh_token(stored.refresh_token, stored.bound_to)
         known = refresh or access
-        if known is None or call.brought is None or known.token != Secret(presented):
+        if known is None or call.brought is None or known.token != presented:
             return None
         sealed = {
             contents.role: ConcealedText(
@@ -312,11 +321,7 @@ class StoredCredentials(Generic[UserId, LinkId]):
             for contents in renewed(call.brought.tokens, access, refresh, issued_at=issued_at)
         }
         self.accounts.calls.check_lengths(sealed)
-        return call.changed(
-            link_id=stored.account.id,
-            credentials={**call.credentials, **sealed},
-            kept=self.seen(stored),
-        )
+        return call.changed(link_id=stored.account.id, credentials={**call.credentials, **sealed}, kept=stored.seen)
 
     def _written(self, connection: sa.Connection, call: Call) -> bool:
         shape = call.shape
@@ -331,7 +336,8 @@ def renewed(
 ) -> list[AccessToken | RefreshToken]:
     """Return what the columns of a link are to contain after a renewal of its tokens.
 
-    What the new tokens leave out stays: the refresh token, the OAuth client, and members of ``extra``.
+    What the new tokens leave out stays: the refresh token, the OAuth client, and members of ``extra``. A refresh token
+    that stays belongs to the client that has just used it.
 
     Args:
         tokens: The new tokens.
@@ -347,6 +353,8 @@ def renewed(
         first = replace(first, extra={**access.extra, **first.extra}, client=client)
     if refresh is not None:
         rest = [replace(each, client=each.client or refresh.client) for each in rest if isinstance(each, RefreshToken)]
+        if not rest and tokens.client not in (None, refresh.client):
+            rest = [replace(refresh, client=tokens.client)]
     return [first, *rest]
 
 
@@ -358,6 +366,12 @@ def grant_in(access_token: str | None, refresh_token: str | None) -> str:
         refresh_token: The text of the column.
     """
     return grant_of(access_token) or grant_of(refresh_token) or UNKNOWN_GRANT
+
+
+def _seen(row: sa.Row[Any], role: str) -> Any:  # as the driver returns it
+    """Return what a column of tokens contains, as a parameter that no log shows."""
+    seen = getattr(row, f"seen_{role}", getattr(row, role))
+    return ConcealedText(seen) if isinstance(seen, str) else seen
 
 
 def _text(stored: StoredTokens[Any, Any], role: str) -> str | None:
@@ -390,8 +404,9 @@ def _state(row: sa.Row[Any]) -> GrantState:
 def _not_renewed(stored: StoredTokens[Any, Any]) -> NeedsConsent | ConfigurationError:
     """Return the error for a link whose access token is over."""
     if not stored.refresh_token:
-        return NeedsConsent(since=stored.expires_at)
+        return NeedsConsent(since=stored.expires_at if stored.is_over else None)
+    ended = "has expired" if stored.is_over else "was refused"
     return ConfigurationError(
-        "The access token has expired, and this linker does not renew it. Read stored_credentials(), renew the token "
-        "at the provider, and store it with replace_credentials()."
+        f"The access token {ended}, and this linker does not renew it. Read stored_credentials(), renew the token at "
+        "the provider, and store it with replace_credentials()."
     )

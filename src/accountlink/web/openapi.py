@@ -54,6 +54,13 @@ _LISTED: Final[Schema] = {
         "scopes": {"anyOf": [_SCOPES, {"type": "null"}]},
         "created_at": _MOMENT_OR_NULL,
         "updated_at": _MOMENT_OR_NULL,
+    }, optional={
+        "health": {
+            "type": "string",
+            "enum": ["ok", "failing", "needs_consent"],
+            "description": "Only where the application renews tokens. With `needs_consent` let the user reconnect the "
+            "account: `expect` names it.",
+        },
     }),
 }  # fmt: skip
 _OFFERED: Final = _object({"provider": _TEXT, "scopes": _SCOPES, "reconnects": {"type": "boolean"}})

@@ -17,6 +17,7 @@ from accountlink.errors import (
     UnknownProvider,
 )
 from accountlink.tables.id_text import reader
+from accountlink.values.health import Health
 from accountlink.values.outcomes import (
     AlreadyOwner,
     Linked,
@@ -72,8 +73,10 @@ class LinkRoutes(Generic[UserId, LinkId]):
         """List the user's linked accounts."""
         user = _signed_in(asked)
         owner: UserId = user.user_id if isinstance(user, Impersonated) else user
-        linked = await self.flow.linker.accounts(self.flow.engine, user_id=owner)
-        return answer_json([_listed(account) for account in linked])
+        linker, engine = self.flow.linker, self.flow.engine
+        linked = await linker.accounts(engine, user_id=owner)
+        health = await linker.health(engine, user_id=owner) if linker.renews_tokens else {}
+        return answer_json([_listed(account, health.get(account.id)) for account in linked])
 
     async def remove(self, asked: Asked[UserId]) -> Answer:
         """Disconnect an account, for an API client."""
@@ -313,14 +316,16 @@ def _signed_in(asked: Asked[UserId]) -> UserId | Impersonated[UserId]:
     return asked.user
 
 
-def _listed(account: LinkedAccount[Any, Any]) -> dict[str, Any]:
+def _listed(account: LinkedAccount[Any, Any], health: Health | None) -> dict[str, Any]:
     """Return what a page needs to list an account: neither its owner, nor its e-mail address, nor its account id."""
+    beside = {} if health is None else {"health": health.state.value}
     return {
         "id": shown_id(account.id),
         "provider": account.provider,
         "scopes": None if account.scopes is None else sorted(account.scopes),
         "created_at": None if account.created_at is None else account.created_at.isoformat(),
         "updated_at": None if account.updated_at is None else account.updated_at.isoformat(),
+        **beside,
     }
 
 
