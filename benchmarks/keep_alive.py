@@ -3,9 +3,9 @@
     python -m benchmarks.keep_alive
 
 It fills a table with idle links. Two processes keep them alive; one is killed half-way and started again. Each grant
-has to be renewed once: the provider, on loopback, counts how often each refresh token is presented. Then one process renews
-different links, in turn with calls of the provider alone, ten at a time in both. Both are done on PostgreSQL and on
-SQLite.
+has to be renewed once: the provider, on loopback, counts how often each refresh token is presented. Then one process
+renews different links, in turn with calls of the provider alone, ten at a time in both. Both are done on PostgreSQL and
+on SQLite.
 """
 
 import argparse
@@ -47,9 +47,8 @@ class Longest:
             "SELECT extract(epoch FROM max(clock_timestamp() - xact_start)) FROM pg_stat_activity "
             "WHERE pid <> pg_backend_pid() AND backend_type = 'client backend' AND application_name = ''"
         )
-        other = create_async_engine(engine.url)
+        other = create_async_engine(engine.url, isolation_level="AUTOCOMMIT")
         async with other.connect() as connection:
-            await connection.execution_options(isolation_level="AUTOCOMMIT")
             while not self.closing:
                 self.seconds = max(self.seconds, float(await connection.scalar(query) or 0))
                 self.looks += 1
@@ -133,18 +132,17 @@ async def _beside(engine: AsyncEngine, name: str, refresher: Refresher, calls: i
         found = await kept.keeping.keep_alive(engine, idle=IDLE, limit=calls)
         assert calls == found.renewed
 
-    async def credentials(users: Iterator[int]) -> None:
+    async def credentials() -> None:
         async def ask(user_id: int) -> None:
             await kept.keeping.credentials(engine, user_id=user_id, provider="acme")
 
-        await at_once(users, ask)
+        await at_once(iter([next(users) for _ in range(calls)]), ask)
 
-    last = calls * 2 * rounds
-    for number in range(rounds):
-        users = iter(range(last - (number + 1) * calls + 1, last - number * calls + 1))
+    users = iter(range(calls * 2 * rounds, 0, -1))  # keep_alive begins at the other end
+    for _ in range(rounds):
         await speeds["alone"].measure(calls, alone)
         await speeds["keep_alive"].measure(calls, keep_alive)
-        await speeds["credentials"].measure(calls, lambda users=users: credentials(users))
+        await speeds["credentials"].measure(calls, credentials)
     for way, speed in speeds.items():
         ratio = statistics.median(each / by for each, by in zip(speed.wall, speeds["alone"].wall, strict=True))
         print(

@@ -148,8 +148,8 @@ class Kept(Vaulted):
                 numbers = range(start, min(start + 1_000, rows + 1))
                 await connection.execute(sa.insert(self.table), [_row(seal, number, expires_in) for number in numbers])
         if engine.dialect.name == "postgresql":
-            async with engine.connect() as connection:
-                await connection.execution_options(isolation_level="AUTOCOMMIT")
+            alone = engine.execution_options(isolation_level="AUTOCOMMIT")
+            async with alone.connect() as connection:
                 await connection.execute(sa.text("VACUUM ANALYZE"))
 
 

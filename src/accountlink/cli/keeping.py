@@ -4,7 +4,7 @@ import asyncio
 import json
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -19,10 +19,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from accountlink.cli.loading import CannotRun, load_renewing_linker
 from accountlink.cli.output import aligned
 from accountlink.cli.reports import visible
-from accountlink.cli.sealing import opened
+from accountlink.cli.using import opened
 from accountlink.linker import AccountLinker
 from accountlink.values.health import Health, HealthState
-from accountlink.vault.upkeep import KeptAlive, keep_alive
+from accountlink.vault.upkeep import KeptAlive
 
 _HEADINGS: Final = ("link", "state", "code", "since", "retry at")
 _AT_ONCE: Final = 500
@@ -64,7 +64,8 @@ async def _table(found: dict[str, AsyncIterator[tuple[Any, Health]]]) -> int:
     """Print a table for each linker, and a line with its count."""
     total = 0
     for name, links in found.items():
-        count, rows = 0, [_HEADINGS]
+        count = 0
+        rows: list[tuple[str, ...]] = [_HEADINGS]
         async for link_id, health in links:
             count += 1
             rows.append(_cells(link_id, health))
@@ -134,10 +135,10 @@ async def keep_all_alive(order: Order, *, idle: timedelta, limit: int | None) ->
 async def _kept_alive(
     engine: AsyncEngine, linker: AccountLinker[Any, Any], *, idle: timedelta, limit: int | None
 ) -> KeptAlive:
-    """Renew the idle grants of one linker; told to end, wait for the renewals under way, whose tokens are to be stored."""
-    with _progress(linker.mapping.name) as show, _ended_by_signals():
+    """Renew the idle grants of one linker. If it is told to end, it first stores what is under way."""
+    with _progress(linker.mapping.name), _ended_by_signals():
         try:
-            return await keep_alive(engine, linker, idle=idle, limit=limit, show=show)
+            return await linker.keep_alive(engine, idle=idle, limit=limit)
         except asyncio.CancelledError:
             raise CannotRun(
                 "keep-alive was told to end, and has stored what it had renewed. Start the command again: it goes on "
@@ -165,16 +166,12 @@ def _ended_by_signals() -> Iterator[None]:
 
 
 @contextmanager
-def _progress(name: str) -> Iterator[Callable[[KeptAlive], None]]:
-    """Show the counts on a terminal while they grow, and nothing elsewhere."""
+def _progress(name: str) -> Iterator[None]:
+    """Show on a terminal that something is under way, and for how long, and nothing elsewhere."""
     if not sys.stderr.isatty():
-        yield lambda _: None
+        yield
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        shown = bar.add_task(visible(name), total=None)
-
-        def show(kept: KeptAlive) -> None:
-            bar.update(shown, description=f"{visible(name)}: {kept.renewed:,} renewed, {kept.failed:,} failed")
-
-        yield show
+        bar.add_task(visible(name), total=None)
+        yield

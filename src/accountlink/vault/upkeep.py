@@ -106,7 +106,6 @@ class Upkeep(Generic[UserId, LinkId]):
         *,
         idle: timedelta,
         limit: int | None,
-        show: Callable[[KeptAlive], None] = lambda _: None,
     ) -> KeptAlive:
         """Renew the grants that were not renewed, and whose links were not linked again, for some time.
 
@@ -114,14 +113,15 @@ class Upkeep(Generic[UserId, LinkId]):
             engine: The engine.
             idle: How long that is.
             limit: The most grants.
-            show: Is called with the counts after each grant.
+
+        Raises:
+            Exception: What the refresher, or the source of the vault's keys, raised.
         """
         before = present() - idle
         work = _Work(
             grants=self._idle(engine, before=before),
             renew=partial(self._became, engine, before=before),
             left=limit,
-            show=show,
         )
         return await work.done()
 
@@ -193,7 +193,6 @@ class _Work(Generic[UserId, LinkId]):
         grants: The grants.
         renew: Renews one, and returns the field of the count that it belongs to.
         left: The most grants that count; ``None`` for all.
-        show: Is called with the counts after each grant.
     """
 
     def __init__(
@@ -202,12 +201,10 @@ class _Work(Generic[UserId, LinkId]):
         grants: AsyncGenerator[StoredTokens[UserId, LinkId]],
         renew: Callable[[StoredTokens[UserId, LinkId]], Awaitable[str | None]],
         left: int | None,
-        show: Callable[[KeptAlive], None],
     ) -> None:
         self._grants = grants
         self._renew = renew
         self._left = left
-        self._show = show
         self._turn = asyncio.Lock()
         self._counted: Counter[str] = Counter()
         self._failure: Exception | None = None
@@ -239,7 +236,6 @@ class _Work(Generic[UserId, LinkId]):
                 self._failure, became = self._failure or failed.error, "failed"
             if became is not None:
                 self._counted[became] += 1
-                self._show(KeptAlive(**self._counted))
             elif self._left is not None:
                 self._left += 1
 
