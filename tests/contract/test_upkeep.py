@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from accountlink import AccountLinker, CredentialVault, HealthState, TokenSet, refresh_states
+from accountlink import AccountLinker, CredentialVault, HealthState, TokenSet, VaultKey, refresh_states
 from accountlink.vault import upkeep
 from accountlink.vault.refresher import GrantEnded
 from accountlink.vault.rotation import rotate_keys
@@ -32,7 +32,7 @@ def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 class Idle(Vaulted):
     """A table of links whose tokens were obtained 40 days ago."""
 
-    def __init__(self, provider: Any, **options: Any) -> None:
+    def __init__(self, provider: Provider, **options: Any) -> None:
         super().__init__(EXCLUSIVE_SOFT, pending=False, **options)
         self.provider = provider
         self.states = refresh_states(self.tables.metadata)
@@ -206,6 +206,29 @@ async def test_a_cancelled_turn_lets_what_is_under_way_end(engine: AsyncEngine) 
     async with engine.connect() as connection:
         kept = await connection.scalar(sa.select(sa.func.count()).where(case.states.c.refreshed_at.is_not(None)))
     assert len(case.provider.calls) == kept
+
+
+async def test_a_key_that_cannot_be_had_gives_the_lease_back(engine: AsyncEngine) -> None:
+    """The source fails once the lease is taken: no token is presented, and the next caller need not wait."""
+
+    class Failing:
+        async def current(self) -> VaultKey:
+            raise OSError("the key service is away")
+
+        async def get(self, key_id: str) -> VaultKey | None:
+            return VaultKey(secret=KEY)
+
+    case = Idle(Provider())
+    await case.fill(engine, 1, expires_at=datetime.now(UTC) - timedelta(seconds=5))
+    broken = case.other_linker(refresher=case.provider, refreshes=case.states, vault=CredentialVault(source=Failing()))
+    with pytest.raises(OSError, match="away"):
+        await broken.credentials(engine, user_id=1, provider="acme")
+    assert [] == case.provider.calls
+    async with engine.connect() as connection:
+        lease = (await connection.execute(sa.select(case.states.c.lease_by, case.states.c.uncertain))).one()
+    assert (None, False) == tuple(lease)
+    await case.keeping.credentials(engine, user_id=1, provider="acme")
+    assert of(1) == Counter(case.provider.calls)
 
 
 # -- listing ----------------------------------------------------------------------------------------------------------

@@ -391,10 +391,15 @@ class Renewing(Generic[UserId, LinkId]):
     ) -> TokenSet | AccountLinkError:
         """Ask the provider, with the lease and without a connection, and store what it answers."""
         provider = found.account.provider
-        tokens, _ = await self.stored.opened(found)
+        try:
+            tokens, _ = await self.stored.opened(found)
+            sealing = await self.stored.vault.ready()  # now, since nothing may fail between the answer and its storing
+        except Exception:  # of the source of the keys: nobody was asked, and whoever comes next need not wait
+            await self._give_back(engine, call, lease)
+            raise
         if tokens is None:
+            await self._give_back(engine, call, lease)
             return NeedsConsent(since=found.expires_at)
-        sealing = await self.stored.vault.ready()  # now, since nothing may fail between the answer and its storing
         left = timedelta(seconds=max(0.0, deadline - asyncio.get_running_loop().time()))
         try:
             async with asyncio.timeout_at(deadline):
