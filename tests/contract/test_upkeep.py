@@ -12,12 +12,13 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from accountlink import AccountLinker, CredentialVault, HealthState, TokenSet, VaultKey, refresh_states
+from accountlink import AccountLinker, AccountMapping, CredentialVault, HealthState, TokenSet, VaultKey, refresh_states
 from accountlink.vault import upkeep
 from accountlink.vault.refresher import GrantEnded
 from accountlink.vault.rotation import rotate_keys
 from tests.contract.test_renewing import Provider
-from tests.support.models import EXCLUSIVE_SOFT, identity
+from tests.support.databases import create
+from tests.support.models import EXCLUSIVE_SOFT, PER_USER, SECRETS, identity
 from tests.support.vaulted import KEY, OLD_KEY, Vaulted
 
 MONTH = timedelta(days=30)
@@ -248,3 +249,35 @@ async def test_each_link_that_does_not_work_is_listed_once(engine: AsyncEngine) 
     found = [link_id async for link_id, health in case.keeping.unhealthy(engine) if health.provider_code]
     assert [1, 2, *range(4, 12)] == sorted(found)
     assert [] == [each async for each in case.keeping.unhealthy(engine, state=HealthState.FAILING)]
+
+
+@pytest.mark.parametrize("id_type", [sa.Uuid(), sa.Uuid(native_uuid=False), sa.Text()], ids=["uuid", "digits", "text"])
+async def test_ids_of_any_type_are_paged(engine: AsyncEngine, id_type: Any) -> None:
+    """UUIDs, UUIDs in text, and texts; in a table that does not know when a link was made."""
+    metadata = sa.MetaData()
+    of_text = isinstance(id_type, sa.Text)
+    table = sa.Table(
+        "odd_connections",
+        metadata,
+        sa.Column("id", id_type, primary_key=True, default=lambda: str(uuid4()) if of_text else uuid4()),
+        sa.Column("user_id", sa.Integer, nullable=False),
+        sa.Column("provider", sa.Text, nullable=False),
+        sa.Column("account_id", sa.Text, nullable=False),
+        *(sa.Column(name, sa.Text) for name in ("access_token", "refresh_token")),
+        sa.Column("expires_at", sa.DateTime(timezone=True)),
+    )
+    states, provider = refresh_states(metadata), Provider()
+    mapping: Any = AccountMapping(table, policy=PER_USER)
+    keeping: AccountLinker[Any, Any] = AccountLinker(
+        mapping, secrets=SECRETS, vault=CredentialVault(keys=[KEY]), refresher=provider, refreshes=states,
+        clock=lambda: datetime.now(UTC) - timedelta(days=40),
+    )  # fmt: skip
+    await create(engine, metadata)
+    for user_id in range(1, 10):
+        given = TokenSet(access_token="a", refresh_token=f"refresh-of-{user_id}")
+        await keeping.link(engine, user_id=user_id, identity=identity(f"sub-{user_id}"), credentials=given)
+    provider.fails = [GrantEnded("invalid_grant")]
+    assert upkeep.KeptAlive(renewed=8, ended=1) == await keeping.keep_alive(engine, idle=MONTH)
+    assert of(*range(1, 10)) == Counter(provider.calls)
+    assert 1 == len([each async for each in keeping.unhealthy(engine)])
+    assert upkeep.KeptAlive() == await keeping.keep_alive(engine, idle=MONTH)
