@@ -628,11 +628,13 @@ class AccountLinker(Generic[UserId, LinkId]):
             limit: The most grants of this call; ``None`` for all of them.
 
         Returns:
-            How many grants were renewed, failed, or turned out to have ended.
+            How many grants were renewed, failed, turned out to have ended, or could not be opened.
 
         Raises:
             ConfigurationError: The linker does not renew tokens; or ``idle`` or ``limit`` cannot be one.
             StoreBusy, StoreUnavailable: As for :meth:`link`.
+            Exception: What the refresher raised for a grant, unchanged, after all others were looked at; or what the
+                source of the vault's keys raised.
         """
         renewing = self._with_renewing("keep_alive")
         _check_engine("keep_alive", engine)

@@ -3,14 +3,16 @@
 import asyncio
 import logging
 import os
+import re
 import secrets
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 from click.core import ParameterSource
@@ -216,22 +218,39 @@ def secret() -> None:
     click.echo(secrets.token_urlsafe(32))
 
 
+def _on_linkers(what: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return a decorator that adds the options which name linkers and their database.
+
+    Args:
+        what: The kind of linker that the command takes.
+    """
+    options = (
+        click.option("--engine", metavar="MODULE:ATTRIBUTE",
+                     help="The application's own engine instead, or a function that returns it."),
+        click.option("--database-url", metavar="URL", envvar="ACCOUNTLINK_DATABASE_URL", show_envvar=True,
+                     help="The database, as an async SQLAlchemy URL. Use the role that the application links with."),
+        click.option("--app", "apps", metavar="MODULE:ATTRIBUTE", required=True, multiple=True,
+                     help=f"A linker {what}, or a function that returns one, such as myapp.accounts:linker. Can "
+                     "be given several times."),
+    )  # fmt: skip
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        for option in options:
+            command = option(command)
+        return click.pass_context(command)
+
+    return add
+
+
 def _on_tables(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options of commands that seal the tokens of tables."""
     for option in (
         click.option("--batch-size", type=click.IntRange(1, 10_000), default=500, show_default=True,
                      help="The most rows of one transaction."),
         click.option("--dry-run", is_flag=True, help="Only count what would be sealed. Nothing is written."),
-        click.option("--engine", metavar="MODULE:ATTRIBUTE",
-                     help="The application's own engine instead, or a function that returns it."),
-        click.option("--database-url", metavar="URL", envvar="ACCOUNTLINK_DATABASE_URL", show_envvar=True,
-                     help="The database, as an async SQLAlchemy URL. Use the role that the application links with."),
-        click.option("--app", "apps", metavar="MODULE:ATTRIBUTE", required=True, multiple=True,
-                     help="A linker with a vault, or a function that returns one, such as myapp.accounts:linker. Can "
-                     "be given several times."),
     ):  # fmt: skip
         command = option(command)
-    return click.pass_context(command)
+    return _on_linkers("with a vault")(command)
 
 
 @accountlink.command()
@@ -267,9 +286,7 @@ def _seal(
     batch_size: int,
 ) -> None:
     _check_one_database(context, engine)
-    if find_spec("cryptography") is None:
-        click.echo(f"accountlink: a vault needs cryptography: {how_to_install('cryptography')}", err=True)
-        raise click.exceptions.Exit(2)
+    _check_vault()
 
     from accountlink.cli.sealing import Order, Task, run  # noqa: PLC0415  # extras, which no other command may need
 
@@ -284,3 +301,76 @@ def _seal(
         )
         left = asyncio.run(run(order))
     raise click.exceptions.Exit(1 if left else 0)
+
+
+def _check_vault() -> None:
+    """End a command with 2 if the extra of the vault is not installed."""
+    if find_spec("cryptography") is None:
+        click.echo(f"accountlink: a vault needs cryptography: {how_to_install('cryptography')}", err=True)
+        raise click.exceptions.Exit(2)
+
+
+# -- grants -----------------------------------------------------------------------------------------------------------
+
+
+_UNITS: Final = {"d": timedelta(days=1), "h": timedelta(hours=1), "m": timedelta(minutes=1)}
+
+
+def _span(_context: click.Context, _option: click.Parameter, text: str) -> timedelta:
+    """Read a length of time such as ``30d``, ``12h`` or ``90m``."""
+    found = re.fullmatch(r"0*([1-9][0-9]{0,3})([dhm])", text, re.ASCII)
+    if found is None:
+        raise click.BadParameter(f"{text!r} is no length of time. Write 30d, 12h or 90m.")
+    return int(found[1]) * _UNITS[found[2]]
+
+
+@accountlink.command()
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.option(
+    "--state",
+    type=click.Choice(["needs_consent", "failing"]),
+    help="Only connections in this state: the user must connect again, or the last renewal failed.",
+)
+@_on_linkers("that renews tokens")
+def connections(context: click.Context, *, state: str | None, form: str, **given: Any) -> None:
+    """List the connections whose tokens do not work.
+
+    Shows the id of each link, and never a user or a token. With --format json each link is one JSON object on a line.
+    Exits 0 when there are none, 1 when some are listed, and 2 when it could not look.
+    """
+    _check_one_database(context, given["engine"])
+    _check_vault()
+
+    from accountlink.cli.keeping import Order  # noqa: PLC0415  # extras, which no other command may need
+    from accountlink.cli.keeping import connections as listed  # noqa: PLC0415  # as above
+
+    with _ending("the connections could not be listed"):
+        found = asyncio.run(listed(Order(**given), state=state, form=form))
+    raise click.exceptions.Exit(1 if found else 0)
+
+
+@accountlink.command()
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="The most grants of each linker; all without it.")
+@click.option(
+    "--idle",
+    callback=_span,
+    metavar="SPAN",
+    required=True,
+    help="How long a grant may be unused, such as 30d, 12h or 90m. Shorter than the time after which the provider ends "
+    "it.",
+)
+@_on_linkers("that renews tokens")
+def keep_alive(context: click.Context, *, idle: timedelta, limit: int | None, **given: Any) -> None:
+    """Renew the grants that nobody uses, before their providers end them.
+
+    It can run while the application does, in several processes, and can be stopped and started again at any time. Exits
+    0 when all went well, 1 when grants had ended or could not be opened, and 2 when it could not run.
+    """
+    _check_one_database(context, given["engine"])
+    _check_vault()
+
+    from accountlink.cli.keeping import Order, keep_all_alive  # noqa: PLC0415  # extras, as above
+
+    with _ending("the grants could not be kept alive"):
+        need = asyncio.run(keep_all_alive(Order(**given), idle=idle, limit=limit))
+    raise click.exceptions.Exit(1 if need else 0)

@@ -70,6 +70,23 @@ def load_linker(name: str) -> AccountLinker[Any, Any]:
         return found
 
 
+def load_renewing_linker(name: str) -> AccountLinker[Any, Any]:
+    """Return the linker that ``--app`` names, which renews tokens.
+
+    Args:
+        name: ``module:attribute``.
+
+    Raises:
+        CannotRun: There is no such thing, it cannot be imported, or it is no linker that renews tokens.
+    """
+    linker = load_linker(name)
+    if not linker.renews_tokens:
+        raise CannotRun(
+            f"--app {name} renews no tokens. Make the linker with AccountLinker(..., refresher=..., refreshes=...)."
+        )
+    return linker
+
+
 def load_engine(name: str) -> AsyncEngine:
     """Return the application's engine, which ``--engine`` names itself or by a function that returns it.
 

@@ -13,14 +13,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from accountlink.cli.engines import has_file, read_url, sqlite_as_it_is, writer
-from accountlink.cli.loading import CannotRun, load_engine, load_linker
-from accountlink.cli.reaching import connecting, told
+from accountlink.cli.loading import load_linker
 from accountlink.cli.reports import visible
+from accountlink.cli.using import opened
 from accountlink.linker import AccountLinker
 from accountlink.vault.rotation import Mode, Progress, Unreadable, backfill, rotate_keys
 
-_AGAIN: Final = "Start the command again: it goes on where it stopped."
 _NAMED: Final = 20
 """The most links that are named for one reason."""
 _REASONS: Final = {
@@ -72,25 +70,8 @@ async def run(order: Order) -> int:
         CannotRun: Something that an option names cannot be used, or the database failed.
     """
     linkers = [load_linker(name) for name in dict.fromkeys(order.apps)]
-    if order.engine is not None:
-        engine = load_engine(order.engine)
-        if has_file(engine.url):
-            await sqlite_as_it_is(engine.url).dispose()  # the engine would make a file that is not there
-    elif order.database_url is not None:
-        engine = writer(read_url(order.database_url))
-    else:
-        raise CannotRun("no database was named. Give --database-url or --engine, or set ACCOUNTLINK_DATABASE_URL.")
-    left = 0
-    try:
-        async with told(engine.url, engine, cannot="be used", again=_AGAIN):
-            with connecting(engine):
-                async with engine.connect():
-                    pass
-            for linker in linkers:
-                left += await _sealed(engine, linker, order)
-    finally:
-        await engine.dispose()
-    return left
+    async with opened(order.database_url, order.engine) as engine:
+        return sum([await _sealed(engine, linker, order) for linker in linkers])
 
 
 async def _sealed(engine: AsyncEngine, linker: AccountLinker[Any, Any], order: Order) -> int:

@@ -75,12 +75,15 @@ class LeaseStatements(VaultStatements):
             account_role: The role to whose text the tokens are bound.
             on_sqlite: Whether the database is SQLite.
         """
+        return self._with_state(self.tokens(roles, account_role, on_sqlite=on_sqlite))
+
+    def _with_state(self, rows: sa.Select[Any]) -> sa.Select[Any]:
+        """Add to a query of links the states of their renewals, which a link may not have."""
         s = self._s
         joined = self._t.outerjoin(
             self._states, sa.and_(s.table_name == self._links, s.link_id == id_text(self._c["id"]))
         )
-        read = self.tokens(roles, account_role, on_sqlite=on_sqlite).select_from(joined)
-        return read.add_columns(*(s[name].label(f"state_{name}") for name in STATE_COLUMNS))
+        return rows.select_from(joined).add_columns(*(s[name].label(f"state_{name}") for name in STATE_COLUMNS))
 
     # -- the lease ----------------------------------------------------------------------------------------------------
 
@@ -251,22 +254,32 @@ class LeaseStatements(VaultStatements):
 
 
 class UpkeepStatements(LeaseStatements):
-    """Build the statements that look after the grants of all users of one table."""
+    """Build the statements that look after the grants of all users of one table.
 
-    def in_states(self, size: int) -> sa.Select[Any]:
+    Links are read in pages, each of which is a range of ids. So the database reads one page of links whatever else the
+    statement asks for, and a link that changes meanwhile is neither left out nor read twice. The parameter ``al_after``
+    brings the last id of the page before, and ``al_last`` that of the page.
+    """
+
+    # -- listing ------------------------------------------------------------------------------------------------------
+
+    def in_states(self, size: int, *, begins: bool, on_sqlite: bool) -> sa.Select[Any]:
         """Build the query for a page of renewals' states, by the ids of their links.
 
         Args:
             size: The most rows.
+            begins: Whether it is the first page.
+            on_sqlite: Whether the database is SQLite.
         """
-        s = self._s
+        s, now = self._s, self._now(on_sqlite=on_sqlite)
         wanted = s.state.in_(sa.bindparam("al_states", type_=sa.Text, expanding=True))
-        later = s.link_id > sa.bindparam("al_after", type_=sa.Text)
+        later = [] if begins else [s.link_id > sa.bindparam("al_after", type_=sa.Text)]
+        waits = sa.case((s.retry_at > now, s.retry_at), else_=sa.null())
         return (
-            select(s.link_id, s.grant_id, s.state, s.provider_code, s.since, s.retry_at, s.refused)
-            .where(s.table_name == self._links, wanted, later)
+            select(s.link_id, s.grant_id, s.state, s.provider_code, s.since, waits.label("retry_at"), s.refused)
+            .where(s.table_name == self._links, wanted, *later)
             .order_by(s.link_id)
-            .limit(sa.literal_column(str(size), sa.Integer))
+            .limit(_number(size))
         )
 
     def of_ids(self) -> sa.Select[Any]:
@@ -274,32 +287,57 @@ class UpkeepStatements(LeaseStatements):
         ids = self._c["id"].in_(sa.bindparam("al_ids", type_=self._c["id"].type, expanding=True))
         return select(self._c["id"].label("id"), *map(self._read, TOKEN_ROLES)).where(ids, self.live())
 
-    def idle(self, *, begins: bool, on_sqlite: bool) -> sa.Select[Any]:
-        """Build the query for a page of live links that nobody has renewed for some time, by their ids.
+    # -- keeping alive ------------------------------------------------------------------------------------------------
 
-        A link without a state was never renewed. When its tokens were obtained stands in the envelope; the moment of
-        the row's making bounds it.
+    def page_end(self, size: int, *, begins: bool) -> sa.Select[Any]:
+        """Build the query for the last id of a page of links; there is none where fewer links are left.
 
         Args:
+            size: The number of links of the page.
             begins: Whether it is the first page.
+        """
+        key = self._c["id"]
+        later = [] if begins else [key > self._bound_id("after")]
+        return select(key.label("id")).where(*later).order_by(key).offset(_number(size - 1)).limit(ONE)
+
+    # On PostgreSQL, for a page in the middle of the table; the short form is that of the link's statement.
+    # SQL: SELECT links.*, links.access_token, …, states.*
+    #      FROM links LEFT JOIN accountlink_refresh_states AS states
+    #        ON states.table_name = :links AND states.link_id = links.id::text
+    #      WHERE links.id > :after AND links.id <= :last AND links.deleted_at IS NULL
+    #        AND links.refresh_token IS NOT NULL AND links.refresh_token <> ''
+    #        AND (states.refreshed_at < :before OR (states.refreshed_at IS NULL AND links.created_at < :created_at))
+    #        AND (states.lease_until IS NULL OR states.lease_until < clock_timestamp())
+    def idle(self, account_role: str, *, begins: bool, ends: bool, on_sqlite: bool) -> sa.Select[Any]:
+        """Build the query for the links of a page that nobody has renewed for some time, with their tokens and states.
+
+        A link without a state was never renewed. When its tokens were obtained stands in the envelope; the moment of
+        the row's making bounds it. A row without a user, a provider or an account is no link that can be found.
+
+        Args:
+            account_role: The role to whose text the tokens are bound.
+            begins: Whether it is the first page.
+            ends: Whether it is the last page.
             on_sqlite: Whether the database is SQLite.
         """
-        s, c, now = self._s, self._c, self._now(on_sqlite=on_sqlite)
-        before = sa.bindparam("al_before", type_=s.refreshed_at.type)
+        s, c = self._s, self._c
+        page = [] if begins else [c["id"] > self._bound_id("after")]
+        page += [] if ends else [c["id"] <= self._bound_id("last")]
+        refresh = c["refresh_token"] if "refresh_token" in c else c["access_token"]
+        has_tokens = [refresh.is_not(None), refresh != word("")]
+        is_whole = [c[role].is_not(None) for role in ("user_id", "provider", account_role)]
         never: Condition = s.refreshed_at.is_(None)
         if "created_at" in c:
             never = sa.and_(never, sa.func.coalesce(c["created_at"] < self.bind("created_at"), sa.true()))
-        free = sa.and_(
-            sa.or_(s.lease_until.is_(None), s.lease_until < now), sa.or_(s.retry_at.is_(None), s.retry_at <= now)
-        )
-        joined = self._t.outerjoin(self._states, sa.and_(s.table_name == self._links, s.link_id == id_text(c["id"])))
-        later = [] if begins else [c["id"] > sa.bindparam("al_after", type_=c["id"].type)]
-        refresh = c["refresh_token"] if "refresh_token" in c else c["access_token"]
-        return (
-            select(c["id"].label("id"), c["user_id"].label("user_id"))
-            .select_from(joined)
-            .where(self.live(), refresh.is_not(None), refresh != word(""), *later)
-            .where(sa.or_(s.refreshed_at < before, never), sa.or_(s.table_name.is_(None), free))
-            .order_by(c["id"])
-            .limit(sa.bindparam("al_size", type_=sa.Integer))
-        )
+        is_idle = sa.or_(s.refreshed_at < sa.bindparam("al_before", type_=s.refreshed_at.type), never)
+        is_free = sa.or_(s.lease_until.is_(None), s.lease_until < self._now(on_sqlite=on_sqlite))
+        links = select(*self.row()).where(*page, self.live(), *has_tokens, *is_whole, is_idle, is_free)
+        return self._with_state(self._with_tokens(links, account_role, on_sqlite=on_sqlite))
+
+    def _bound_id(self, name: str) -> sa.BindParameter[Any]:
+        return sa.bindparam(f"al_{name}", type_=self._c["id"].type)
+
+
+def _number(value: int) -> sa.ColumnElement[int]:
+    """Return a number as a part of the statement, by which the database plans it."""
+    return sa.literal_column(str(value), sa.Integer)

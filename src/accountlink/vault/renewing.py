@@ -138,6 +138,18 @@ class _KeysAway(Exception):
     """Raised when a row that was sealed again cannot be opened; the error below it is the caller's to see."""
 
 
+class RefresherFailed(Exception):
+    """Carry an error that is no answer of a provider, but one of the refresher's own code.
+
+    Attributes:
+        error: The error.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+
 class Renewing(Generic[UserId, LinkId]):
     """Give out valid tokens of one table of links, and renew those that are over.
 
@@ -289,26 +301,47 @@ class Renewing(Generic[UserId, LinkId]):
             task.exception()  # reading it keeps asyncio from logging what every caller was told, or what nobody asked
 
     async def renew_idle(
-        self, engine: AsyncEngine, call: Call, *, before: datetime
+        self, engine: AsyncEngine, found: StoredTokens[UserId, LinkId], *, before: datetime
     ) -> TokenSet | AccountLinkError | None:
         """Renew the tokens of a link, valid or not, unless they were obtained since a moment or cannot be renewed.
 
         Args:
             engine: The engine.
-            call: Names the link.
+            found: The tokens as they stood in the row some time ago.
             before: The moment.
 
         Returns:
             The new tokens, the error of the renewal, or ``None``: nothing was due, or somebody else renews them.
+
+        Raises:
+            AccountNotFound: The link has been unlinked or transferred meanwhile.
+            CredentialsUnreadable: A token cannot be opened.
+            RefresherFailed: The refresher raised an error of its own.
         """
-        found = await self.read(engine, call)
+        call = Call(user_id=found.account.user_id, link_id=found.account.id)
+        if not await self._is_idle(found, before=before):
+            return None
+        renewed = await self._renewed_beside(engine, call, found)
+        if renewed is not None:
+            return renewed
+        found = await self.read(engine, call)  # the row has changed, perhaps only its key
+        if _is_leased(found) or not await self._is_idle(found, before=before):
+            return None
+        return await self._renewed_beside(engine, call, found)
+
+    async def _is_idle(self, found: StoredTokens[UserId, LinkId], *, before: datetime) -> bool:
+        """Say whether a link's tokens were obtained before a moment, and can be renewed now."""
+        if found.state.obstacle(found.now) is not None:
+            return False
         tokens, access = await self.stored.opened(found)
-        if tokens is None or access is None or found.state.obstacle(found.now) is not None:
-            return None
-        if access.issued_at is not None and access.issued_at >= before:
-            return None
-        if not self.refresher.can_renew(found.account.provider, tokens):
-            return None
+        if tokens is None or access is None or (access.issued_at is not None and access.issued_at >= before):
+            return False
+        return self.refresher.can_renew(found.account.provider, tokens)
+
+    async def _renewed_beside(
+        self, engine: AsyncEngine, call: Call, found: StoredTokens[UserId, LinkId]
+    ) -> TokenSet | AccountLinkError | None:
+        """Renew the tokens of a link unless somebody else does, in a task that a cancelled caller does not end."""
         return await asyncio.shield(self._begun(object(), self._renewed_alone(engine, call, found)))
 
     async def _renewed_alone(
@@ -324,6 +357,8 @@ class Renewing(Generic[UserId, LinkId]):
             return await self._ask(engine, call, found, lease, deadline=deadline)
         except AccountLinkError as error:
             return error.with_traceback(None)
+        except Exception as error:  # noqa: BLE001  # the code of an application may raise anything
+            raise RefresherFailed(error) from None
 
     async def health(self, place: Place, call: Call) -> dict[LinkId, Health]:
         """Return the health of each live link of the call's user."""

@@ -33,12 +33,16 @@ class VaultStatements(Statements):
             account_role: The role to whose text the tokens are bound.
             on_sqlite: Whether the database is SQLite.
         """
+        return self._with_tokens(self.listing(roles), account_role, on_sqlite=on_sqlite)
+
+    def _with_tokens(self, rows: sa.Select[Any], account_role: str, *, on_sqlite: bool) -> sa.Select[Any]:
+        """Add to a query what the vault reads of each row: what its tokens are bound to, and the tokens."""
         now: sa.ColumnElement[Any] = sa.func.clock_timestamp(type_=sa.DateTime(timezone=True))
         if on_sqlite:
             now = sa.func.strftime(_SQLITE_NOW, sa.literal_column("'now'"), type_=sa.Text)
         found = [self._c[account_role].label("account_key"), *(self._read(role) for role in TOKEN_ROLES)]
         stored = [column.label(f"seen_{role}") for role, column in self.compared.items() if column is not self._c[role]]
-        return self.listing(roles).add_columns(*found, *stored, now.label("now"))
+        return rows.add_columns(*found, *stored, now.label("now"))
 
     @cached_property
     def compared(self) -> dict[str, sa.ColumnElement[Any]]:

@@ -142,7 +142,7 @@ class StoredCredentials(Generic[UserId, LinkId]):
             ("tokens", roles, on_sqlite, renewals is not None),
             lambda: build(roles, self.vault.account_role, on_sqlite=on_sqlite),
         )
-        found = [self._stored(row) for row in rows]
+        found = [self.of_row(row) for row in rows]
         return [stored for stored in found if accounts.is_about(stored.account, call.identity)]
 
     def run_named(
@@ -163,7 +163,8 @@ class StoredCredentials(Generic[UserId, LinkId]):
         named = Parameters(parameters, al_links=self.accounts.name_on(connection))
         return self.accounts.run(connection, named, key, build)
 
-    def _stored(self, row: sa.Row[Any]) -> StoredTokens[UserId, LinkId]:
+    def of_row(self, row: sa.Row[Any]) -> StoredTokens[UserId, LinkId]:
+        """Return the tokens in a row of a query for them."""
         account = self.accounts.account(row)
         return StoredTokens(
             account=account,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -15,7 +17,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from accountlink.database.transactions import read
 from accountlink.errors import AccountNotFound, CredentialsUnreadable
-from accountlink.linking.call import Call
 from accountlink.tables.id_text import reader
 from accountlink.tables.rows import present, read_moment
 from accountlink.values.credentials import TokenSet
@@ -23,8 +24,8 @@ from accountlink.values.health import Health, HealthState
 from accountlink.values.outcomes import LinkId, UserId
 from accountlink.values.secrecy import Parameters
 from accountlink.vault.lease_statements import UpkeepStatements
-from accountlink.vault.renewing import Renewing
-from accountlink.vault.stored import grant_in
+from accountlink.vault.renewing import RefresherFailed, Renewing
+from accountlink.vault.stored import StoredTokens, grant_in
 
 PAGE: Final = 500
 """The number of links that one statement reads."""
@@ -68,7 +69,7 @@ class Upkeep(Generic[UserId, LinkId]):
         self, engine: AsyncEngine, states: frozenset[HealthState]
     ) -> AsyncIterator[tuple[LinkId, Health]]:
         """Yield the links whose grants are in one of these states, page by page."""
-        after = ""
+        after: str | None = None
         while True:
             work = partial(self._page_of_states, engine=engine, states=states, after=after)
             last, found = await read(self._renewing.place(engine), work)
@@ -79,68 +80,98 @@ class Upkeep(Generic[UserId, LinkId]):
             after = last
 
     def _page_of_states(
-        self, connection: sa.Connection, engine: AsyncEngine, states: frozenset[HealthState], after: str
+        self, connection: sa.Connection, engine: AsyncEngine, states: frozenset[HealthState], after: str | None
     ) -> tuple[str | None, list[tuple[LinkId, Health]]]:
         """Read one page; return the last id in it, or ``None`` after the last page."""
-        run = self._stored.run_named
-        wanted = Parameters(al_states=sorted(state.value for state in states), al_after=after)
-        rows = run(connection, wanted, "unhealthy", partial(self._statements.in_states, PAGE)).all()
-        if not rows:
-            return None, []
+        run, begins, on_sqlite = self._stored.run_named, after is None, connection.dialect.name == "sqlite"
+        wanted = Parameters(al_states=sorted(state.value for state in states), al_now=datetime.now(UTC))
+        if not begins:
+            wanted["al_after"] = after
+        build = partial(self._statements.in_states, PAGE, begins=begins, on_sqlite=on_sqlite)
+        rows = run(connection, wanted, ("unhealthy", begins, on_sqlite), build).all()
         to_id = reader(self._stored.accounts.mapping.columns["id"].type, engine.dialect)
-        known = {to_id(row.link_id): row for row in rows}
+        known = dict(_read_ids(rows, to_id))
+        if not known:
+            return _last_of(rows), []
         links = run(connection, Parameters(al_ids=list(known)), "of ids", self._statements.of_ids)
         live = {row.id: grant_in(row.access_token, row.refresh_token) for row in links}
-        now = datetime.now(UTC)
-        found = [
-            (link_id, _health(row, now=now)) for link_id, row in known.items() if live.get(link_id) == row.grant_id
-        ]
-        return (rows[-1].link_id if len(rows) == PAGE else None), found
+        found = [(link_id, _health(row)) for link_id, row in known.items() if live.get(link_id) == row.grant_id]
+        return _last_of(rows), found
 
     # -- keeping alive ------------------------------------------------------------------------------------------------
 
-    async def keep_alive(self, engine: AsyncEngine, *, idle: timedelta, limit: int | None) -> KeptAlive:
-        """Renew the grants that were not renewed, and whose links were not linked again, for some time."""
+    async def keep_alive(
+        self,
+        engine: AsyncEngine,
+        *,
+        idle: timedelta,
+        limit: int | None,
+    ) -> KeptAlive:
+        """Renew the grants that were not renewed, and whose links were not linked again, for some time.
+
+        Args:
+            engine: The engine.
+            idle: How long that is.
+            limit: The most grants.
+
+        Raises:
+            Exception: What the refresher, or the source of the vault's keys, raised.
+        """
         before = present() - idle
-        counted: Counter[str] = Counter()
-        after: Any = None
-        left = limit
-        while left is None or left > 0:
-            size = PAGE if left is None else min(PAGE, left)
-            work = partial(self._idle_page, before=before, after=after, size=size)
-            rows = await read(self._renewing.place(engine), work)
-            gate = asyncio.Semaphore(AT_ONCE)
-            became = await asyncio.gather(*(self._kept(engine, row, gate, before=before) for row in rows))
-            counted.update(each for each in became if each is not None)
-            if left is not None:
-                left -= sum(each is not None for each in became)
-            if len(rows) < size:
-                break
-            after = rows[-1].id
-        return KeptAlive(**counted)
+        work = _Work(
+            grants=self._idle(engine, before=before),
+            renew=partial(self._became, engine, before=before),
+            left=limit,
+        )
+        return await work.done()
 
-    def _idle_page(self, connection: sa.Connection, before: datetime, after: Any, size: int) -> list[sa.Row[Any]]:
-        accounts = self._stored.accounts
-        on_sqlite, begins = connection.dialect.name == "sqlite", after is None
-        parameters = Parameters(al_before=before, al_size=size, al_now=datetime.now(UTC))
-        parameters.update({f"al_{role}": value for role, value in accounts.stamped(("created_at",), before).items()})
-        if not begins:
-            parameters["al_after"] = after
-        build = partial(self._statements.idle, begins=begins, on_sqlite=on_sqlite)
-        return list(self._stored.run_named(connection, parameters, ("idle", begins, on_sqlite), build))
+    async def _idle(self, engine: AsyncEngine, *, before: datetime) -> AsyncGenerator[StoredTokens[UserId, LinkId]]:
+        """Yield the grants that may be idle, page by page.
 
-    async def _kept(
-        self, engine: AsyncEngine, row: sa.Row[Any], gate: asyncio.Semaphore, *, before: datetime
+        Those of a page come in a random order, so that workers which read the same page at once meet less often.
+        """
+        page: _Page | None = _Page()
+        while page is not None:
+            await self._stored.vault.ready()  # raises now what would fail each of them
+            last, found = await read(self._renewing.place(engine), partial(self._idle_in, page=page, before=before))
+            random.shuffle(found)
+            for each in found:
+                yield each
+            page = None if last is None else _Page(after=last)
+
+    def _idle_in(
+        self, connection: sa.Connection, page: _Page, before: datetime
+    ) -> tuple[Any, list[StoredTokens[UserId, LinkId]]]:
+        """Read a page; return its last id, or ``None`` for the last page, and the grants in it that may be idle."""
+        accounts, run = self._stored.accounts, self._stored.run_named
+        on_sqlite, begins = connection.dialect.name == "sqlite", page.after is None
+        place = Parameters() if begins else Parameters(al_after=page.after)
+        build_end = partial(self._statements.page_end, PAGE, begins=begins)
+        last = run(connection, place, ("page end", begins), build_end).scalar()
+        if last is not None:
+            place["al_last"] = last
+        asked = Parameters(place, al_before=before, al_now=datetime.now(UTC))
+        asked.update({f"al_{role}": moment for role, moment in accounts.stamped(("created_at",), before).items()})
+        build = partial(
+            self._statements.idle,
+            self._stored.vault.account_role,
+            begins=begins,
+            ends=last is None,
+            on_sqlite=on_sqlite,
+        )
+        rows = run(connection, asked, ("idle", begins, last is None, on_sqlite), build)
+        return last, [self._stored.of_row(row) for row in rows]
+
+    async def _became(
+        self, engine: AsyncEngine, found: StoredTokens[UserId, LinkId], *, before: datetime
     ) -> str | None:
         """Renew one grant, and return the field of the count that it belongs to; ``None`` if nothing was due."""
-        call = Call(user_id=row.user_id, link_id=row.id)
-        async with gate:
-            try:
-                renewed = await self._renewing.renew_idle(engine, call, before=before)
-            except AccountNotFound:  # unlinked or transferred meanwhile
-                return None
-            except CredentialsUnreadable:
-                return "unreadable"
+        try:
+            renewed = await self._renewing.renew_idle(engine, found, before=before)
+        except AccountNotFound:  # unlinked or transferred meanwhile
+            return None
+        except CredentialsUnreadable:
+            return "unreadable"
         if renewed is None:
             return None
         if isinstance(renewed, TokenSet):
@@ -148,11 +179,91 @@ class Upkeep(Generic[UserId, LinkId]):
         return "ended" if renewed.code == "needs_consent" else "failed"
 
 
-def _health(row: sa.Row[Any], *, now: datetime) -> Health:
-    retry_at = read_moment(row.retry_at)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Page:
+    """Name a page of links by the last id of the page before; the first page has none before it."""
+
+    after: Any = None
+
+
+class _Work(Generic[UserId, LinkId]):
+    """Renew grants, several at one time, and count what became of them.
+
+    Args:
+        grants: The grants.
+        renew: Renews one, and returns the field of the count that it belongs to.
+        left: The most grants that count; ``None`` for all.
+    """
+
+    def __init__(
+        self,
+        *,
+        grants: AsyncGenerator[StoredTokens[UserId, LinkId]],
+        renew: Callable[[StoredTokens[UserId, LinkId]], Awaitable[str | None]],
+        left: int | None,
+    ) -> None:
+        self._grants = grants
+        self._renew = renew
+        self._left = left
+        self._turn = asyncio.Lock()
+        self._counted: Counter[str] = Counter()
+        self._failure: Exception | None = None
+
+    async def done(self) -> KeptAlive:
+        """Work to the end.
+
+        Raises:
+            Exception: What the refresher raised for a grant, after all others were looked at.
+        """
+        takers = [asyncio.ensure_future(self._take()) for _ in range(AT_ONCE)]
+        try:
+            await asyncio.gather(*takers)
+        finally:
+            for taker in takers:
+                taker.cancel()
+            await asyncio.gather(*takers, return_exceptions=True)
+            await self._grants.aclose()
+        if self._failure is not None:
+            raise self._failure
+        return KeptAlive(**self._counted)
+
+    async def _take(self) -> None:
+        """Renew one grant after another, until none is left."""
+        while (found := await self._next()) is not None:
+            try:
+                became = await self._renew(found)
+            except RefresherFailed as failed:  # one grant that its code cannot renew is not to end the others
+                self._failure, became = self._failure or failed.error, "failed"
+            if became is not None:
+                self._counted[became] += 1
+            elif self._left is not None:
+                self._left += 1
+
+    async def _next(self) -> StoredTokens[UserId, LinkId] | None:
+        async with self._turn:
+            if self._left == 0:
+                return None
+            found = await anext(self._grants, None)
+            if found is not None and self._left is not None:
+                self._left -= 1
+            return found
+
+
+def _last_of(rows: Sequence[sa.Row[Any]]) -> str | None:
+    return rows[-1].link_id if len(rows) == PAGE else None
+
+
+def _read_ids(rows: Sequence[sa.Row[Any]], to_id: Callable[[str], Any]) -> Iterator[tuple[Any, sa.Row[Any]]]:
+    """Yield the ids of rows; a text that is none belongs to a link of the past, when the column had another type."""
+    for row in rows:
+        with suppress(Exception):  # the column's own type may raise anything
+            yield to_id(row.link_id), row
+
+
+def _health(row: sa.Row[Any]) -> Health:
     return Health(
         state=HealthState(row.state),
         provider_code=row.provider_code or row.refused,
         since=read_moment(row.since),
-        retry_at=None if retry_at is None or retry_at <= now else retry_at,
+        retry_at=read_moment(row.retry_at),
     )
