@@ -554,7 +554,7 @@ def test_the_words_are_stable() -> None:
     """The outbox and readers by SQL know the types by these words."""
     assert [
         "linked", "updated", "restored", "unlinked", "conflict", "transferred",
-        "grant_issued", "grant_redeemed", "grant_revoked",
+        "consent_needed", "grant_issued", "grant_redeemed", "grant_revoked",
     ] == [kind.value for kind in EventType]  # fmt: skip
 
 

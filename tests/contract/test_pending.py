@@ -468,3 +468,21 @@ async def size_of(engine: AsyncEngine) -> str:
         await outside.exec_driver_sql(f"VACUUM {name}")
     after = (await rows(engine, query))[0]
     return f"without any vacuum {before[0]} KB and {before[1]} KB of indexes, after one {after[0]} KB and {after[1]} KB"
+
+
+@HOWS
+@pytest.mark.parametrize("table", ["soft", "delete"])
+async def test_an_unlink_takes_kept_tokens_along(engine: AsyncEngine, how: str, table: str) -> None:
+    """A32: what a conflict kept before the user had the account does not come back by a transfer after the unlink."""
+    made = await Vaulted(**TABLES[table]).create(engine)
+    linker = made.linker
+    first = await made.linked(engine, credentials=tokens())
+    for user_id in (2, 3):
+        await linker.link(engine, user_id=user_id, identity=identity(), credentials=tokens("kept", "kept"))
+    await linker.unlink(engine, user_id=1, link_id=first)
+    second = await made.linked(engine, 2)
+    other = await made.linked(engine, 2, "sub-2")
+    for link_id, left in ((other, ["2", "3"]), (second, ["3"])):
+        async with bound(engine, how) as bind:
+            await linker.unlink(bind, user_id=2, link_id=link_id)
+        assert left == sorted(row.user_id for row in await made.kept(engine))

@@ -18,7 +18,7 @@ from accountlink.vault.refresher import GrantEnded
 from accountlink.vault.rotation import rotate_keys
 from tests.contract.test_renewing import Provider
 from tests.support.databases import create
-from tests.support.models import EXCLUSIVE_SOFT, PER_USER, SECRETS, identity
+from tests.support.models import EXCLUSIVE_SOFT, PER_USER, SECRETS, identity, make_tables
 from tests.support.vaulted import KEY, OLD_KEY, Vaulted
 
 MONTH = timedelta(days=30)
@@ -148,7 +148,7 @@ async def test_a_source_of_keys_that_fails_lets_no_lease_begin(engine: AsyncEngi
 
 
 async def test_unreadable_links_are_counted_and_rows_that_are_no_links_are_left_out(engine: AsyncEngine) -> None:
-    case = Idle(Provider())
+    case = Idle(Provider(), tables=make_tables(EXCLUSIVE_SOFT))
     case.table.c.account_id.nullable = True  # as in a table that had links before it had the column
     await case.fill(engine, 6)
     c = case.table.c
