@@ -187,7 +187,7 @@ async def test_the_loop_for_lost_races_wins_one(database: Database) -> None:
 async def test_the_worker_survives_event_loops(database: Database) -> None:
     """The page's task runs in one event loop after another, on one engine."""
     await create(database.engine(), Base.metadata)
-    block = block_with("@celery.task")
+    block = block_with("def reconnect(")
     namespace: dict[str, Any] = {"linker": AccountLinker(Connection), "ProviderIdentity": ProviderIdentity}
     exec(block.what, namespace)  # noqa: S102  # our own page
     namespace["settings"] = SimpleNamespace(database_url=database.url)
