@@ -32,8 +32,6 @@ from accountlink.vault.renewing import Timing
 from tests.support.models import EXCLUSIVE_SOFT, identity
 from tests.support.vaulted import Vaulted
 
-pytestmark = pytest.mark.each_driver
-
 
 class Provider:
     """A provider that rotates refresh tokens, and ends the grant when one is used twice."""
@@ -81,7 +79,7 @@ class Provider:
 
 
 PATIENT = Timing(lease=timedelta(seconds=20), deadline=timedelta(seconds=15), poll=timedelta(milliseconds=20))
-HASTY = Timing(lease=timedelta(seconds=2), deadline=timedelta(seconds=1), poll=timedelta(milliseconds=20))
+HASTY = Timing(lease=timedelta(seconds=1), deadline=timedelta(seconds=0.5), poll=timedelta(milliseconds=20))
 
 
 class Renewed(Vaulted):
@@ -120,6 +118,7 @@ class Renewed(Vaulted):
 OVER = timedelta(seconds=-5)
 
 
+@pytest.mark.each_driver
 async def test_a_token_that_is_over_is_renewed(engine: AsyncEngine) -> None:
     """The new tokens are stored and given out, without the refresh token; what they leave out stays."""
     provider = Provider()
@@ -220,6 +219,7 @@ async def test_a_token_that_lives_is_given_out_whatever_fails(engine: AsyncEngin
     assert "needs_consent" == (await case.state(engine))["state"]
 
 
+@pytest.mark.each_driver
 async def test_a_new_link_makes_the_state_void(engine: AsyncEngine) -> None:
     provider = Provider()
     provider.fails = [GrantEnded("invalid_grant")]
@@ -324,6 +324,7 @@ async def test_health_tells_what_credentials_would_say(engine: AsyncEngine) -> N
     assert [] == [each async for each in linker.unhealthy(engine)]
 
 
+@pytest.mark.each_driver
 async def test_idle_grants_are_kept_alive_once(engine: AsyncEngine) -> None:
     """Grants that are neither renewed nor linked for a while are renewed, by however many workers, once."""
     provider = Provider()
@@ -495,6 +496,7 @@ async def test_five_opaque_refusals_end_a_grant(engine: AsyncEngine) -> None:
     assert [RefreshUnavailable] * 4 + [NeedsConsent] == raised
 
 
+@pytest.mark.each_driver
 async def test_the_death_of_a_grant_is_an_event_once(engine: AsyncEngine) -> None:
     provider = Provider()
     provider.fails = [GrantEnded("invalid_grant")]

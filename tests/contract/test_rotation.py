@@ -38,8 +38,6 @@ from tests.support.mapped import TABLES
 from tests.support.models import EXCLUSIVE, POLICIES, identity, tokens
 from tests.support.vaulted import KEY, OLD_KEY, Vaulted
 
-pytestmark = pytest.mark.each_driver
-
 OLD: Final = CredentialVault(keys=[OLD_KEY])
 BOTH: Final = CredentialVault(keys=[KEY, OLD_KEY])
 NEW: Final = CredentialVault(keys=[KEY])
@@ -79,6 +77,7 @@ def ids_in(text: str | None) -> list[str]:
 # -- what becomes of each row -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.each_driver
 @pytest.mark.parametrize("policy", POLICIES)
 async def test_rotation_seals_with_the_newest_key(engine: AsyncEngine, policy: str) -> None:
     """Every token is readable without the older key, its grant id is as before, and nothing else of a row moves."""

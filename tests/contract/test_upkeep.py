@@ -22,7 +22,6 @@ from tests.support.models import EXCLUSIVE_SOFT, PER_USER, SECRETS, identity, ma
 from tests.support.vaulted import KEY, OLD_KEY, Vaulted
 
 MONTH = timedelta(days=30)
-pytestmark = pytest.mark.each_driver
 
 
 @pytest.fixture(autouse=True)

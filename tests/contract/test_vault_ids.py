@@ -34,8 +34,6 @@ from tests.support.databases import create
 from tests.support.models import EMAIL_SOFT, EXCLUSIVE_SOFT, PER_USER_SOFT, SECRETS, identity, tokens
 from tests.support.vaulted import KEY
 
-pytestmark = pytest.mark.each_driver
-
 HOWS = pytest.mark.parametrize("how", BINDS)
 ANY_CASE = sa.Text().with_variant(postgresql.CITEXT(), "postgresql").with_variant(sa.Text(collation="NOCASE"), "sqlite")
 

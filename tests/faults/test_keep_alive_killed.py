@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from accountlink.vault.upkeep import AT_ONCE
@@ -9,6 +10,9 @@ from tests.support.effort import Effort
 from tests.support.keeping import two_workers
 
 
+@pytest.mark.parametrize(
+    "kind", ["asyncpg", *(pytest.param(each, marks=pytest.mark.stress) for each in ("sqlite", "psycopg"))]
+)
 async def test_each_idle_grant_is_renewed_once(engine: AsyncEngine, effort: Effort) -> None:
     """Each token is presented once; those that the killed worker was presenting are presented once more, and live."""
     rows = 100_000 if effort.full else 200

@@ -294,7 +294,6 @@ async def test_the_finding_names_the_columns_that_have_plain_text(engine: AsyncE
     assert finding.message.startswith("1 row with")
 
 
-@pytest.mark.each_driver
 async def test_texts_are_told_apart_as_the_vault_does(engine: AsyncEngine) -> None:
     """Every text counts as plain text exactly if the vault reads it as a token in plain text."""
     vaulted = await Vaulted(pending=False).create(engine)
