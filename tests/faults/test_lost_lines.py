@@ -28,7 +28,7 @@ from accountlink import (
 from accountlink.errors import FlowReplayed, TicketRejected
 from accountlink.web import Started, flow_states
 from tests.faults.watch import Watch, soon, watched_engine, watching
-from tests.support.databases import Database, create, run_sql
+from tests.support.databases import Database, create, rows, run_sql
 from tests.support.flows import stage_on
 from tests.support.models import EXCLUSIVE, EXCLUSIVE_SOFT, Tables, identity, shared_tables, tokens
 from tests.support.wire import Lose, Message, WireProxy, executes
@@ -549,6 +549,8 @@ async def test_too_many_connections_are_unavailable(database: Database, how: str
             with pytest.raises(StoreUnavailable):
                 await linker.link(engine if how == "engine" else AsyncSession(engine), user_id=1, identity=identity())
         await holder.dispose()
+        left = "SELECT pid FROM pg_stat_activity WHERE usename = 'few'"  # a process of the server ends after its line
+        assert [] == await soon(partial(rows, direct, left))
         assert isinstance(await linker.link(engine, user_id=1, identity=identity()), Linked)
         await engine.dispose()
     finally:
