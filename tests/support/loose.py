@@ -24,7 +24,7 @@ class LowerCase(sa.types.TypeDecorator[str]):
         return value if value is None else value.lower()
 
 
-_SIGNS = {"lt": "<", "le": "<=", "eq": "=", "ge": ">=", "gt": ">"}
+_SIGNS = {"lt": "<", "le": "<=", "eq": "=", "ne": "<>", "ge": ">=", "gt": ">"}
 _MADE = "LANGUAGE sql IMMUTABLE STRICT SET search_path = pg_catalog"
 """Set, so that PostgreSQL does not put the function's own text in its place and then looks for another index."""
 _STAND_IN = (
