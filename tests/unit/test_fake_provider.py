@@ -5,6 +5,7 @@ import hashlib
 import secrets
 from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qs, quote_plus, urlsplit
@@ -525,6 +526,52 @@ class TestRefresh:
             await site.refresh(held["refresh_token"])
         with pytest.raises(OAuthError, match="invalid_grant"):
             await site.redeem(code, code_verifier=verifier)
+
+
+class TestRestart:
+    """A provider that is made anew with the secret of the one before knows its refresh tokens."""
+
+    @staticmethod
+    @asynccontextmanager
+    async def made(secret: str) -> AsyncIterator[tuple[FakeProvider, Site]]:
+        provider = FakeProvider(redirect_uris=[CALLBACK], client_secret="s", secret=secret)
+        provider.add_account(SUBJECT, email="ada@example.org")
+        provider.sign_in_as(SUBJECT)
+        site = Site(provider)
+        async with site.browser:
+            yield provider, site
+
+    async def test_refresh_token_outlives_it(self) -> None:
+        """It works once in the new provider, and a second use ends the grant there, too."""
+        async with self.made("same") as (_, before):
+            held = await before.token()
+        async with self.made("same") as (_, anew):
+            await anew.token()
+            renewed = await anew.refresh(held["refresh_token"])
+            for token in (held["refresh_token"], renewed["refresh_token"]):
+                with pytest.raises(OAuthError, match="invalid_grant"):
+                    await anew.refresh(token)
+
+    async def test_withdrawn_consent_counts_for_it(self) -> None:
+        """A person ends a grant that the new provider has not met yet, and no later one."""
+        async with self.made("same") as (_, before):
+            held = await before.token()
+        async with self.made("same") as (provider, anew):
+            provider.revoke_consent(SUBJECT)
+            later = await anew.token()
+            with pytest.raises(OAuthError, match="invalid_grant"):
+                await anew.refresh(held["refresh_token"])
+            assert "access_token" in await anew.refresh(later["refresh_token"])
+
+    async def test_forgery(self) -> None:
+        """A token of another provider, one that was changed, and one under another name are unknown."""
+        async with self.made("another") as (_, before):
+            foreign = (await before.token())["refresh_token"]
+        async with self.made("same") as (_, anew):
+            name, _, signed = (await anew.token())["refresh_token"].partition(".")
+            for token in (foreign, f"{name}.{signed[:-1]}~", f"{name}~.{signed}", name, signed):
+                with pytest.raises(OAuthError, match="invalid_grant"):
+                    await anew.refresh(token)
 
 
 class TestPlannedFailures:

@@ -66,7 +66,8 @@ class GrantBook:
         clock: Returns the aware current time.
         access_token_lifetime: How long access tokens live.
         behaviour: How refresh tokens are treated: whether they rotate, and how long a spent one still works.
-        secret: Signs codes, so that another book with this secret knows them; a random one if it is ``None``.
+        secret: Signs codes and refresh tokens, so that another book with this secret knows them; a random one if it is
+            ``None``. The other book knows neither which were spent, nor which grants had ended.
     """
 
     def __init__(
@@ -78,10 +79,13 @@ class GrantBook:
         secret: str | None = None,
     ) -> None:
         self.behaviour = behaviour
-        self._signed = URLSafeSerializer(secret or secrets.token_urlsafe(32), salt="accountlink fake provider code")
+        key = secret or secrets.token_urlsafe(32)
+        self._signed = URLSafeSerializer(key, salt="accountlink fake provider code")
+        self._signed_refresh = URLSafeSerializer(key, salt="accountlink fake provider refresh token")
         self._clock = clock
         self._access_token_lifetime = access_token_lifetime
         self._grants: list[Grant] = []
+        self._withdrawn: dict[str, datetime] = {}
         self._codes: dict[str, _Code] = {}
         self._access_tokens: dict[str, AccessToken] = {}
         self._refresh_tokens: dict[str, _RefreshToken] = {}
@@ -92,7 +96,7 @@ class GrantBook:
         code = self._signed.dumps(
             {
                 "jti": secrets.token_urlsafe(16),
-                "grant": asdict(grant) | {"scopes": sorted(grant.scopes), "granted_at": grant.granted_at.isoformat()},
+                "grant": _written(grant),
                 "request": asdict(request),
                 "expires_at": expires_at.isoformat(),
             }
@@ -135,17 +139,21 @@ class GrantBook:
             told: dict[str, Any] = self._signed.loads(code)
         except BadData:
             return None
-        grant = told["grant"] | {
-            "scopes": frozenset(told["grant"]["scopes"]),
-            "granted_at": datetime.fromisoformat(told["grant"]["granted_at"]),
-        }
         stored = _Code(
-            grant=Grant(**grant),
+            grant=self._granted_before(told["grant"]),
             request=CodeRequest(**told["request"]),
             expires_at=datetime.fromisoformat(told["expires_at"]),
         )
         self._keep(code, stored)
         return stored
+
+    def _granted_before(self, written: dict[str, Any]) -> Grant:
+        """Return a grant of a book with this secret, ended if its person has withdrawn their consent since."""
+        told = {"scopes": frozenset(written["scopes"]), "granted_at": datetime.fromisoformat(written["granted_at"])}
+        grant = Grant(**(written | told))
+        withdrawn = self._withdrawn.get(grant.subject)
+        grant.ended = grant.ended or (withdrawn is not None and grant.granted_at <= withdrawn)
+        return grant
 
     def _keep(self, code: str, stored: _Code) -> None:
         self._grants.append(stored.grant)
@@ -159,7 +167,7 @@ class GrantBook:
 
         Source: RFC 9700 section 4.14.2 (refresh token rotation).
         """
-        stored = self._refresh_tokens.get(token)
+        stored = self._refresh_token(token)
         if stored is None or stored.grant.client_id != client_id:
             raise ProtocolError("invalid_grant", "unknown refresh token")
         now, grace = self._clock(), self.behaviour.grace or timedelta(0)
@@ -180,9 +188,25 @@ class GrantBook:
 
     def issue_refresh_token(self, grant: Grant) -> str:
         """Return an opaque refresh token that is good once."""
-        token = secrets.token_urlsafe(24)
+        name = secrets.token_urlsafe(12)
+        token = f"{name}.{self._signed_refresh.dumps({'name': name, 'grant': _written(grant)})}"
         self._refresh_tokens[token] = _RefreshToken(grant=grant)
         return token
+
+    def _refresh_token(self, token: str) -> _RefreshToken | None:
+        """Return what a refresh token stands for, also if a book with this secret issued it."""
+        if token in self._refresh_tokens:
+            return self._refresh_tokens[token]
+        name, _, signed = token.partition(".")
+        try:
+            told: dict[str, Any] = self._signed_refresh.loads(signed)
+        except BadData:
+            return None
+        if told["name"] != name:
+            return None
+        grant = self._granted_before(told["grant"])
+        self._grants.append(grant)
+        return self._refresh_tokens.setdefault(token, _RefreshToken(grant=grant))
 
     def live_access_token(self, token: str) -> AccessToken | None:
         """Return what the access token stands for, or ``None`` once it is unknown, expired or revoked."""
@@ -195,22 +219,28 @@ class GrantBook:
         """Return the grant behind a live access or refresh token, or ``None``."""
         if (access := self.live_access_token(token)) is not None:
             return access.grant
-        refresh = self._refresh_tokens.get(token)
+        refresh = self._refresh_token(token)
         if refresh is None or refresh.spent_at is not None or refresh.grant.ended:
             return None
         return refresh.grant
 
     def revoke(self, token: str, *, client_id: str) -> None:
         """End the grant behind the token; an unknown token, or another client's, changes nothing."""
-        stored = self._access_tokens.get(token) or self._refresh_tokens.get(token)
+        stored = self._access_tokens.get(token) or self._refresh_token(token)
         if stored is not None and stored.grant.client_id == client_id:
             stored.grant.ended = True
 
     def end_all(self, subject: str) -> None:
-        """End every grant of one person."""
+        """End every grant of one person, also one of a book with this secret that this book meets later."""
+        self._withdrawn[subject] = self._clock()
         for grant in self._grants:
             if grant.subject == subject:
                 grant.ended = True
+
+
+def _written(grant: Grant) -> dict[str, Any]:
+    """Return a grant for JSON."""
+    return asdict(grant) | {"scopes": sorted(grant.scopes), "granted_at": grant.granted_at.isoformat()}
 
 
 def _s256(code_verifier: str) -> str:

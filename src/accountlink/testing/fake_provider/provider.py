@@ -55,8 +55,8 @@ class FakeProvider:
         token_lifetime: How long access and ID tokens live.
         clock: Returns the aware current time.
         behaviour: How refresh tokens are treated. By default each works once, and a second use ends the grant.
-        secret: Lets a provider that is made anew with this secret redeem the codes of the one before, as after a
-            restart; without it no other provider can.
+        secret: Lets a provider that is made anew with this secret redeem the codes and the refresh tokens of the one
+            before, as after a restart; without it no other provider can. What was spent or had ended is forgotten.
 
     Attributes:
         calls: How often each path was asked, such as ``calls["/token"]``; failed requests count too.
