@@ -5,37 +5,33 @@ here for those who want to see what accountlink does.
 """
 
 import hashlib
-import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import delete, select, update
-from sqlalchemy import exc as sa_errors
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 
-from accountlink import AccountLinkError, EventType, ShareGrants, StoreBusy, StoreUnavailable
+from accountlink import EventType, ShareGrants
 from accountlink.cli.demo import broken
+from accountlink.cli.demo.answers import NO_STORE, answered, posted, refusal
 from accountlink.cli.demo.backend import Endpoint, signed_in
 from accountlink.cli.demo.models import Base, Connection, Told, User, shares
 from accountlink.cli.demo.providers import NAMES
-from accountlink.cli.demo.sealed import CannotMove, Sealed
+from accountlink.cli.demo.sealed import Sealed
 from accountlink.cli.demo.statements import Statements
 
 PREFIX = "/demo"
-_NO_STORE = {"Cache-Control": "no-store"}
 _SHARED_FOR = timedelta(days=7)
 _EVENTS = 30
 """The number of events that the page shows."""
 _LARGEST_ID = 2**63 - 1
 _COLUMNS = ("id", "user_id", "provider", "account_id", "email", "updated_at", "deleted_at")
 _TOKENS = ("access_token", "refresh_token")
-
-log = logging.getLogger(__name__)
 
 
 class Panels:
@@ -100,7 +96,7 @@ class Panels:
                 "events": told,
                 "statements": [asdict(each) for each in self._statements.latest()],
             },
-            headers=_NO_STORE,
+            headers=NO_STORE,
         )
 
     # -- notices ------------------------------------------------------------------------------------------------------
@@ -114,7 +110,7 @@ class Panels:
         its = (Told.event_id == event_id, Told.other_user_id == signed_in(request))
         async with self._engine.begin() as connection:
             await connection.execute(update(Told).where(*its).values(is_read=True))
-        return JSONResponse({}, headers=_NO_STORE)
+        return JSONResponse({}, headers=NO_STORE)
 
     async def _notices(
         self, connection: AsyncConnection, user_id: int | None, people: dict[int, str]
@@ -136,20 +132,20 @@ class Panels:
         issued = await self._grants.issue(
             self._engine, grantor_id=signed_in(request), link_id=asked["link_id"], expires_in=_SHARED_FOR
         )
-        return JSONResponse({"token": issued.token}, headers=_NO_STORE)
+        return JSONResponse({"token": issued.token}, headers=NO_STORE)
 
     async def redeem(self, request: Request) -> Response:
         """Give the user the access whose token they have."""
         asked = await request.json()
         outcome = await self._grants.redeem(self._engine, asked["token"], grantee_id=signed_in(request))
-        return JSONResponse({"outcome": outcome.code}, headers=_NO_STORE)
+        return JSONResponse({"outcome": outcome.code}, headers=NO_STORE)
 
     async def revoke(self, request: Request) -> Response:
         """End an access, or the token for one."""
         outcome = await self._grants.revoke(
             self._engine, grantor_id=signed_in(request), grant_id=request.path_params["grant_id"]
         )
-        return JSONResponse({"outcome": outcome.code}, headers=_NO_STORE)
+        return JSONResponse({"outcome": outcome.code}, headers=NO_STORE)
 
     async def _unredeemed(self, connection: AsyncConnection, user_id: int | None) -> Sequence[Any]:
         """Return the user's tokens that nobody has used. That of an account they no longer have is worth nothing."""
@@ -183,12 +179,12 @@ class Panels:
         """Put the envelope of one row into another one, as somebody could who can write to the database."""
         asked = await request.json()
         await self._sealed.copy(from_id=int(asked["from"]), to_id=request.path_params["link_id"])
-        return JSONResponse({}, headers=_NO_STORE)
+        return JSONResponse({}, headers=NO_STORE)
 
     async def restore_envelope(self, request: Request) -> Response:
         """Put a row's own envelope back."""
         await self._sealed.restore(link_id=request.path_params["link_id"])
-        return JSONResponse({}, headers=_NO_STORE)
+        return JSONResponse({}, headers=NO_STORE)
 
     # -- the doctor ---------------------------------------------------------------------------------------------------
 
@@ -197,7 +193,7 @@ class Panels:
         slug = request.path_params["system"]
         if slug not in {system.slug for system in broken.SYSTEMS}:
             return refusal("unknown_system", status=404)
-        return JSONResponse(asdict(await broken.examine(self._engine, slug)), headers=_NO_STORE)
+        return JSONResponse(asdict(await broken.examine(self._engine, slug)), headers=NO_STORE)
 
     # -- the database -------------------------------------------------------------------------------------------------
 
@@ -208,7 +204,7 @@ class Panels:
                 if table is not User.__table__:
                     await connection.execute(delete(table))
         self._statements.clear()
-        return JSONResponse({}, headers=_NO_STORE)
+        return JSONResponse({}, headers=NO_STORE)
 
     async def _rows(self, connection: AsyncConnection, people: dict[int, str]) -> list[dict[str, Any]]:
         """Return the connections as they are stored, and of each token only a mark that changes with it."""
@@ -220,50 +216,6 @@ class Panels:
             | {"user": people.get(row["user_id"])}
             for row in stored.mappings()
         ]
-
-
-def posted(endpoint: Endpoint) -> Endpoint:
-    """Return an endpoint that takes JSON from a signed-in user, and answers an error of accountlink by its code.
-
-    No form of another site can send JSON, and no script of one without the consent of this application (CORS).
-    """
-
-    async def checked(request: Request) -> Response:
-        if request.headers.get("content-type") != "application/json":
-            return refusal("unsupported_media_type", status=415)
-        if signed_in(request) is None:
-            return refusal("not_signed_in", status=401)
-        return await answered(endpoint)(request)
-
-    return checked
-
-
-def answered(endpoint: Endpoint) -> Endpoint:
-    """Return an endpoint that answers an error by its code."""
-
-    async def answering(request: Request) -> Response:
-        try:
-            return await endpoint(request)
-        except CannotMove:
-            return refusal("cannot_move", status=409)
-        except (StoreBusy, StoreUnavailable) as error:
-            return refusal(error.code, status=503)
-        except AccountLinkError as error:
-            return refusal(error.code, status=409)
-        except sa_errors.DataError:
-            return refusal("invalid_request", status=400)
-        except sa_errors.SQLAlchemyError as error:
-            log.warning("the database did not answer as it should: %s; --fresh makes new tables", type(error).__name__)
-            return refusal("database", status=503)
-        except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError):  # the body is another one
-            return refusal("invalid_request", status=400)
-
-    return answering
-
-
-def refusal(code: str, *, status: int) -> Response:
-    """Return an answer that says why not."""
-    return JSONResponse({"error": code}, status_code=status, headers=_NO_STORE)
 
 
 _LATEST = select(Told).order_by(Told.event_id.desc()).limit(_EVENTS)
