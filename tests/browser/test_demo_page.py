@@ -556,7 +556,69 @@ async def test_the_vault(demo: Demo, chromium: Browser) -> None:
         await bob.reads(CONNECTED)
         await expect(entries).to_have_text([re.compile(r"^Row 1, Bob.*Access token"), re.compile(r"^Row 2, Bob")])
         assert grant == await alices.locator("dd").nth(2).inner_text()
-        await expect(bob.tab.locator("#accounts span")).to_have_text(["Ready: it has your tokens."] * 2)
+        await expect(bob.tab.locator("#accounts span")).to_have_text(["Works: it has your tokens."] * 2)
+
+
+async def test_tokens_that_expire(demo: Demo, chromium: Browser) -> None:
+    """Two workers renew a token by one call; after the consent is withdrawn, reconnecting repairs the same link."""
+    settings: dict[str, Any] = {"reduced_motion": "reduce", "viewport": {"width": 1280, "height": 800}}
+    async with person(demo, chromium, **settings) as alice:
+        await alice.signs_in("Alice")
+        await alice.connects()
+        await alice.reads(CONNECTED)
+        which = "Orbit Calendar (team@orbit.example)"
+        grant = alice.tab.locator("#grants li")
+        came = alice.tab.get_by_role("region", name="What came of it")
+        await expect(grant).to_have_text(re.compile(r"Valid until .*Works"))
+
+        # One call for both.
+        await alice.press(f"Let the token expire: {which}")
+        await expect(grant).to_contain_text("Over since")
+        await alice.press(f"Two workers ask at once: {which}")
+        await expect(came).to_contain_text("Both have the same token. Orbit Calendar counted 1 token call.")
+        await expect(came.get_by_role("listitem")).to_have_text(
+            [re.compile(rf"^Worker {n} got the token .{{6}}…") for n in (1, 2)]
+        )
+        await expect(grant).to_have_text(re.compile(r"Valid until .*Works"))
+
+        # By keyboard: the next call finds out that the consent is withdrawn. The focus stays.
+        await alice.tab.get_by_role("button", name="Withdraw consent at the provider").focus()
+        await alice.tab.keyboard.press("Enter")
+        await expect(came).to_contain_text("Withdrawn at Orbit Calendar. The application does not know it yet")
+        await alice.press(f"Let the token expire: {which}")
+        await alice.tab.get_by_role("button", name="Two workers ask at once").focus()
+        await alice.tab.keyboard.press("Enter")
+        await expect(came).to_contain_text("The grant has ended: reconnect the account. Orbit Calendar counted 1 token")
+        await expect(grant).to_contain_text("(invalid_grant)")
+        await expect(alice.tab.get_by_role("button", name="Two workers ask at once")).to_be_focused()
+        health = alice.tab.locator("#accounts span")
+        await expect(health).to_have_text(
+            re.compile(r"^Needs reconnect since .*: Orbit Calendar has ended the access\.$")
+        )
+        events = alice.tab.get_by_role("region", name="Events that the worker took")
+        await expect(events.locator("li").first).to_contain_text("consent_needed of Alice, row 1")
+        await keep(alice.tab, "tokens-light-1280")
+        assert await violations(alice.tab) == []
+        await alice.tab.set_viewport_size({"width": 360, "height": 800})
+        await alice.tab.emulate_media(color_scheme="dark", reduced_motion="reduce")
+        await alice.reloads()
+        await expect(health).to_contain_text("Needs reconnect")
+        assert await violations(alice.tab) == []
+        assert await alice.tab.evaluate("() => document.documentElement.scrollWidth") <= 360
+        assert await alice.tab.evaluate(JUMPS) == 0
+        await keep(alice.tab, "tokens-dark-360")
+
+        # Another account is not the one to repair; the same one is, and keeps its row.
+        await alice.press("Reconnect Orbit Calendar, team@orbit.example")
+        await alice.tab.get_by_role("button", name="alice@").click()
+        await alice.reads("You signed in with another account than the one that you wanted to reconnect.")
+        await expect(health).to_contain_text("Needs reconnect")
+        await alice.press("Reconnect Orbit Calendar, team@orbit.example")
+        await alice.tab.get_by_role("button", name="team@").click()
+        await alice.reads(CONNECTED)
+        await expect(health).to_have_text("Works: it has your tokens.")
+        await expect(grant).to_have_text(re.compile(r"Valid until .*Works"))
+        await expect(alice.tab.locator("#rows tr")).to_have_text([re.compile(r"^1Alice")])
 
 
 async def test_the_doctor(demo: Demo, chromium: Browser) -> None:

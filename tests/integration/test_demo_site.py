@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from accountlink import AccountLinker, ProviderIdentity, ShareGrants, TokenSet
 from accountlink.cli.commands import accountlink
-from accountlink.cli.demo.models import Base, Connection, Moved, outbox, pending, shares
+from accountlink.cli.demo.models import Base, Connection, Moved, outbox, pending, refreshes, shares
 from accountlink.cli.demo.place import lasting_secret
 from accountlink.cli.demo.site import build, vault_of
 from accountlink.cli.demo.stage import CannotStart, file_url, open_engine, prepare_tables
@@ -121,7 +121,8 @@ async def test_what_another_site_cannot_do(browser: httpx2.AsyncClient) -> None:
     """A form of another site cannot post to the panels, and nobody can who is not signed in."""
     posts = (
         "/demo/shares", "/demo/shares/redeem", "/demo/reset", "/demo/doctor/calendar", "/demo/notices/read",
-        "/demo/vault/1/copy", "/demo/vault/1/restore",
+        "/demo/vault/1/copy", "/demo/vault/1/restore", "/demo/tokens/1/expire", "/demo/tokens/1/ask",
+        "/demo/tokens/1/withdraw",
     )  # fmt: skip
     for path in posts:
         assert (await browser.post(path, json={})).json() == {"error": "not_signed_in"}
@@ -275,10 +276,10 @@ async def test_a_claimants_tokens_wait_for_the_transfer(browser: httpx2.AsyncCli
     assert {"access_token", "refresh_token"} == set(link["read"])
 
 
-async def test_a_demo_of_before_the_vault(browser: httpx2.AsyncClient, engine: AsyncEngine) -> None:
+async def test_a_demo_of_before_the_vault_and_refreshes(browser: httpx2.AsyncClient, engine: AsyncEngine) -> None:
     """Its tables get what is missing, its plain text is read, and connecting the account again seals it."""
     async with engine.begin() as connection:
-        gone = [pending, Base.metadata.tables[Moved.__tablename__]]
+        gone = [pending, refreshes, Base.metadata.tables[Moved.__tablename__]]
         await connection.run_sync(Base.metadata.drop_all, tables=gone)
     old = AccountLinker(Connection, outbox=outbox)
     for user_id, account in ((1, "team"), (2, "bob")):
@@ -290,6 +291,7 @@ async def test_a_demo_of_before_the_vault(browser: httpx2.AsyncClient, engine: A
     await browser.post("/sign-in/2")
     alices, bobs = (await links(browser)).values()
     assert (None, {"access_token": "in cle…", "refresh_token": "in cle…"}) == (bobs["envelope"], bobs["read"])
+    assert ["ok"] == [each["health"] for each in (await state(browser))["tokens"]]
     assert 409 == await move(browser, bobs["id"], "copy", **{"from": alices["id"]})
     assert f"{HERE}/settings/accounts?connection=success" == await connect(browser, user=2, account="bob")
     sealed = (await links(browser))[bobs["id"]]
@@ -319,6 +321,119 @@ async def test_a_link_without_tokens(browser: httpx2.AsyncClient, engine: AsyncE
         await connection.execute(text("UPDATE accountlink_demo_connections SET access_token = NULL"))
     [link] = (await links(browser)).values()
     assert (None, None) == (link["envelope"], link["refused"])
+
+
+# -- tokens that expire ------------------------------------------------------------------------------------------------
+
+
+async def ask(browser: httpx2.AsyncClient, link_id: int, *before: str) -> dict[str, Any]:
+    """Press the panel's buttons, and in the end let two workers ask; return what they got."""
+    for step in before:
+        assert 200 == (await browser.post(f"/demo/tokens/{link_id}/{step}", json={})).status_code
+    asked: dict[str, Any] = (await browser.post(f"/demo/tokens/{link_id}/ask", json={})).json()
+    return asked
+
+
+async def only_token(browser: httpx2.AsyncClient) -> dict[str, Any]:
+    """Return what the page shows of the one link's token."""
+    [token] = (await state(browser))["tokens"]
+    shown: dict[str, Any] = token
+    return shown
+
+
+async def test_two_workers_and_one_token_call(browser: httpx2.AsyncClient, engine: AsyncEngine) -> None:
+    """A valid token is given out; one that is over is renewed once for both workers, and shown nowhere."""
+    await connect(browser, user=1, account="team")
+    token = await only_token(browser)
+    assert ("ok", False, 1) == (token["health"], token["is_over"], token["calls"])
+    first = await ask(browser, token["id"])
+    assert (True, 0) == (first["is_same"], first["calls"])
+
+    second = await ask(browser, token["id"], "expire")
+    assert (True, 1, [None, None]) == (second["is_same"], second["calls"], [each["code"] for each in second["workers"]])
+    assert all(each["waited"] > 0.29 for each in second["workers"]), "both waited for the one answer"
+    renewed = await only_token(browser)
+    assert ("ok", False, 2) == (renewed["health"], renewed["is_over"], renewed["calls"])
+    linker = AccountLinker(Connection, vault=vault_of(SECRET))
+    text = (await linker.stored_credentials(engine, user_id=1, provider="orbit")).access_token.reveal()
+    assert {f"{text[:6]}…"} == {each["access_token"] for each in second["workers"]}
+    assert {f"{text[:6]}…"}.isdisjoint(each["access_token"] for each in first["workers"])
+    statements = [each["sql"] for each in (await state(browser))["statements"]]
+    assert any("INSERT INTO accountlink_demo_refreshes" in sql for sql in statements)
+
+
+async def test_a_token_that_is_over(browser: httpx2.AsyncClient) -> None:
+    """The page shows that it is over; of its link nothing else has changed."""
+    await connect(browser, user=1, account="team")
+    before, token = (await state(browser))["rows"], await only_token(browser)
+    assert 200 == (await browser.post(f"/demo/tokens/{token['id']}/expire", json={})).status_code
+    over = await only_token(browser)
+    assert (True, True) == (over["is_over"], over["expires_at"] < token["expires_at"])
+    assert before == (await state(browser))["rows"]
+
+
+async def test_consent_that_is_withdrawn(browser: httpx2.AsyncClient, engine: AsyncEngine) -> None:
+    """The next renewal finds it out, once; the link needs reconnect until its own account is connected again."""
+    await connect(browser, user=1, account="team")
+    link_id = (await only_token(browser))["id"]
+    assert 200 == (await browser.post(f"/demo/tokens/{link_id}/withdraw", json={})).status_code
+    assert "ok" == (await only_token(browser))["health"]
+    refused = await ask(browser, link_id, "expire")
+    assert (False, 1) == (refused["is_same"], refused["calls"])
+    assert ["needs_consent"] * 2 == [each["code"] for each in refused["workers"]]
+    ended = await only_token(browser)
+    assert ("needs_consent", "invalid_grant") == (ended["health"], ended["provider_code"])
+    assert ended["since"] is not None
+    async with engine.connect() as connection:
+        told = (await connection.scalars(select(outbox.c.type).order_by(outbox.c.id))).all()
+    assert ["linked", "consent_needed"] == told
+
+    async def reconnect(account: str) -> tuple[str, list[tuple[int, str]]]:
+        question = await browser.post("/accounts/connect/orbit", data={"expect": str(link_id)})
+        arrived = await browser.get(f"{question.url}&answer=orbit-{account}")
+        listed = (await browser.get("/accounts", headers={"accept": "application/json"})).json()
+        return arrived.url.query.decode(), [(each["id"], each["health"]) for each in listed]
+
+    assert ("error=account_mismatch", [(link_id, "needs_consent")]) == await reconnect("alice")
+    assert ("connection=success", [(link_id, "ok")]) == await reconnect("team")
+    again = await ask(browser, link_id, "expire")
+    assert (True, 1) == (again["is_same"], again["calls"])
+
+
+async def test_tokens_of_another_user(browser: httpx2.AsyncClient) -> None:
+    """Nobody sees, ends or asks for a token of another user's link, or of one that is not there."""
+    await connect(browser, user=1, account="team")
+    link_id = (await only_token(browser))["id"]
+    await browser.post("/sign-in/2")
+    assert [] == (await state(browser))["tokens"]
+    for each in (link_id, 0, 2**70):
+        for step in ("expire", "ask", "withdraw"):
+            refused = await browser.post(f"/demo/tokens/{each}/{step}", json={})
+            assert (409, {"error": "account_not_found"}) == (refused.status_code, refused.json())
+    await browser.post("/sign-in/1")
+    asked = await ask(browser, link_id, "expire")
+    assert (True, 1) == (asked["is_same"], asked["calls"])
+
+
+@SQLITE
+async def test_a_link_of_another_provider(browser: httpx2.AsyncClient, engine: AsyncEngine) -> None:
+    """A link that ``--once`` has left in the same database is shown, too; its provider is not there to be asked."""
+    await connect(browser, user=1, account="team")
+    async with engine.begin() as connection:
+        await connection.execute(update(Connection).values(provider="demo"))
+    token = await only_token(browser)
+    assert ("demo", "ok", 0) == (token["provider"], token["health"], token["calls"])
+    assert 400 == (await browser.post(f"/demo/tokens/{token['id']}/withdraw", json={})).status_code
+
+
+@SQLITE
+async def test_a_grant_outlives_a_restart(browser: httpx2.AsyncClient, engine: AsyncEngine) -> None:
+    """A demo that is started again renews the token of a grant that its providers gave before."""
+    await connect(browser, user=1, account="team")
+    async with reaching(engine) as later:
+        await later.post("/sign-in/1")
+        asked = await ask(later, (await only_token(later))["id"], "expire")
+        assert (True, 1) == (asked["is_same"], asked["calls"])
 
 
 # -- the worker and the server -----------------------------------------------------------------------------------------
@@ -365,7 +480,8 @@ async def test_the_page_and_its_policy(browser: httpx2.AsyncClient) -> None:
     assert "unsafe" not in policy
     assert not any(mark in page.text for mark in ("<script>", "<style", " style=", " onclick=", "CONFLICT_DIALOG"))
     assert "data-accountlink-conflict" in page.text
-    for path in ("/static/page.js", "/static/page.css", "/static/icon.svg", "/static/accountlink/conflict-dialog.js"):
+    scripts = ("/static/page.js", "/static/parts.js", "/static/tokens.js")
+    for path in (*scripts, "/static/page.css", "/static/icon.svg", "/static/accountlink/conflict-dialog.js"):
         assert (await browser.get(path)).status_code == 200
     for path in ("/static/index.html", "/static/../index.html", "/static/%2e%2e/index.html"):  # without its policy
         assert (await browser.get(path)).status_code == 404

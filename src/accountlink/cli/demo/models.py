@@ -14,6 +14,7 @@ from accountlink import (
     grants_table,
     link_outbox,
     pending_credentials,
+    refresh_states,
 )
 from accountlink.web import flow_states
 
@@ -49,6 +50,9 @@ outbox = link_outbox(Base.metadata, name="accountlink_demo_events")
 
 pending = pending_credentials(Base.metadata, name="accountlink_demo_pending")
 """The tokens of users who met a conflict, sealed, until they move the account to themselves."""
+
+refreshes = refresh_states(Base.metadata, name="accountlink_demo_refreshes")
+"""Who renews a token at the moment, and whether the grant of each connection still works."""
 
 flows = flow_states(Base.metadata, name="accountlink_demo_flows")
 """The flows that are under way, so that a restart of the backend loses none."""

@@ -1,4 +1,4 @@
-"""Answers for the page beside the user's own accounts: notices, shares, the vault, the doctor, and the tables.
+"""Answers for the page beside the user's own accounts: notices, shares, the vault, tokens, the doctor, and the tables.
 
 A real application shows its users the notices and the shares. The rows, the events and the statements of everybody are
 here for those who want to see what accountlink does.
@@ -24,6 +24,7 @@ from accountlink.cli.demo.models import Base, Connection, Told, User, shares
 from accountlink.cli.demo.providers import NAMES
 from accountlink.cli.demo.sealed import Sealed
 from accountlink.cli.demo.statements import Statements
+from accountlink.cli.demo.tokens import Tokens
 
 PREFIX = "/demo"
 _SHARED_FOR = timedelta(days=7)
@@ -41,13 +42,17 @@ class Panels:
         engine: The application's engine.
         grants: Where shares live.
         sealed: Looks at the stored tokens.
+        tokens: Looks at how long they are valid, and ends them.
         statements: What the requests executed.
     """
 
-    def __init__(self, *, engine: AsyncEngine, grants: ShareGrants, sealed: Sealed, statements: Statements) -> None:
+    def __init__(
+        self, *, engine: AsyncEngine, grants: ShareGrants, sealed: Sealed, tokens: Tokens, statements: Statements
+    ) -> None:
         self._engine = engine
         self._grants = grants
         self._sealed = sealed
+        self._tokens = tokens
         self._statements = statements
 
     def routes(self) -> list[BaseRoute]:
@@ -59,6 +64,7 @@ class Panels:
             "/shares/{grant_id:uuid}/revoke": self.revoke,
             "/vault/{link_id:int}/copy": self.copy_envelope,
             "/vault/{link_id:int}/restore": self.restore_envelope,
+            **self._tokens.posts(),
             "/doctor/{system}": self.doctor,
             "/reset": self.reset,
         }
@@ -92,6 +98,7 @@ class Panels:
                 "notices": notices,
                 "shares": await self._shares(user_id, people, unredeemed),
                 "vault": {"links": await self._sealed.shown(links), "waiting": waiting},
+                "tokens": await self._tokens.shown(user_id),
                 "rows": rows,
                 "events": told,
                 "statements": [asdict(each) for each in self._statements.latest()],

@@ -1,6 +1,7 @@
 """The demo's providers: pretend ones in this process, which show a page of their own like real ones."""
 
 from collections.abc import Sequence
+from datetime import timedelta
 from html import escape
 from pathlib import Path
 from urllib.parse import urlencode
@@ -19,6 +20,8 @@ ACCOUNTS = {"team": "The team", "alice": "Alice", "bob": "Bob"}
 """The accounts at each provider. Alice and Bob both know the password of the team's."""
 _STATIC = Path(__file__).parent / "page" / "static"
 _FILES = {"/provider.css": _STATIC / "provider.css", "/icon.svg": _STATIC / "icon.svg"}
+TOKEN_LIFETIME = timedelta(minutes=5)
+"""The lifetime of an access token, so short that it can be watched."""
 _ANSWER = "answer"
 _NO = "no"
 
@@ -29,13 +32,16 @@ class Providers:
     Args:
         address: Where browsers reach the host, such as ``"http://127.0.0.1:8750"``.
         callback: The application's redirect URI without the slug at its end.
-        secret: Outlasts a restart, and so do the codes that were on their way to the application.
+        secret: Outlasts a restart, and so do the grants, and the codes that were on their way to the application.
     """
 
     def __init__(self, *, address: str, callback: str, secret: str) -> None:
         self.fakes = {
             slug: FakeProvider(
-                issuer=f"{address}/{slug}", redirect_uris=[f"{callback}/{slug}"], secret=f"{slug} {secret}"
+                issuer=f"{address}/{slug}",
+                redirect_uris=[f"{callback}/{slug}"],
+                token_lifetime=TOKEN_LIFETIME,
+                secret=f"{slug} {secret}",
             )
             for slug in NAMES
         }

@@ -57,10 +57,10 @@ class Sealed:
                 "user": people.get(int(row.user_id)),
                 "provider": row.provider,
                 "envelope": parts_of(row.access_token),
-                "until": _in_utc(row.kept_until).isoformat(),
+                "until": in_utc(row.kept_until).isoformat(),
             }
             for row in rows
-            if _in_utc(row.kept_until) > now
+            if in_utc(row.kept_until) > now
         ]
 
     async def shown(self, links: Sequence[Any]) -> list[dict[str, Any]]:
@@ -141,12 +141,14 @@ def _has_own(link: Any) -> bool:
 
 
 def _read(tokens: TokenSet) -> dict[str, str | None]:
-    return {"access_token": _begins(tokens.access_token), "refresh_token": _begins(tokens.refresh_token)}
+    return {"access_token": begins(tokens.access_token), "refresh_token": begins(tokens.refresh_token)}
 
 
-def _begins(token: Secret | None) -> str | None:
+def begins(token: Secret | None) -> str | None:
+    """Return how a token begins, which tells it from another one."""
     return None if token is None else f"{token.reveal()[:_SHOWN_OF_TOKEN]}…"
 
 
-def _in_utc(moment: datetime) -> datetime:
+def in_utc(moment: datetime) -> datetime:
+    """Return a moment of the database, of which SQLite does not say that it is in UTC."""
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -17,9 +17,9 @@ from starlette.applications import Starlette
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from accountlink import AccountLinker, CredentialVault, Plaintext, ShareGrants
+from accountlink import AccountLinker, CredentialVault, OAuthRefresher, Plaintext, ShareGrants
 from accountlink.cli.demo.backend import ACCOUNTS, CALLBACK, create_app
-from accountlink.cli.demo.models import Connection, outbox, pending, shares
+from accountlink.cli.demo.models import Connection, outbox, pending, refreshes, shares
 from accountlink.cli.demo.panels import PREFIX, Panels
 from accountlink.cli.demo.place import lasting_secret
 from accountlink.cli.demo.providers import Providers
@@ -27,6 +27,7 @@ from accountlink.cli.demo.sealed import Sealed
 from accountlink.cli.demo.stage import CannotStart, file_url, open_engine, prepare_tables
 from accountlink.cli.demo.statements import Statements
 from accountlink.cli.demo.story import PEOPLE
+from accountlink.cli.demo.tokens import Distant, Tokens
 from accountlink.cli.demo.worker import work
 from accountlink.cli.output import Output
 
@@ -83,22 +84,40 @@ def build(*, engine: AsyncEngine, secret: str, port: int) -> ASGIApp:
         secret: Outlasts a restart, and so do sessions, flows, transfer tokens and what the vault has sealed.
         port: The port on which browsers arrive.
     """
+    # The application at one address, the providers at the other.
     origin, address = (f"http://{host}{'' if port == _HTTP else f':{port}'}" for host in ("localhost", _LOOPBACK))
-    linker = AccountLinker(
-        Connection,
-        secrets=[_derived(secret, "transfer tokens")],
-        outbox=outbox,
-        vault=vault_of(secret),
-        pending=pending,
-    )
-    grants = ShareGrants(shares, accounts=linker, outbox=outbox)
-    statements = Statements(engine)
     providers = Providers(
         address=address,
         callback=f"{origin}{CALLBACK}",
         secret=_derived(secret, "codes of the providers"),
     )
 
+    # What each process of the application makes for itself: this one, and the workers of the token panel.
+    def new_linker() -> AccountLinker[int, int]:
+        return AccountLinker(
+            Connection,
+            secrets=[_derived(secret, "transfer tokens")],
+            outbox=outbox,
+            vault=vault_of(secret),
+            pending=pending,
+            refresher=OAuthRefresher.of(providers.registered(), transport=Distant(providers.transport())),
+            refreshes=refreshes,
+        )
+
+    statements = Statements(engine)
+
+    def new_engine() -> AsyncEngine:
+        opened = open_engine(engine.url)
+        statements.listen(opened)
+        return opened
+
+    # What the page shows.
+    linker = new_linker()
+    grants = ShareGrants(shares, accounts=linker, outbox=outbox)
+    tokens = Tokens(engine=engine, linker=linker, providers=providers, new_engine=new_engine, new_linker=new_linker)
+    panels = Panels(engine=engine, grants=grants, sealed=Sealed(engine, linker), tokens=tokens, statements=statements)
+
+    # The application, with its worker behind the outbox.
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         worker = asyncio.create_task(work(engine, linker, grants))
@@ -106,6 +125,7 @@ def build(*, engine: AsyncEngine, secret: str, port: int) -> ASGIApp:
         worker.cancel()
         with suppress(asyncio.CancelledError):
             await worker
+        await linker.aclose()
 
     application = create_app(
         engine=engine,
@@ -114,7 +134,7 @@ def build(*, engine: AsyncEngine, secret: str, port: int) -> ASGIApp:
         origin=origin,
         secret=_derived(secret, "sessions and flows"),
         transport=providers.transport(),
-        more=Panels(engine=engine, grants=grants, sealed=Sealed(engine, linker), statements=statements).routes(),
+        more=panels.routes(),
         lifespan=lifespan,
     )
     return Hosts({origin: recorded(application, statements), address: providers})

@@ -40,6 +40,10 @@ class Statements:
         self._latest: deque[Statement] = deque(maxlen=KEPT)
         self._cause: ContextVar[str | None] = ContextVar("cause", default=None)
         self._count = 0
+        self.listen(engine)
+
+    def listen(self, engine: AsyncEngine) -> None:
+        """Keep the statements of one more engine, too."""
         event.listen(engine.sync_engine, "after_cursor_execute", self._executed)
         event.listen(engine.sync_engine, "commit", self._committed)
 

@@ -1,8 +1,9 @@
 // The demo's page. The token of a conflict is not its business: conflict-dialog.js has taken it out of the address.
 
 import { button, find, form, make, post, say, sayCode, show, when } from "./parts.js";
+import { drawGrants, forgetCame, since } from "./tokens.js";
 
-const READY = "Ready: it has your tokens.";
+const WORKS = "Works: it has your tokens.";
 const EVERY = 1500; // milliseconds from one look at the state to the next
 
 let signedIn; // the id of the user whom the page shows
@@ -10,28 +11,33 @@ let away = false; // whether the last look failed
 
 function drawWho({ user, people }) {
   show("who", user, () => (user ? ["You are ", make("strong", {}, user.name)] : ["Nobody is signed in."]));
-  if (signedIn !== undefined && signedIn !== user?.id) find("token").hidden = true; // another tab has switched
+  if (signedIn !== undefined && signedIn !== user?.id) { // another tab has switched
+    find("token").hidden = true;
+    forgetCame();
+  }
   signedIn = user?.id ?? null;
   const other = people.find((person) => person.id !== user?.id);
   find("switch").hidden = find("sign-out").hidden = !user;
   find("switch").action = `/sign-in/${other.id}`;
   find("switch").querySelector("button").textContent = `Switch to ${other.name}`;
   find("sign-in").hidden = Boolean(user);
-  find("own").hidden = find("vault").hidden = find("doctor").hidden = !user;
+  find("own").hidden = find("renewal").hidden = find("vault").hidden = find("doctor").hidden = !user;
 }
 
-function drawAccounts({ accounts, names, rows, tokens }) {
+function drawAccounts({ accounts, names, rows, readable, moments }) {
   if (!accounts.length) return [make("li", { class: "empty" }, "No account is connected yet.")];
-  return accounts.map(({ id, provider }) => {
+  return accounts.map(({ id, provider, health }) => {
     const email = rows.find((row) => row.id === id)?.email ?? "";
     const which = `${names[provider]}, ${email}`;
-    const state = !tokens[id] ? [] : [make("span", tokens[id] === READY ? {} : { "data-tone": "bad" }, tokens[id])];
+    const text = healthOf({ health, readable: readable[id], moment: moments[id], name: names[provider] });
+    const state = !text ? [] : [make("span", text === WORKS ? {} : { "data-tone": "bad" }, text)];
+    const pressing = health === "needs_consent" ? { class: "urgent" } : {};
     return make(
       "li", {},
       make("p", {}, make("strong", {}, names[provider]), make("small", {}, email), ...state),
       make(
         "div", { class: "row" },
-        form(`/accounts/connect/${provider}`, "Reconnect", { expect: id }, { "data-key": `reconnect-${id}`, "aria-label": `Reconnect ${which}` }),
+        form(`/accounts/connect/${provider}`, "Reconnect", { expect: id }, { ...pressing, "data-key": `reconnect-${id}`, "aria-label": `Reconnect ${which}` }),
         form(`/accounts/${id}/unlink`, "Disconnect", {}, { "data-key": `disconnect-${id}`, "aria-label": `Disconnect ${which}` }),
       ),
     );
@@ -57,10 +63,18 @@ function drawShares({ given, waiting, received, called }) {
   ];
 }
 
-/** Say of a link whether the application can use it. */
-function usable({ read, refused }) {
-  if (read) return READY;
+/** Say of a link whether the application can read its tokens. */
+function readableOf({ read, refused }) {
+  if (read) return WORKS;
   return refused ? "Its tokens cannot be read. Reconnect it." : "It has no tokens. Reconnect it.";
+}
+
+/** Say of a link whether the application can use it: whether it reads the tokens, and whether they can be renewed. */
+function healthOf({ health, readable, moment, name }) {
+  if (readable !== WORKS) return readable;
+  if (health === "needs_consent") return `Needs reconnect${since(moment)}: ${name} has ended the access.`;
+  if (health === "failing") return `Its tokens could not be renewed${since(moment)}. The next attempt may work.`;
+  return WORKS;
 }
 
 function drawEnvelope(envelope) {
@@ -127,7 +141,7 @@ function drawEvents(events) {
   return events.map((event) => {
     const about = event.link_id === null ? "" : `, row ${event.link_id}`;
     const other = event.other_user === null ? "" : ` (the other user: ${event.other_user})`;
-    return make("li", { value: event.id }, make("strong", {}, event.type), ` by ${event.user}${other}${about} `, make("small", {}, when(event.occurred_at)));
+    return make("li", { value: event.id }, make("strong", {}, event.type), ` ${event.type === "consent_needed" ? "of" : "by"} ${event.user}${other}${about} `, make("small", {}, when(event.occurred_at)));
   });
 }
 
@@ -194,8 +208,11 @@ async function look() {
   drawWho(state);
   show("people", state.people, (people) => people.map(({ id, name }) => form(`/sign-in/${id}`, `Be ${name}`)));
   show("connect", state.providers, (all) => all.map(({ slug, name }) => form(`/accounts/connect/${slug}`, name, {}, { "aria-label": `Connect ${name}` })));
-  const tokens = Object.fromEntries(state.vault.links.map((link) => [link.id, usable(link)]));
-  show("accounts", { accounts, names, rows: own.map(({ id, email }) => ({ id, email })), tokens: Object.fromEntries(own.map(({ id }) => [id, tokens[id]])) }, drawAccounts);
+  const tokens = Object.fromEntries(state.vault.links.map((link) => [link.id, readableOf(link)]));
+  const readable = Object.fromEntries(own.map(({ id }) => [id, tokens[id]]));
+  const moments = Object.fromEntries(state.tokens.map((each) => [each.id, each.since]));
+  show("accounts", { accounts, names, rows: own.map(({ id, email }) => ({ id, email })), readable, moments }, drawAccounts);
+  show("grants", { grants: state.tokens, called, names }, (data) => drawGrants(data, refresh));
   show("share-account", accounts.map(({ id }) => [id, label(id)]), (all) => all.map(([id, text]) => make("option", { value: id }, text)));
   find("share").hidden = !accounts.length;
   show("notices", state.notices.map((notice) => ({ ...notice, names })), drawNotices);
