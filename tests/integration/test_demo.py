@@ -61,26 +61,29 @@ STORY = r"""
    the browser is sent to https://app\.example/settings/accounts\?connection=success
    the same row holds the new tokens
 
-3\. Bob signs in and connects the same provider account
+3\. The access token is over, and two workers ask for it at once
+   both get the same new token, and the provider was asked once
+
+4\. Bob signs in and connects the same provider account
    ownership conflict: https://app\.example/settings/accounts\?error=ownership_conflict#transfer_token=.{8}\.\.\.
    Alice's row is untouched: every column is as it was
    Bob's own tokens are kept for the transfer, sealed
 
-4\. Bob takes it over, after proving control of it
+5\. Bob takes it over, after proving control of it
    with the same token Alice gets nowhere: https://app\.example/settings/accounts\?error=token_for_another_user
    transferred: link \d+ is Bob's, under its id
    it has the tokens that Bob brought, and nothing is left of Alice's
    a second click: it is Bob's already, and nothing is written
    the outbox tells a worker, who writes to Alice that it is gone
 
-5\. Bob connects the same account again
+6\. Bob connects the same account again
    updated: link \d+, the same id as before
    the browser is sent to https://app\.example/settings/accounts\?connection=success
 
-6\. Bob disconnects
+7\. Bob disconnects
    unlinked: link \d+ is kept, marked as disconnected, and its tokens are wiped
 
-7\. Bob reconnects
+8\. Bob reconnects
    restored: link \d+, the same id as before
    the browser is sent to https://app\.example/settings/accounts\?connection=success
 
@@ -224,9 +227,32 @@ class TestChecksWhatItSays:
 
         monkeypatch.setattr(story, "set_stage", sabotaged)
 
+    @staticmethod
+    def _token_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+        async def stays(*_: Any, **__: Any) -> None: ...
+
+        monkeypatch.setattr(story, "let_expire", stays)
+
+    @staticmethod
+    def _workers_ask_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+        @asynccontextmanager
+        async def sabotaged(**arguments: Any) -> AsyncIterator[Stage]:
+            async with set_stage(**arguments) as stage:
+
+                async def once_more() -> None:
+                    stage.provider.calls["/token"] += 1
+
+                stage.provider.hold_next("configuration", until=once_more)  # the flow's
+                stage.provider.hold_next("configuration", until=once_more)  # the workers'
+                yield stage
+
+        monkeypatch.setattr(story, "set_stage", sabotaged)
+
     @pytest.mark.parametrize(
         ("outcome", "problem"),
         [
+            (_token_is_valid, "the token was not renewed"),
+            (_workers_ask_twice, "the provider was not asked once"),
             (_provider_is_down, "error=provider_error instead of"),
             (_table_is_gone, "error=configuration_error instead of"),
             (_rows_cannot_be_read, "the demo broke off: OperationalError"),

@@ -2,9 +2,10 @@
 
 import secrets
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,9 +15,9 @@ from sqlalchemy import URL, Select, insert, make_url, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from accountlink import AccountLinker, CredentialVault, LinkEvent, tune_sqlite
+from accountlink import AccountLinker, CredentialVault, LinkEvent, OAuthRefresher, tune_sqlite
 from accountlink.cli.demo.backend import CALLBACK, create_app
-from accountlink.cli.demo.models import Base, Connection, User, outbox, pending
+from accountlink.cli.demo.models import Base, Connection, User, outbox, pending, refreshes
 from accountlink.cli.demo.providers import registered_at
 from accountlink.extras import how_to_install
 from accountlink.testing.fake_provider import FakeProvider
@@ -36,8 +37,13 @@ class Stage:
 
     engine: AsyncEngine
     linker: AccountLinker[int, int]
+    new_linker: Callable[[], AccountLinker[int, int]]
     provider: FakeProvider
     app: httpx2.AsyncBaseTransport
+
+    def new_engine(self) -> AsyncEngine:
+        """Return one more engine on the database, as each process of an application has one."""
+        return open_engine(self.engine.url)
 
     @asynccontextmanager
     async def browser(self) -> AsyncIterator[httpx2.AsyncClient]:
@@ -102,23 +108,30 @@ async def set_stage(*, people: dict[int, str], database_url: str | None) -> Asyn
         engine = open_engine(url)
         cleanup.push_async_callback(engine.dispose)
         await prepare_tables(engine, people, fresh=True)
-        linker = AccountLinker(
+        provider = FakeProvider(issuer=ISSUER, redirect_uris=[f"{ORIGIN}{CALLBACK}/{PROVIDER}"])
+        registered, transport = [registered_at(provider, slug=PROVIDER)], httpx2.ASGITransport(app=provider)
+        new_linker = partial(
+            AccountLinker,
             Connection,
             secrets=[secrets.token_urlsafe(32)],
             outbox=outbox,
             vault=CredentialVault(keys=[secrets.token_bytes(32)]),
             pending=pending,
+            refresher=OAuthRefresher.of(registered, transport=transport),
+            refreshes=refreshes,
         )
-        provider = FakeProvider(issuer=ISSUER, redirect_uris=[f"{ORIGIN}{CALLBACK}/{PROVIDER}"])
+        linker = new_linker()
         app = create_app(
             engine=engine,
             linker=linker,
-            providers=[registered_at(provider, slug=PROVIDER)],
+            providers=registered,
             origin=ORIGIN,
             secret=secrets.token_urlsafe(32),
-            transport=httpx2.ASGITransport(app=provider),
+            transport=transport,
         )
-        yield Stage(engine=engine, linker=linker, provider=provider, app=httpx2.ASGITransport(app=app))
+        yield Stage(
+            engine=engine, linker=linker, new_linker=new_linker, provider=provider, app=httpx2.ASGITransport(app=app)
+        )
 
 
 def file_url(folder: Path) -> URL:

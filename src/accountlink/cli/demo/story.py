@@ -10,6 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from accountlink import AccountLinkError, Change, EventType
 from accountlink.cli.demo.backend import ACCOUNTS, SETTINGS
 from accountlink.cli.demo.stage import ORIGIN, PROVIDER, Stage, set_stage
+from accountlink.cli.demo.tokens import WORKERS, ask_at_once, let_expire
 from accountlink.cli.output import Output
 
 PAGE = f"{ORIGIN}{SETTINGS}"
@@ -95,19 +96,22 @@ async def _tell(output: Output, stage: Stage, alice: Person, bob: Person) -> Non
     _expect(await stage.read(ALICE) != before, "the new token was not stored")
     output.line("the same row holds the new tokens")
 
-    output.heading("3. Bob signs in and connects the same provider account")
+    output.heading("3. The access token is over, and two workers ask for it at once")
+    await _renew(output, stage, alice, link_id)
+
+    output.heading("4. Bob signs in and connects the same provider account")
     token = await _conflict(output, stage, owner=alice, claimant=bob)
 
-    output.heading("4. Bob takes it over, after proving control of it")
+    output.heading("5. Bob takes it over, after proving control of it")
     await _take_over(output, stage, former=alice, claimant=bob, token=token)
 
-    output.heading("5. Bob connects the same account again")
+    output.heading("6. Bob connects the same account again")
     await _link(output, stage, bob, expected=Change.UPDATED, link_id=link_id)
 
-    output.heading("6. Bob disconnects")
+    output.heading("7. Bob disconnects")
     await _unlink(output, stage, bob, link_id)
 
-    output.heading("7. Bob reconnects")
+    output.heading("8. Bob reconnects")
     await _link(output, stage, bob, expected=Change.RESTORED, link_id=link_id)
 
     output.heading("In the end, without the tokens")
@@ -129,6 +133,18 @@ async def _link(output: Output, stage: Stage, person: Person, *, expected: Chang
     output.line(f"{expected.value}: link {row['id']}{same}")
     output.line(f"the browser is sent to {arrived.url}")
     return int(row["id"])
+
+
+async def _renew(output: Output, stage: Stage, person: Person, link_id: int) -> None:
+    """Let two workers ask for a token that is over: both get the one that came of one token call."""
+    before, calls = await stage.read(person.user_id), stage.provider.calls["/token"]
+    await let_expire(stage.engine, user_id=person.user_id, link_id=link_id)
+    asked = await ask_at_once(stage.new_engine, stage.new_linker, user_id=person.user_id, link_id=link_id)
+    stored = await stage.read(person.user_id)
+    _expect([stored] * WORKERS == [each.access_token for each in asked], "the workers did not get the stored token")
+    _expect(stored != before, "the token was not renewed")
+    _expect(stage.provider.calls["/token"] == calls + 1, "the provider was not asked once")
+    output.line("both get the same new token, and the provider was asked once")
 
 
 async def _conflict(output: Output, stage: Stage, *, owner: Person, claimant: Person) -> str:

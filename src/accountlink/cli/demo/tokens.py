@@ -50,6 +50,19 @@ class Asked:
         return None if self.tokens is None else self.tokens.access_token.reveal()
 
 
+async def let_expire(engine: AsyncEngine, *, user_id: int, link_id: int) -> None:
+    """Move the end of a link's access token into the past, in the table, instead of waiting for it.
+
+    Args:
+        engine: The application's engine.
+        user_id: The user.
+        link_id: Their link.
+    """
+    link = update(Connection).where(Connection.id == link_id, Connection.user_id == user_id)
+    async with engine.begin() as connection:
+        await connection.execute(link.values(expires_at=datetime.now(UTC) - _AGO))
+
+
 async def ask_at_once(
     new_engine: Callable[[], AsyncEngine],
     new_linker: Callable[[], AccountLinker[int, int]],
@@ -165,11 +178,9 @@ class Tokens:
         ]
 
     async def expire(self, request: Request) -> Response:
-        """Move the end of a token into the past, in the table, instead of waiting for it."""
+        """Let a link's token be over now."""
         link = await self._own(request)
-        over = update(Connection).where(Connection.id == link.id, Connection.user_id == link.user_id)
-        async with self._engine.begin() as connection:
-            await connection.execute(over.values(expires_at=datetime.now(UTC) - _AGO))
+        await let_expire(self._engine, user_id=link.user_id, link_id=link.id)
         return JSONResponse({}, headers=NO_STORE)
 
     async def ask(self, request: Request) -> Response:
