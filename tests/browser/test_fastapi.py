@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl
 import httpx2
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, BrowserContext, Page, expect
+from playwright.async_api import Browser, BrowserContext, Page, Route, expect
 from starlette.responses import HTMLResponse
 from starlette.types import Receive, Scope, Send
 
@@ -293,6 +293,41 @@ async def test_two_tabs(world: World, chromium: Browser) -> None:
     for tab in (user.tab, second):
         await user.press("Continue", tab)
         await user.sees("Connected.", accounts=["google"], tab=tab)
+
+
+async def test_an_account_that_needs_reconnect(world: World, chromium: Browser) -> None:
+    """The page says so, and its button repairs this very link: another account of the provider is refused.
+
+    The application's linker does not renew tokens, so the test puts the health into the answer of its route.
+    """
+    world.account("needs-reconnect")
+    user = await arrives(world, chromium, 16)
+    await user.connect()
+    await user.sees("Connected.", accounts=["google"])
+    health, posted = "needs_consent", []
+
+    async def with_health(route: Route) -> None:
+        answer = await route.fetch()
+        await route.fulfill(response=answer, json=[each | {"health": health} for each in await answer.json()])
+
+    await user.tab.route(f"{world.url}/accounts", with_health)
+    user.tab.on("request", lambda request: posted.append(request.post_data) if "/connect/" in request.url else None)
+    await user.tab.reload()
+    await user.sees("", accounts=["google needs reconnect"])
+    world.account("another-one")
+    await user.press("Reconnect google")
+    await user.press("Continue")
+    await user.sees(
+        "You signed in with another account than the one to reconnect.", accounts=["google needs reconnect"]
+    )
+
+    world.providers["google"].sign_in_as("needs-reconnect")
+    await user.press("Reconnect google")
+    health = "ok"
+    await user.press("Continue")
+    await user.sees("Connected.", accounts=["google(?! needs)"])
+    assert [True, True] == [re.fullmatch(r"expect=\d+", each or "") is not None for each in posted]
+    await expect(user.tab.get_by_role("button", name="Reconnect google")).to_have_count(0)
 
 
 async def test_three_providers_in_flight(world: World, chromium: Browser) -> None:
