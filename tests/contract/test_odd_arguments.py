@@ -27,10 +27,13 @@ from accountlink import (
     TokenSet,
     grants_table,
     link_outbox,
+    pending_credentials,
     pooler_options,
+    refresh_states,
     transfer_ledger,
     tune_sqlite,
 )
+from accountlink.web import flow_states
 from tests.support.databases import create, rows
 from tests.support.models import EXCLUSIVE_SOFT, SECRETS, identity, make_tables, tokens
 from tests.support.odd import CANARY, Ambiguous, Index, shown
@@ -258,6 +261,34 @@ async def test_the_librarys_tables_take_long_names(engine: AsyncEngine) -> None:
         assert "granted" == (await shares.redeem(engine, issued.token, grantee_id=2)).code
         async with engine.begin() as connection:
             await connection.run_sync(metadata.drop_all)
+
+
+@ON_TWO
+@pytest.mark.parametrize(
+    ("convention", "named"),
+    [({"pk": "pk_%(table_name)s"}, "ix_{0}_{1}"), ({"ix": "%(column_0_name)s_of_%(table_name)s"}, "{1}_of_{0}")],
+    ids=["without indexes", "with indexes"],
+)
+async def test_the_librarys_tables_on_a_naming_convention(
+    engine: AsyncEngine, convention: dict[str, str], named: str
+) -> None:
+    """Each index has a name, also where a convention says nothing of indexes: else its table could not be made."""
+    metadata = sa.MetaData(naming_convention=convention)
+    grants_table(metadata, link_id=sa.BigInteger)
+    for make in (transfer_ledger, link_outbox, pending_credentials, refresh_states, flow_states):
+        make(metadata)
+    await create(engine, metadata)
+    first_columns = {
+        "accountlink_transfer_ledger": [],
+        "accountlink_events": ["table_name"],
+        "accountlink_pending_credentials": ["kept_until"],
+        "accountlink_refresh_states": ["table_name"],
+        "accountlink_flow_states": ["expires_at", "user_id"],
+        "accountlink_grants": ["grantee_id", "issued_id", "link_id"],
+    }
+    expected = {name: {named.format(name, column) for column in first} for name, first in first_columns.items()}
+    expected["accountlink_grants"].add("ix_accountlink_grants_pair")  # a name of its own
+    assert expected == {name: {index.name for index in table.indexes} for name, table in metadata.tables.items()}
 
 
 @pytest.mark.parametrize("name", ["x" * 64, "é" * 32, "", "a\0", "\ud800", None, 7], ids=ascii)

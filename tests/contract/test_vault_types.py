@@ -21,10 +21,8 @@ from accountlink import (
     OwnershipConflict,
     Plaintext,
     TokenSet,
-    link_outbox,
     pending_credentials,
 )
-from accountlink.web import flow_states
 from tests.support.databases import create
 from tests.support.models import EXCLUSIVE_SOFT, SECRETS, identity, tokens
 from tests.support.vaulted import KEY
@@ -180,14 +178,6 @@ async def test_a_refused_token_is_not_called_expired(engine: AsyncEngine) -> Non
         await connection.execute(sa.update(table).values(refresh_token="refresh-1"))
     with pytest.raises(ConfigurationError, match="was refused"):
         await linker.credentials(engine, user_id=1, provider="acme", rejected="access-1")
-
-
-async def test_a_naming_convention_without_indexes(engine: AsyncEngine) -> None:
-    """A convention of an application's own replaces SQLAlchemy's, and an index without a name cannot be made."""
-    metadata = sa.MetaData(naming_convention={"pk": "pk_%(table_name)s"})
-    made = [make(metadata) for make in (pending_credentials, link_outbox, flow_states)]
-    await create(engine, metadata)
-    assert "ix_accountlink_pending_credentials_kept_until" in {index.name for index in made[0].indexes}
 
 
 async def test_a_refresh_token_that_stays_has_the_client_that_used_it(engine: AsyncEngine) -> None:

@@ -15,7 +15,7 @@ from accountlink.errors import ConfigurationError
 from accountlink.tables.fragments import select, word
 from accountlink.tables.id_text import id_text
 from accountlink.tables.naming import Names
-from accountlink.tables.own_names import check_own_name, checked_names, index_name
+from accountlink.tables.own_names import check_own_name, checked_names
 from accountlink.tables.targets import known_table
 from accountlink.values.events import EventType
 
@@ -66,7 +66,7 @@ def link_outbox(metadata: sa.MetaData, *, name: str = OUTBOX_NAME, schema: str |
         sa.Column("claimed_by", sa.Uuid),
         sa.Column("claimed_until", sa.DateTime(timezone=True)),
         sa.Column("set_aside", sa.Boolean, server_default=sa.false(), nullable=False),
-        sa.Index(index_name(metadata, name, "table_name"), "table_name", "set_aside", "id"),
+        sa.Index(None, "table_name", "set_aside", "id"),
         schema=schema,
         sqlite_autoincrement=True,  # or SQLite would give an event the id of one that was acknowledged
     )

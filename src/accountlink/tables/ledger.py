@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from accountlink.errors import ConfigurationError
 from accountlink.tables.id_text import id_text
 from accountlink.tables.naming import Names
-from accountlink.tables.own_names import check_own_name
+from accountlink.tables.own_names import check_own_name, checked_names
 from accountlink.tables.targets import known_table
 from accountlink.tables.upserts import insert_or_update
 
@@ -44,7 +44,7 @@ def transfer_ledger(metadata: sa.MetaData, *, name: str = LEDGER_NAME, schema: s
     check_own_name("transfer_ledger", metadata, name, schema)
     if (known := known_table(metadata, name, schema)) is not None:
         return checked_ledger(known)
-    return sa.Table(
+    table = sa.Table(
         name,
         metadata,
         sa.Column("table_name", sa.Text, primary_key=True),
@@ -53,6 +53,7 @@ def transfer_ledger(metadata: sa.MetaData, *, name: str = LEDGER_NAME, schema: s
         sa.Column("changed_at", sa.DateTime(timezone=True), server_default=sa.func.now(), nullable=False),
         schema=schema,
     )
+    return checked_names("transfer_ledger", table)
 
 
 def checked_ledger(table: object) -> sa.Table:

@@ -43,11 +43,17 @@ def check_own_name(function: str, metadata: object, name: object, schema: object
 
 
 def checked_names(function: str, table: sa.Table) -> sa.Table:
-    """Return a table whose index names fit PostgreSQL's limit in bytes, where SQLAlchemy counts characters.
+    """Return a table whose indexes all have names that fit PostgreSQL's limit in bytes.
+
+    A naming convention of the application's own replaces SQLAlchemy's, and may say nothing about indexes. An index that
+    comes out nameless, which no database makes, gets the name that SQLAlchemy would have given it.
 
     Raises:
-        ConfigurationError: An index would lose a part of its name.
+        ConfigurationError: An index would lose a part of its name: SQLAlchemy counts characters, PostgreSQL bytes.
     """
+    for index in table.indexes:
+        if index.name is None:
+            index.name = shortened(f"ix_{table.name}_{index.columns[0].name}")
     names = [str(index.name) for index in table.indexes]
     if any(len(name.encode()) > LONGEST and not name.isascii() for name in names):
         table.metadata.remove(table)
@@ -55,19 +61,6 @@ def checked_names(function: str, table: sa.Table) -> sa.Table:
             f"{function}(name=...) makes names of indexes that are longer than {LONGEST} bytes. Give a shorter name."
         )
     return table
-
-
-def index_name(metadata: sa.MetaData, table: str, column: str) -> str | None:
-    """Return the name of an index, or ``None`` where the naming convention of the metadata gives it one.
-
-    A convention that an application gives replaces SQLAlchemy's own, and may say nothing about indexes.
-
-    Args:
-        metadata: Where the table is to be made.
-        table: The table's name.
-        column: The first column of the index.
-    """
-    return None if "ix" in metadata.naming_convention else shortened(f"ix_{table}_{column}")
 
 
 def shortened(name: str) -> conv:

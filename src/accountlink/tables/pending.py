@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from accountlink.errors import ConfigurationError
 from accountlink.tables.fragments import ONE, ZERO, select
 from accountlink.tables.naming import Names
-from accountlink.tables.own_names import check_own_name, checked_names, index_name
+from accountlink.tables.own_names import check_own_name, checked_names
 from accountlink.tables.rows import read_moment
 from accountlink.tables.slugs import slug_in
 from accountlink.tables.targets import known_table
@@ -66,7 +66,7 @@ def pending_credentials(metadata: sa.MetaData, *, name: str = PENDING_NAME, sche
         sa.Column("expires_at", moment),
         sa.Column("scopes", sa.Text),
         sa.Column("kept_until", moment, nullable=False),
-        sa.Index(index_name(metadata, name, "kept_until"), "kept_until"),
+        sa.Index(None, "kept_until"),
         schema=schema,
     )
     return checked_names("pending_credentials", table)

@@ -56,7 +56,7 @@ def refresh_states(metadata: sa.MetaData, *, name: str = REFRESHES_NAME, schema:
         sa.Column("since", moment),
         sa.Column("refused", sa.Text),
         sa.Column("refreshed_at", moment),
-        sa.Index(None, "table_name", "state"),  # by the naming convention of the metadata
+        sa.Index(None, "table_name", "state"),
         schema=schema,
     )
     return checked_names("refresh_states", table)

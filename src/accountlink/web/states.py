@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from accountlink.database.patience import Patience
 from accountlink.database.transactions import place_on, read, run
 from accountlink.errors import ConfigurationError, OutcomeUnknown
-from accountlink.tables.own_names import check_own_name, checked_names, index_name
+from accountlink.tables.own_names import check_own_name, checked_names
 from accountlink.tables.targets import known_table
 from accountlink.values.secrecy import Parameters
 
@@ -132,8 +132,8 @@ def flow_states(metadata: sa.MetaData, *, name: str = FLOW_STATES_NAME, schema: 
         sa.Column("scopes", sa.Text, nullable=False),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("used_at", sa.DateTime(timezone=True)),
-        sa.Index(index_name(metadata, name, "user_id"), "user_id", "expires_at"),
-        sa.Index(index_name(metadata, name, "expires_at"), "expires_at"),
+        sa.Index(None, "user_id", "expires_at"),
+        sa.Index(None, "expires_at"),
         schema=schema,
     )
     return checked_names("flow_states", table)
