@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import QueryableAttribute
 
 from accountlink.errors import ConfigurationError
-from accountlink.tables.own_names import check_own_name, checked_names, shortened
+from accountlink.tables.own_tables import check_own_name, checked_names, shortened
 from accountlink.tables.targets import known_table, mapper_of
 
 GRANTS_NAME: Final = "accountlink_grants"

@@ -11,12 +11,10 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from accountlink.errors import ConfigurationError
 from accountlink.tables.fragments import select, word
 from accountlink.tables.id_text import id_text
 from accountlink.tables.naming import Names
-from accountlink.tables.own_names import check_own_name, checked_names
-from accountlink.tables.targets import known_table
+from accountlink.tables.own_tables import own_table, with_columns
 from accountlink.values.events import EventType
 
 OUTBOX_NAME: Final = "accountlink_events"
@@ -47,11 +45,8 @@ def link_outbox(metadata: sa.MetaData, *, name: str = OUTBOX_NAME, schema: str |
         ConfigurationError: The metadata has another table of that name, or the name is longer than the 63 bytes that
             PostgreSQL keeps.
     """
-    check_own_name("link_outbox", metadata, name, schema)
-    if (known := known_table(metadata, name, schema)) is not None:
-        return checked_outbox(known)
-    table = sa.Table(
-        name,
+    return own_table(
+        "link_outbox",
         metadata,
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), sa.Identity(), primary_key=True),
         sa.Column("occurred_at", sa.DateTime(timezone=True), nullable=False),
@@ -67,10 +62,11 @@ def link_outbox(metadata: sa.MetaData, *, name: str = OUTBOX_NAME, schema: str |
         sa.Column("claimed_until", sa.DateTime(timezone=True)),
         sa.Column("set_aside", sa.Boolean, server_default=sa.false(), nullable=False),
         sa.Index(None, "table_name", "set_aside", "id"),
+        name=name,
         schema=schema,
+        check=checked_outbox,
         sqlite_autoincrement=True,  # or SQLite would give an event the id of one that was acknowledged
     )
-    return checked_names("link_outbox", table)
 
 
 def checked_outbox(table: object) -> sa.Table:
@@ -79,12 +75,7 @@ def checked_outbox(table: object) -> sa.Table:
     Raises:
         ConfigurationError: The table is not an outbox.
     """
-    if not isinstance(table, sa.Table) or any(name not in table.columns for name in _COLUMNS):
-        raise ConfigurationError(
-            "An outbox is the table that link_outbox(Base.metadata) makes. Pass that as outbox=..., and give it a name "
-            "that no other table has."
-        )
-    return table
+    return with_columns(table, _COLUMNS, "outbox=... takes the table that link_outbox(Base.metadata) makes")
 
 
 class Outbox:

@@ -10,11 +10,9 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from accountlink.errors import ConfigurationError
 from accountlink.tables.id_text import id_text
 from accountlink.tables.naming import Names
-from accountlink.tables.own_names import check_own_name, checked_names
-from accountlink.tables.targets import known_table
+from accountlink.tables.own_tables import own_table, with_columns
 from accountlink.tables.upserts import insert_or_update
 
 LEDGER_NAME: Final = "accountlink_transfer_ledger"
@@ -41,19 +39,17 @@ def transfer_ledger(metadata: sa.MetaData, *, name: str = LEDGER_NAME, schema: s
         ConfigurationError: The metadata has another table of that name, or the name is longer than the 63 bytes that
             PostgreSQL keeps.
     """
-    check_own_name("transfer_ledger", metadata, name, schema)
-    if (known := known_table(metadata, name, schema)) is not None:
-        return checked_ledger(known)
-    table = sa.Table(
-        name,
+    return own_table(
+        "transfer_ledger",
         metadata,
         sa.Column("table_name", sa.Text, primary_key=True),
         sa.Column("link_id", sa.Text, primary_key=True),
         sa.Column("epoch", sa.BigInteger, nullable=False),
         sa.Column("changed_at", sa.DateTime(timezone=True), server_default=sa.func.now(), nullable=False),
+        name=name,
         schema=schema,
+        check=checked_ledger,
     )
-    return checked_names("transfer_ledger", table)
 
 
 def checked_ledger(table: object) -> sa.Table:
@@ -62,12 +58,7 @@ def checked_ledger(table: object) -> sa.Table:
     Raises:
         ConfigurationError: The table is not a ledger.
     """
-    if not isinstance(table, sa.Table) or any(name not in table.columns for name in _COLUMNS):
-        raise ConfigurationError(
-            "A ledger is the table that transfer_ledger(Base.metadata) makes. Pass that to AccountLinker(ledger=...), "
-            "and give it a name that no other table has."
-        )
-    return table
+    return with_columns(table, _COLUMNS, "ledger=... takes the table that transfer_ledger(Base.metadata) makes")
 
 
 class Ledger:

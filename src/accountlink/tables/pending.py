@@ -12,13 +12,11 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from accountlink.errors import ConfigurationError
 from accountlink.tables.fragments import ONE, ZERO, select
 from accountlink.tables.naming import Names
-from accountlink.tables.own_names import check_own_name, checked_names
+from accountlink.tables.own_tables import own_table, with_columns
 from accountlink.tables.rows import read_moment
 from accountlink.tables.slugs import slug_in
-from accountlink.tables.targets import known_table
 from accountlink.tables.upserts import insert_or_update
 from accountlink.values.credentials import TokenSet, join_scopes, split_scopes
 from accountlink.values.secrecy import ConcealedText
@@ -53,12 +51,9 @@ def pending_credentials(metadata: sa.MetaData, *, name: str = PENDING_NAME, sche
         ConfigurationError: The metadata has another table of that name, or the name is longer than the 63 bytes that
             PostgreSQL keeps.
     """
-    check_own_name("pending_credentials", metadata, name, schema)
-    if (known := known_table(metadata, name, schema)) is not None:
-        return checked_pending(known)
     moment = sa.DateTime(timezone=True)
-    table = sa.Table(
-        name,
+    return own_table(
+        "pending_credentials",
         metadata,
         *(sa.Column(key, sa.Text, primary_key=True) for key in PENDING_KEY),
         sa.Column("access_token", sa.Text, nullable=False),
@@ -67,9 +62,10 @@ def pending_credentials(metadata: sa.MetaData, *, name: str = PENDING_NAME, sche
         sa.Column("scopes", sa.Text),
         sa.Column("kept_until", moment, nullable=False),
         sa.Index(None, "kept_until"),
+        name=name,
         schema=schema,
+        check=checked_pending,
     )
-    return checked_names("pending_credentials", table)
 
 
 def checked_pending(table: object) -> sa.Table:
@@ -78,12 +74,9 @@ def checked_pending(table: object) -> sa.Table:
     Raises:
         ConfigurationError: It is another table.
     """
-    if not isinstance(table, sa.Table) or any(name not in table.columns for name in (*PENDING_KEY, *_VALUES)):
-        raise ConfigurationError(
-            "pending=... takes the table that pending_credentials(Base.metadata) makes. Give it a name that no other "
-            "table has."
-        )
-    return table
+    return with_columns(
+        table, (*PENDING_KEY, *_VALUES), "pending=... takes the table that pending_credentials(Base.metadata) makes"
+    )
 
 
 class Pending:

@@ -6,9 +6,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from accountlink.errors import ConfigurationError
-from accountlink.tables.own_names import check_own_name, checked_names
-from accountlink.tables.targets import known_table
+from accountlink.tables.own_tables import own_table, with_columns
 
 REFRESHES_NAME: Final = "accountlink_refresh_states"
 STATE_KEY: Final = ("table_name", "link_id")
@@ -36,12 +34,9 @@ def refresh_states(metadata: sa.MetaData, *, name: str = REFRESHES_NAME, schema:
         ConfigurationError: The metadata has another table of that name, or the name is longer than the 63 bytes that
             PostgreSQL keeps.
     """
-    check_own_name("refresh_states", metadata, name, schema)
-    if (known := known_table(metadata, name, schema)) is not None:
-        return checked_refreshes(known)
     moment = sa.DateTime(timezone=True)
-    table = sa.Table(
-        name,
+    return own_table(
+        "refresh_states",
         metadata,
         *(sa.Column(key, sa.Text, primary_key=True) for key in STATE_KEY),
         sa.Column("grant_id", sa.Text, nullable=False),
@@ -57,9 +52,10 @@ def refresh_states(metadata: sa.MetaData, *, name: str = REFRESHES_NAME, schema:
         sa.Column("refused", sa.Text),
         sa.Column("refreshed_at", moment),
         sa.Index(None, "table_name", "state"),
+        name=name,
         schema=schema,
+        check=checked_refreshes,
     )
-    return checked_names("refresh_states", table)
 
 
 def checked_refreshes(table: object) -> sa.Table:
@@ -68,9 +64,4 @@ def checked_refreshes(table: object) -> sa.Table:
     Raises:
         ConfigurationError: It is another table.
     """
-    if not isinstance(table, sa.Table) or any(name not in table.columns for name in _COLUMNS):
-        raise ConfigurationError(
-            "refreshes=... takes the table that refresh_states(Base.metadata) makes. Give it a name that no other "
-            "table has."
-        )
-    return table
+    return with_columns(table, _COLUMNS, "refreshes=... takes the table that refresh_states(Base.metadata) makes")

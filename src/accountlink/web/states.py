@@ -12,9 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from accountlink.database.patience import Patience
 from accountlink.database.transactions import place_on, read, run
-from accountlink.errors import ConfigurationError, OutcomeUnknown
-from accountlink.tables.own_names import check_own_name, checked_names
-from accountlink.tables.targets import known_table
+from accountlink.errors import OutcomeUnknown
+from accountlink.tables.own_tables import own_table, with_columns
 from accountlink.values.secrecy import Parameters
 
 FLOW_STATES_NAME: Final = "accountlink_flow_states"
@@ -115,11 +114,8 @@ def flow_states(metadata: sa.MetaData, *, name: str = FLOW_STATES_NAME, schema: 
         ConfigurationError: The metadata has another table of that name, or the name is longer than the 63 bytes that
             PostgreSQL keeps.
     """
-    check_own_name("flow_states", metadata, name, schema)
-    if (known := known_table(metadata, name, schema)) is not None:
-        return checked_states(known)
-    table = sa.Table(
-        name,
+    return own_table(
+        "flow_states",
         metadata,
         sa.Column("digest", sa.Text, primary_key=True),
         sa.Column("kind", sa.Text, nullable=False),
@@ -134,9 +130,10 @@ def flow_states(metadata: sa.MetaData, *, name: str = FLOW_STATES_NAME, schema: 
         sa.Column("used_at", sa.DateTime(timezone=True)),
         sa.Index(None, "user_id", "expires_at"),
         sa.Index(None, "expires_at"),
+        name=name,
         schema=schema,
+        check=checked_states,
     )
-    return checked_names("flow_states", table)
 
 
 def checked_states(table: object) -> sa.Table:
@@ -145,12 +142,11 @@ def checked_states(table: object) -> sa.Table:
     Raises:
         ConfigurationError: The table is not one of flows.
     """
-    if not isinstance(table, sa.Table) or any(name not in table.columns for name in _COLUMNS):
-        raise ConfigurationError(
-            "States are kept in the table that flow_states(Base.metadata) makes, or in MemoryFlowStates() in tests. "
-            "Pass one of them as LinkFlow(states=...), and give the table a name that no other table has."
-        )
-    return table
+    return with_columns(
+        table,
+        _COLUMNS,
+        "states=... takes the table that flow_states(Base.metadata) makes, or MemoryFlowStates() in tests",
+    )
 
 
 class TableFlowStates:

@@ -1,17 +1,45 @@
-"""Check the names of the library's own tables, so that every database makes them under these names."""
+"""Make the library's own tables, and check their names, so that every database makes them under these names."""
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable, Iterable
+from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.schema import conv
+from sqlalchemy.schema import SchemaItem, conv
 
 from accountlink.errors import ConfigurationError
+from accountlink.tables.targets import known_table
 from accountlink.values.text import storable
 
 LONGEST: Final = 63
 """Bytes of a name in PostgreSQL, which cuts off the rest (NAMEDATALEN)."""
+
+
+def own_table(
+    function: str,
+    metadata: sa.MetaData,
+    *items: SchemaItem,
+    name: str,
+    schema: str | None,
+    check: Callable[[object], sa.Table],
+    **options: Any,
+) -> sa.Table:
+    """Make one of the library's own tables, or return the one that the metadata has by this name, if it passes a check.
+
+    The function is the public one that makes the table; the items are columns and indexes.
+    """
+    check_own_name(function, metadata, name, schema)
+    if (known := known_table(metadata, name, schema)) is not None:
+        return check(known)
+    return checked_names(function, sa.Table(name, metadata, *items, schema=schema, **options))
+
+
+def with_columns(table: object, names: Iterable[str], refusal: str) -> sa.Table:
+    """Return a table that has all columns of these names, or refuse it by a sentence that says what to pass."""
+    if not isinstance(table, sa.Table) or any(name not in table.columns for name in names):
+        raise ConfigurationError(f"{refusal}. Give it a name that no other table has.")
+    return table
 
 
 def check_own_name(function: str, metadata: object, name: object, schema: object) -> None:
