@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections.abc import Iterator
@@ -23,7 +24,8 @@ from accountlink import (
     TokenSet,
     pending_credentials,
 )
-from tests.support.databases import create
+from accountlink.vault.rotation import backfill
+from tests.support.databases import Database, create
 from tests.support.models import EXCLUSIVE_SOFT, SECRETS, identity, tokens
 from tests.support.vaulted import KEY
 
@@ -101,6 +103,24 @@ async def test_a_type_that_writes_one_text_in_two_ways(engine: AsyncEngine, scra
             engine, user_id=2, provider="acme", tokens=tokens("access-2", "refresh-2"), presented="refresh-1"
         )
     assert tokens("access-2", "refresh-2") == await linker.stored_credentials(engine, user_id=2, provider="acme")
+
+
+async def test_a_backfill_shows_no_token_of_a_type_of_its_own(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A28: SQLAlchemy's echo of rows has what the column's type makes of it, which may be plain text."""
+    caplog.set_level(logging.DEBUG)
+    engine = database.engine(echo="debug")
+    table, linker = links(access_token=Scrambled(), refresh_token=None)
+    await create(engine, table.metadata)
+    row = {"user_id": 1, "provider": "acme", "account_id": "sub-1", "access_token": "access-1", "version": 1}
+    async with engine.begin() as connection:
+        await connection.execute(sa.insert(table).values(**row))
+    caplog.clear()
+    steps = [progress async for progress in backfill(engine, linker)]
+    assert 1 == steps[-1].sealed
+    assert "access_token" in caplog.text
+    assert "access-1" not in caplog.text
 
 
 @pytest.fixture(params=["America/New_York", "Asia/Tokyo"])

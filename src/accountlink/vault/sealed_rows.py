@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from accountlink.tables.concealing import concealed
 from accountlink.tables.exact import exactly
 from accountlink.tables.fitting import limit_of
 from accountlink.tables.fragments import ONE, select
@@ -38,17 +39,6 @@ class SealedRow:
     key: Key
     bound_to: BoundTo | None
     texts: Mapping[str, str | None] = field(repr=False)
-
-
-class _Concealing(sa.types.TypeDecorator[str]):
-    """Read a text so that a log of results shows it masked: it may be a token in plain text."""
-
-    impl = sa.Text
-    cache_ok = True
-
-    def process_result_value(self, value: str | None, dialect: sa.Dialect) -> str | None:
-        """Return the text, masked."""
-        return None if value is None else ConcealedText(value)
 
 
 class SealedRows:
@@ -95,7 +85,7 @@ class SealedRows:
     # -- statements ---------------------------------------------------------------------------------------------------
 
     def _rows(self) -> sa.Select[Any]:
-        texts = [_concealed(column) for column in self._sealed.values()]
+        texts = [concealed(column) for column in self._sealed.values()]
         return select(*self._key, *self._bound, *texts).where(self._due, *self._conditions).order_by(*self._key)
 
     def _ordered(self, columns: Sequence[Any], values: Sequence[Any]) -> tuple[Any, Any]:
@@ -253,10 +243,6 @@ def rows_of_pending(
             c.kept_until >= sa.bindparam("al_now", type_=c.kept_until.type),
         ],
     )
-
-
-def _concealed(column: sa.Column[Any]) -> sa.ColumnElement[Any]:
-    return column if works_on_values(column.type) else sa.type_coerce(column, _Concealing())
 
 
 def _is_due(column: sa.Column[Any], begins: Begins) -> sa.ColumnElement[bool]:
