@@ -12,6 +12,7 @@ from accountlink.linker import AccountLinker
 from accountlink.values.credentials import TokenSet
 from accountlink.values.identity import ProviderIdentity
 from accountlink.values.outcomes import Linked, LinkId, UserId
+from accountlink.values.secrecy import revealed
 from accountlink.vault.refresher import GrantEnded, RenewalFailed
 
 
@@ -53,7 +54,7 @@ class FakeRefresher:
             RenewalFailed: As planned.
             GrantEnded: The refresh token was used before.
         """
-        presented = "" if tokens.refresh_token is None else tokens.refresh_token.reveal()
+        presented = revealed(tokens.refresh_token) or ""
         is_spent = presented in self.presented
         self.presented.append(presented)
         if self._failures:

@@ -48,6 +48,11 @@ class Secret:
         raise TypeError("a secret cannot be pickled: store it with link(..., credentials=...) and read it from there")
 
 
+def revealed(secret: Secret | None) -> str | None:
+    """Return the text of a secret, or ``None`` if there is none."""
+    return None if secret is None else secret.reveal()
+
+
 class SecretMembers(Mapping[str, Secret]):
     """Hold secrets by name. The names show, and no secret does: not in a copy, a pickle or an encoder either."""
 

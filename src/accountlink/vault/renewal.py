@@ -55,6 +55,14 @@ class GrantState:
     refused: str | None = None
     refreshed_at: datetime | None = None
 
+    def is_leased(self, now: datetime) -> bool:
+        """Say whether somebody has the lease.
+
+        Args:
+            now: The database's present moment.
+        """
+        return self.leased_until is not None and self.leased_until > now
+
     def obstacle(self, now: datetime) -> AccountLinkError | None:
         """Return the error of a grant that nobody may try to renew now, or ``None``.
 
@@ -116,7 +124,7 @@ def next_step(facts: Facts, *, min_valid: timedelta, jitter: float) -> Step | Ac
         return obstacle if facts.is_over else Step.GIVE
     if facts.is_over or facts.ends_within(min_valid):
         return Step.RENEW
-    if facts.ends_within(early(facts, min_valid=min_valid) * (1 - jitter / 4)) and not _is_leased(facts):
+    if facts.ends_within(early(facts, min_valid=min_valid) * (1 - jitter / 4)) and not facts.state.is_leased(facts.now):
         return Step.GIVE_AND_RENEW
     return Step.GIVE
 
@@ -133,17 +141,16 @@ def early(facts: Facts, *, min_valid: timedelta) -> timedelta:
     return min(EARLIEST, (facts.expires_at - facts.issued_at) / EARLY_PART)
 
 
-def _is_leased(facts: Facts) -> bool:
-    until = facts.state.leased_until
-    return until is not None and until > facts.now
-
-
 def pause_after(failures: int, *, jitter: float) -> timedelta:
     """Return how long to wait after a failed renewal for which the provider named no time.
 
     Args:
-        failures: How many renewals have failed in a row, this one included.
-        jitter: A random number from 0 to 1.
+        failures: How many renewals have failed in a row before this one.
+        jitter: A random number from 0 to 1, so that many links do not renew at one moment.
+
+    Returns:
+        The shortest pause, doubled once for each earlier failure up to the longest; of that three quarters to all,
+        by the jitter.
     """
     doubled: int = 2 ** min(max(failures, 0), 9)
     return min(LONGEST_PAUSE, SHORTEST_PAUSE * doubled) * (0.75 + jitter / 4)

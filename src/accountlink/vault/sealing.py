@@ -194,7 +194,6 @@ def tokens_of(
     *,
     expires_at: datetime | None,
     scopes: frozenset[str],
-    client: str | None = None,
 ) -> TokenSet:
     """Return the set of tokens that the columns of a link contain.
 
@@ -203,7 +202,6 @@ def tokens_of(
         refresh: Those of ``refresh_token``; ``None`` leaves the refresh token out.
         expires_at: When the access token expires, aware.
         scopes: The scopes as granted.
-        client: The client of a refresh token that is left out.
     """
     return TokenSet(
         access_token=access.token.reveal(),
@@ -212,7 +210,7 @@ def tokens_of(
         scopes=scopes,
         token_type=access.type,
         extra=_revealed(access.extra),
-        client=client or access.client if refresh is None else refresh.client,
+        client=access.client if refresh is None else refresh.client,
         refresh_expires_at=None if refresh is None else refresh.refresh_expires_at,
     )
 

@@ -37,7 +37,7 @@ from accountlink.vault.statements import VaultStatements
 
 Opened: TypeAlias = tuple[AccessToken | None, RefreshToken | None]
 """The contents of the columns of a link."""
-_ATTEMPTS: Final = 5
+ATTEMPTS: Final = 5
 """The number of reads of tokens that another call replaces in between."""
 UNKNOWN_GRANT: Final = "plain"
 """Stands for the grant id of a token in plain text, which has none."""
@@ -300,7 +300,7 @@ class StoredCredentials(Generic[UserId, LinkId]):
             StoreBusy: The row was changed between each read and the write that followed.
         """
         patience = Patience()
-        for _ in range(_ATTEMPTS):
+        for _ in range(ATTEMPTS):
             stored = await self.find(place, call)
             contents = await self.contents(stored)
             ready = self.fitting(stored, call, sealing, contents, presented=presented, issued_at=self.accounts.now())
