@@ -1050,8 +1050,8 @@ FAULTS: Final[dict[str, Fault]] = {
     ),
     "renewal 6: a row that was sealed again hides the end (coder#24228)": Fault(
         file="vault/renewing.py",
-        old="        for _ in range(5):\n            told = ",
-        new="        for _ in range(1):\n            told = ",
+        old="        for _ in range(5):\n            recorded = ",
+        new="        for _ in range(1):\n            recorded = ",
         test=RULES,
         only="6_keys_rotated",
         certain=True,

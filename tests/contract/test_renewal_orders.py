@@ -223,9 +223,11 @@ def before_statement(renewing: Renewing[Any, Any], at: int, act: Callable[[], Aw
         made.attempt = then
         return made
 
-    object.__setattr__(renewing, "place", stepped)
+    for each in (renewing, renewing.leases):
+        object.__setattr__(each, "place", stepped)
     yield
-    object.__setattr__(renewing, "place", place)
+    for each in (renewing, renewing.leases):
+        object.__setattr__(each, "place", place)
 
 
 @contextmanager

@@ -83,14 +83,14 @@ class Case(Renewed):
     async def about_to_lease(self, engine: AsyncEngine, number: int) -> tuple[asyncio.Task[str], asyncio.Event]:
         """A caller that has read the row, and asks for the lease as soon as the event is set."""
         renewing, reached, go = self.renewing(number), asyncio.Event(), asyncio.Event()
-        lease = renewing._lease
+        lease = renewing.leases.take
 
-        async def held(*given: Any) -> Any:
+        async def held(*given: Any, **more: Any) -> Any:
             reached.set()
             await go.wait()
-            return await lease(*given)
+            return await lease(*given, **more)
 
-        renewing._lease = held  # type: ignore[method-assign, assignment]
+        renewing.leases.take = held  # type: ignore[method-assign]
         caller = self.ask(engine, number)
         await reached.wait()
         return caller, go
@@ -175,7 +175,7 @@ async def test_1_a_host_whose_clock_is_ahead_takes_no_live_lease(
         return  # its clock is the host's
     second, go = await case.about_to_lease(engine, 1)
     first = await case.held(engine)
-    for module in ("accountlink.tables.rows", "accountlink.vault.renewing"):
+    for module in ("accountlink.tables.rows", "accountlink.vault.renewing", "accountlink.vault.leases"):
         monkeypatch.setattr(f"{module}.present", lambda: datetime.now(UTC) + timedelta(hours=1))
     go.set()
     await asyncio.sleep(0.3)
@@ -187,13 +187,13 @@ async def test_1_a_host_whose_clock_is_ahead_takes_no_live_lease(
 async def test_1_a_lease_whose_answer_was_lost_is_the_callers_own(engine: AsyncEngine, case: Case) -> None:
     """The statement runs again after a lost line; it takes its own lease, and nothing is uncertain."""
     renewing = case.renewing()
-    taken, runs = renewing._taken, []
+    taken, runs = renewing.leases._taken, []
 
     def twice(connection: sa.Connection, call: Any) -> Any:
         runs.append(list(taken(connection, call)))
         return taken(connection, call)
 
-    renewing._taken = twice  # type: ignore[method-assign]
+    renewing.leases._taken = twice  # type: ignore[method-assign]
     case.provider.fails = [GrantEnded("invalid_grant")]
     with pytest.raises(NeedsConsent) as raised:
         await case.get(engine)
@@ -471,13 +471,13 @@ async def test_7_a_cancelled_caller_takes_nobody_along(engine: AsyncEngine, case
 async def test_7_all_callers_share_one_task_of_a_process(engine: AsyncEngine, case: Case) -> None:
     """coder/coder#27479: a lease is asked for once in a process, not by each of its callers."""
     renewing = case.renewing()
-    taken, asked = renewing._taken, []
+    taken, asked = renewing.leases._taken, []
 
     def counted(connection: sa.Connection, call: Any) -> Any:
         asked.append(call)
         return taken(connection, call)
 
-    renewing._taken = counted  # type: ignore[method-assign]
+    renewing.leases._taken = counted  # type: ignore[method-assign]
     assert {"access-1"} == set(await asyncio.gather(*(case.get(engine) for _ in range(20))))
     assert 1 == len(asked)
     assert {} == renewing._tasks
@@ -661,18 +661,18 @@ async def test_keys_that_are_away_before_the_call_hold_nobody_up(engine: AsyncEn
     """The error reaches the callers unchanged, and the lease is given back, so that the next one succeeds at once."""
     case, keys = await with_keys(engine)
     renewing = case.renewing()
-    lease = renewing._lease
+    lease = renewing.leases.take
 
-    async def then_away(*given: Any) -> Any:
-        taken = await lease(*given)
+    async def then_away(*given: Any, **more: Any) -> Any:
+        taken = await lease(*given, **more)
         keys.fails = 1
         return taken
 
-    renewing._lease = then_away  # type: ignore[method-assign, assignment]
+    renewing.leases.take = then_away  # type: ignore[method-assign]
     with pytest.raises(ConnectionError):
         await case.get(engine)
     assert [] == case.provider.calls
-    renewing._lease = lease  # type: ignore[method-assign]
+    renewing.leases.take = lease  # type: ignore[method-assign]
     assert "access-1" == await asyncio.wait_for(case.get(engine, 1), 2)
 
 

@@ -392,7 +392,8 @@ async def test_a_host_whose_clock_is_wrong_stores_the_end_by_the_databases(
     if engine.dialect.name == "sqlite":
         return  # its clock is the host's
     provider = Provider(lifetime=timedelta(minutes=30) + ahead)
-    monkeypatch.setattr("accountlink.vault.renewing.present", lambda: datetime.now(UTC) + ahead)
+    for module in ("accountlink.vault.renewing", "accountlink.vault.leases"):
+        monkeypatch.setattr(f"{module}.present", lambda: datetime.now(UTC) + ahead)
     case = await Renewed(provider).create(engine)
     await case.link(engine, ends_in=OVER)
     tokens = await case.linkers[0].credentials(engine, user_id=1, provider="acme")

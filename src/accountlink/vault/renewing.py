@@ -10,18 +10,16 @@ from __future__ import annotations
 import asyncio
 import copy
 import random
-from collections.abc import Callable, Coroutine, Hashable, Sequence
+from collections.abc import Callable, Coroutine, Hashable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar
-from uuid import uuid4
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from accountlink.database.patience import Patience
-from accountlink.database.transactions import Place, run
+from accountlink.database.transactions import Place
 from accountlink.database.violations import FAILURES
 from accountlink.database.violations import read as read_failure
 from accountlink.errors import (
@@ -35,16 +33,15 @@ from accountlink.errors import (
     StoreBusy,
     StoreUnavailable,
 )
-from accountlink.linking.call import Call, Occasion
-from accountlink.tables.rows import present, read_moment
+from accountlink.linking.call import Call
+from accountlink.tables.rows import present
 from accountlink.values.credentials import TokenSet
-from accountlink.values.events import EventType
 from accountlink.values.health import Health, HealthState
 from accountlink.values.outcomes import LinkId, UserId
-from accountlink.values.secrecy import Parameters, Secret
+from accountlink.values.secrecy import Secret
 from accountlink.values.text import unstorable
 from accountlink.vault.contents import AccessToken
-from accountlink.vault.lease_statements import LeaseStatements
+from accountlink.vault.leases import Failure, Lease, Leases
 from accountlink.vault.refresher import ClientRefused, GrantEnded, ProviderUnavailable, Refresher
 from accountlink.vault.renewal import (
     LONGEST_WAIT,
@@ -57,7 +54,7 @@ from accountlink.vault.renewal import (
     pause_after,
 )
 from accountlink.vault.sealing import Sealing
-from accountlink.vault.stored import Opened, StoredCredentials, StoredTokens, grant_in
+from accountlink.vault.stored import Opened, StoredCredentials, StoredTokens
 
 if TYPE_CHECKING:
     from accountlink.vault.upkeep import Upkeep
@@ -85,34 +82,6 @@ class Timing:
     deadline: timedelta = timedelta(seconds=20)
     poll: timedelta = timedelta(milliseconds=100)
     storing: timedelta = timedelta(minutes=1)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Lease:
-    """Hold a lease that was taken.
-
-    Attributes:
-        holder: The random name under which the lease was taken.
-        failures: How many renewals have failed in a row before this one.
-        opaque: How many of them were refused without an OAuth error code.
-        uncertain: Whether the provider may have renewed the tokens already, in an answer that was lost.
-        now: The database's moment at which the lease was taken, aware.
-        host: This machine's moment when the answer came, aware.
-    """
-
-    holder: str
-    failures: int
-    opaque: int
-    uncertain: bool
-    now: datetime
-    host: datetime
-
-    def by_database(self, moment: datetime) -> datetime:
-        """Return a moment of this machine's clock by the database's clock."""
-        try:
-            return moment + (self.now - self.host)
-        except OverflowError:  # at the end of time no clock matters
-            return moment
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -177,14 +146,9 @@ class Renewing(Generic[UserId, LinkId]):
         self.timing = timing
         self.states: Final = states
         self.place: Final = place
+        self.leases: Final = Leases(stored, states, place=place)
         self._chance: Final = chance
         self._tasks: Final[dict[asyncio.AbstractEventLoop, dict[Hashable, _Task]]] = {}
-
-    @cached_property
-    def statements(self) -> LeaseStatements:
-        """The builder of the statements, made at the first call."""
-        accounts = self.stored.accounts
-        return LeaseStatements(accounts.mapping, self.states, accounts.outbox)
 
     @cached_property
     def upkeep(self) -> Upkeep[UserId, LinkId]:
@@ -350,7 +314,7 @@ class Renewing(Generic[UserId, LinkId]):
         """Renew the tokens of a link unless somebody else does."""
         asked = asyncio.get_running_loop().time()
         try:
-            lease = await self._lease(engine, call, found)
+            lease = await self.leases.take(engine, call, found, lasting=self.timing.lease)
             if lease is None:
                 return None
             deadline = asked + self.timing.deadline.total_seconds()
@@ -362,7 +326,7 @@ class Renewing(Generic[UserId, LinkId]):
 
     async def health(self, place: Place, call: Call) -> dict[LinkId, Health]:
         """Return the health of each live link of the call's user."""
-        found = await self.stored.all_of(place, call, statements=self.statements)
+        found = await self.stored.all_of(place, call, statements=self.leases.statements)
         return {each.account.id: each.health for each in found}
 
     async def aclose(self) -> None:
@@ -375,7 +339,7 @@ class Renewing(Generic[UserId, LinkId]):
 
     async def read(self, engine: AsyncEngine, call: Call) -> StoredTokens[UserId, LinkId]:
         """Read the tokens of the one live link that a call names, with the state of their renewals."""
-        return await self.stored.find(self.place(engine), call, statements=self.statements)
+        return await self.stored.find(self.place(engine), call, statements=self.leases.statements)
 
     async def _renewed(
         self, engine: AsyncEngine, call: Call, found: StoredTokens[UserId, LinkId]
@@ -388,7 +352,9 @@ class Renewing(Generic[UserId, LinkId]):
         try:
             while True:
                 asked = asyncio.get_running_loop().time()
-                lease = None if _is_leased(found) else await self._lease(engine, named, found)
+                lease = None
+                if not _is_leased(found):
+                    lease = await self.leases.take(engine, named, found, lasting=self.timing.lease)
                 if lease is not None:
                     deadline = asked + self.timing.deadline.total_seconds()
                     return await self._ask(engine, named, found, lease, deadline=deadline)
@@ -416,38 +382,6 @@ class Renewing(Generic[UserId, LinkId]):
                 return tokens
         return found.state.obstacle(found.now)
 
-    async def _lease(self, engine: AsyncEngine, call: Call, found: StoredTokens[UserId, LinkId]) -> Lease | None:
-        """Take the lease, or return ``None``: somebody has it, or the row has other tokens."""
-        holder = str(uuid4())
-        leased = call.changed(
-            kept={
-                **found.seen,
-                "al_grant_id": _grant(found),
-                "al_lease_by": holder,
-                **self._moments("until", self.timing.lease, on_sqlite=_on_sqlite(engine)),
-            }
-        )
-        place = self.place(engine)
-        try:
-            taken = await run(place, partial(leased.within, place, self._taken), Patience())
-        except StoreBusy:  # others are at the row: whoever waits looks at it again
-            return None
-        for row in taken:
-            return Lease(
-                holder=holder,
-                failures=row.failures,
-                opaque=row.opaque,
-                uncertain=bool(row.uncertain),
-                now=read_moment(row.now) or present(),
-                host=present(),
-            )
-        return None
-
-    def _taken(self, connection: sa.Connection, call: Call) -> Sequence[sa.Row[Any]]:
-        on_sqlite, bounded = connection.dialect.name == "sqlite", call.shape.bounded
-        build = partial(self.statements.lease, on_sqlite=on_sqlite, bounded=bounded)
-        return self.stored.run_named(connection, call.parameters, ("lease", on_sqlite, bounded), build).all()
-
     async def _ask(
         self, engine: AsyncEngine, call: Call, found: StoredTokens[UserId, LinkId], lease: Lease, *, deadline: float
     ) -> TokenSet | AccountLinkError:
@@ -461,7 +395,7 @@ class Renewing(Generic[UserId, LinkId]):
                 return await self._fallen(engine, asked, found, answer)
             return await self._store(engine, asked, found, answer)
         except AccountNotFound:  # unlinked or transferred meanwhile: the new tokens are nobody's
-            await self._give_back(engine, call, lease)
+            await self.leases.give_back(engine, call, lease)
             raise
         except _KeysAway as away:
             raise (away.__cause__ or away) from None
@@ -502,12 +436,12 @@ class Renewing(Generic[UserId, LinkId]):
             is_renewable = tokens is not None and self.refresher.can_renew(found.account.provider, tokens)
             sealing = await self.stored.vault.ready()  # now, since nothing may fail between the answer and its storing
         except Exception:  # nobody was asked: the next caller need not wait for the end of the lease
-            await self._give_back(engine, call, lease)
+            await self.leases.give_back(engine, call, lease)
             raise
         in_time = asyncio.get_running_loop().time() < deadline
         if late is None and tokens is not None and is_renewable and in_time:
             return _Asked(call=call, lease=lease, tokens=tokens, contents=contents, sealing=sealing)
-        await self._give_back(engine, call, lease)
+        await self.leases.give_back(engine, call, lease)
         return late or (RefreshUnavailable() if is_renewable else NeedsConsent(since=found.expires_at))
 
     async def _answer(self, provider: str, asked: _Asked, *, deadline: float) -> TokenSet | Exception:
@@ -532,17 +466,26 @@ class Renewing(Generic[UserId, LinkId]):
         """Record how a renewal failed, and raise what is not one of the three known ways."""
         lease = asked.lease
         if isinstance(failure, ClientRefused):
-            return await self._refused(engine, asked.call, lease, code=_code(failure.provider_code))
+            code, wait = _code(failure.provider_code), pause_after(3, jitter=self._chance())
+            await self.leases.refuse(engine, asked.call, lease, code=code, wait=wait)
+            return RefreshRefused(provider_code=code)
         away = failure if isinstance(failure, ProviderUnavailable) else ProviderUnavailable(uncertain=True)
-        code = None
+        ended = None
         if isinstance(failure, GrantEnded):
-            code = LOST if lease.uncertain else _code(failure.provider_code)
+            ended = LOST if lease.uncertain else _code(failure.provider_code)
         elif away.opaque and lease.opaque + 1 >= OPAQUE_AT_MOST:
-            code = "refused_without_a_code"
-        if code is not None:
-            ended = partial(self._failed, engine, asked, found, state=HealthState.NEEDS_CONSENT, code=code)
-            return await self._patiently(ended)
-        recorded = await self._failed(engine, asked, found, state=HealthState.FAILING, away=away)
+            ended = "refused_without_a_code"
+        if ended is not None:
+            wait = pause_after(lease.failures, jitter=self._chance())
+            end = Failure(state=HealthState.NEEDS_CONSENT, code=ended, wait=wait)
+            return await self._patiently(partial(self._failed, engine, asked, found, end))
+        passing = Failure(
+            state=HealthState.FAILING,
+            wait=self._wait(lease, away),
+            opaque=lease.opaque + 1 if away.opaque else 0,
+            uncertain=away.uncertain,
+        )
+        recorded = await self._failed(engine, asked, found, passing)
         if isinstance(failure, ProviderUnavailable):
             return recorded
         raise failure
@@ -601,36 +544,15 @@ class Renewing(Generic[UserId, LinkId]):
             )
             if ready is None:
                 break
-            leased = ready.changed(
-                kept={
-                    **ready.kept,
-                    "al_lease_by": lease.holder,
-                    "al_grant_id": _grant(found),
-                    **self._moments("wait", wait, on_sqlite=_on_sqlite(engine)),
-                }
-            )
-            written = partial(self._written, call=leased, is_over=is_over)
-            if await run(self.place(engine), written, Patience()):
+            if await self.leases.store(engine, ready, lease, found, wait=wait, is_over=is_over):
                 return await self._now(engine, call)
             found = await self.read(engine, call)
             try:
                 contents = await self.stored.contents(found)
             except Exception as error:  # sealed again with a key that this process lacks yet, or cannot fetch
                 raise _KeysAway from error
-        await self._give_back(engine, call, lease)
+        await self.leases.give_back(engine, call, lease)
         return await self._now(engine, call)
-
-    def _written(self, connection: sa.Connection, call: Call, *, is_over: bool) -> bool:
-        run_named, shape, statements = self.stored.run_named, call.shape, self.statements
-        if connection.dialect.name != "sqlite":
-            build: Callable[[], sa.Executable] = partial(statements.store, shape, is_over=is_over)
-            return run_named(connection, call.parameters, ("store", shape, is_over), build).first() is not None
-        build = partial(statements.replace, shape)
-        row = run_named(connection, call.parameters, ("replace", shape), build).first()
-        if row is not None:
-            build = partial(statements.renewed_on_sqlite, is_over=is_over)
-            run_named(connection, call.parameters, ("gave back", is_over), build)
-        return row is not None
 
     async def _now(self, engine: AsyncEngine, call: Call) -> TokenSet | AccountLinkError:
         """Return the row's tokens, as every caller would be given them from now on."""
@@ -641,108 +563,36 @@ class Renewing(Generic[UserId, LinkId]):
         return tokens
 
     async def _failed(
-        self,
-        engine: AsyncEngine,
-        asked: _Asked,
-        found: StoredTokens[UserId, LinkId],
-        *,
-        state: HealthState,
-        code: str | None = None,
-        away: ProviderUnavailable | None = None,
+        self, engine: AsyncEngine, asked: _Asked, found: StoredTokens[UserId, LinkId], failure: Failure
     ) -> TokenSet | AccountLinkError:
         """Record a failed renewal, if the row still has the tokens that were presented; else return the row's."""
         call, lease = asked.call, asked.lease
-        wait = self._wait(lease, away)
-        opaque = lease.opaque + 1 if away is not None and away.opaque else 0
-        uncertain = away is not None and away.uncertain
         newer: TokenSet | None = None
         for _ in range(5):
-            told = call.changed(
-                occasion=Occasion.of(lease.by_database(present()), {"provider_code": code})
-                if self.stored.accounts.outbox is not None
-                else None,
-                kept={
-                    **found.seen,
-                    "al_lease_by": lease.holder,
-                    "al_grant_id": _grant(found),
-                    "al_opaque": opaque,
-                    "al_uncertain": uncertain,
-                    "al_provider_code": code,
-                    **self._moments("wait", wait, on_sqlite=_on_sqlite(engine)),
-                },
-            )
-            recorded = await run(self.place(engine), partial(self._recorded, call=told, state=state), Patience())
-            for retry_at, since in recorded:
+            recorded = await self.leases.fail(engine, call, lease, found, failure)
+            if recorded is not None:
                 if newer is not None and not found.is_over:
                     return newer  # linked again without a refresh token: the one that failed stayed
-                if state is HealthState.NEEDS_CONSENT:
-                    return NeedsConsent(provider_code=code, since=since)
-                return RefreshUnavailable(retry_at=retry_at)
+                if failure.state is HealthState.NEEDS_CONSENT:
+                    return NeedsConsent(provider_code=failure.code, since=recorded.since)
+                return RefreshUnavailable(retry_at=recorded.retry_at)
             found = await self.read(engine, call)
             newer, _ = await self.stored.opened(found)
             if newer is None or _known(newer) != _known(asked.tokens):
                 break  # linked again, or renewed by somebody else
             if found.lease_by != lease.holder:
                 break  # somebody else has the lease by now, and what they find out counts
-        await self._give_back(engine, call, lease)
+        await self.leases.give_back(engine, call, lease)
         return await self._now(engine, call)
-
-    def _recorded(
-        self, connection: sa.Connection, call: Call, state: HealthState
-    ) -> list[tuple[datetime | None, datetime | None]]:
-        accounts, on_sqlite = self.stored.accounts, connection.dialect.name == "sqlite"
-        build = partial(self.statements.fail, state, on_sqlite=on_sqlite)
-        rows = self.stored.run_named(connection, call.parameters, ("fail", state, on_sqlite), build).all()
-        if rows and on_sqlite and state is HealthState.NEEDS_CONSENT and accounts.outbox is not None:
-            for link in accounts.accounts(connection, call):
-                accounts.tell(connection, EventType.CONSENT_NEEDED, link, call)
-        return [(read_moment(row.retry_at), read_moment(row.since)) for row in rows]
-
-    async def _refused(self, engine: AsyncEngine, call: Call, lease: Lease, *, code: str) -> RefreshRefused:
-        """Give the lease back after the provider refused the application's client."""
-        wait = pause_after(3, jitter=self._chance())
-        told = call.changed(
-            kept={
-                "al_lease_by": lease.holder,
-                "al_provider_code": code,
-                **self._moments("wait", wait, on_sqlite=_on_sqlite(engine)),
-            }
-        )
-
-        def refused(connection: sa.Connection) -> bool:
-            on_sqlite = connection.dialect.name == "sqlite"
-            build = partial(self.statements.refuse, on_sqlite=on_sqlite)
-            self.stored.run_named(connection, told.parameters, ("refuse", on_sqlite), build)
-            return True
-
-        await run(self.place(engine), refused, Patience())
-        return RefreshRefused(provider_code=code)
-
-    async def _give_back(self, engine: AsyncEngine, call: Call, lease: Lease) -> None:
-        """Give the lease back, and leave the rest of the state as it is."""
-        told = Parameters(call.changed(kept={"al_lease_by": lease.holder}).parameters)
-
-        def given(connection: sa.Connection) -> bool:
-            self.stored.run_named(connection, told, "give back", self.statements.give_back)
-            return True
-
-        await run(self.place(engine), given, Patience())
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
-    def _wait(self, lease: Lease, away: ProviderUnavailable | None) -> timedelta:
+    def _wait(self, lease: Lease, away: ProviderUnavailable) -> timedelta:
         """Return how long nobody asks the provider again: as long as it wants, or longer with each failure."""
-        wanted: object = None if away is None else away.retry_at
+        wanted: object = away.retry_at
         if isinstance(wanted, datetime) and wanted.utcoffset() is not None:
             return min(max(SHORTEST_PAUSE, wanted - present()), LONGEST_WAIT)
         return pause_after(lease.failures, jitter=self._chance())
-
-    def _moments(self, name: str, span: timedelta, *, on_sqlite: bool) -> dict[str, Any]:
-        """Return the parameters of a moment in the future: PostgreSQL adds the span to its own clock."""
-        if not on_sqlite:
-            return {f"al_{name}": span}
-        now = datetime.now(UTC)
-        return {"al_now": now, f"al_{name}": now + span}
 
 
 def _checked(new: object, provider: str) -> TokenSet:
@@ -769,10 +619,6 @@ def _may_pass(error: BaseException) -> bool:
     return True
 
 
-def _on_sqlite(engine: AsyncEngine) -> bool:
-    return engine.dialect.name == "sqlite"
-
-
 def _is_leased(found: StoredTokens[Any, Any]) -> bool:
     until = found.state.leased_until
     return until is not None and until > found.now
@@ -780,10 +626,6 @@ def _is_leased(found: StoredTokens[Any, Any]) -> bool:
 
 def _texts(found: StoredTokens[Any, Any]) -> tuple[str | None, str | None]:
     return found.access_token, found.refresh_token
-
-
-def _grant(found: StoredTokens[Any, Any]) -> str:
-    return grant_in(found.access_token, found.refresh_token)
 
 
 def _known(tokens: TokenSet) -> Secret:
