@@ -962,7 +962,7 @@ FAULTS: Final[dict[str, Fault]] = {
     ),
     "renewal 5: the texts are compared, not the tokens (bifrost#5919)": Fault(
         file="vault/renewing.py",
-        old="        for _ in range(5):\n            ready = ",
+        old="        for _ in range(ATTEMPTS):\n            ready = ",
         new="        for _ in range(1):\n            ready = ",
         test=RULES,
         only="5_keys_rotated",
@@ -1050,7 +1050,7 @@ FAULTS: Final[dict[str, Fault]] = {
     ),
     "renewal 6: a row that was sealed again hides the end (coder#24228)": Fault(
         file="vault/renewing.py",
-        old="        for _ in range(5):\n            recorded = ",
+        old="        for _ in range(ATTEMPTS):\n            recorded = ",
         new="        for _ in range(1):\n            recorded = ",
         test=RULES,
         only="6_keys_rotated",

@@ -140,11 +140,13 @@ class Case(Renewed):
                 raise StoreUnavailable
             return place(engine)
 
-        object.__setattr__(renewing, "place", gone)
+        for each in (renewing, renewing.leases):
+            object.__setattr__(each, "place", gone)
         try:
             yield left
         finally:
-            object.__setattr__(renewing, "place", place)
+            for each in (renewing, renewing.leases):
+                object.__setattr__(each, "place", place)
 
 
 @pytest.fixture

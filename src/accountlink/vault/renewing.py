@@ -38,7 +38,7 @@ from accountlink.tables.rows import present
 from accountlink.values.credentials import TokenSet
 from accountlink.values.health import Health, HealthState
 from accountlink.values.outcomes import LinkId, UserId
-from accountlink.values.secrecy import Secret
+from accountlink.values.secrecy import Secret, revealed
 from accountlink.values.text import unstorable
 from accountlink.vault.contents import AccessToken
 from accountlink.vault.leases import Failure, Lease, Leases
@@ -54,7 +54,7 @@ from accountlink.vault.renewal import (
     pause_after,
 )
 from accountlink.vault.sealing import Sealing
-from accountlink.vault.stored import Opened, StoredCredentials, StoredTokens
+from accountlink.vault.stored import ATTEMPTS, Opened, StoredCredentials, StoredTokens
 
 if TYPE_CHECKING:
     from accountlink.vault.upkeep import Upkeep
@@ -289,7 +289,7 @@ class Renewing(Generic[UserId, LinkId]):
         if renewed is not None:
             return renewed
         found = await self.read(engine, call)  # the row has changed, perhaps only its key
-        if _is_leased(found) or not await self._is_idle(found, before=before):
+        if found.state.is_leased(found.now) or not await self._is_idle(found, before=before):
             return None
         return await self._renewed_beside(engine, call, found)
 
@@ -353,14 +353,14 @@ class Renewing(Generic[UserId, LinkId]):
             while True:
                 asked = asyncio.get_running_loop().time()
                 lease = None
-                if not _is_leased(found):
+                if not found.state.is_leased(found.now):
                     lease = await self.leases.take(engine, named, found, lasting=self.timing.lease)
                 if lease is not None:
                     deadline = asked + self.timing.deadline.total_seconds()
                     return await self._ask(engine, named, found, lease, deadline=deadline)
                 if asked > until:
                     return RefreshUnavailable(retry_at=found.state.leased_until)
-                if _is_leased(found) or found is not seen:
+                if found.state.is_leased(found.now) or found is not seen:
                     await asyncio.sleep(pause * (0.5 + self._chance() / 2))
                     pause = min(pause * 1.5, self._longest_pause)
                 found = await self.read(engine, named)
@@ -538,7 +538,7 @@ class Renewing(Generic[UserId, LinkId]):
         )
         contents: Opened = asked.contents
         wait = pause_after(lease.failures, jitter=self._chance())
-        for _ in range(5):
+        for _ in range(ATTEMPTS):
             ready = self.stored.fitting(
                 found, replacing, asked.sealing, contents, presented=_known(asked.tokens), issued_at=now
             )
@@ -568,7 +568,7 @@ class Renewing(Generic[UserId, LinkId]):
         """Record a failed renewal, if the row still has the tokens that were presented; else return the row's."""
         call, lease = asked.call, asked.lease
         newer: TokenSet | None = None
-        for _ in range(5):
+        for _ in range(ATTEMPTS):
             recorded = await self.leases.fail(engine, call, lease, found, failure)
             if recorded is not None:
                 if newer is not None and not found.is_over:
@@ -619,11 +619,6 @@ def _may_pass(error: BaseException) -> bool:
     return True
 
 
-def _is_leased(found: StoredTokens[Any, Any]) -> bool:
-    until = found.state.leased_until
-    return until is not None and until > found.now
-
-
 def _texts(found: StoredTokens[Any, Any]) -> tuple[str | None, str | None]:
     return found.access_token, found.refresh_token
 
@@ -649,7 +644,7 @@ def _changed(tokens: TokenSet, **changes: Any) -> TokenSet:
     """Return a copy of a set of tokens with some fields changed."""
     fields: dict[str, Any] = {
         "access_token": tokens.access_token.reveal(),
-        "refresh_token": None if tokens.refresh_token is None else tokens.refresh_token.reveal(),
+        "refresh_token": revealed(tokens.refresh_token),
         "expires_at": tokens.expires_at,
         "scopes": tokens.scopes,
         "token_type": tokens.token_type,
