@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -93,13 +94,20 @@ class Renewed(Vaulted):
             assert linker._renewing is not None
             linker._renewing.timing = timing
 
-    async def link(self, engine: AsyncEngine, *, ends_in: timedelta | None, refresh: str | None = "refresh-0") -> Any:
+    async def link(
+        self,
+        engine: AsyncEngine,
+        *,
+        ends_in: timedelta | None,
+        refresh: str | None = "refresh-0",
+        scopes: frozenset[str] = frozenset({"read"}),
+    ) -> Any:
         """Link with a token that ends in a while, or ended a while ago."""
         brought = TokenSet(
             access_token="access-0",
             refresh_token=refresh,
             expires_at=None if ends_in is None else datetime.now(UTC) + ends_in,
-            scopes={"read"},
+            scopes=scopes,
             extra={"instance_url": "https://eu1.example"},
         )
         return await self.linked_as(engine, "sub-1", brought)
@@ -370,6 +378,13 @@ async def test_a_refused_token_is_renewed_unless_it_is_young(engine: AsyncEngine
     assert 1 == len(provider.calls)
 
 
+BUSY = sa.text(
+    "SELECT state, query FROM pg_stat_activity WHERE backend_type = 'client backend' "
+    "AND datname = current_database() AND pid <> pg_backend_pid() AND (xact_start IS NOT NULL OR state <> 'idle')"
+)
+"""What other connections of this database do, in a transaction or not."""
+
+
 async def test_no_connection_is_held_while_the_provider_is_asked(engine: AsyncEngine) -> None:
     provider = Provider()
     provider.answers.clear()
@@ -380,6 +395,9 @@ async def test_no_connection_is_held_while_the_provider_is_asked(engine: AsyncEn
     pool: Any = engine.pool
     if hasattr(pool, "checkedout"):
         assert 0 == pool.checkedout()
+    if engine.dialect.name == "postgresql":
+        async with engine.connect() as connection:
+            assert [] == (await connection.execute(BUSY)).all()
     provider.answers.set()
     assert "access-1" == (await caller).access_token.reveal()
 
@@ -444,12 +462,12 @@ RESULTS = {
 }
 
 
-def documented() -> dict[str, tuple[str, str, str]]:
-    """The rows of the table in the documentation, by the answer."""
+def documented(begins: str = "| answer | result |") -> dict[str, list[str]]:
+    """The rows of a table in the documentation, by their first cell."""
     page = (Path(__file__).parents[2] / "docs" / "refreshing.md").read_text("utf-8")
-    table = page.split("| answer | result |")[1].split("\n\n")[0]
+    table = page.split(begins)[1].split("\n\n")[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
-    return {answer: (result, health, again) for answer, result, health, again in rows}
+    return {first: others for first, *others in rows}
 
 
 def test_the_table_has_each_answer() -> None:
@@ -480,6 +498,72 @@ async def test_each_answer_is_what_the_table_says(engine: AsyncEngine, answer: s
         assert ("ok" if health == "unchanged" else health.strip("`")) == state["state"]
         assert (again.startswith("at `retry_at`") or again == "after a pause") is (state["retry_at"] is not None)
         assert ("after five" in again) is (state["opaque"] == 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What is stored after a renewal of ``refresh-0``, which had two scopes; ``ends_in`` is in minutes."""
+
+    refresh_token: str = "refresh-0"  # no secret
+    scopes: frozenset[str] = frozenset({"mail", "files"})
+    ends_in: int | None = None
+    instance_url: str = "https://eu1.example"
+
+
+MEMBERS: dict[str, tuple[dict[str, Any], Kept]] = {
+    "nothing": ({}, Kept()),
+    "`refresh_token`": ({"refresh_token": "another"}, Kept(refresh_token="another")),  # no secret
+    "`scope`": ({"scope": "files"}, Kept(scopes=frozenset({"files"}))),
+    "`expires_in`": ({"expires_in": 600}, Kept(ends_in=10)),
+    "one that is named in `extra`, such as `instance_url`": (
+        {"instance_url": "https://us2.example"},
+        Kept(instance_url="https://us2.example"),
+    ),
+}
+MEANT = {
+    "`refresh_token`": ["it replaces the stored one", "the stored one stays"],
+    "`scope`": ["the scopes become what it says, even if they are fewer", "the stored scopes stay"],
+    "`expires_in`": [
+        "the token ends so many seconds from now",
+        "the token counts as valid until an API refuses it",
+    ],
+    "one that is named in `extra`, such as `instance_url`": ["it replaces the stored one", "the stored one stays"],
+}
+"""The table of the documentation, as the cases above are what it means."""
+
+
+def test_the_table_has_each_member() -> None:
+    assert documented("| member of the answer | with it | without it |") == MEANT
+    assert {"nothing", *MEANT} == set(MEMBERS)
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+async def test_each_member_is_stored_as_the_table_says(engine: AsyncEngine, name: str) -> None:
+    """An answer brings one member, and leaves out the others."""
+    said, kept = MEMBERS[name]
+    answers = iter([{"access_token": "new", **said}])
+    refresher = OAuthRefresher(
+        {"acme": [OAuthClient(client_id="id", client_secret="s", token_endpoint="https://provider.example/token")]},
+        extra={"acme": ["instance_url"]},
+        transport=httpx2.MockTransport(lambda _: httpx2.Response(200, json=next(answers))),
+    )
+    case = Renewed(Provider())
+    case.linkers = [case.other_linker(refresher=refresher, refreshes=case.states)]
+    await case.create(engine)
+    await case.link(engine, ends_in=OVER, scopes=frozenset({"mail", "files"}))
+    for _ in range(2):  # it counts as valid from now on: there is no second answer
+        given = await case.linkers[0].credentials(engine, user_id=1, provider="acme")
+        assert ("new", kept.scopes) == (given.access_token.reveal(), given.scopes)
+    stored = await case.linkers[0].stored_credentials(engine, user_id=1, provider="acme")
+    assert stored.refresh_token is not None
+    left = None if stored.expires_at is None else stored.expires_at - datetime.now(UTC)
+    assert kept == Kept(
+        refresh_token=stored.refresh_token.reveal(),
+        scopes=stored.scopes,
+        ends_in=None if left is None else round(left.total_seconds() / 60),
+        instance_url=stored.extra["instance_url"].reveal(),
+    )
+    assert "ok" == (await case.state(engine))["state"]
 
 
 async def test_five_opaque_refusals_end_a_grant(engine: AsyncEngine) -> None:

@@ -21,7 +21,7 @@ from tests.support import renewers
 from tests.support.databases import Database
 from tests.support.effort import Effort
 from tests.support.processes import Process, begin
-from tests.support.renewers import LIFETIME, RotatingProvider, link, renewed, rotating
+from tests.support.renewers import LIFETIME, OVER, RotatingProvider, link, renewed, rotating
 
 STRESS = pytest.mark.stress
 KINDS = ("asyncpg", "sqlite", "psycopg")
@@ -43,10 +43,12 @@ class Race:
         self.slowness = 8 if effort.full else 1  # so many processes connect for seconds
         self.running: list[Process] = []
 
-    async def begin(self, *, of: dict[int, dict[str, Any]] | None = None, **options: Any) -> None:
+    async def begin(
+        self, *, of: dict[int, dict[str, Any]] | None = None, ends_in: timedelta = OVER, **options: Any
+    ) -> None:
         """Start the processes, with options for some of them by their numbers, and let them ask together."""
         self.case = await renewed(self.provider.url).create(self.engine)
-        await link(self.case, self.engine)
+        await link(self.case, self.engine, ends_in=ends_in)
         self.version = await self.case.column(self.engine, "version")
         await self.engine.dispose()
         told = {"url": self.database.url, "provider": self.provider.url, "times": self.tasks} | options
@@ -81,6 +83,12 @@ class Race:
         async with self.engine.begin() as connection:
             await connection.execute(sa.update(states).where(states.c.retry_at.is_not(None)).values(retry_at=past))
         return await renewers.ended(self.case, self.engine)
+
+    async def is_over(self) -> None:
+        """Let the stored token be over."""
+        table = self.case.table
+        async with self.engine.begin() as connection:
+            await connection.execute(sa.update(table).values(expires_at=datetime.now(UTC) + OVER))
 
     async def state(self) -> Any:
         states = refresh_states(self.case.tables.metadata)
@@ -214,3 +222,30 @@ async def test_a_call_slower_than_the_lease(race: Race) -> None:
     assert 1 == len(race.provider.calls)
     state = await race.state()
     assert ("failing", True, None) == (state["state"], bool(state["uncertain"]), state["lease_by"])
+
+
+@ONE
+@pytest.mark.parametrize("answer", ["200 OK", "503 Service Unavailable"])
+async def test_a_token_that_lives_is_given_out_while_one_caller_renews_it(race: Race, answer: str) -> None:
+    """1 call, and nobody waits for it: each caller has the old token before the provider answers anything.
+
+    A provider that is down is nobody's concern until the token is over.
+    """
+    race.provider.answers.clear()
+    race.provider.plan = [] if "200" in answer else [answer]
+    await race.begin(ends_in=timedelta(minutes=4), times_calls=True)
+    longest = max(await asyncio.gather(*(each.hear() for each in race.running)))
+    print(f"\n{race.all} callers had a token before the provider answered; the longest call took {longest:.3f} s")  # noqa: T201  # a figure
+    await race.asked()
+    race.provider.answers.set()
+    assert Counter({"access-0": race.all}) == await race.ends()
+    assert ["refresh-0"] == [token for _, token in race.provider.calls]
+    if "200" in answer:
+        assert "access-1" == await renewers.ended(race.case, race.engine)
+        return
+    assert "failing" == (await race.state())["state"]
+    assert "access-0" == await renewers.ended(race.case, race.engine)
+    await race.is_over()
+    assert "refresh_unavailable" == await renewers.ended(race.case, race.engine)
+    assert 1 == len(race.provider.calls)
+    assert "access-1" == await race.again()

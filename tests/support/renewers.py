@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,7 +20,7 @@ from accountlink import AccountLinkError, TokenSet, tune_sqlite
 from accountlink.providers import OAuthClient, RefreshBehaviour
 from accountlink.tables import rows
 from accountlink.tables.refreshes import refresh_states
-from accountlink.vault import renewal, renewing
+from accountlink.vault import leases, renewal, renewing
 from accountlink.vault.oauth import OAuthRefresher
 from accountlink.vault.renewing import Timing
 from tests.support.models import EXCLUSIVE_SOFT, Tables, identity, make_tables
@@ -152,8 +153,9 @@ def renewed(
 
 
 async def link(case: Vaulted, engine: AsyncEngine, *, ends_in: timedelta = OVER) -> None:
-    """Link an account whose token is over."""
+    """Link an account whose token is over, or was issued half an hour before its end."""
     ends = datetime.now(UTC) + ends_in
+    case.clock.now = ends - timedelta(seconds=LIFETIME)
     brought = TokenSet(access_token="access-0", refresh_token="refresh-0", expires_at=ends)
     await case.linker.link(engine, user_id=1, identity=identity(), credentials=brought)
 
@@ -186,28 +188,34 @@ async def ask(
     number: int,
     times: int,
     cancels: bool = False,
+    times_calls: bool = False,
     engine_options: dict[str, Any] | None = None,
     pause: float = 60,
     **options: Any,
 ) -> None:
     """Ask for the token of the link in many tasks as soon as the test says so.
 
-    A process that cancels does so when the test says so once more, and waits for what is under way.
+    A process that cancels does so when the test says so once more, and waits for what is under way. One that times its
+    calls says how many seconds the longest took, before it waits.
     """
     renewal.SHORTEST_PAUSE = timedelta(seconds=pause)  # type: ignore[misc]  # so that a busy machine ends none
     if ahead := options.get("ahead"):
-        rows.present = renewing.present = lambda: datetime.now(UTC) + timedelta(seconds=ahead)  # type: ignore[attr-defined]
+        for module in (rows, renewing, leases):
+            module.present = lambda: datetime.now(UTC) + timedelta(seconds=ahead)  # type: ignore[attr-defined]
     engine = opened(url, **(engine_options or {}))
     case = renewed(provider, number=number, **options)
     await case.linker.accounts(engine, user_id=99)
     say("ready")
     await wait()
+    begun = time.perf_counter()
     callers = [asyncio.create_task(ended(case, engine)) for _ in range(times)]
     if cancels:
         await wait()
         for caller in callers:
             caller.cancel()
     ends = Counter(await asyncio.gather(*callers))
+    if times_calls:
+        say(time.perf_counter() - begun)
     await case.linker.aclose()
     await engine.dispose()
     say(ends)

@@ -126,7 +126,7 @@ class Leases(Generic[UserId, LinkId]):
         leased = call.changed(
             kept={
                 **found.seen,
-                "al_grant_id": grant_of(found),
+                "al_grant_id": grant_id_of(found),
                 "al_lease_by": holder,
                 **_moment("until", lasting, engine),
             }
@@ -175,7 +175,7 @@ class Leases(Generic[UserId, LinkId]):
         kept = {
             **ready.kept,
             "al_lease_by": lease.holder,
-            "al_grant_id": grant_of(found),
+            "al_grant_id": grant_id_of(found),
             **_moment("wait", wait, engine),
         }
         written = partial(self._written, call=ready.changed(kept=kept), is_over=is_over)
@@ -208,7 +208,7 @@ class Leases(Generic[UserId, LinkId]):
             kept={
                 **found.seen,
                 "al_lease_by": lease.holder,
-                "al_grant_id": grant_of(found),
+                "al_grant_id": grant_id_of(found),
                 "al_opaque": failure.opaque,
                 "al_uncertain": failure.uncertain,
                 "al_provider_code": failure.code,
@@ -252,7 +252,7 @@ class Leases(Generic[UserId, LinkId]):
         await run(self.place(engine), given, Patience())
 
 
-def grant_of(found: StoredTokens[Any, Any]) -> str:
+def grant_id_of(found: StoredTokens[Any, Any]) -> str:
     """Return the grant id of a row's tokens."""
     return grant_in(found.access_token, found.refresh_token)
 
