@@ -40,8 +40,13 @@ def pytest_collection(session: pytest.Session) -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave the combinations in which no factor can break on its own to the stress run."""
+    """Leave the combinations in which no factor can break on its own to the stress run.
+
+    The tests that share one run of a type checker come first: a worker gives away what stands last, and each that got
+    some of them would run it again.
+    """
     mark_stress(items)
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/typing/"))
 
 
 @pytest.fixture(params=["quick", pytest.param("full", marks=pytest.mark.stress)])
