@@ -10,9 +10,9 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 import click
 import pytest
@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from accountlink.cli.commands import accountlink
 from tests.support.application import Base
 from tests.support.databases import Database, create, run_sql
+from tests.support.forked import Forks
 from tests.support.pages import DOCS, README, ROOT, Block, blocks_in
 from tests.support.postgres import PostgresServer, source_from_environment
 from tests.support.postgres.binaries import find_binaries
@@ -30,6 +31,10 @@ _URL: Final = "postgresql+asyncpg://me@host/name"
 _ACCOUNTS: Final = "from tests.support.application import Connection as linker\n"
 _PROJECT: Final = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 _KEY: Final = "ALTER TABLE connections ADD CONSTRAINT connections_user_id_provider_key UNIQUE (user_id, provider)"
+_MAIN: Final = "import runpy, sys; sys.path[:0] = sys.argv.pop(1).split(':'); "
+_COMMAND: Final = _MAIN + "from accountlink.cli.app import main; main()"
+_MODULE: Final = _MAIN + 'runpy.run_module(sys.argv.pop(1), run_name="__main__")'
+Run: TypeAlias = Callable[[str], subprocess.CompletedProcess[str]]
 _STANDING_ALONE: Final = ("accountlink", "psql", "python -c")
 
 
@@ -76,25 +81,40 @@ def environment(postgres: PostgresServer, database: Database) -> Mapping[str, st
     return {**os.environ, **access, "PATH": path, "PYTHONPATH": python_path, "ACCOUNTLINK_DATABASE_URL": database.url}
 
 
+@pytest.fixture
+def run(place: Path, environment: Mapping[str, str], forks: Forks) -> Run:
+    """Run a command in the folder; by a shell where it needs one, or where no interpreter can be forked for it."""
+
+    def ran(command: str) -> subprocess.CompletedProcess[str]:
+        program, *arguments = shlex.split(command)
+        plain = re.search(r"[|<>;&$]", command) is None
+        if plain and program == "accountlink":
+            code = _COMMAND
+        elif plain and (program, arguments[0]) == ("python", "-m"):
+            code, arguments = _MODULE, arguments[1:]
+        else:
+            return subprocess.run(
+                ["bash", "-c", command], cwd=place, env=environment, capture_output=True, text=True, check=False,
+                timeout=60,
+            )  # fmt: skip
+        return forks.run(code, environment["PYTHONPATH"], *arguments, folder=place, environment=environment)
+
+    return ran
+
+
 @pytest.mark.parametrize("block", [block for block in blocks_in("console") if stands_alone(block)], ids=str)
 async def test_a_command_prints_what_its_page_shows(
-    engine: AsyncEngine, database: Database, place: Path, environment: Mapping[str, str], block: Block
+    engine: AsyncEngine, database: Database, run: Run, block: Block
 ) -> None:
     """The commands of a block run one after another, on a table with the key that the pages tell of."""
     await create(engine, Base.metadata)
     await run_sql(engine, _KEY)
     if block.how == "set up":
-        assert 0 == (await asyncio.to_thread(run, block.what, place, environment)).returncode
+        assert 0 == (await asyncio.to_thread(run, block.what)).returncode
     for command, shown in commands(block):
-        ended = await asyncio.to_thread(run, command.replace(_URL, database.url), place, environment)
+        ended = await asyncio.to_thread(run, command.replace(_URL, database.url))
         assert ended.returncode in ((0, 1) if "accountlink" in command else (0,)), ended.stderr
         assert not shown or shown.split() == ended.stdout.replace(database.url, _URL).split()
-
-
-def run(command: str, place: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["bash", "-c", command], cwd=place, env=environment, capture_output=True, text=True, check=False, timeout=60
-    )
 
 
 # -- compared ---------------------------------------------------------------------------------------------------------

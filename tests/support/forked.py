@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -62,7 +62,12 @@ class Forks:
         return self.run(_PROGRAM, str(path), *arguments, folder=folder)
 
     def run(
-        self, code: str, *arguments: str, missing: Iterable[str] = (), folder: Path | None = None
+        self,
+        code: str,
+        *arguments: str,
+        missing: Iterable[str] = (),
+        folder: Path | None = None,
+        environment: Mapping[str, str] = os.environ,
     ) -> subprocess.CompletedProcess[str]:
         """Run code in a folder, or the current one, where some libraries cannot be imported."""
         with tempfile.NamedTemporaryFile("r+") as out, tempfile.NamedTemporaryFile("r+") as error:
@@ -72,7 +77,7 @@ class Forks:
                 "missing": list(missing),
                 "files": [os.devnull, out.name, error.name],
                 "folder": str(folder or Path.cwd()),
-                "environment": dict(os.environ),
+                "environment": dict(environment),
             }
             assert self._forking.stdin is not None
             assert self._forking.stdout is not None
