@@ -1168,10 +1168,10 @@ def found(fault: Fault | None, *, test: str, only: str, runs: int, full: bool) -
             if text.count(fault.old) != 1:
                 raise SystemExit(f"{fault.file} has the text {text.count(fault.old)} times that a fault replaces")
             path.write_text(text.replace(fault.old, fault.new), encoding="utf-8")
-        effort = "not quick" if full else "not full"
+        effort, taken = ("not quick", "") if full else ("not full", "not stress")
         command = [
             *(sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "tests.planted", "-p", "no:cacheprovider"),
-            *("--tb=no", "-W", "ignore", "-m", "", "-k", f"({only}) and {effort}" if only else effort, f"tests/{test}"),
+            *("--tb=no", "-W", "ignore", "-m", taken, "-k", f"({only}) and {effort}" if only else effort, f"tests/{test}"),
         ]
         environment = os.environ | {"PYTHONPATH": str(source), RUNS: str(runs)}
         ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

@@ -2,7 +2,8 @@
 
 A test over tables, binds and drivers is a product, and its factors break one at a time: an error of one driver shows on
 any table, an error of one table by any driver. So the default run varies one factor at a time and holds the others at
-their first value. ``pytest -m stress`` runs the rest.
+their first value. Where a test runs on both databases they take turns: each further value of a factor runs on one of
+them, and which one it is differs from value to value and from test to test. ``pytest -m stress`` runs the rest.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Final
+from zlib import crc32
 
 import pytest
 
 _WHAT_ON: Final = frozenset({"case", "links", "name", "policy", "table"})
-_HOW: Final = frozenset({"acknowledged", "cancel", "closing", "guarded", "how", "level", "moment"})
+_HOW: Final = frozenset({"acknowledged", "cancel", "closing", "guarded", "how", "level", "moment", "way"})
+_BOTH: Final = frozenset({"sqlite", "asyncpg"})
 FACTORS: Final = _WHAT_ON | _HOW
 """The parameters that say on what a test runs, and how. The others say what it tests: each of their values counts."""
 
@@ -43,15 +46,29 @@ class Effort:
 def mark_stress(items: Iterable[pytest.Item]) -> None:
     """Mark each test that is one more combination of factors, which other tests vary one at a time.
 
-    Two markers change that: ``each_driver`` where the two PostgreSQL drivers can differ (elsewhere psycopg is for the
-    stress run), and ``whole_product`` where factors can break only together.
+    So is marked what runs on the database whose turn it is not. Two markers change that: ``each_driver`` where the two
+    PostgreSQL drivers can differ (elsewhere psycopg is for the stress run), and ``whole_product`` where factors can
+    break only together.
     """
-    for _, combinations in groupby(items, key=lambda item: item.nodeid.partition("[")[0]):
+    for name, combinations in groupby(items, key=lambda item: item.nodeid.partition("[")[0]):
         values: dict[str, list[object]] = {}
-        for item in combinations:
+        together = list(combinations)
+        kinds = {call.params.get("kind") for item in together if (call := getattr(item, "callspec", None))}
+        for item in together:
             call = getattr(item, "callspec", None)
-            if call is not None and _varied(item, call.params, values) > 1:
+            if call is None:
+                continue
+            varied = _varied(item, call.params, values)
+            if varied > 1 or (varied == 1 and _BOTH <= kinds and not _has_the_turn(name, call.params, values)):
                 item.add_marker(pytest.mark.stress)
+
+
+def _has_the_turn(name: str, params: Mapping[str, object], values: Mapping[str, list[object]]) -> bool:
+    """Whether it is the turn of this database for these values of the other parameters."""
+    if params["kind"] not in _BOTH:
+        return True
+    numbers = sum(_number(params[each], known) for each, known in values.items() if each != "kind")
+    return (params["kind"] == "sqlite") == bool((crc32(name.encode()) + numbers) % 2)
 
 
 def _varied(item: pytest.Item, params: Mapping[str, object], values: dict[str, list[object]]) -> int:
@@ -63,11 +80,10 @@ def _varied(item: pytest.Item, params: Mapping[str, object], values: dict[str, l
         values: Those of its function so far, in their order; the test's own are added. Pytest's numbers of them cannot
             serve: since 9.2 they count combinations where two ``parametrize`` meet.
     """
-    factors = {name: value for name, value in params.items() if name in FACTORS or name == "kind"}
-    numbers = {name: _number(value, values.setdefault(name, [])) for name, value in factors.items()}
+    numbers = {name: _number(value, values.setdefault(name, [])) for name, value in params.items()}
     if item.get_closest_marker("whole_product"):
         return 0
-    varied = sum(number > 0 for name, number in numbers.items() if name != "kind")
+    varied = sum(number > 0 for name, number in numbers.items() if name in FACTORS)
     if params.get("kind") == "psycopg" and numbers["kind"] > 0:
         varied += 1 if item.get_closest_marker("each_driver") or numbers["kind"] == 1 else 2
     return varied
