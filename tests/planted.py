@@ -1171,7 +1171,16 @@ def found(fault: Fault | None, *, test: str, only: str, runs: int, full: bool) -
         effort, taken = ("not quick", "") if full else ("not full", "not stress")
         command = [
             *(sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "tests.planted", "-p", "no:cacheprovider"),
-            *("--tb=no", "-W", "ignore", "-m", taken, "-k", f"({only}) and {effort}" if only else effort, f"tests/{test}"),
+            *(
+                "--tb=no",
+                "-W",
+                "ignore",
+                "-m",
+                taken,
+                "-k",
+                f"({only}) and {effort}" if only else effort,
+                f"tests/{test}",
+            ),
         ]
         environment = os.environ | {"PYTHONPATH": str(source), RUNS: str(runs)}
         ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
