@@ -364,9 +364,9 @@ async def test_two_presses(world: World, user: User) -> None:
     assert "true" != await user.tab.evaluate("sessionStorage.closed")
 
 
-@pytest.mark.parametrize("then", ["Move it to me", "Cancel", "Escape"])
-@pytest.mark.parametrize("answer", ["stopped", "empty"])
-async def test_no_answer(world: World, user: User, answer: str, then: str) -> None:
+@pytest.mark.parametrize("way", ["Move it to me", "Cancel", "Escape"])
+@pytest.mark.parametrize("unanswered", ["stopped", "empty"])
+async def test_no_answer(world: World, user: User, unanswered: str, way: str) -> None:
     """If the answer leads nowhere, nothing counts for ten seconds; then the user can send once more, or cancel."""
     await user.tab.clock.install()
     token = await user.meets_the_conflict()
@@ -379,7 +379,7 @@ async def test_no_answer(world: World, user: User, answer: str, then: str) -> No
             await user.tab.mouse.click(*points[name])
 
     await user.tab.clock.pause_at(await user.tab.evaluate("Date.now() + 60_000"))
-    await send_in_vain(world, user, answer, points["Move it to me"])
+    await send_in_vain(world, user, unanswered, points["Move it to me"])
     before = world.transfers
     await user.tab.clock.run_for(9_999)
     for name in points:
@@ -392,8 +392,8 @@ async def test_no_answer(world: World, user: User, answer: str, then: str) -> No
     await user.tab.clock.run_for(1)
     await expect(user.dialog).not_to_have_attribute("aria-busy", "true")
     await expect(user.token).to_have_value(token)
-    await press(then)
-    if then == "Move it to me":
+    await press(way)
+    if way == "Move it to me":
         await expect(user.tab).to_have_url(f"{world.url}/settings?connection=success")
         assert [f"subject-of-{user.number}"] == await user.has()
     else:

@@ -33,9 +33,9 @@ CHECKS: Final = [
 EXAMPLES: Final = 15
 
 
-@pytest.mark.parametrize("user", ["1", "as-1", ""], ids=["user", "impersonated", "nobody"])
+@pytest.mark.parametrize("visitor", ["1", "as-1", ""], ids=["user", "impersonated", "nobody"])
 @pytest.mark.parametrize("accept", ["application/json", "text/html"])
-def test_every_answer_is_described(tmp_path: Path, user: str, accept: str) -> None:
+def test_every_answer_is_described(tmp_path: Path, visitor: str, accept: str) -> None:
     """Whatever comes: a status, a media type and members that OpenAPI names, and never a failure of the server."""
 
     async def staged() -> Stage:
@@ -45,7 +45,7 @@ def test_every_answer_is_described(tmp_path: Path, user: str, accept: str) -> No
 
     app = application("fastapi", asyncio.run(staged()).flow)
     schema = schemathesis.openapi.from_asgi("/openapi.json", app)
-    headers = SAME_ORIGIN | {"cookie": f"session={user}"}
+    headers = SAME_ORIGIN | {"cookie": f"session={visitor}"}
     seen: Counter[str] = Counter()
 
     def fuzz(operation: Any) -> None:

@@ -129,7 +129,7 @@ async def test_nothing_is_left_when_the_block_ends(source: Literal["system", "wh
 
 async def test_two_servers_at_once(postgres: PostgresServer) -> None:
     """Two servers run side by side with a directory, a port and data of their own."""
-    with run_server(source="wheel", preferred=MEMORY) as second:
+    with run_server(preferred=MEMORY) as second:
         assert postgres.port != second.port
         assert postgres.data_directory != second.data_directory
         await ask(second, "CREATE TABLE only_here (id int)")
@@ -202,7 +202,7 @@ def test_a_killed_test_run_leaves_nothing_running(with_keeper: bool) -> None:
 
 async def test_a_server_outlives_the_thread_that_started_it() -> None:
     """A server started in a worker thread goes on when that thread ends."""
-    block = run_server(source="wheel", preferred=MEMORY)
+    block = run_server(preferred=MEMORY)
     starter = asyncio.create_task(asyncio.to_thread(block.__enter__))
     server = await starter
     try:
@@ -216,7 +216,7 @@ async def test_a_server_outlives_the_thread_that_started_it() -> None:
 def test_a_server_that_hangs_is_killed_without_residue(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that heeds no signal is killed after a bound, and its shared memory is released too."""
     monkeypatch.setattr(running, "_PATIENCE", (0.2, 0.2, 5.0))
-    with run_server(source="wheel") as server:
+    with run_server() as server:
         os.kill(server.pid, signal.SIGSTOP)
     assert has_ended(server.pid)
     assert shared_memory_of(server.pid) == []
@@ -232,7 +232,7 @@ async def test_a_taken_port_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None
         taken = int(rival.getsockname()[1])
         offered = [taken]
         monkeypatch.setattr(running, "_free_port", lambda: offered.pop() if offered else free_port())
-        with run_server(source="wheel", preferred=MEMORY) as server:
+        with run_server(preferred=MEMORY) as server:
             assert offered == []
             assert server.port != taken
             assert await ask(server, "SELECT 1") == 1
@@ -252,7 +252,7 @@ def test_a_server_that_does_not_start_says_why(
     monkeypatch.setattr(tempfile, "mkdtemp", remember)
     with (
         pytest.raises(PostgresUnavailable, match='"max_connections"'),
-        run_server(source="wheel", settings={"max_connections": "many"}, preferred=MEMORY),
+        run_server(settings={"max_connections": "many"}, preferred=MEMORY),
     ):
         pytest.fail("the server started")
     assert [Path(name).exists() for name in made] == [False]
@@ -263,7 +263,7 @@ async def test_a_settings_value_arrives_as_written() -> None:
     """A setting's value reaches the server character by character, quotes and line ends included."""
     values = ("it's", "back\\slash", "two\nlines", "%m [%p] ", "")
     settings = {f"accountlink.example_{number}": value for number, value in enumerate(values)}
-    with run_server(source="wheel", preferred=MEMORY, settings=settings) as server:
+    with run_server(preferred=MEMORY, settings=settings) as server:
         assert [await ask(server, f"SHOW {name}") for name in settings] == list(values)
 
 

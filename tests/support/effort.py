@@ -16,8 +16,10 @@ from zlib import crc32
 
 import pytest
 
-_WHAT_ON: Final = frozenset({"case", "links", "name", "policy", "table"})
-_HOW: Final = frozenset({"acknowledged", "cancel", "closing", "guarded", "how", "level", "moment", "way"})
+_WHAT_ON: Final = frozenset({"case", "links", "name", "policy", "table", "visitor"})
+_HOW: Final = frozenset(
+    {"accept", "acknowledged", "cancel", "closing", "guarded", "how", "level", "moment", "unanswered", "way"}
+)
 _BOTH: Final = frozenset({"sqlite", "asyncpg"})
 FACTORS: Final = _WHAT_ON | _HOW
 """The parameters that say on what a test runs, and how. The others say what it tests: each of their values counts."""
