@@ -35,22 +35,30 @@ OVER = timedelta(seconds=-5)
 
 @dataclass(kw_only=True)
 class Longest:
-    """The longest transaction that PostgreSQL tells of, looked for all the time."""
+    """The longest transaction that PostgreSQL tells of, looked for all the time, and what it ran last."""
 
     seconds: float = 0.0
+    query: str = ""
     looks: int = 0
     closing: bool = False
+
+    def begin(self) -> None:
+        """Begin anew: what came before, such as filling the table, does not count."""
+        self.seconds, self.query, self.looks = 0.0, "", 0
 
     async def look(self, engine: AsyncEngine) -> None:
         """Look until it is told to close."""
         query = sa.text(
-            "SELECT extract(epoch FROM max(clock_timestamp() - xact_start)) FROM pg_stat_activity "
-            "WHERE pid <> pg_backend_pid() AND backend_type = 'client backend' AND application_name = ''"
+            "SELECT extract(epoch FROM clock_timestamp() - xact_start), query FROM pg_stat_activity "
+            "WHERE pid <> pg_backend_pid() AND backend_type = 'client backend' AND application_name = '' "
+            "AND xact_start IS NOT NULL ORDER BY xact_start LIMIT 1"
         )
         other = create_async_engine(engine.url, isolation_level="AUTOCOMMIT")
         async with other.connect() as connection:
             while not self.closing:
-                self.seconds = max(self.seconds, float(await connection.scalar(query) or 0))
+                for seconds, ran in await connection.execute(query):
+                    if seconds > self.seconds:
+                        self.seconds, self.query = float(seconds), " ".join(ran.split())[:60]
                 self.looks += 1
                 await asyncio.sleep(0.02)
         await other.dispose()
@@ -60,7 +68,7 @@ async def killed_half_way(engine: AsyncEngine, rows: int) -> None:
     """Print what two workers did, one of which was killed."""
     longest = Longest()
     looking = asyncio.ensure_future(longest.look(engine)) if engine.dialect.name == "postgresql" else None
-    figures = await two_workers(engine, rows)
+    figures = await two_workers(engine, rows, filled=longest.begin)
     longest.closing = True
     if looking is not None:
         await looking
@@ -76,7 +84,8 @@ async def killed_half_way(engine: AsyncEngine, rows: int) -> None:
     print(f"  {_statements(figures.turns[0])} statements for each grant; a connection out of the pool for "
           f"{1000 * max(each.longest for each in (*figures.turns, figures.last)):.0f} ms at the longest")  # fmt: skip
     if looking is not None:
-        print(f"  longest transaction in pg_stat_activity, {longest.looks:,} looks: {1000 * longest.seconds:.0f} ms")
+        print(f"  longest transaction in pg_stat_activity, {longest.looks:,} looks: {1000 * longest.seconds:.0f} ms, "
+              f"in {longest.query}")  # fmt: skip
 
 
 def _statements(did: Turn) -> str:

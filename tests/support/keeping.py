@@ -11,7 +11,7 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -261,15 +261,21 @@ class Figures:
     seconds: float
 
 
-async def two_workers(engine: AsyncEngine, rows: int) -> Figures:
+async def two_workers(engine: AsyncEngine, rows: int, *, filled: Callable[[], object] = lambda: None) -> Figures:
     """Keep a table of idle grants alive by two workers; kill one half-way, start it again, and check each grant.
 
     Each refresh token is presented once. Only those that the killed worker was presenting are presented once more.
+
+    Args:
+        engine: An engine on an empty database.
+        rows: The number of grants.
+        filled: Called when the table has its rows.
     """
     async with loopback_provider() as provider:
         refresher = LoopbackRefresher(provider.port)
         kept = Kept(refresher)
         await kept.fill(engine, rows)
+        filled()
         url = engine.url.render_as_string(hide_password=False)
         victim, other, again = (Process(keep, url=url, port=provider.port) for _ in range(3))
         try:
