@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
@@ -18,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from accountlink import AccountNotFound, CredentialVault, NeedsConsent, TokenSet, link_outbox, tune_sqlite
-from accountlink.errors import RefreshUnavailable, StoreUnavailable
+from accountlink.errors import MissingScopes, RefreshUnavailable, StoreUnavailable
 from accountlink.values.health import HealthState
 from accountlink.vault.envelope import grant_of
 from accountlink.vault.refresher import GrantEnded, ProviderUnavailable
@@ -26,7 +27,7 @@ from accountlink.vault.renewing import Renewing, Timing
 from tests.contract.test_renewing import OVER, Provider, Renewed
 from tests.faults.stepping import Moment, Stepped
 from tests.support.databases import Database
-from tests.support.models import EXCLUSIVE_SOFT, Tables, make_tables
+from tests.support.models import EXCLUSIVE_SOFT, Tables, identity, make_tables
 from tests.support.vaulted import KEY, OLD_KEY
 
 QUICK = Timing(
@@ -354,6 +355,108 @@ async def test_5_a_database_that_is_away_longer_than_the_lease(engine: AsyncEngi
         assert "access-1" == await first == await second
     assert ("access-1", "refresh-1") == await case.stored(engine)
     assert ["refresh-0"] == case.provider.calls
+    state = await case.state(engine)
+    assert ("ok", 0, False, None) == tuple(state[name] for name in ("state", "failures", "uncertain", "lease_by"))
+    assert state["refreshed_at"] is not None
+
+
+async def test_5_a_table_that_is_away_throws_no_rotation_away(engine: AsyncEngine, case: Case) -> None:
+    """A migration renames it for a moment; a right or a file may be missing likewise."""
+    first = await case.held(engine)
+    here = case.states.name
+    async with engine.begin() as connection:
+        await connection.execute(sa.text(f"ALTER TABLE {here} RENAME TO elsewhere"))
+    case.provider.answers.set()
+    await asyncio.sleep(0.2)
+    assert not first.done()
+    async with engine.begin() as connection:
+        await connection.execute(sa.text(f"ALTER TABLE elsewhere RENAME TO {here}"))
+    assert "access-1" == await asyncio.wait_for(first, 10)
+    assert ("access-1", "refresh-1") == await case.stored(engine)
+
+
+class _Said(Exception):
+    """An error of a driver, with a SQLSTATE where the database has them."""
+
+    def __init__(self, sqlstate: str | None) -> None:
+        super().__init__("planned")
+        if sqlstate is not None:
+            self.sqlstate = sqlstate
+
+
+PASSING = [
+    *(
+        sa.exc.DBAPIError("UPDATE", {}, _Said(state))
+        for state in ("25006", "26000", "28000", "28P01", "55000", "53100")
+    ),
+    sa.exc.ProgrammingError("UPDATE", {}, _Said("42501")),
+    sa.exc.OperationalError("UPDATE", {}, sqlite3.OperationalError("disk I/O error")),
+]
+LASTING = [
+    sa.exc.IntegrityError("UPDATE", {}, _Said("23514")),
+    sa.exc.DBAPIError("UPDATE", {}, _Said("22001")),
+    sa.exc.IntegrityError("UPDATE", {}, sqlite3.IntegrityError("CHECK constraint failed")),
+]
+
+
+@pytest.mark.parametrize("error", [*PASSING, *LASTING], ids=lambda error: str(error.orig.__dict__.get("sqlstate", "-")))
+async def test_5_what_may_be_mended_soon_throws_no_rotation_away(
+    engine: AsyncEngine, case: Case, error: sa.exc.DBAPIError
+) -> None:
+    """Only a database that says no to a value says it for ever."""
+    first, left = await case.held(engine), [3]
+    leases = case.renewing().leases
+    store = leases.store
+
+    async def failing(*given: Any, **more: Any) -> bool:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise error
+        return await store(*given, **more)
+
+    leases.store = failing  # type: ignore[method-assign]
+    if error in LASTING:
+        with pytest.raises(sa.exc.DBAPIError):
+            await case.let(first)
+        assert 2 == left[0]
+        return
+    assert "access-1" == await case.let(first)
+    assert ("access-1", "refresh-1") == await case.stored(engine)
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_an_id_that_is_another_links_by_now_gives_no_foreign_token(
+    engine: AsyncEngine, case: Case, waits: bool
+) -> None:
+    """SQLite gives the id of a deleted row to the next one: the new link is not the one that was asked for."""
+    first = await case.held(engine)
+    if waits:
+        caller = case.ask(engine, 1)
+        await asyncio.sleep(0.1)
+    else:
+        caller = first
+    table, other = case.table, TokenSet(access_token="of another", refresh_token="of another")
+    async with engine.begin() as connection:
+        link_id = await connection.scalar(sa.select(table.c.id))
+        await connection.execute(sa.delete(table))
+    await case.linker.link(engine, user_id=1, identity=identity("sub-9", provider="other"), credentials=other)
+    async with engine.begin() as connection:
+        await connection.execute(sa.update(table).values(id=link_id))
+    case.provider.answers.set()
+    for each in {first, caller}:
+        with pytest.raises(AccountNotFound):
+            await asyncio.wait_for(each, 10)
+    found = await case.linker.stored_credentials(engine, user_id=1, provider="other")
+    assert "of another" == found.access_token.reveal()
+
+
+async def test_scopes_are_looked_at_after_a_renewal_too(engine: AsyncEngine, case: Case) -> None:
+    """The provider has granted fewer of them this time."""
+    case.provider.scopes = frozenset({"write"})
+    with pytest.raises(MissingScopes) as raised:
+        await case.get(engine, require={"read"})
+    assert frozenset({"read"}) == raised.value.missing
+    assert "access-1" == await case.get(engine, require={"write"})
 
 
 async def test_5_other_tokens_are_not_written_over(engine: AsyncEngine, case: Case) -> None:

@@ -16,22 +16,29 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from accountlink import (
+    AccountLinker,
     AccountLinkError,
+    AccountMapping,
     AccountNotFound,
     ConfigurationError,
+    CredentialVault,
     EventType,
     Linked,
+    LinkPolicy,
     NeedsConsent,
     OAuthRefresher,
+    Removal,
     TokenSet,
+    refresh_states,
 )
 from accountlink.errors import MissingScopes, RefreshRefused, RefreshUnavailable
 from accountlink.providers import OAuthClient
 from accountlink.values.health import HealthState
+from accountlink.values.secrecy import revealed
 from accountlink.vault.refresher import ClientRefused, GrantEnded, ProviderUnavailable
 from accountlink.vault.renewing import Timing
 from tests.support.models import EXCLUSIVE_SOFT, identity
-from tests.support.vaulted import Vaulted
+from tests.support.vaulted import KEY, Vaulted
 
 
 class Provider:
@@ -41,6 +48,7 @@ class Provider:
         self.calls: list[str] = []
         self.delay = delay
         self.lifetime = lifetime
+        self.scopes: frozenset[str] = frozenset()
         self.ended = False
         self.spent: set[str] = set()
         self.fails: list[Exception] = []
@@ -76,6 +84,7 @@ class Provider:
             access_token=f"access-{number}",
             refresh_token=f"refresh-{number}",
             expires_at=datetime.now(UTC) + self.lifetime,
+            scopes=self.scopes,
         )
 
 
@@ -567,18 +576,74 @@ async def test_each_member_is_stored_as_the_table_says(engine: AsyncEngine, name
 
 
 async def test_five_opaque_refusals_end_a_grant(engine: AsyncEngine) -> None:
+    """They are minutes apart, so that a proxy which is broken for half a minute ends none."""
     provider = Provider()
     provider.fails = [ProviderUnavailable(opaque=True) for _ in range(5)]
     case = await Renewed(provider).create(engine)
     await case.link(engine, ends_in=OVER)
-    raised = []
+    raised, waited = [], timedelta(0)
     for _ in range(5):
         with pytest.raises((RefreshUnavailable, NeedsConsent)) as caught:
             await case.linkers[0].credentials(engine, user_id=1, provider="acme")
         raised.append(caught.type)
+        if isinstance(caught.value, RefreshUnavailable):
+            assert caught.value.retry_at is not None
+            waited += caught.value.retry_at - datetime.now(UTC)
         async with engine.begin() as connection:
             await connection.execute(sa.update(case.states).values(retry_at=None))
     assert [RefreshUnavailable] * 4 + [NeedsConsent] == raised
+    assert timedelta(minutes=15) < waited < timedelta(minutes=30)
+
+
+async def from_the_access_token(provider: str, tokens: TokenSet, *, deadline: timedelta) -> TokenSet:
+    assert "access-0" == tokens.access_token.reveal()
+    ends = datetime.now(UTC) + timedelta(hours=1)
+    return TokenSet(access_token="access-1", refresh_token="of no use here", expires_at=ends)
+
+
+@pytest.mark.parametrize("missing", ["scopes", "expires_at", "refresh_token"])
+async def test_a_table_without_a_column_loses_no_grant(engine: AsyncEngine, missing: str) -> None:
+    """What an answer brings beside the tokens is left out where there is no column; the tokens are stored."""
+    metadata = sa.MetaData()
+    table = sa.Table(
+        "links_without_a_column",
+        metadata,
+        sa.Column("id", sa.Integer, primary_key=True),
+        *(sa.Column(name, sa.Text) for name in ("user_id", "provider", "account_id", "access_token")),
+        *(sa.Column(name, sa.Text) for name in ("refresh_token", "scopes") if name != missing),
+        *(sa.Column(name, sa.DateTime(timezone=True)) for name in ("expires_at",) if name != missing),
+        sa.UniqueConstraint("provider", "account_id"),
+    )
+    provider = Provider()
+    provider.scopes = frozenset({"read"})
+    provider.can_renew = lambda *_: True  # type: ignore[method-assign]
+    if missing == "refresh_token":
+        provider.renew = from_the_access_token  # type: ignore[method-assign]
+    policy = LinkPolicy(removal=Removal.DELETE)
+    mapping: AccountMapping[Any, Any] = AccountMapping(table, policy=policy)
+    linker = AccountLinker(
+        mapping,
+        vault=CredentialVault(keys=[KEY]),
+        refresher=provider,
+        refreshes=refresh_states(metadata),
+        clock=lambda: datetime.now(UTC) - timedelta(minutes=5),  # a younger token would not be renewed when refused
+    )
+    async with engine.begin() as connection:
+        await connection.run_sync(metadata.create_all)
+    brought: dict[str, Any] = {
+        "refresh_token": "refresh-0",
+        "expires_at": datetime.now(UTC) - timedelta(hours=1),
+        "scopes": frozenset(),
+    }
+    brought.pop(missing)
+    old = TokenSet(access_token="access-0", **brought)
+    await linker.link(engine, user_id="1", identity=identity(), credentials=old)
+    rejected = "access-0" if missing == "expires_at" else None
+    for _ in range(2):
+        tokens = await linker.credentials(engine, user_id="1", provider="acme", rejected=rejected)
+        assert "access-1" == tokens.access_token.reveal()
+    stored = await linker.stored_credentials(engine, user_id="1", provider="acme")
+    assert (None if missing == "refresh_token" else "refresh-1") == revealed(stored.refresh_token)
 
 
 @pytest.mark.each_driver

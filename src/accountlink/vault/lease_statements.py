@@ -159,14 +159,16 @@ class LeaseStatements(VaultStatements):
     # -- what came of it ----------------------------------------------------------------------------------------------
 
     def store(self, shape: Shape, *, is_over: bool) -> sa.Executable:
-        """Build one statement that stores the new tokens and gives the lease back (PostgreSQL).
+        """Build one statement that stores the new tokens, and records that they are new (PostgreSQL).
+
+        It gives the lease back, too, if the caller still has it.
 
         Args:
             shape: The shape of the call, with the roles that it writes.
             is_over: Whether the new access token is over already.
         """
         written = self.replace(shape).cte(self._names("written"))
-        done = self._gave_back(
+        done = self._recorded(
             self._renewed(on_sqlite=False, is_over=is_over), sa.exists(select(ONE).select_from(written))
         )
         return select(written.c.id).add_cte(done.cte(self._names("gave_back")))
@@ -177,7 +179,7 @@ class LeaseStatements(VaultStatements):
         Args:
             is_over: Whether the new access token is over already.
         """
-        return self._gave_back(self._renewed(on_sqlite=True, is_over=is_over))
+        return self._recorded(self._renewed(on_sqlite=True, is_over=is_over))
 
     def give_back(self) -> sa.Update:
         """Build the statement that gives the lease back; nothing else of the state changes."""
@@ -203,10 +205,22 @@ class LeaseStatements(VaultStatements):
         freed = {"lease_by": sa.null(), "lease_until": sa.null()}
         return sa.update(self._states).where(*self._has_lease(), *conditions).values(values | freed)
 
-    def _has_lease(self) -> list[Condition]:
+    def _recorded(self, values: dict[str, Any], *conditions: Condition) -> sa.Update:
+        """Build the update of the link's state, whoever has the lease: it is given back if it is the caller's own."""
         s = self._s
-        link = s.link_id == id_text(self.bind("id"))
-        return [s.table_name == self._links, link, s.lease_by == sa.bindparam("al_lease_by", type_=sa.Text)]
+        freed = {
+            column.name: sa.case((self._is_mine(), sa.null()), else_=column) for column in (s.lease_by, s.lease_until)
+        }
+        return sa.update(self._states).where(*self._is_its_state(), *conditions).values(values | freed)
+
+    def _has_lease(self) -> list[Condition]:
+        return [*self._is_its_state(), self._is_mine()]
+
+    def _is_its_state(self) -> list[Condition]:
+        return [self._s.table_name == self._links, self._s.link_id == id_text(self.bind("id"))]
+
+    def _is_mine(self) -> Condition:
+        return self._s.lease_by == sa.bindparam("al_lease_by", type_=sa.Text)
 
     def fail(self, state: HealthState, *, on_sqlite: bool) -> sa.Executable:
         """Build the statement that records a failed renewal and gives the lease back.

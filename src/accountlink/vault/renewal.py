@@ -19,6 +19,8 @@ OPAQUE_AT_MOST: Final = 5
 SHORTEST_PAUSE: Final = timedelta(seconds=2)
 LONGEST_PAUSE: Final = timedelta(minutes=10)
 """The pauses after failed renewals: doubled each time, from the shortest to the longest."""
+OPAQUE_LATER: Final = 6
+"""A refusal without a code makes the pause as long as so many more failures would: the fault may be a proxy's."""
 LONGEST_WAIT: Final = timedelta(days=1)
 """The longest time for which a provider is not asked because a refresher says so."""
 LOST: Final = "lost_in_refresh"

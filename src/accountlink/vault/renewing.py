@@ -17,6 +17,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from accountlink.database.transactions import Place
@@ -36,6 +37,7 @@ from accountlink.errors import (
 from accountlink.linking.call import Call
 from accountlink.tables.rows import present
 from accountlink.values.credentials import TokenSet
+from accountlink.values.facts import Trouble
 from accountlink.values.health import Health, HealthState
 from accountlink.values.outcomes import LinkId, UserId
 from accountlink.values.secrecy import Secret, revealed
@@ -47,6 +49,7 @@ from accountlink.vault.renewal import (
     LONGEST_WAIT,
     LOST,
     OPAQUE_AT_MOST,
+    OPAQUE_LATER,
     SHORTEST_PAUSE,
     Facts,
     Step,
@@ -63,8 +66,8 @@ T = TypeVar("T")
 _Task: TypeAlias = "asyncio.Task[TokenSet | AccountLinkError | None]"
 LONGEST_CODE: Final = 200
 """The number of characters of a provider's code that are stored."""
-_PASSING: Final = ("25", "53", "54", "57", "58", "XX")
-"""The classes of SQLSTATEs that pass by themselves: a read-only standby, a full disk, an operator, a broken server."""
+_LASTING: Final = ("22", "23")
+"""The classes of SQLSTATEs that say no to a value: it can never be stored. Whatever else fails may be mended soon."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -192,6 +195,7 @@ class Renewing(Generic[UserId, LinkId]):
         if step is Step.RENEW:
             renewed = await self._outcome(self._task(engine, call, found), facts)
             if isinstance(renewed, TokenSet):
+                self.stored.check_granted(renewed.scopes, require, link_id=found.account.id)
                 return _without_refresh(renewed)
             if facts.is_over and renewed is not None:
                 raise _naming(found, _anew(renewed))
@@ -341,6 +345,19 @@ class Renewing(Generic[UserId, LinkId]):
         """Read the tokens of the one live link that a call names, with the state of their renewals."""
         return await self.stored.find(self.place(engine), call, statements=self.leases.statements)
 
+    async def _again(
+        self, engine: AsyncEngine, call: Call, seen: StoredTokens[UserId, LinkId]
+    ) -> StoredTokens[UserId, LinkId]:
+        """Read a link's tokens again.
+
+        Raises:
+            AccountNotFound: The link has gone, and its id may belong to another link by now, as in SQLite.
+        """
+        found = await self.read(engine, call)
+        if found.bound_to.parts() != seen.bound_to.parts():
+            raise AccountNotFound
+        return found
+
     async def _renewed(
         self, engine: AsyncEngine, call: Call, found: StoredTokens[UserId, LinkId]
     ) -> TokenSet | AccountLinkError:
@@ -363,7 +380,7 @@ class Renewing(Generic[UserId, LinkId]):
                 if found.state.is_leased(found.now) or found is not seen:
                     await asyncio.sleep(pause * (0.5 + self._chance() / 2))
                     pause = min(pause * 1.5, self._longest_pause)
-                found = await self.read(engine, named)
+                found = await self._again(engine, named, seen)
                 settled = await self._settled(found, seen)
                 if settled is not None:
                     return settled
@@ -413,7 +430,7 @@ class Renewing(Generic[UserId, LinkId]):
         again at least as often as this method waits; the tokens in the row may be spent.
         """
         await asyncio.sleep(2 * self._longest_pause)
-        now = await self.read(engine, call)
+        now = await self._again(engine, call, found)
         if (settled := await self._settled(now, found)) is not None or _texts(now) == _texts(found):
             return settled
         (new, _), (old, _) = await self.stored.opened(now), await self.stored.opened(found)
@@ -513,7 +530,7 @@ class Renewing(Generic[UserId, LinkId]):
                     raise
                 cancelled = error
                 continue
-            except (StoreBusy, StoreUnavailable, OutcomeUnknown, _KeysAway, *FAILURES) as error:
+            except (StoreBusy, StoreUnavailable, OutcomeUnknown, ConfigurationError, _KeysAway, *FAILURES) as error:
                 if cancelled is not None:
                     raise cancelled from None
                 if not _may_pass(error) or asyncio.get_running_loop().time() > ends:
@@ -532,6 +549,7 @@ class Renewing(Generic[UserId, LinkId]):
         call, lease, now = asked.call, asked.lease, asked.lease.by_database(present())
         new = _by_database(new, lease)
         is_over = new.expires_at is not None and new.expires_at <= now
+        new = self._storable(new)
         accounts = self.stored.accounts
         replacing = accounts.calls.replacing(
             user_id=call.user_id, link_id=call.link_id, provider=None, tokens=new, seal=asked.sealing
@@ -545,18 +563,20 @@ class Renewing(Generic[UserId, LinkId]):
             if ready is None:
                 break
             if await self.leases.store(engine, ready, lease, found, wait=wait, is_over=is_over):
-                return await self._now(engine, call)
-            found = await self.read(engine, call)
+                return await self._now(engine, call, found)
+            found = await self._again(engine, call, found)
             try:
                 contents = await self.stored.contents(found)
             except Exception as error:  # sealed again with a key that this process lacks yet, or cannot fetch
                 raise _KeysAway from error
         await self.leases.give_back(engine, call, lease)
-        return await self._now(engine, call)
+        return await self._now(engine, call, found)
 
-    async def _now(self, engine: AsyncEngine, call: Call) -> TokenSet | AccountLinkError:
+    async def _now(
+        self, engine: AsyncEngine, call: Call, seen: StoredTokens[UserId, LinkId]
+    ) -> TokenSet | AccountLinkError:
         """Return the row's tokens, as every caller would be given them from now on."""
-        found = await self.read(engine, call)
+        found = await self._again(engine, call, seen)
         tokens, access = await self.stored.opened(found)
         if tokens is None or access is None or found.is_over:
             return found.state.obstacle(found.now) or RefreshUnavailable()
@@ -576,14 +596,20 @@ class Renewing(Generic[UserId, LinkId]):
                 if failure.state is HealthState.NEEDS_CONSENT:
                     return NeedsConsent(provider_code=failure.code, since=recorded.since)
                 return RefreshUnavailable(retry_at=recorded.retry_at)
-            found = await self.read(engine, call)
+            found = await self._again(engine, call, found)
             newer, _ = await self.stored.opened(found)
             if newer is None or _known(newer) != _known(asked.tokens):
                 break  # linked again, or renewed by somebody else
             if found.lease_by != lease.holder:
                 break  # somebody else has the lease by now, and what they find out counts
         await self.leases.give_back(engine, call, lease)
-        return await self._now(engine, call)
+        return await self._now(engine, call, found)
+
+    def _storable(self, new: TokenSet) -> TokenSet:
+        """Return new tokens without what the table has no column for: the rest must not be lost with it."""
+        columns = self.stored.accounts.mapping.columns
+        none: dict[str, Any] = {"refresh_token": None, "expires_at": None, "scopes": frozenset()}
+        return _changed(new, **{role: value for role, value in none.items() if role not in columns})
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
@@ -592,7 +618,7 @@ class Renewing(Generic[UserId, LinkId]):
         wanted: object = away.retry_at
         if isinstance(wanted, datetime) and wanted.utcoffset() is not None:
             return min(max(SHORTEST_PAUSE, wanted - present()), LONGEST_WAIT)
-        return pause_after(lease.failures, jitter=self._chance())
+        return pause_after(lease.failures + (OPAQUE_LATER if away.opaque else 0), jitter=self._chance())
 
 
 def _checked(new: object, provider: str) -> TokenSet:
@@ -613,9 +639,17 @@ def _is_cancelled() -> bool:
 
 
 def _may_pass(error: BaseException) -> bool:
-    """Say whether storing may work later: the database is away, read-only, full, or cannot say what it did."""
+    """Say whether storing may work later: the database is away, read-only or full, a table or a right is missing.
+
+    It cannot where the database, SQLAlchemy or accountlink refuse a value.
+    """
+    if isinstance(error, ConfigurationError):
+        return isinstance(error.__cause__, DBAPIError) and _may_pass(error.__cause__)  # a table is missing
+    if isinstance(error, (IntegrityError, DataError, OSError)):  # a bare one is the source of the keys'
+        return False
     if isinstance(error, FAILURES):
-        return (read_failure(error).sqlstate or "")[:2] in _PASSING
+        failure = read_failure(error)
+        return failure.trouble is not Trouble.VALUE and (failure.sqlstate or "")[:2] not in _LASTING
     return True
 
 

@@ -269,8 +269,16 @@ class StoredCredentials(Generic[UserId, LinkId]):
                 f"require=... asks which scopes were granted, and {self.accounts.mapping.name!r} has no column mapped "
                 "for 'scopes'. Map scopes=..., or leave require= out."
             )
-        if missing := require - (stored.account.scopes or frozenset()):
-            raise MissingScopes(missing=missing, link_id=stored.account.id)
+        self.check_granted(stored.account.scopes or frozenset(), require, link_id=stored.account.id)
+
+    def check_granted(self, scopes: frozenset[str], require: frozenset[str], *, link_id: LinkId) -> None:
+        """Refuse scopes without those that the caller needs.
+
+        Raises:
+            MissingScopes: The user has not granted some of the scopes.
+        """
+        if missing := require - scopes:
+            raise MissingScopes(missing=missing, link_id=link_id)
 
     def is_refused(self, access: AccessToken, rejected: Secret | None, *, now: datetime) -> bool:
         """Say whether this is the access token that the API has refused, and old enough for a new one to help."""
