@@ -1025,7 +1025,7 @@ FAULTS: Final[dict[str, Fault]] = {
         certain=True,
     ),
     "renewal: Retry-After is not stored": Fault(
-        file="vault/oauth.py",
+        file="vault/answers.py",
         old="        return ProviderUnavailable(retry_at)\n",
         new="        return ProviderUnavailable()\n",
         test="faults/test_renewal_processes.py",

@@ -15,7 +15,8 @@ from authlib.oauth2.rfc7636 import create_s256_code_challenge  # type: ignore[im
 from accountlink import ConfigurationError, TokenSet
 from accountlink.providers import OAuthClient, RefreshBehaviour, oidc
 from accountlink.testing.fake_provider import FakeProvider, Lost
-from accountlink.vault.oauth import OAuthRefresher, TokenAnswer, failure_of, retry_moment
+from accountlink.vault.answers import TokenAnswer, failure_of, retry_moment
+from accountlink.vault.oauth import OAuthRefresher
 from accountlink.vault.refresher import ClientRefused, GrantEnded, ProviderUnavailable, RenewalFailed
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -53,8 +54,21 @@ ANSWERS: dict[str, tuple[int, dict[str, str], dict[str, Any] | str, type[Renewal
     "without access_token": (200, {}, {"token_type": "Bearer"}, ProviderUnavailable),
     "503": (503, {}, "", ProviderUnavailable),
     "429": (429, {"Retry-After": "120"}, "", ProviderUnavailable),
+    "an opaque 401": (401, {}, {}, ProviderUnavailable),
+    "an opaque 403": (403, {}, {"error": 5}, ProviderUnavailable),
+    "a 400 with Retry-After": (400, {"Retry-After": "5"}, "no", ProviderUnavailable),
     "a redirect": (302, {"Location": "https://other.example/"}, "", ProviderUnavailable),
+    "404": (404, {}, "<html>no</html>", ProviderUnavailable),
+    "407": (407, {}, {"error": "proxy"}, ProviderUnavailable),
+    "408": (408, {}, "", ProviderUnavailable),
+    "a page with 200": (200, {"Content-Type": "text/html"}, "<html>maintenance</html>", ProviderUnavailable),
+    "nothing with 200": (200, {}, "", ProviderUnavailable),
+    "a 500 with a token": (500, {}, {"access_token": "a"}, ProviderUnavailable),
+    "a token in a redirect": (307, {}, {"access_token": "a"}, ProviderUnavailable),
+    "slow_down beside a token": (200, {}, {"access_token": "a", "error": "slow_down"}, ProviderUnavailable),
 }
+OPAQUE = {"an opaque 400", "an opaque 401", "an opaque 403", "an unknown code", "without access_token"}
+"""The answers after which, five in a row, a grant counts as ended."""
 
 
 @pytest.mark.parametrize("name", ANSWERS)
@@ -72,17 +86,83 @@ async def test_each_answer_is_read_by_its_code(name: str) -> None:
     with pytest.raises(expected) as raised:
         await renewing
     if isinstance(raised.value, ProviderUnavailable):
-        assert (
-            name in ("an opaque 400", "an unknown code", "without access_token", "a redirect")
-        ) is raised.value.opaque
+        assert (name in OPAQUE) is raised.value.opaque
         assert not raised.value.uncertain
 
 
-async def test_a_form_is_read_too() -> None:
-    """GitHub answers with a form unless it is asked for JSON."""
-    form = httpx2.Response(
-        200, headers={"Content-Type": "application/x-www-form-urlencoded"}, text="access_token=a&expires_in=60"
-    )
+FULL: dict[str, Any] = {"access_token": "a", "refresh_token": "r", "expires_in": 60, "scope": "mail files", "url": "u"}
+"""The members of a whole answer."""
+NAN, INF = float("nan"), float("inf")
+
+
+def beside(member: str, *values: object, **differs: object) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Cases in which a member has one of these values, and the tokens differ from those of a whole answer so."""
+    return {f"{member} {value!r:.20}": ({member: value}, differs) for value in values}
+
+
+STRANGE = {
+    **beside("expires_in", "", "never", "3600s", "nan", 2**63 - 1, 1e300, [60], expires_at=None),
+    **beside("expires_in", {}, NAN, INF, True, None, expires_at=None),
+    **beside("expires_in", "10**4999", expires_at=None),
+    **beside("expires_at", "2026-01-01T01:00:00Z", 1_767_225_600_000, "", None, [1], NAN, 1_767_229_200),
+    "expires_at alone": ({"expires_in": "", "expires_at": "1767225600"}, {"expires_at": NOW}),
+    **beside("token_type", 3, "", None, ["Bearer"], "Bea\0rer"),
+    **beside("id_token", 3, "", None, {}, "\0"),
+    **beside("refresh_token", 3, "", None, ["r"], "\0", refresh_token=None),
+    **beside("scope", 3, "", None, {}, ["mail", 3], "a\0b", [None], scopes=set()),
+    **beside("scope", ["mail", "files"], "mail,files"),
+    **beside("url", [1], None, {}, 1.5, False, "\ud800", extra={}),
+    **beside("url", 7, extra={"url": "7"}),
+    **beside("error", None, "", False, 0, "none", {}),
+}
+"""What stands beside an access token, and how the tokens then differ from those of a whole answer."""
+
+
+@pytest.mark.parametrize("name", STRANGE)
+async def test_a_token_is_kept_whatever_stands_beside_it(name: str) -> None:
+    """The former refresh token may be spent: no strange member costs the answer, and none replaces what is stored."""
+    strange, differs = STRANGE[name]
+    text = json.dumps(FULL | strange).replace('"10**4999"', "9" * 5_000)
+    renewer = refresher(lambda _: httpx2.Response(200, text=text), extra={"acme": ["url"]}, clock=lambda: NOW)
+    new = await renewer.renew("acme", OLD, deadline=DEADLINE)
+    assert {
+        "access_token": "a",
+        "refresh_token": "r",
+        "expires_at": NOW + timedelta(minutes=1),
+        "scopes": {"mail", "files"},
+        "token_type": "Bearer",
+        "id_token": None,
+        "extra": {"url": "u"},
+    } | differs == {
+        "access_token": new.access_token.reveal(),
+        "refresh_token": new.refresh_token and new.refresh_token.reveal(),
+        "expires_at": new.expires_at,
+        "scopes": new.scopes,
+        "token_type": new.token_type,
+        "id_token": new.id_token,
+        "extra": {name: each.reveal() for name, each in new.extra.items()},
+    }
+
+
+@pytest.mark.parametrize("retry_after", ["5", "soon", "", "Wed, 21 Oct 99999999999999999999 07:28:00 GMT"])
+async def test_a_token_is_kept_beside_retry_after(retry_after: str) -> None:
+    answer = httpx2.Response(201, json={"access_token": "a"}, headers={"Retry-After": retry_after})
+    assert "a" == (await refresher(lambda _: answer).renew("acme", OLD, deadline=DEADLINE)).access_token.reveal()
+
+
+@pytest.mark.parametrize("token", [5, None, "", ["a"], "a\0", "\ud800"])
+async def test_an_answer_without_a_usable_token_is_no_success(token: object) -> None:
+    answer = httpx2.Response(200, text=json.dumps(FULL | {"access_token": token}))
+    with pytest.raises(ProviderUnavailable) as raised:
+        await refresher(lambda _: answer).renew("acme", OLD, deadline=DEADLINE)
+    assert raised.value.opaque
+
+
+@pytest.mark.parametrize("name", ["application/x-www-form-urlencoded", "Application/X-WWW-Form-URLEncoded;charset=x"])
+@pytest.mark.parametrize("body", ["access_token=a&expires_in=60", '{"access_token": "a"}'])
+async def test_a_form_is_read_too(name: str, body: str) -> None:
+    """GitHub answers with a form unless it is asked for JSON; a body in JSON is read whatever its type says."""
+    form = httpx2.Response(200, headers={"Content-Type": name}, text=body)
     tokens = await refresher(lambda _: form).renew("acme", OLD, deadline=DEADLINE)
     assert "a" == tokens.access_token.reveal()
 
@@ -164,7 +244,9 @@ def test_retry_after() -> None:
     assert NOW + timedelta(minutes=1) == retry_moment("Thu, 01 Jan 2026 00:01:00 GMT", now=NOW)
     assert NOW + timedelta(hours=1) == retry_moment("999999999999", now=NOW)
     assert NOW == retry_moment("Wed, 31 Dec 2025 00:00:00 GMT", now=NOW)
-    assert [None, None, None] == [retry_moment(text, now=NOW) for text in (None, "soon", "-1")]
+    assert [None] * 4 == [
+        retry_moment(text, now=NOW) for text in (None, "soon", "-1", "Wed, 21 Oct 99999999999999999999 07:28:00 GMT")
+    ]
     failed = failure_of(TokenAnswer(status=503, retry_after="60", members={}), now=NOW)
     assert isinstance(failed, ProviderUnavailable)
     assert NOW + timedelta(minutes=1) == failed.retry_at

@@ -457,11 +457,16 @@ ANSWERS: dict[str, list[Callable[[httpx2.Request], httpx2.Response]]] = {
         raising(httpx2.ReadError("planned")),
         raising(httpx2.ReadTimeout("planned")),
     ],
-    "400 without a code, or with an unknown one": [
+    "400, 401 or 403 without a code, or with an unknown one": [
         lambda _: httpx2.Response(400, text="no"),
-        lambda _: httpx2.Response(400, json={"error": "E1234"}),
+        lambda _: httpx2.Response(401, json={"error": "E1234"}),
+        lambda _: httpx2.Response(403, json={}),
     ],
-    "200 without `access_token`": [lambda _: httpx2.Response(200, json={"token_type": "Bearer"})],
+    "200 in JSON without `access_token`": [lambda _: httpx2.Response(200, json={"token_type": "Bearer"})],
+    "anything else, such as the page or the redirect of a proxy": [
+        *[answering(status) for status in (302, 404, 407, 408)],
+        lambda _: httpx2.Response(200, text="<html>maintenance</html>", headers={"Content-Type": "text/html"}),
+    ],
 }
 RESULTS = {
     "the new tokens are stored": None,

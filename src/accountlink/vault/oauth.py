@@ -1,118 +1,23 @@
-"""Renew tokens by OAuth's refresh tokens, and read each answer of a provider by its error code."""
+"""Renew tokens by OAuth's refresh tokens."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
+from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Any, Final
-from urllib.parse import parse_qsl
 
-from accountlink.errors import ConfigurationError, InvalidCredentials
+from accountlink.errors import ConfigurationError
 from accountlink.providers.client import OAuthClient
 from accountlink.providers.conversation import LostAnswer, TokenLine, Unreached
 from accountlink.providers.provider import Provider
 from accountlink.tables.arguments import check_callable
 from accountlink.tables.rows import present
 from accountlink.values.credentials import TokenSet
-from accountlink.vault.refresher import ClientRefused, GrantEnded, ProviderUnavailable, RenewalFailed
+from accountlink.vault.answers import TokenAnswer, failure_of, members_of, tokens_of
+from accountlink.vault.refresher import GrantEnded, ProviderUnavailable
 from accountlink.vault.renewal import LOST
-
-ENDED: Final = frozenset(
-    {"invalid_grant", "bad_refresh_token", "interaction_required", "consent_required", "login_required"}
-)
-"""Codes by which a provider says that the grant has ended: OAuth's own, GitHub's, and those of OpenID Connect."""
-REFUSED: Final = frozenset(
-    {"invalid_client", "unauthorized_client", "invalid_scope", "unsupported_grant_type", "incorrect_client_credentials"}
-)
-"""Codes by which a provider refuses the application, whatever the user consented to: OAuth's own, and GitHub's."""
-AWAY: Final = frozenset({"temporarily_unavailable", "server_error", "slow_down"})
-"""Codes by which a provider says that another attempt may work."""
-_SUCCESS: Final = range(200, 300)
-_TOO_MANY: Final = 429
-_SERVER: Final = range(500, 600)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TokenAnswer:
-    """Hold a provider's answer to a request for tokens.
-
-    Attributes:
-        status: The status of the response.
-        retry_after: The header ``Retry-After``, if there is one.
-        members: The members of the body; empty if the body has none.
-    """
-
-    status: int
-    retry_after: str | None
-    members: Mapping[str, Any]
-
-
-def members_of(body: bytes, content_type: str) -> dict[str, Any]:
-    """Return the members of a body, in JSON or as a form; nothing for any other body.
-
-    Args:
-        body: The body.
-        content_type: The header ``Content-Type``.
-    """
-    try:
-        if "application/x-www-form-urlencoded" in content_type:
-            return dict(parse_qsl(body.decode("utf-8")))
-        found = json.loads(body)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def failure_of(answer: TokenAnswer, *, now: datetime) -> RenewalFailed | None:
-    """Say how a renewal failed, or return ``None`` if it did not.
-
-    The OAuth error code decides, whatever the status: providers send it with 400, 401, 403 and 200. No description is
-    read.
-
-    Args:
-        answer: The answer.
-        now: The present moment, aware, from which ``Retry-After`` counts.
-
-    Source: RFC 6749, section 5.2; RFC 6585, section 4; RFC 9110, section 10.2.3.
-    """
-    code = answer.members.get("error")
-    if isinstance(code, str) and code in ENDED:
-        return GrantEnded(code)
-    if isinstance(code, str) and code in REFUSED:
-        return ClientRefused(code)
-    retry_at = retry_moment(answer.retry_after, now=now)
-    is_away = answer.status == _TOO_MANY or answer.status in _SERVER or retry_at is not None
-    if is_away or (isinstance(code, str) and code in AWAY):
-        return ProviderUnavailable(retry_at)
-    token = answer.members.get("access_token")
-    if answer.status in _SUCCESS and not code and isinstance(token, str) and token:
-        return None
-    return ProviderUnavailable(opaque=True)
-
-
-def retry_moment(retry_after: str | None, *, now: datetime) -> datetime | None:
-    """Return the moment that the header ``Retry-After`` names, at most an hour ahead, or ``None``.
-
-    Args:
-        retry_after: The header: seconds, or a date.
-        now: The present moment, aware.
-    """
-    if retry_after is None:
-        return None
-    text = retry_after.strip()
-    if text.isascii() and text.isdigit():
-        wait = timedelta(seconds=min(int(text[:6]), 3_600))
-        return now + wait
-    try:
-        moment = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    aware = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
-    return min(max(aware, now), now + timedelta(hours=1))
 
 
 class OAuthRefresher:
@@ -211,12 +116,8 @@ class OAuthRefresher:
         failed = failure_of(answer, now=now)
         if failed is not None:
             raise failed
-        try:
-            return TokenSet.from_response(
-                answer.members, received_at=now, extra=self._extra.get(provider, ()), client=tokens.client
-            )
-        except InvalidCredentials:  # the grant may be renewed, and what came cannot be stored
-            raise ProviderUnavailable(uncertain=True, opaque=True) from None
+        extra = self._extra.get(provider, ())
+        return tokens_of(answer.members or {}, now=now, extra=extra, client=tokens.client)
 
     def _client(self, provider: str, name: str | None) -> OAuthClient:
         known = self._clients.get(provider, {})
