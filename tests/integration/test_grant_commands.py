@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from importlib import import_module
 from itertools import count
 from pathlib import Path
@@ -19,6 +20,7 @@ from click.testing import CliRunner, Result
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from accountlink import GrantEnded, ProviderUnavailable
+from accountlink.cli import keeping
 from accountlink.cli.commands import accountlink
 from accountlink.testing import link_with_expired_token
 from tests.support.databases import Database, create
@@ -42,7 +44,7 @@ class Connection(LinkedAccountMixin, Base):
 class Slow(FakeRefresher):
     async def renew(self, provider, tokens, *, deadline):
         print("asked", file=sys.stderr, flush=True)
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(1.5)
         return await super().renew(provider, tokens, deadline=deadline)
 
 vault = CredentialVault(keys=["A" * 42 + "E"])
@@ -182,18 +184,84 @@ def test_a_length_of_time_is_read_exactly(shop: Any, span: str) -> None:
     assert (2, True) == (result.exit_code, "is no length of time" in result.stderr)
 
 
+def popen(*arguments: str, stdout: Any = subprocess.PIPE) -> subprocess.Popen[str]:
+    """The command in a process of its own."""
+    command = [sys.executable, "-m", "accountlink", *arguments]
+    return subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=os.environ)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGTERM to catch")
-def test_a_process_that_is_told_to_end_stores_what_is_under_way(shop: Any, tmp_path: Path) -> None:
-    """SIGTERM, as systemd sends it, while the provider is asked: its answer is stored, and the command exits 2."""
+@pytest.mark.parametrize(
+    "signals",
+    [("TERM",), ("INT",), ("TERM", "TERM", "TERM"), ("INT", "INT", "INT"), ("INT", "TERM")],
+    ids="+".join,
+)
+def test_a_process_that_is_told_to_end_stores_what_is_under_way(
+    shop: Any, tmp_path: Path, signals: tuple[str, ...]
+) -> None:
+    """A signal while the provider is asked: its answer is stored, and the command exits 2, however often it is told."""
     url = f"sqlite+aiosqlite:///{tmp_path / 'shop.db'}"
     fill(shop, url, 1)
-    command = [sys.executable, "-m", "accountlink", "keep-alive", *app(shop, "slow"), "--database-url", url]
-    with subprocess.Popen(
-        [*command, "--idle", "30d"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
-    ) as process:
+    with popen("keep-alive", *app(shop, "slow"), "--database-url", url, "--idle", "30d") as process:
         assert process.stderr is not None
         assert "asked\n" == process.stderr.readline()
-        process.send_signal(signal.SIGTERM)
+        for name in signals:
+            process.send_signal(getattr(signal, f"SIG{name}"))
+            time.sleep(0.1)
         printed, said = process.communicate(timeout=30)
-    assert (2, "", True) == (process.returncode, printed, "has stored what it had renewed" in said)
+    assert (2, "") == (process.returncode, printed)
+    *patience, last = said.splitlines()
+    assert "has stored what it had renewed" in last
+    assert min(len(signals) - 1, 1) == len(patience)
+    assert all("It still stores the tokens" in line for line in patience)
     assert ["ok"] == states(shop, url)
+
+
+def ended(shop: Any, tmp_path: Path, links: int) -> str:
+    """The URL of a database in which the grants of some links have ended."""
+    url = f"sqlite+aiosqlite:///{tmp_path / 'shop.db'}"
+    fill(shop, url, links)
+    for _ in range(links):
+        shop.refresher.fail_next(GrantEnded("invalid_grant"))
+    assert 1 == run("keep-alive", *app(shop), "--database-url", url, "--idle", "30d").exit_code
+    return url
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="its pipes break in another way")
+@pytest.mark.parametrize("form", ["table", "json"])
+def test_a_reader_who_goes_away_ends_the_list_quietly(shop: Any, tmp_path: Path, form: str) -> None:
+    """As ``head`` does: nothing is said of the database, which is well."""
+    url = ended(shop, tmp_path, 3)
+    reading, writing = os.pipe()
+    os.close(reading)
+    where = (*app(shop), "--database-url", url)
+    for command in (("connections", "--format", form), ("keep-alive", "--idle", "30d"), ("rotate-keys",)):
+        with popen(*command, *where, stdout=writing) as process:
+            _, said = process.communicate(timeout=30)
+        assert (1, "") == (process.returncode, said)
+    os.close(writing)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no disk that is always full")
+def test_a_full_disk_is_told_as_one(shop: Any, tmp_path: Path) -> None:
+    url = ended(shop, tmp_path, 3)
+    where = (*app(shop), "--database-url", url)
+    for command in (("connections",), ("keep-alive", "--idle", "30d"), ("rotate-keys",), ("doctor",)):
+        with Path("/dev/full").open("w") as full, popen(*command, *where, stdout=full) as process:
+            _, said = process.communicate(timeout=30)
+        assert (2, "accountlink: what was found cannot be written: No space left on device.\n") == (
+            process.returncode,
+            said,
+        )
+
+
+def test_an_interrupted_command_could_not_look(shop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit code 1 would say that something was found."""
+
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(keeping, "load_renewing_linker", interrupted)
+    for command in (("connections",), ("keep-alive", "--idle", "30d")):
+        result = run(*command, *app(shop), "--database-url", "sqlite+aiosqlite:///shop.db")
+        assert (2, "", True) == (result.exit_code, result.stdout, "it was interrupted" in result.stderr)

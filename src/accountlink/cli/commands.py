@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import secrets
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -146,7 +147,7 @@ def doctor(
         raise click.UsageError("--down-revision goes with --emit alembic.")
 
     from accountlink.cli.doctor import Order, migration, run  # noqa: PLC0415  # rich, which no other command may need
-    from accountlink.cli.output import Stream  # noqa: PLC0415  # as above
+    from accountlink.cli.output import Stream, writing  # noqa: PLC0415  # as above
     from accountlink.cli.reports import FORMATS  # noqa: PLC0415  # as above
     from accountlink.doctor.ignoring import Ignored  # noqa: PLC0415  # as above
     from accountlink.errors import ConfigurationError  # noqa: PLC0415  # as above
@@ -167,10 +168,11 @@ def doctor(
                 )
             )
         )
-        if emit is not None:
-            click.echo(migration(repairs, kind=emit, down_revision=down_revision), nl=False)
-            examined = replace(examined, emitting=None)
-        FORMATS[form](examined, Stream.OUT if emit is None else Stream.ERROR)
+        with writing():
+            if emit is not None:
+                click.echo(migration(repairs, kind=emit, down_revision=down_revision), nl=False)
+                examined = replace(examined, emitting=None)
+            FORMATS[form](examined, Stream.OUT if emit is None else Stream.ERROR)
     raise click.exceptions.Exit(1 if examined.findings else 0)
 
 
@@ -187,11 +189,21 @@ def _ending(what: str) -> Iterator[None]:
         what: What the command could not do, for an error that it did not expect.
     """
     from accountlink.cli.loading import CannotRun, where_of  # noqa: PLC0415  # a module that demo and --help need not
+    from accountlink.cli.output import CannotWrite  # noqa: PLC0415  # as above
 
     try:
         yield
+    except KeyboardInterrupt:  # click would exit with 1, which says something else
+        click.echo(f"accountlink: {what}: it was interrupted.", err=True)
+        raise click.exceptions.Exit(2) from None
     except BrokenPipeError:
         raise  # nobody reads on, which click knows how to end
+    except CannotWrite as failed:
+        if isinstance(failed.error, BrokenPipeError):
+            raise failed.error from None  # as above
+        _give_up_stdout()
+        click.echo(f"accountlink: what was found cannot be written: {failed.error.strerror}.", err=True)
+        raise click.exceptions.Exit(2) from None
     except CannotRun as problem:
         click.echo(f"accountlink: {problem}", err=True)
         raise click.exceptions.Exit(2) from None
@@ -200,6 +212,12 @@ def _ending(what: str) -> Iterator[None]:
             traceback.print_exc()
         click.echo(f"accountlink: {_unexpected(what, error, where_of(error))}", err=True)
         raise click.exceptions.Exit(2) from None
+
+
+def _give_up_stdout() -> None:
+    """Let Python's exit not try once more to write what the stream has not taken, which would change the exit code."""
+    with suppress(OSError, ValueError):  # stdout is no file of the system's
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _unexpected(what: str, error: BaseException, where: str) -> str:

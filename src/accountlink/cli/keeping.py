@@ -4,7 +4,7 @@ import asyncio
 import json
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -17,7 +17,7 @@ from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from accountlink.cli.loading import CannotRun, load_renewing_linker
-from accountlink.cli.output import aligned
+from accountlink.cli.output import aligned, say
 from accountlink.cli.reports import visible
 from accountlink.cli.using import opened
 from accountlink.linker import AccountLinker
@@ -27,6 +27,11 @@ from accountlink.vault.upkeep import KeptAlive
 _HEADINGS: Final = ("link", "state", "code", "since", "retry at")
 _AT_ONCE: Final = 500
 """The number of links that are aligned and printed together."""
+_PATIENCE: Final = (
+    "accountlink: keep-alive is ending. It still stores the tokens that it has asked for, which takes about 20 seconds "
+    "at most, and up to a minute more while the database cannot be reached. Killed now, it would lose them."
+)
+"""The answer to a second signal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,14 +80,14 @@ async def _table(found: dict[str, AsyncIterator[tuple[Any, Health]]]) -> int:
         if count and rows:
             _print_aligned(rows)
         noun = "connection does" if count == 1 else "connections do"
-        click.echo(visible(f"{name}: {count:,} {noun} not work."))
+        say(visible(f"{name}: {count:,} {noun} not work."))
         total += count
     return total
 
 
 def _print_aligned(rows: list[tuple[str, ...]]) -> None:
     for line in aligned(rows):
-        click.echo(visible(line))
+        say(visible(line))
 
 
 def _cells(link_id: Any, health: Health) -> tuple[str, ...]:
@@ -104,7 +109,7 @@ async def _json(found: dict[str, AsyncIterator[tuple[Any, Health]]]) -> int:
                 "since": _moment(health.since),
                 "retry_at": _moment(health.retry_at),
             }
-            click.echo(json.dumps(line))
+            say(json.dumps(line))
     return total
 
 
@@ -122,12 +127,25 @@ async def keep_all_alive(order: Order, *, idle: timedelta, limit: int | None) ->
         CannotRun: Something that an option names cannot be used, the database failed, or it was told to end.
     """
     linkers = [load_renewing_linker(name) for name in dict.fromkeys(order.apps)]
+    with _ended_by_signals():
+        try:
+            return await _all_kept_alive(order, linkers, idle=idle, limit=limit)
+        except asyncio.CancelledError:
+            raise CannotRun(
+                "keep-alive was told to end, and has stored what it had renewed. Start the command again: it goes on "
+                "with the grants that are still idle."
+            ) from None
+
+
+async def _all_kept_alive(
+    order: Order, linkers: list[AccountLinker[Any, Any]], *, idle: timedelta, limit: int | None
+) -> int:
     need = 0
     async with opened(order.database_url, order.engine) as engine:
         for linker in linkers:
             kept = await _kept_alive(engine, linker, idle=idle, limit=limit)
             counts = ", ".join(f"{count:,} {became}" for became, count in asdict(kept).items())
-            click.echo(visible(f"{linker.mapping.name}: {counts}."))
+            say(visible(f"{linker.mapping.name}: {counts}."))
             need += kept.ended + kept.unreadable
     return need
 
@@ -136,33 +154,52 @@ async def _kept_alive(
     engine: AsyncEngine, linker: AccountLinker[Any, Any], *, idle: timedelta, limit: int | None
 ) -> KeptAlive:
     """Renew the idle grants of one linker. If it is told to end, it first stores what is under way."""
-    with _progress(linker.mapping.name), _ended_by_signals():
+    with _progress(linker.mapping.name):
         try:
             return await linker.keep_alive(engine, idle=idle, limit=limit)
-        except asyncio.CancelledError:
-            raise CannotRun(
-                "keep-alive was told to end, and has stored what it had renewed. Start the command again: it goes on "
-                "with the grants that are still idle."
-            ) from None
         finally:
             await linker.aclose()
 
 
+class _Ending:
+    """Cancel a task at the first signal, and never again: a second one would throw away the tokens under way.
+
+    Args:
+        cancel: Cancels the task.
+    """
+
+    def __init__(self, cancel: Callable[[], object]) -> None:
+        self._cancel = cancel
+        self._signals = 0
+
+    def told(self) -> None:
+        """Count a signal; say once that it does not help to send more."""
+        self._signals += 1
+        if self._signals == 1:
+            self._cancel()
+        elif self._signals == 2:  # the second
+            with suppress(OSError):  # nobody reads on
+                click.echo(_PATIENCE, err=True)
+
+
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGINT cancel this task, where the system can: systemd sends one, and Ctrl-C the other."""
+    """Let SIGTERM and SIGINT end this task by one cancellation: systemd sends one, and Ctrl-C the other.
+
+    The handlers are Python's own and not the event loop's, which Windows does not have.
+    """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None  # noqa: S101  # a coroutine runs in one
-    signals = (signal.SIGTERM, signal.SIGINT)
-    with suppress(NotImplementedError, RuntimeError, ValueError):
-        for each in signals:
-            loop.add_signal_handler(each, task.cancel)
+    ending = _Ending(task.cancel)
+    before: dict[signal.Signals, Any] = {}
+    with suppress(ValueError):  # in a thread that is not the main one, nothing can be set
+        for each in (signal.SIGTERM, signal.SIGINT):
+            before[each] = signal.signal(each, lambda *_: loop.call_soon_threadsafe(ending.told))
     try:
         yield
     finally:
-        with suppress(NotImplementedError, RuntimeError, ValueError):
-            for each in signals:
-                loop.remove_signal_handler(each)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 import os
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from typing import Protocol
 
@@ -24,6 +25,43 @@ class Stream(Enum):
 
     OUT = "stdout"
     ERROR = "stderr"
+
+
+class CannotWrite(Exception):
+    """Raised when a stream does not take what a command prints: nobody reads it, or the disk is full.
+
+    It is no ``OSError``, so that nothing takes it for an error of the database.
+
+    Attributes:
+        error: What the system said.
+    """
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__()
+        self.error = error
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """Tell the errors of a stream from all others.
+
+    Raises:
+        CannotWrite: The stream did not take the text.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CannotWrite(error) from None
+
+
+def say(text: str) -> None:
+    """Print a line on stdout.
+
+    Raises:
+        CannotWrite: It was not taken.
+    """
+    with writing():
+        click.echo(text)
 
 
 class Output(Protocol):

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 
-import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from accountlink.cli.loading import load_linker
+from accountlink.cli.output import say
 from accountlink.cli.reports import visible
 from accountlink.cli.using import opened
 from accountlink.linker import AccountLinker
@@ -82,9 +82,9 @@ async def _sealed(engine: AsyncEngine, linker: AccountLinker[Any, Any], order: O
         async for progress in steps(engine, linker, mode=mode, batch_size=order.batch_size):
             end = progress
             show(progress)
-    click.echo(visible(f"{name}: {_summary(end, order)}"))
+    say(visible(f"{name}: {_summary(end, order)}"))
     for line in _left(end, order):
-        click.echo(visible(f"   {line}"))
+        say(visible(f"   {line}"))
     return end.left
 
 
