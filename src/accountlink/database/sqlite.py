@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -19,6 +20,8 @@ _LONGEST: Final = 2**31 - 1
 """The busy timeouts that SQLite accepts."""
 _TUNED: Final = "accountlink_busy_timeout"
 """The key under which a pooled connection stores the busy timeout that it was tuned for."""
+_READS: Final = "accountlink_reads"
+"""The execution option of a connection whose transactions only read."""
 _timeouts: Final[WeakKeyDictionary[sa.Engine, int]] = WeakKeyDictionary()
 """The engines that are tuned, each with its busy timeout."""
 
@@ -27,8 +30,9 @@ def tune_sqlite(engine: AsyncEngine, *, busy_timeout: int = BUSY_TIMEOUT) -> Asy
     """Make an SQLite engine safe for concurrent writers and for savepoints.
 
     Every transaction begins with ``BEGIN IMMEDIATE``, so that a writer waits for its turn instead of failing half-way
-    with a stale snapshot, and so that a rollback also undoes a transaction that began with a savepoint. The journal is
-    a write-ahead log, foreign keys are enforced.
+    with a stale snapshot, and so that a rollback also undoes a transaction that began with a savepoint. Only
+    accountlink's own reads begin with ``BEGIN``, so that they wait for no writer. The journal is a write-ahead log,
+    foreign keys are enforced.
 
     The tuning holds for all transactions that begin after the call, also on connections that the pool opened before. A
     second call only replaces the ``busy_timeout``. An engine and its copies by ``execution_options()`` are tuned
@@ -103,8 +107,9 @@ def _begin_immediate(connection: sa.Connection) -> None:
         ):
             connection.exec_driver_sql(f"PRAGMA {setting}")
         connection.info[_TUNED] = busy_timeout
-    if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    options = connection.get_execution_options()
+    if options.get("isolation_level") != "AUTOCOMMIT":
+        connection.exec_driver_sql("BEGIN" if options.get(_READS) else "BEGIN IMMEDIATE")
 
 
 _turns: Final[WeakKeyDictionary[sa.Pool, asyncio.Lock]] = WeakKeyDictionary()
@@ -124,6 +129,18 @@ def begin_for_real(connection: sa.Connection) -> None:
     """Begin a transaction in SQLite if there is none yet: a savepoint outside a transaction would commit by itself."""
     if not in_transaction(connection):
         connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+@contextmanager
+def snapshot(connection: sa.Connection) -> Iterator[None]:
+    """Begin a transaction that only reads: it sees one snapshot, takes no lock for writing, and waits for no writer.
+
+    Where a listener of the application's own begins the engine's transactions, that decides about the lock.
+    """
+    with connection.execution_options(**{_READS: True}).begin():
+        if not in_transaction(connection):
+            connection.exec_driver_sql("BEGIN")
+        yield
 
 
 def in_transaction(connection: sa.Connection) -> bool:

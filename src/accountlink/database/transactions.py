@@ -83,6 +83,10 @@ class Place:
             foreign = raised.error
         raise foreign
 
+    def reading(self) -> Place:
+        """Return the place for work that changes nothing."""
+        return self
+
     def ask(
         self,
         question: Callable[[AsyncConnection, U], Awaitable[T]],
@@ -209,8 +213,22 @@ class OwnTransactions(Place):
             self.committed = True
         return result
 
+    def reading(self) -> Place:
+        """Return the place for work that changes nothing, which on SQLite waits for no writer."""
+        if not self.on_sqlite:
+            return self
+        return OwnSnapshots(engine=self.engine, tables=self.tables, on_sqlite=True)
+
     async def _opened(self, connection: sa.Connection) -> AsyncConnection:
         return AsyncConnection(self.engine, connection)
+
+
+class OwnSnapshots(OwnTransactions):
+    """Run each piece of work on an SQLite engine in a transaction that only reads."""
+
+    def _run(self, _: object, work: Work[T]) -> T:
+        with self.engine.sync_engine.connect() as connection, sqlite.snapshot(connection):
+            return work(connection)
 
 
 class OwnStatements(OwnTransactions):
@@ -325,7 +343,7 @@ async def run(
 
 async def read(place: Place, work: Work[T]) -> T:
     """Run work that changes nothing, again where that may help."""
-    return await run(place, work, Patience(writes=False))
+    return await run(place.reading(), work, Patience(writes=False))
 
 
 async def nothing_more() -> None:

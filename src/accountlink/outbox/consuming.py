@@ -12,8 +12,8 @@ from typing import Any, Final, Generic, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from accountlink.database.patience import final_error
-from accountlink.database.transactions import read
+from accountlink.database.patience import Patience, final_error
+from accountlink.database.transactions import run
 from accountlink.errors import ConfigurationError, DeliveryExpired
 from accountlink.outbox.deliveries import Hold, holder
 from accountlink.outbox.reading import Reading, Taken
@@ -183,7 +183,10 @@ async def _rounds(
     while True:
         held = hold()
         try:
-            taken = await read(held.place, partial(held.take, after=passed_over))
+            take = partial(held.take, after=passed_over)
+            taken: Taken[Any] | None = await run(
+                held.place, take, Patience(writes=False)
+            )  # a claim that was lost ends by itself
             if taken is not None:
                 delivery = hand_over(taken, held)
                 yield delivery
