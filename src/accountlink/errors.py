@@ -299,12 +299,22 @@ class StoreBusy(AccountLinkError):
 
 
 class StoreUnavailable(AccountLinkError):
-    """Raised when the connection failed before anything could have been committed."""
+    """Raised when the connection failed before anything could have been committed, or the database takes no writes.
+
+    Attributes:
+        is_read_only: Whether the database was reached and is read-only at the moment, as a standby is.
+    """
 
     code = "store_unavailable"
 
-    def __init__(self) -> None:
-        super().__init__("The database cannot be reached. Nothing was committed; call again when it is back.")
+    def __init__(self, *, is_read_only: bool = False) -> None:
+        super().__init__(
+            "The database is read-only at the moment: a standby, or a transaction that may not write. Nothing was "
+            "changed; call again when a failover is over, or connect to the primary server."
+            if is_read_only
+            else "The database cannot be reached. Nothing was committed; call again when it is back."
+        )
+        self.is_read_only = is_read_only
 
 
 class OutcomeUnknown(AccountLinkError):

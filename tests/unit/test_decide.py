@@ -104,6 +104,7 @@ def test_a_refusal_after_a_lost_answer_is_unknown() -> None:
 # -- after a database error -----------------------------------------------------------------------------------------
 
 STATE: Final = {"sqlstate": "40001"}
+REACHED_NOT: Final = {"is_read_only": False}
 DATABASE_ERRORS: Final[dict[str, tuple[Trouble, dict[str, Any], tuple[object, ...]]]] = {
     "serialization, own, retries left": (Trouble.SERIALIZATION, {"owned": True, "retries": 1}, (Step.AGAIN,)),
     "serialization, own, the last retry": (Trouble.SERIALIZATION, {"owned": True, "retries": RETRIES}, (Step.AGAIN,)),
@@ -122,10 +123,17 @@ DATABASE_ERRORS: Final[dict[str, tuple[Trouble, dict[str, Any], tuple[object, ..
         {"owned": True, "reconnects": 1, "ambiguous": True},
         (Step.AGAIN,),
     ),
-    "lost, own, no reconnects": (Trouble.LOST, {"owned": True, "retries": 3}, (StoreUnavailable, {})),
+    "lost, own, no reconnects": (Trouble.LOST, {"owned": True, "retries": 3}, (StoreUnavailable, REACHED_NOT)),
     "lost, own, no reconnects, ambiguous": (Trouble.LOST, {"owned": True, "ambiguous": True}, (OutcomeUnknown, {})),
-    "lost, the caller's": (Trouble.LOST, {}, (StoreUnavailable, {})),
-    "lost, the caller's, reconnects left": (Trouble.LOST, {"reconnects": 1}, (StoreUnavailable, {})),
+    "lost, the caller's": (Trouble.LOST, {}, (StoreUnavailable, REACHED_NOT)),
+    "read-only, own, everything left": (
+        Trouble.READ_ONLY,
+        {"owned": True, "retries": 3, "reconnects": 1},
+        (StoreUnavailable, {"is_read_only": True}),
+    ),
+    "read-only, the caller's": (Trouble.READ_ONLY, {}, (StoreUnavailable, {"is_read_only": True})),
+    "read-only, own, ambiguous": (Trouble.READ_ONLY, {"owned": True, "ambiguous": True}, (OutcomeUnknown, {})),
+    "lost, the caller's, reconnects left": (Trouble.LOST, {"reconnects": 1}, (StoreUnavailable, REACHED_NOT)),
     "lost, the caller's, ambiguous": (Trouble.LOST, {"ambiguous": True}, (OutcomeUnknown, {})),
     "serialization, own, no retries, ambiguous": (
         Trouble.SERIALIZATION,

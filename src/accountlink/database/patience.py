@@ -111,8 +111,9 @@ def after_failure(
             return OutcomeUnknown() if ambiguous else StoreBusy(sqlstate=failure.sqlstate)
         case Trouble.LOST if owned and reconnects:
             return Step.AGAIN
-        case Trouble.LOST:
-            return OutcomeUnknown() if ambiguous else StoreUnavailable()
+        case Trouble.LOST | Trouble.READ_ONLY:  # the latter ends with a failover, which no retry waits for
+            unavailable = StoreUnavailable(is_read_only=failure.trouble is Trouble.READ_ONLY)
+            return OutcomeUnknown() if ambiguous else unavailable
         case Trouble.VALUE:
             error = ConfigurationError(
                 "SQLAlchemy or the driver cannot send a value of this call to the database, and nothing was changed. "

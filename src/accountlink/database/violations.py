@@ -40,6 +40,7 @@ _STATES: Final = {
     "0A000": Trouble.STALE_PLAN,
     "55P03": Trouble.BUSY,
     "57014": Trouble.BUSY,
+    "25006": Trouble.READ_ONLY,
     "57P01": Trouble.LOST,
     "57P02": Trouble.LOST,
     "57P03": Trouble.LOST,
@@ -57,6 +58,8 @@ _SQLITE: Final = {
 }
 _SQLITE_BUSY: Final = ("SQLITE_BUSY", "SQLITE_LOCKED")
 """The result codes of a wait that timed out; their extended codes begin with the same words."""
+_SQLITE_READ_ONLY: Final = "SQLITE_READONLY"
+"""The result code of a database that takes no writes; its extended codes begin with it."""
 _QUOTING: Final = ("detail", "where", "context", "internal_query", "query")
 """Fields of a server's message that quote rows, statements or what a function was called with."""
 
@@ -116,7 +119,7 @@ def _trouble(error: BaseException, native: BaseException, state: str | None) -> 
             return Trouble.LOST
         return _STATES.get(state, Trouble.OTHER)
     if name := getattr(native, "sqlite_errorname", None):
-        return _SQLITE.get(name, Trouble.BUSY if name.startswith(_SQLITE_BUSY) else Trouble.OTHER)
+        return _SQLITE.get(name) or _of_sqlite_family(name)
     if isinstance(error, PoolTimeout):
         return Trouble.BUSY
     if isinstance(error, TimeoutError) and error.errno is None:
@@ -128,6 +131,13 @@ def _trouble(error: BaseException, native: BaseException, state: str | None) -> 
     if isinstance(error, (InterfaceError, OperationalError)) and not isinstance(native, asyncpg.InterfaceError):
         return Trouble.LOST  # psycopg has no code for a refused, cut or dead connection
     return Trouble.OTHER
+
+
+def _of_sqlite_family(name: str) -> Trouble:
+    """Return the meaning of an SQLite result code whose extended codes all mean the same."""
+    if name.startswith(_SQLITE_READ_ONLY):
+        return Trouble.READ_ONLY
+    return Trouble.BUSY if name.startswith(_SQLITE_BUSY) else Trouble.OTHER
 
 
 def _is_refused_value(error: BaseException, native: BaseException, state: str | None) -> bool:

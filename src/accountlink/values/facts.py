@@ -69,6 +69,7 @@ class Trouble(Enum):
     BUSY = "a time limit was reached"
     TIMEOUT = "the driver gave up waiting for an answer"
     LOST = "the connection failed"
+    READ_ONLY = "the database takes no writes"
     VALUE = "a value cannot be sent to the database"
     NO_TABLE = "a table is missing, or something else that has no code of its own"
     OTHER = "none of the above"
