@@ -82,8 +82,8 @@ FAULTS: Final[dict[str, Fault]] = {
     ),
     "sqlite: a transaction begins without the lock": Fault(
         file="database/sqlite.py",
-        old='!= "AUTOCOMMIT":\n        connection.exec_driver_sql("BEGIN IMMEDIATE")',
-        new='!= "AUTOCOMMIT":\n        connection.exec_driver_sql("BEGIN")',
+        old='"BEGIN" if options.get(_READS) else "BEGIN IMMEDIATE"',
+        new='"BEGIN"',
         test=RACES,
         only="one_user_racing_themselves and sqlite and not policy",
     ),

@@ -210,8 +210,10 @@ def before_statement(renewing: Renewing[Any, Any], at: int, act: Callable[[], Aw
     place, count = renewing.place, 0
 
     def stepped(engine: AsyncEngine) -> Any:
-        made: Any = place(engine)
-        attempt = made.attempt
+        return stepping(place(engine))
+
+    def stepping(made: Any) -> Any:
+        attempt, reading = made.attempt, made.reading()
 
         async def then(work: Any) -> Any:
             nonlocal count
@@ -221,6 +223,8 @@ def before_statement(renewing: Renewing[Any, Any], at: int, act: Callable[[], Aw
             return await attempt(work)
 
         made.attempt = then
+        if reading is not made:
+            made.reading = lambda: stepping(reading)
         return made
 
     for each in (renewing, renewing.leases):
