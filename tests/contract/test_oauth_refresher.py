@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import gzip
 import json
-from collections.abc import Callable
+import warnings
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -11,9 +15,14 @@ from urllib.parse import parse_qsl, urlsplit
 import httpx2
 import pytest
 from authlib.oauth2.rfc7636 import create_s256_code_challenge  # type: ignore[import-untyped]  # Authlib ships no types
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa, x25519
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from joserfc import jwt
+from joserfc.jwk import import_key
 
 from accountlink import ConfigurationError, TokenSet
 from accountlink.providers import OAuthClient, RefreshBehaviour, oidc
+from accountlink.providers.conversation import Line
 from accountlink.testing.fake_provider import FakeProvider, Lost
 from accountlink.vault.answers import TokenAnswer, failure_of, retry_moment
 from accountlink.vault.oauth import OAuthRefresher
@@ -186,6 +195,214 @@ async def test_what_is_sent() -> None:
     assert first.headers["Authorization"].startswith("Basic ")
     assert b"client_secret=client-canary" in second.content
     assert "Authorization" not in second.headers
+
+
+@pytest.mark.parametrize(
+    "coding",
+    ["identity", "Identity", "none", "UTF-8", "", "gzip", "GZIP", "x-gzip", "identity, gzip", "bomb", "br", "zip"],
+)
+async def test_a_body_is_read_by_its_coding(coding: str) -> None:
+    """A body that is compressed unasked is read up to the same size; a strange name stands for no coding."""
+    text = b'{"access_token": "a"}'
+    body = gzip.compress(text + b" " * (10**6 if coding == "bomb" else 0)) if "z" in coding.lower() else text
+    name = {"bomb": "gzip", "zip": "br"}.get(coding, coding)
+
+    async def parts() -> AsyncIterator[bytes]:
+        for start in range(0, len(body), 7):
+            yield body[start : start + 7]
+
+    answer = httpx2.Response(200, content=parts(), headers={"Content-Encoding": name})
+    renewing = refresher(lambda _: answer).renew("acme", OLD, deadline=DEADLINE)
+    if name == "br" or coding == "bomb":
+        with pytest.raises(ProviderUnavailable) as raised:
+            await renewing
+        assert raised.value.uncertain
+    else:
+        assert "a" == (await renewing).access_token.reveal()
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+async def test_a_body_that_is_not_as_compressed_as_it_says(coding: str) -> None:
+    answer = httpx2.Response(200, stream=httpx2.ByteStream(b"{}"), headers={"Content-Encoding": coding})
+    with pytest.raises(ProviderUnavailable) as raised:
+        await refresher(lambda _: answer).renew("acme", OLD, deadline=DEADLINE)
+    assert raised.value.uncertain
+
+
+ISSUER = "https://provider.example"
+DOCUMENTS: dict[str, tuple[int, Any, bool]] = {
+    "right": (200, {"issuer": ISSUER, "token_endpoint": f"{ISSUER}/token"}, True),
+    "of another issuer": (200, {"issuer": "https://other.example", "token_endpoint": f"{ISSUER}/token"}, False),
+    "of no issuer": (200, {"token_endpoint": f"{ISSUER}/token"}, False),
+    "with a failure": (500, {"issuer": ISSUER, "token_endpoint": f"{ISSUER}/token"}, False),
+    "in a redirect": (302, {"issuer": ISSUER, "token_endpoint": f"{ISSUER}/token"}, False),
+    "without an address": (200, {"issuer": ISSUER}, False),
+    "with null": (200, {"issuer": ISSUER, "token_endpoint": None}, False),
+    "no document": (200, ["token_endpoint"], False),
+}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+async def test_a_discovery_document_is_the_providers_own(name: str) -> None:
+    """Another one cannot lead the refresh token elsewhere; nothing has happened to the grant then."""
+    status, document, is_right = DOCUMENTS[name]
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        if request.method == "GET":
+            return httpx2.Response(status, json=document)
+        assert is_right
+        return httpx2.Response(200, json={"access_token": "a"})
+
+    provider = oidc("acme", issuer=ISSUER, client_id="id", client_secret="s")
+    renewer = OAuthRefresher.of([provider], transport=httpx2.MockTransport(answer))
+    renewing = renewer.renew("acme", TokenSet(access_token="a", refresh_token="r"), deadline=DEADLINE)
+    if is_right:
+        assert "a" == (await renewing).access_token.reveal()
+        return
+    with pytest.raises(ProviderUnavailable) as raised:
+        await renewing
+    assert (False, False) == (raised.value.uncertain, raised.value.opaque)
+
+
+@pytest.mark.parametrize("late", ["discovery", "token"])
+async def test_only_a_slow_answer_of_the_token_endpoint_is_uncertain(late: str) -> None:
+    async def answer(request: httpx2.Request) -> httpx2.Response:
+        if (request.method == "GET") is (late == "discovery"):
+            await asyncio.sleep(5)
+        return httpx2.Response(200, json={"token_endpoint": f"{ISSUER}/token"})
+
+    registered = client(token_endpoint=None, metadata_url=f"{ISSUER}/.well-known/openid-configuration")
+    renewer = OAuthRefresher({"acme": [registered]}, transport=httpx2.MockTransport(answer))
+    with pytest.raises(ProviderUnavailable) as raised:
+        await renewer.renew("acme", OLD, deadline=timedelta(milliseconds=300))
+    assert (late == "token") is raised.value.uncertain
+
+
+# -- how the client authenticates -------------------------------------------------------------------------------------
+
+
+def asked() -> Callable[[httpx2.Request], httpx2.Response]:
+    """A provider that must not be asked."""
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        pytest.fail(f"{request.url} was asked")
+
+    return answer
+
+
+async def coroutine() -> str:
+    return "s"
+
+
+@pytest.mark.parametrize("error", [RuntimeError, ValueError, KeyError, TypeError, httpx2.ReadTimeout, TimeoutError])
+async def test_an_error_of_the_function_for_the_secret_is_the_applications(error: type[Exception]) -> None:
+    """Nothing was sent, so the error says nothing about the grant, and reaches the application as it is."""
+    planned = error("the key management service is away")
+
+    def secret() -> str:
+        raise planned
+
+    with pytest.raises(error) as raised:
+        await refresher(asked(), client(client_secret=secret)).renew("acme", OLD, deadline=DEADLINE)
+    assert planned is raised.value
+
+
+@pytest.mark.parametrize("made", [b"canary", None, 5, "", " ", coroutine, "\ud800canary"])
+async def test_a_function_for_the_secret_returns_text(made: object) -> None:
+    def secret() -> Any:
+        return coroutine() if made is coroutine else made
+
+    with pytest.raises(ConfigurationError, match="'web' returned") as raised:
+        await refresher(asked(), client(client_secret=secret)).renew("acme", OLD, deadline=DEADLINE)
+    assert "canary" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("secret", "sent"),
+    [("plain-._~", "plain-._~"), ("a+b", "a%2Bb"), ("p%40ss+word/x=", "p%2540ss%2Bword%2Fx%3D"), ("ü :", "%C3%BC+%3A")],
+)
+async def test_basic_authentication_is_form_encoded(secret: str, sent: str) -> None:
+    """RFC 6749, section 2.3.1: at the refresh and at the exchange of a code."""
+    seen: list[str] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        seen.append(base64.b64decode(request.headers["Authorization"].removeprefix("Basic ")).decode())
+        return httpx2.Response(200, json={"access_token": "a"})
+
+    registered = client(client_id="i:d", client_secret=secret)
+    await refresher(answer, registered).renew("acme", OLD, deadline=DEADLINE)
+    await redeemed(answer, registered)
+    assert [f"i%3Ad:{sent}"] * 2 == seen
+
+
+async def redeemed(answer: Callable[[httpx2.Request], httpx2.Response], registered: OAuthClient) -> None:
+    """Exchange a code, as a flow does."""
+    async with Line(httpx2.MockTransport(answer)).open(registered) as talk:
+        await talk.redeem("https://provider.example/token", code="c", redirect_uri="https://app.example", verifier="v")
+
+
+def pem(key: Any) -> str:
+    """A private key, as its file has it."""
+    written: bytes = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return written.decode()
+
+
+def public(key: Any) -> str:
+    """A public key, as its file has it."""
+    written: bytes = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return written.decode()
+
+
+KEYS: dict[str, Callable[[], Any]] = {
+    "RS256": lambda: rsa.generate_private_key(public_exponent=65537, key_size=2048),
+    "ES256": lambda: ec.generate_private_key(ec.SECP256R1()),
+    "EdDSA": ed25519.Ed25519PrivateKey.generate,
+}
+
+
+@pytest.mark.parametrize("algorithm", KEYS)
+async def test_a_private_key_signs_by_its_own_algorithm(algorithm: str) -> None:
+    """The assertion names the client and the token endpoint (RFC 7523), for a refresh and for a code."""
+    key = KEYS[algorithm]()
+    seen: list[dict[str, str]] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        assert int(request.headers["Content-Length"]) == len(request.content)
+        seen.append(dict(parse_qsl(request.content.decode())))
+        return httpx2.Response(200, json={"access_token": "a"})
+
+    registered = client(client_secret=pem(key), auth_method="private_key_jwt")
+    await refresher(answer, registered).renew("acme", OLD, deadline=DEADLINE)
+    await redeemed(answer, client(client_secret=lambda: pem(key), auth_method="private_key_jwt"))
+    assert ["refresh_token", "authorization_code"] == [form["grant_type"] for form in seen]
+    for form in seen:
+        assert "urn:ietf:params:oauth:client-assertion-type:jwt-bearer" == form["client_assertion_type"]
+        with warnings.catch_warnings(action="ignore"):  # joserfc warns of the name EdDSA
+            read = jwt.decode(form["client_assertion"], import_key(public(key)), algorithms=[algorithm])
+        assert algorithm == read.header["alg"]
+        assert ["id", "id", "https://provider.example/token"] == [read.claims[name] for name in ("iss", "sub", "aud")]
+        assert "client_secret" not in form
+
+
+BAD_KEYS: dict[str, Callable[[], str]] = {
+    "no key": lambda: "canary",
+    "P-384": lambda: pem(ec.generate_private_key(ec.SECP384R1())),
+    "X25519": lambda: pem(x25519.X25519PrivateKey.generate()),
+    "a public key": lambda: public(ed25519.Ed25519PrivateKey.generate()),
+    "half a key": lambda: pem(ed25519.Ed25519PrivateKey.generate())[:-60],
+}
+
+
+@pytest.mark.parametrize("name", BAD_KEYS)
+async def test_a_key_that_cannot_sign_is_refused(name: str) -> None:
+    """At once if it is text, and before anything is sent if a function returns it."""
+    key = BAD_KEYS[name]()
+    with pytest.raises(ConfigurationError, match="P-256"):
+        client(client_secret=key, auth_method="private_key_jwt")
+    late = client(client_secret=lambda: key, auth_method="private_key_jwt")
+    with pytest.raises(ConfigurationError, match="P-256") as raised:
+        await refresher(asked(), late).renew("acme", OLD, deadline=DEADLINE)
+    assert "canary" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

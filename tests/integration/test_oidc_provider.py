@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 from urllib.parse import parse_qsl, urlsplit
 
@@ -21,10 +22,16 @@ from authlib.integrations.base_client import (  # type: ignore[import-untyped]  
 from authlib.integrations.httpx_client import (  # type: ignore[import-untyped]  # as above
     AsyncOAuth2Client,
 )
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from joserfc import jwt
 from joserfc.errors import BadSignatureError
 from joserfc.jwk import KeySet
 
+from accountlink import OAuthRefresher, TokenSet
+from accountlink.providers import OAuthClient
+from accountlink.providers.authentication import signing_key
+from accountlink.providers.conversation import Line
 from tests.support.oidc import VARIABLE, Issuer, OidcProvider, required_node
 from tests.support.pages import ROOT
 
@@ -143,6 +150,47 @@ async def test_a_refresh_token_is_replaced(issuer: Issuer, browser: httpx2.Async
         with pytest.raises(OAuthError) as refusal:
             await backend.client.refresh_token(f"{issuer.url}/token", first["refresh_token"])
         assert "invalid_grant" == refusal.value.error
+
+
+AUTHENTICATED: dict[str, Any] = {
+    "plain": "plain",
+    "a+b": "a+b",
+    "p%40ss+word/x=": "p%40ss+word/x=",
+    "RS256": lambda: rsa.generate_private_key(public_exponent=65537, key_size=2048),
+    "ES256": lambda: ec.generate_private_key(ec.SECP256R1()),
+    "EdDSA": ed25519.Ed25519PrivateKey.generate,
+}
+"""Secrets for Basic authentication, and keys that sign by an algorithm."""
+
+
+@pytest.mark.parametrize("name", AUTHENTICATED)
+async def test_a_client_authenticates(oidc: OidcProvider, browser: httpx2.AsyncClient, name: str) -> None:
+    """The provider knows the client at the exchange of a code and at a refresh, whatever its secret has in it."""
+    secret, registered = AUTHENTICATED[name], {"client_secret": AUTHENTICATED[name]}
+    if callable(secret):
+        key = secret()
+        secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+        keys = {"keys": [signing_key(secret)[0].as_dict(private=False)]}
+        registered = {
+            "token_endpoint_auth_method": "private_key_jwt", "token_endpoint_auth_signing_alg": name, "jwks": keys,
+        }  # fmt: skip
+    with oidc.issuer(redirect_uris=[CALLBACK], **registered) as issuer:
+        client = OAuthClient(
+            client_id=issuer.client_id,
+            client_secret=secret,
+            auth_method=registered.get("token_endpoint_auth_method", "client_secret_basic"),
+            metadata_url=issuer.metadata_url,
+        )
+        async with Backend(issuer) as backend, Line(None).open(client) as talk:
+            received = await talk.redeem(
+                f"{issuer.url}/token",
+                code=await backend.code(browser),
+                redirect_uri=CALLBACK,
+                verifier=backend.verifier,
+            )
+        first = TokenSet.from_response(received, received_at=datetime.now(UTC))
+        second = await OAuthRefresher({"acme": [client]}).renew("acme", first, deadline=timedelta(seconds=20))
+    assert second.access_token != first.access_token
 
 
 async def test_a_token_is_revoked(issuer: Issuer, browser: httpx2.AsyncClient) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import Enum
@@ -11,6 +11,7 @@ from typing import Final
 from accountlink.errors import ConfigurationError
 from accountlink.providers.addresses import check_address
 from accountlink.values.secrecy import Secret
+from accountlink.values.text import encodable
 
 _METHODS: Final = ("client_secret_basic", "client_secret_post", "private_key_jwt", "none")
 ClientSecret = str | Callable[[], str] | None
@@ -56,8 +57,9 @@ class OAuthClient:
         client_secret: The secret, or a function that makes one for each request (Apple); ``None`` for a public client.
         name: Tells several clients at one provider apart. The grant of one client cannot be refreshed by another.
         auth_method: The way of RFC 6749, section 2.3, in which the client authenticates at the token endpoint:
-            ``"client_secret_basic"``, ``"client_secret_post"``, ``"private_key_jwt"`` (RFC 7523; ``client_secret`` is
-            the private key) or ``"none"``.
+            ``"client_secret_basic"`` (which form-encodes the id and the secret), ``"client_secret_post"``,
+            ``"private_key_jwt"`` (RFC 7523; ``client_secret`` is the private key in PEM: of RSA, P-256 or Ed25519) or
+            ``"none"``.
         behaviour: The provider's treatment of this client's refresh tokens.
         revocation: The provider's way of revoking this client's tokens.
         token_endpoint: The address that refresh tokens go to. Not needed beside a :class:`Provider`, which has it.
@@ -86,6 +88,7 @@ class OAuthClient:
             raise ConfigurationError(
                 "A client has a client_secret=..., or it is a public one with auth_method='none'. Pass one of the two."
             )
+        given_secret: object = self.client_secret
         if isinstance(self.client_secret, str):
             if not self.client_secret.strip():
                 raise ConfigurationError("client_secret=... is empty. Pass the secret that the provider gave.")
@@ -93,6 +96,28 @@ class OAuthClient:
         elif self.client_secret is not None and not callable(self.client_secret):
             raise ConfigurationError("client_secret=... is text, or a function without arguments that returns text.")
 
+        if isinstance(given_secret, str) and self.auth_method == "private_key_jwt":
+            from accountlink.providers.authentication import signing_key  # noqa: PLC0415  # which needs an extra
+
+            signing_key(given_secret)
+
     def secret(self) -> str | None:
-        """Return the client's secret as text, made anew where a function makes it; ``None`` for a public client."""
-        return self.client_secret() if callable(self.client_secret) else None
+        """Return the client's secret as text, made anew where a function makes it; ``None`` for a public client.
+
+        Raises:
+            ConfigurationError: The function returns no text, or an empty one.
+            Exception: Whatever the function raises.
+        """
+        if not callable(self.client_secret):
+            return None
+        made: object = self.client_secret()
+        if isinstance(made, str) and made.strip() and encodable(made):
+            return made
+        kind = "text that cannot be sent" if isinstance(made, str) else type(made).__name__
+        if isinstance(made, Coroutine):
+            made.close()
+        del made  # leave no secret in this frame, which a traceback with locals would show
+        raise ConfigurationError(
+            f"The function client_secret=... of the client {self.name!r} returned {kind}. It takes no arguments, and "
+            "returns the secret as text, not empty."
+        )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-from collections.abc import AsyncIterator, Collection, Mapping
+import zlib
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, Final
@@ -13,6 +14,7 @@ from typing import Any, Final
 from accountlink.errors import ConfigurationError, ProviderFailed
 from accountlink.extras import explained
 from accountlink.providers.addresses import check_address
+from accountlink.providers.authentication import Authentication, authentication_of
 from accountlink.providers.client import OAuthClient
 from accountlink.values.secrecy import Secret
 
@@ -20,7 +22,6 @@ try:
     import httpx2
     from authlib.common.errors import AuthlibBaseError  # type: ignore[import-untyped]  # Authlib ships no types
     from authlib.integrations.httpx_client import AsyncOAuth2Client  # type: ignore[import-untyped]  # likewise
-    from authlib.oauth2.rfc7523 import PrivateKeyJWT  # type: ignore[import-untyped]  # likewise
 except ModuleNotFoundError as missing:
     raise explained("accountlink.web", missing) from None
 
@@ -36,6 +37,10 @@ _UNREACHED: Final = (
 
 _NEVER_SENT: Final = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.UnsupportedProtocol)
 """The errors of a request that did not leave this machine."""
+
+_GZIP: Final = frozenset({"gzip", "x-gzip"})
+_FOREIGN: Final = frozenset({"br", "compress", "deflate", "x-compress", "zstd"})
+"""The codings of bodies that can be read, and of those that cannot. Any other name stands for no coding."""
 
 
 class Conversation:
@@ -124,10 +129,11 @@ class Line:
         Args:
             registered: The registration that redeems a code; ``None`` for what needs none.
         """
+        how = Authentication() if registered is None else authentication_of(registered)
         async with AsyncOAuth2Client(
             None if registered is None else registered.client_id,
-            None if registered is None else registered.secret(),
-            token_endpoint_auth_method="none" if registered is None else registered.auth_method,
+            how.secret,
+            token_endpoint_auth_method=how.method,
             transport=self._transport,
             verify=self._verify,
             headers={"Accept-Encoding": "identity"},
@@ -146,17 +152,34 @@ class LostAnswer(Exception):
     """Raised when a request may have reached the provider, and its answer did not come."""
 
 
+class _Came(Exception):
+    """Raised to hand on an answer before Authlib reads it: what it refuses may be stored."""
+
+    def __init__(self, response: httpx2.Response) -> None:
+        super().__init__()
+        self.response = response
+
+
+def _came(response: httpx2.Response) -> httpx2.Response:
+    raise _Came(response)
+
+
 class TokenLine:
     """Send requests for new tokens to providers, and hand on each answer as it came.
 
     Args:
         transport: Replaces the network, for tests. It stays open.
+
+    Attributes:
+        issuers: The issuer that a discovery document must name, by the document's address, where that is known
+            (OpenID Connect Discovery 1.0, section 4.3).
     """
 
     def __init__(self, transport: httpx2.AsyncBaseTransport | None) -> None:
         self._transport = None if transport is None else _StaysOpen(transport)
         self._verify: ssl.SSLContext | bool = httpx2.create_ssl_context() if transport is None else False
-        self._endpoints: dict[str, str] = {}
+        self.issuers: Final[dict[str, str]] = {}
+        self._endpoints: Final[dict[str, str]] = {}
 
     async def refresh(
         self, registered: OAuthClient, refresh_token: Secret, *, ends: float
@@ -171,30 +194,26 @@ class TokenLine:
         Raises:
             Unreached: The request did not reach the provider.
             LostAnswer: It may have, and no answer came in time.
+            ConfigurationError: The client's secret cannot be used.
+            Exception: Whatever the application's function for the secret raises. Nothing was sent then.
 
         Source: RFC 6749, section 6.
         """
-        answers: list[httpx2.Response] = []
-
-        def kept(response: httpx2.Response) -> httpx2.Response:
-            answers.append(response)
-            return response
-
+        how = authentication_of(registered)
+        endpoint = None
         try:
-            async with asyncio.timeout_at(ends), self._opened(registered) as client:
+            async with asyncio.timeout_at(ends), self._opened(registered, how) as client:
                 endpoint = await self._endpoint(client, registered)
-                client.register_compliance_hook("refresh_token_response", kept)
-                try:
-                    await client.refresh_token(endpoint, refresh_token=refresh_token.reveal(), auth=None)
-                except (*_UNREACHED, AttributeError, KeyError):
-                    if not answers:
-                        raise
-        except _NEVER_SENT:
+                client.register_compliance_hook("refresh_token_response", _came)
+                await client.refresh_token(endpoint, refresh_token=refresh_token.reveal(), auth=None)
+        except _Came as answer:
+            came = answer.response
+            return came.status_code, came.headers, came.content
+        except (Unreached, *_NEVER_SENT):
             raise Unreached from None
         except (*_UNREACHED, TimeoutError):
-            raise LostAnswer from None
-        response = answers[0]
-        return response.status_code, response.headers, response.content
+            raise (Unreached if endpoint is None else LostAnswer) from None
+        raise LostAnswer  # which does not happen: the hook raises
 
     async def _endpoint(self, client: AsyncOAuth2Client, registered: OAuthClient) -> str:
         """Return the address of the token endpoint, which a discovery document may have to name first."""
@@ -204,28 +223,30 @@ class TokenLine:
         if address not in self._endpoints:
             try:
                 answer = await client.request("GET", address, withhold_token=True)
-                found = json.loads(answer.content)["token_endpoint"]
+                document = json.loads(answer.content)
+                found = document["token_endpoint"]
                 check_address(found, field="token_endpoint")
+                is_right = answer.status_code == httpx2.codes.OK and found is not None
+                if not is_right or document.get("issuer") != self.issuers.get(address, document.get("issuer")):
+                    raise Unreached
             except (*_UNREACHED, KeyError, ConfigurationError):
-                raise httpx2.ConnectError("the discovery document cannot be had") from None
+                raise Unreached from None
             self._endpoints[address] = str(found)
         return self._endpoints[address]
 
     @asynccontextmanager
-    async def _opened(self, registered: OAuthClient) -> AsyncIterator[AsyncOAuth2Client]:
+    async def _opened(self, registered: OAuthClient, how: Authentication) -> AsyncIterator[AsyncOAuth2Client]:
         """Open a client for one request: no connection outlives its event loop, and no token stays in memory."""
         async with AsyncOAuth2Client(
             registered.client_id,
-            registered.secret(),
-            token_endpoint_auth_method=registered.auth_method,
+            how.secret,
+            token_endpoint_auth_method=how.method,
             transport=self._transport,
             verify=self._verify,
             headers={"Accept-Encoding": "identity", "Accept": "application/json"},
             event_hooks={"response": [_bounded]},
             timeout=DEADLINE.total_seconds(),
         ) as client:
-            if registered.auth_method == PrivateKeyJWT.name:
-                client.register_client_auth_method(PrivateKeyJWT())
             yield client
 
 
@@ -240,14 +261,16 @@ class _StaysOpen(httpx2.AsyncBaseTransport):
 
 
 class _Bounded(httpx2.AsyncByteStream):
-    """Break off a body that is too large."""
+    """Break off a body that is too large, also one that is so only when it is decompressed."""
 
-    def __init__(self, stream: httpx2.AsyncByteStream) -> None:
+    def __init__(self, stream: httpx2.AsyncByteStream, *, decompress: Callable[[bytes, int], bytes] | None) -> None:
         self._stream = stream
+        self._decompress = decompress
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         left = LARGEST
-        async for part in self._stream:
+        async for received in self._stream:
+            part = received if self._decompress is None else self._decompress(received, left + 1)
             left -= len(part)
             if left < 0:
                 raise httpx2.ReadError("the provider's answer is too large")
@@ -265,8 +288,26 @@ def _granted(response: httpx2.Response) -> httpx2.Response:
 
 
 async def _bounded(response: httpx2.Response) -> None:
-    """Bound the body of an answer before it is read; a compressed one could grow without a bound."""
-    if response.headers.get("Content-Encoding", "identity") != "identity":
+    """Bound the body of an answer before it is read.
+
+    It was asked for as it is, and some servers compress it nonetheless, or call a body in the clear by a strange name.
+    """
+    codings = {each.strip().lower() for each in response.headers.pop("Content-Encoding", "").split(",")}
+    if codings & _FOREIGN:
         raise httpx2.DecodingError("the provider compressed its answer, which it was asked not to")
+    decompress = _gunzip() if codings & _GZIP else None
     if isinstance(response.stream, httpx2.AsyncByteStream):
-        response.stream = _Bounded(response.stream)
+        response.stream = _Bounded(response.stream, decompress=decompress)
+
+
+def _gunzip() -> Callable[[bytes, int], bytes]:
+    """Return a function that decompresses the next part of a body, up to a number of bytes."""
+    opened = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+
+    def decompress(part: bytes, most: int) -> bytes:
+        try:
+            return opened.decompress(part, most)
+        except zlib.error:
+            raise httpx2.DecodingError("the provider's answer is not compressed as it says") from None
+
+    return decompress

@@ -65,12 +65,16 @@ class OAuthRefresher:
         several: list[object] = [*known]
         if not all(isinstance(each, Provider) for each in several):
             raise ConfigurationError("OAuthRefresher.of(...) takes the providers that LinkFlow takes.")
-        return cls(
+        made = cls(
             {each.slug: [_of(each, client) for client in each.clients] for each in known},
             extra={each.slug: each.extra for each in known},
             transport=transport,
             clock=clock,
         )
+        for each in known:
+            if each.metadata_url is not None and each.issuer is not None:
+                made._line.issuers[each.metadata_url] = each.issuer
+        return made
 
     def can_renew(self, provider: str, tokens: TokenSet) -> bool:
         """Say whether there is a refresh token. See :meth:`Refresher.can_renew`."""
