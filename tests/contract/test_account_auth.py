@@ -47,6 +47,28 @@ async def test_a_request_gets_a_valid_token(engine: AsyncEngine) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])
+async def test_a_token_that_cannot_stand_in_a_header_is_not_shown(engine: AsyncEngine) -> None:
+    """httpx2 would show it in the text of its error; so it is refused before, and without its text."""
+    case = await Renewed(Provider()).create(engine)
+    linker = case.other_linker(refresher=FakeRefresher(), refreshes=case.states)
+    api = Api("none")
+    odd: list[dict[str, str]] = [
+        *({"access_token": f"canary{end}"} for end in ("\n", "\r\nX-Other: 1", " ", "\t", "\x7f", "ü", "\u2028")),
+        *({"access_token": "canary", "token_type": kind} for kind in ("Bea\nrer", " MAC", "Bearér")),
+    ]
+    for number, tokens in enumerate(odd):
+        link_id = await link_with_expired_token(
+            linker, engine, user_id=1, account_id=str(number), expires_at=None, refresh_token=None, **tokens
+        )
+        auth = LinkedAccountAuth(linker, engine, user_id=1, link_id=link_id, origins=[API])
+        async with client(auth, api) as http:
+            with pytest.raises(ConfigurationError, match="header") as raised:
+                await http.get(API)
+        assert "canary" not in str(raised.value)
+    assert [] == api.seen
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
 async def test_a_refused_token_is_replaced_once(engine: AsyncEngine) -> None:
     """After a 401 the request is sent again, with its body, if another token can be had."""
     case = await Renewed(Provider()).create(engine)

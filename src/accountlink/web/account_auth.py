@@ -38,7 +38,7 @@ class LinkedAccountAuth(httpx2.Auth, Generic[UserId, LinkId]):
 
     Raises:
         ConfigurationError: From the constructor: no origin, or a text that is none. From a request: an origin that was
-            not given, or a synchronous client.
+            not given, a synchronous client, or a token that cannot stand in a header.
         AccountLinkError: From a request: see :meth:`AccountLinker.credentials`.
     """
 
@@ -92,7 +92,14 @@ class LinkedAccountAuth(httpx2.Auth, Generic[UserId, LinkId]):
 
 def _with(request: httpx2.Request, tokens: TokenSet) -> httpx2.Request:
     scheme = "Bearer" if tokens.token_type.lower() == "bearer" else tokens.token_type
-    request.headers["Authorization"] = f"{scheme} {tokens.access_token.reveal()}"
+    header = f"{scheme} {tokens.access_token.reveal()}"
+    if not header.isascii() or not header.isprintable() or header != header.strip():
+        del header  # leave no token in this frame; httpx2 would show it in its own error
+        raise ConfigurationError(
+            "The link's access token, or its type, cannot stand in a header: it has a line break, a blank at an end, "
+            "or another character than those of ASCII. Link the account again with the token alone."
+        )
+    request.headers["Authorization"] = header
     return request
 
 
