@@ -577,6 +577,9 @@ class AccountLinker(Generic[UserId, LinkId]):
     async def health(self, bind: Bind, *, user_id: UserId) -> dict[LinkId, Health]:
         """Return the health of each live link of a user: whether its tokens work, may work, or need the user.
 
+        It says what :meth:`credentials` would say, and opens no token but an access token that is over and has no
+        refresh token beside it: the refresher says whether it renews that one. So a damaged envelope is not found here.
+
         Args:
             bind: As for :meth:`link`.
             user_id: The user's id, in the column's own Python type.
@@ -590,12 +593,14 @@ class AccountLinker(Generic[UserId, LinkId]):
         """
         renewing = self._with_renewing("health")
         call = self._calls.reading(user_id=user_id)
-        return await renewing.health(await self._place(bind), call)
+        return await renewing.upkeep.health(await self._place(bind), call)
 
     def unhealthy(
         self, engine: AsyncEngine, *, state: HealthState | None = None
     ) -> AsyncIterator[tuple[LinkId, Health]]:
-        """Yield the live links of all users whose last renewal failed, or whose grant has ended.
+        """Yield the live links of all users whose last renewal failed, whose grant has ended, or that have no token.
+
+        These are the links for which :meth:`health` says so.
 
         Args:
             engine: An engine. The links are read page by page.

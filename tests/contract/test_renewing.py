@@ -334,11 +334,13 @@ async def test_health_tells_what_credentials_would_say(engine: AsyncEngine) -> N
         link_id: each.state for link_id, each in health.items()
     }
     assert "invalid_grant" == health[ended].provider_code
-    assert [(ended, consent)] == [(link_id, each.state) async for link_id, each in linker.unhealthy(engine)]
+    assert [(each, consent) for each in (ended, done, bare)] == [
+        (link_id, each.state) async for link_id, each in linker.unhealthy(engine)
+    ]
     assert [] == [each async for each in linker.unhealthy(engine, state=HealthState.FAILING)]
     await case.link(engine, ends_in=timedelta(hours=1))
     assert ok is (await linker.health(engine, user_id=1))[ended].state
-    assert [] == [each async for each in linker.unhealthy(engine)]
+    assert [done, bare] == [link_id async for link_id, _ in linker.unhealthy(engine)]
 
 
 @pytest.mark.each_driver

@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
+from itertools import count
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from accountlink import AccountLinker, AccountMapping, CredentialVault, HealthState, TokenSet, VaultKey, refresh_states
+from accountlink import (
+    AccountLinker,
+    AccountMapping,
+    CredentialVault,
+    HealthState,
+    Linked,
+    NeedsConsent,
+    Plaintext,
+    RefreshUnavailable,
+    TokenSet,
+    VaultKey,
+    refresh_states,
+)
 from accountlink.vault import upkeep
-from accountlink.vault.refresher import GrantEnded
+from accountlink.vault.refresher import GrantEnded, ProviderUnavailable
 from accountlink.vault.rotation import rotate_keys
 from tests.contract.test_renewing import Provider
 from tests.support.databases import create
@@ -35,7 +49,7 @@ class Idle(Vaulted):
     def __init__(self, provider: Provider, **options: Any) -> None:
         super().__init__(EXCLUSIVE_SOFT, pending=False, **options)
         self.provider = provider
-        self.states = refresh_states(self.tables.metadata)
+        self.states = refresh_states(self.metadata)
         self.keeping: AccountLinker[Any, Any] = self.other_linker(refresher=provider, refreshes=self.states)
 
     async def fill(self, engine: AsyncEngine, users: int, **tokens: Any) -> None:
@@ -250,15 +264,169 @@ async def test_each_link_that_does_not_work_is_listed_once(engine: AsyncEngine) 
     assert [] == [each async for each in case.keeping.unhealthy(engine, state=HealthState.FAILING)]
 
 
-@pytest.mark.parametrize("id_type", [sa.Uuid(), sa.Uuid(native_uuid=False), sa.Text()], ids=["uuid", "digits", "text"])
-async def test_ids_of_any_type_are_paged(engine: AsyncEngine, id_type: Any) -> None:
-    """UUIDs, UUIDs in text, and texts; in a table that does not know when a link was made."""
+class FromAccess(Provider):
+    """A provider that renews from the access token."""
+
+    def can_renew(self, provider: str, tokens: TokenSet) -> bool:
+        return tokens.refresh_token is None
+
+    async def renew(self, provider: str, tokens: TokenSet, *, deadline: timedelta) -> TokenSet:
+        self.calls.append(tokens.access_token.reveal())
+        if self.fails:
+            raise self.fails.pop(0)
+        return TokenSet(access_token=f"new-{len(self.calls)}", expires_at=datetime.now(UTC) + timedelta(hours=1))
+
+
+async def told(linker: AccountLinker[Any, Any], engine: AsyncEngine, *users: int) -> dict[int, HealthState]:
+    """What ``health`` says of each user's one link. ``unhealthy`` lists those that are ill, and no other."""
+    health: dict[Any, Any] = {}
+    said = {}
+    for user_id in users:
+        mine = await linker.health(engine, user_id=user_id)
+        health |= mine
+        for each in mine.values():
+            said[user_id] = each.state
+    ill = {link_id: each for link_id, each in health.items() if each.state is not HealthState.OK}
+    listed = [each async for each in linker.unhealthy(engine)]
+    assert ill == dict(listed)
+    assert len(ill) == len(listed)
+    for state in (HealthState.FAILING, HealthState.NEEDS_CONSENT):
+        found = {link_id: each async for link_id, each in linker.unhealthy(engine, state=state)}
+        assert {link_id: each for link_id, each in ill.items() if each.state is state} == found
+    return said
+
+
+@pytest.mark.parametrize("nulls", [True, False], ids=["null", "empty text"])
+async def test_health_and_the_list_say_what_credentials_says(engine: AsyncEngine, nulls: bool) -> None:
+    """Links without a token, or with one that is over and that nothing renews, need their users, too."""
+    case = Idle(Provider(), nulls=nulls)
+    over, later = datetime.now(UTC) - timedelta(seconds=5), datetime.now(UTC) + timedelta(hours=1)
+    await case.fill(engine, 0)
+    given = {
+        1: TokenSet(access_token="a", refresh_token="refresh-of-1", expires_at=later),
+        2: None,
+        3: TokenSet(access_token="a", expires_at=over),
+        4: TokenSet(access_token="a", refresh_token="refresh-of-4", expires_at=over),
+        5: TokenSet(access_token="a", refresh_token="refresh-of-5", expires_at=later),
+        6: TokenSet(access_token="a", expires_at=later),
+        7: TokenSet(access_token="a"),
+        8: TokenSet(access_token="a", refresh_token="refresh-of-8", expires_at=over),
+        9: TokenSet(access_token="a", refresh_token="refresh-of-9", expires_at=over),
+        10: None,
+    }
+    links = {}
+    for user_id, tokens in given.items():
+        linked = await case.linker.link(
+            engine, user_id=user_id, identity=identity(f"sub-{user_id}"), credentials=tokens
+        )
+        assert isinstance(linked, Linked)
+        links[user_id] = linked.account.id
+    await case.linker.unlink(engine, user_id=10, link_id=links[10])
+    columns = case.linker.mapping.columns
+    gone = {columns["access_token"]: None if nulls else ""}
+    await case.execute(engine, sa.update(case.table).where(columns["user_id"] == 5).values(gone))
+    for user_id, failure in ((8, GrantEnded("invalid_grant")), (9, ProviderUnavailable())):
+        case.provider.fails = [failure]
+        with pytest.raises(NeedsConsent if user_id == 8 else RefreshUnavailable):
+            await case.keeping.credentials(engine, user_id=user_id, link_id=links[user_id])
+    said = await told(case.keeping, engine, *given)
+    assert {2, 3, 5, 8} == {user_id for user_id, state in said.items() if state is HealthState.NEEDS_CONSENT}
+    assert [9] == [user_id for user_id, state in said.items() if state is HealthState.FAILING]
+    assert {1, 4, 6, 7} == {user_id for user_id, state in said.items() if state is HealthState.OK}
+    for user_id in (1, 4, 6, 7):
+        await case.keeping.credentials(engine, user_id=user_id, link_id=links[user_id])
+    for user_id in (2, 3, 5, 8):
+        with pytest.raises(NeedsConsent):
+            await case.keeping.credentials(engine, user_id=user_id, link_id=links[user_id])
+
+
+async def test_a_refresher_may_renew_from_the_access_token(engine: AsyncEngine) -> None:
+    """Then a link without a refresh token works, and its grant is kept alive."""
+    case = Idle(FromAccess())
+    over = datetime.now(UTC) - timedelta(seconds=5)
+    await case.fill(engine, 6, refresh_token=None, expires_at=over)
+    columns = case.linker.mapping.columns
+    damaged = {columns["access_token"]: "al1.broken"}
+    await case.execute(engine, sa.update(case.table).where(columns["user_id"] == 2).values(damaged))
+    none = {columns["access_token"]: None}
+    await case.execute(engine, sa.update(case.table).where(columns["user_id"] == 3).values(none))
+    said = await told(case.keeping, engine, *range(1, 7))
+    assert [3] == [user_id for user_id, state in said.items() if state is not HealthState.OK]
+    assert "new-1" == (await case.keeping.credentials(engine, user_id=1, link_id=1)).access_token.reveal()
+    case.provider.fails = [ProviderUnavailable()]
+    kept = await case.keeping.keep_alive(engine, idle=MONTH)
+    assert upkeep.KeptAlive(renewed=2, failed=1, unreadable=1) == kept
+    said = await told(case.keeping, engine, *range(1, 7))
+    assert Counter(ok=4, needs_consent=1, failing=1) == Counter(state.value for state in said.values())
+
+
+@pytest.mark.parametrize("refresher", [Provider, FromAccess])
+@pytest.mark.parametrize("ends", [sa.Integer, sa.DateTime, None], ids=["seconds", "naive", "no column"])
+async def test_tables_with_fewer_columns_or_other_moments(engine: AsyncEngine, ends: Any, refresher: Any) -> None:
+    """Without a column for refresh tokens, or for the end of a token; with its end in seconds, or without a zone."""
     metadata = sa.MetaData()
-    of_text = isinstance(id_type, sa.Text)
+    table = sa.Table(
+        "short_connections",
+        metadata,
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("user_id", sa.Integer, nullable=False),
+        sa.Column("provider", sa.Text, nullable=False),
+        sa.Column("account_id", sa.Text, nullable=False),
+        sa.Column("access_token", sa.Text),
+        *([] if ends is None else [sa.Column("expires_at", ends)]),
+    )
+    mapping: Any = AccountMapping(table, policy=PER_USER)
+    vault = CredentialVault(keys=[KEY], plaintext=Plaintext.READ)
+    keeping: AccountLinker[Any, Any] = AccountLinker(
+        mapping, secrets=SECRETS, vault=vault, refresher=refresher(), refreshes=refresh_states(metadata)
+    )
+    await create(engine, metadata)
+    now = datetime.now(UTC)
+    for user_id, span in ((1, -5), (2, 3600), (3, -5), (4, None)):
+        ended = None if span is None or ends is None else now + timedelta(seconds=span)
+        tokens = None if user_id == 4 else TokenSet(access_token="a", expires_at=ended)
+        await keeping.link(engine, user_id=user_id, identity=identity(f"sub-{user_id}"), credentials=tokens)
+    async with engine.begin() as connection:
+        await connection.execute(sa.update(table).where(table.c.user_id == 3).values(access_token="plain text"))
+    said = await told(keeping, engine, 1, 2, 3, 4)
+    over = [1, 3] if refresher is Provider and ends is not None else []
+    assert [*over, 4] == [user_id for user_id, state in said.items() if state is HealthState.NEEDS_CONSENT]
+
+
+class Sixteen(sa.TypeDecorator[UUID]):
+    """UUIDs in a column of bytes."""
+
+    impl = sa.LargeBinary
+    cache_ok = True
+
+    def process_bind_param(self, value: UUID | None, dialect: sa.Dialect) -> bytes | None:
+        return None if value is None else value.bytes
+
+    def process_result_value(self, value: bytes | None, dialect: sa.Dialect) -> UUID | None:
+        return None if value is None else UUID(bytes=bytes(value))
+
+
+_DAYS = count(1)
+ID_TYPES: dict[str, tuple[Any, Callable[[], Any]]] = {
+    "uuid": (sa.Uuid(), uuid4),
+    "digits": (sa.Uuid(native_uuid=False), uuid4),
+    "text": (sa.Text(), lambda: str(uuid4())),
+    "bytes": (sa.LargeBinary(), lambda: uuid4().bytes),
+    "uuid in bytes": (Sixteen(), uuid4),
+    "date": (sa.Date(), lambda: date(2026, 1, 1) + timedelta(days=next(_DAYS))),
+    "moment": (sa.DateTime(timezone=True), lambda: datetime.now(UTC)),
+}
+
+
+@pytest.mark.parametrize("name", ID_TYPES)
+async def test_ids_of_any_type_are_paged(engine: AsyncEngine, name: str) -> None:
+    """Also bytes and moments, whose text does not bring them back; in a table that knows no moment of a link."""
+    metadata = sa.MetaData()
+    id_type, made = ID_TYPES[name]
     table = sa.Table(
         "odd_connections",
         metadata,
-        sa.Column("id", id_type, primary_key=True, default=lambda: str(uuid4()) if of_text else uuid4()),
+        sa.Column("id", id_type, primary_key=True, default=made),
         sa.Column("user_id", sa.Integer, nullable=False),
         sa.Column("provider", sa.Text, nullable=False),
         sa.Column("account_id", sa.Text, nullable=False),
@@ -275,8 +443,9 @@ async def test_ids_of_any_type_are_paged(engine: AsyncEngine, id_type: Any) -> N
     for user_id in range(1, 10):
         given = TokenSet(access_token="a", refresh_token=f"refresh-of-{user_id}")
         await keeping.link(engine, user_id=user_id, identity=identity(f"sub-{user_id}"), credentials=given)
-    provider.fails = [GrantEnded("invalid_grant")]
-    assert upkeep.KeptAlive(renewed=8, ended=1) == await keeping.keep_alive(engine, idle=MONTH)
+    provider.fails = [GrantEnded("invalid_grant"), ProviderUnavailable()]
+    assert upkeep.KeptAlive(renewed=7, ended=1, failed=1) == await keeping.keep_alive(engine, idle=MONTH)
     assert of(*range(1, 10)) == Counter(provider.calls)
-    assert 1 == len([each async for each in keeping.unhealthy(engine)])
+    said = await told(keeping, engine, *range(1, 10))
+    assert Counter(ok=7, needs_consent=1, failing=1) == Counter(state.value for state in said.values())
     assert upkeep.KeptAlive() == await keeping.keep_alive(engine, idle=MONTH)

@@ -110,6 +110,17 @@ def reader(kind: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> Callable[[str
     return drivers if process is None else lambda text: process(drivers(text))
 
 
+def is_readable(kind: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> bool:
+    """Say whether :func:`reader` reads each id of a column from its text: not bytes, moments, or other types.
+
+    Args:
+        kind: The column's type.
+        dialect: The database's.
+    """
+    stored = _plain(kind, dialect)
+    return isinstance(stored, (sa.Uuid, sa.Integer, sa.Numeric, sa.String)) and not isinstance(stored, sa.Float)
+
+
 def _drivers(kind: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> Callable[[str], Any]:
     """Return the function that converts a text to the value that the driver returns for a column."""
     stored = _plain(kind, dialect)

@@ -15,7 +15,7 @@ class HealthState(Enum):
     FAILING = "failing"
     """The last renewal failed, and another one may work."""
     NEEDS_CONSENT = "needs_consent"
-    """The provider has ended the grant: the user must link again."""
+    """The provider has ended the grant, or nothing brings a valid token: the user must link again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,7 +26,8 @@ class Health:
         state: The state.
         provider_code: The provider's OAuth error code for it, or ``"lost_in_refresh"`` if the grant ended because the
             answer to a renewal was lost; ``None`` where there is none.
-        since: When the state began, aware; ``None`` for a link whose tokens were never renewed.
+        since: When the state began, aware; when the access token expired, if nothing renews it. ``None`` if nobody knows,
+            and for a link whose tokens were never renewed.
         retry_at: When the next attempt is made at the earliest, aware; ``None`` for "any time".
     """
 

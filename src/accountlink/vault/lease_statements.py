@@ -21,10 +21,11 @@ from accountlink.tables.fragments import ONE, ZERO, select, word
 from accountlink.tables.id_text import id_text
 from accountlink.tables.mapping import AccountMapping
 from accountlink.tables.refreshes import STATE_KEY
+from accountlink.tables.type_layers import works_on_values
 from accountlink.tables.upserts import insert_or_update
 from accountlink.values.events import EventType
 from accountlink.values.health import HealthState
-from accountlink.vault.statements import TOKEN_ROLES, VaultStatements
+from accountlink.vault.statements import VaultStatements
 
 STATE_COLUMNS: Final = (
     "grant_id", "lease_by", "lease_until", "retry_at", "failures", "opaque", "uncertain", "state", "provider_code",
@@ -277,29 +278,62 @@ class UpkeepStatements(LeaseStatements):
 
     # -- listing ------------------------------------------------------------------------------------------------------
 
-    def in_states(self, size: int, *, begins: bool, on_sqlite: bool) -> sa.Select[Any]:
-        """Build the query for a page of renewals' states, by the ids of their links.
+    def in_state(self, size: int, *, begins: bool) -> sa.Select[Any]:
+        """Build the query for a page of the ids of links, as text, by the state of their renewals.
 
         Args:
             size: The most rows.
             begins: Whether it is the first page.
+        """
+        s = self._s
+        wanted = s.state == sa.bindparam("al_state", type_=sa.Text)
+        later = [] if begins else [s.link_id > sa.bindparam("al_after", type_=sa.Text)]
+        ids = select(s.link_id).where(s.table_name == self._links, wanted, *later)
+        return ids.order_by(s.link_id).limit(_number(size))
+
+    def of_ids(self, account_role: str, *, on_sqlite: bool) -> sa.Select[Any]:
+        """Build the query for live links by their ids, with their tokens and states.
+
+        Args:
+            account_role: The role to whose text the tokens are bound.
             on_sqlite: Whether the database is SQLite.
         """
-        s, now = self._s, self._now(on_sqlite=on_sqlite)
-        wanted = s.state.in_(sa.bindparam("al_states", type_=sa.Text, expanding=True))
-        later = [] if begins else [s.link_id > sa.bindparam("al_after", type_=sa.Text)]
-        waits = sa.case((s.retry_at > now, s.retry_at), else_=sa.null())
-        return (
-            select(s.link_id, s.grant_id, s.state, s.provider_code, s.since, waits.label("retry_at"), s.refused)
-            .where(s.table_name == self._links, wanted, *later)
-            .order_by(s.link_id)
-            .limit(_number(size))
-        )
-
-    def of_ids(self) -> sa.Select[Any]:
-        """Build the query for the sealed tokens of live links, by their ids."""
         ids = self._c["id"].in_(sa.bindparam("al_ids", type_=self._c["id"].type, expanding=True))
-        return select(self._c["id"].label("id"), *map(self._read, TOKEN_ROLES)).where(ids, self.live())
+        return self._links_of_all([ids], account_role, on_sqlite=on_sqlite)
+
+    # On PostgreSQL, for a page in the middle of the table; the short form is that of the link's statement.
+    # SQL: SELECT links.*, links.access_token, …, states.*
+    #      FROM links LEFT JOIN accountlink_refresh_states AS states
+    #        ON states.table_name = :links AND states.link_id = links.id::text
+    #      WHERE links.id > :after AND links.id <= :last AND links.deleted_at IS NULL
+    #        AND (states.state <> 'ok' OR links.access_token IS NULL OR links.access_token = ''
+    #             OR (links.refresh_token IS NULL OR links.refresh_token = '') AND links.expires_at <= :expires_at)
+    def may_be_ill(self, account_role: str, *, begins: bool, ends: bool, on_sqlite: bool) -> sa.Select[Any]:
+        """Build the query for the links of a page whose tokens may not work, with their tokens and states.
+
+        The parameter ``al_expires_at`` brings a moment after the present one, whatever the clocks say.
+
+        Args:
+            account_role: The role to whose text the tokens are bound.
+            begins: Whether it is the first page.
+            ends: Whether it is the last page.
+            on_sqlite: Whether the database is SQLite.
+        """
+        c = self._c
+        ill = [self._s.state != _OK, self._lacks("access_token")]
+        if "expires_at" in c:
+            ill.append(sa.and_(self._lacks("refresh_token"), c["expires_at"] <= self.bind("expires_at")))
+        page = self._page(begins=begins, ends=ends)
+        return self._links_of_all([*page, sa.or_(*ill)], account_role, on_sqlite=on_sqlite)
+
+    def _lacks(self, role: str) -> Condition:
+        """Build the condition that a link may have no token in a role's column.
+
+        What an application's own type stores for an empty text is its own affair.
+        """
+        if role not in self._c or works_on_values(self._c[role].type):
+            return sa.true()
+        return sa.or_(self._c[role].is_(None), self._c[role] == word(""))
 
     # -- keeping alive ------------------------------------------------------------------------------------------------
 
@@ -319,14 +353,14 @@ class UpkeepStatements(LeaseStatements):
     #      FROM links LEFT JOIN accountlink_refresh_states AS states
     #        ON states.table_name = :links AND states.link_id = links.id::text
     #      WHERE links.id > :after AND links.id <= :last AND links.deleted_at IS NULL
-    #        AND links.refresh_token IS NOT NULL AND links.refresh_token <> ''
+    #        AND links.access_token IS NOT NULL AND links.access_token <> ''
     #        AND (states.refreshed_at < :before OR (states.refreshed_at IS NULL AND links.created_at < :created_at))
     #        AND (states.lease_until IS NULL OR states.lease_until < clock_timestamp())
     def idle(self, account_role: str, *, begins: bool, ends: bool, on_sqlite: bool) -> sa.Select[Any]:
         """Build the query for the links of a page that nobody has renewed for some time, with their tokens and states.
 
         A link without a state was never renewed. When its tokens were obtained stands in the envelope; the moment of
-        the row's making bounds it. A row without a user, a provider or an account is no link that can be found.
+        the row's making bounds it. Whether a link without a refresh token can be renewed, the refresher knows.
 
         Args:
             account_role: The role to whose text the tokens are bound.
@@ -335,18 +369,33 @@ class UpkeepStatements(LeaseStatements):
             on_sqlite: Whether the database is SQLite.
         """
         s, c = self._s, self._c
-        page = [] if begins else [c["id"] > self._bound_id("after")]
-        page += [] if ends else [c["id"] <= self._bound_id("last")]
-        refresh = c["refresh_token"] if "refresh_token" in c else c["access_token"]
-        has_tokens = [refresh.is_not(None), refresh != word("")]
-        is_whole = [c[role].is_not(None) for role in ("user_id", "provider", account_role)]
+        has_tokens = [c["access_token"].is_not(None), c["access_token"] != word("")]
         never: Condition = s.refreshed_at.is_(None)
         if "created_at" in c:
             never = sa.and_(never, sa.func.coalesce(c["created_at"] < self.bind("created_at"), sa.true()))
         is_idle = sa.or_(s.refreshed_at < sa.bindparam("al_before", type_=s.refreshed_at.type), never)
         is_free = sa.or_(s.lease_until.is_(None), s.lease_until < self._now(on_sqlite=on_sqlite))
-        links = select(*self.row()).where(*page, self.live(), *has_tokens, *is_whole, is_idle, is_free)
+        page = self._page(begins=begins, ends=ends)
+        return self._links_of_all([*page, *has_tokens, is_idle, is_free], account_role, on_sqlite=on_sqlite)
+
+    # -- parts --------------------------------------------------------------------------------------------------------
+
+    def _links_of_all(self, conditions: list[Condition], account_role: str, *, on_sqlite: bool) -> sa.Select[Any]:
+        """Build a query for live links of all users, with their tokens and states.
+
+        A row without a user, a provider or an account is no link that can be found.
+        """
+        is_whole = [self._c[role].is_not(None) for role in ("user_id", "provider", account_role)]
+        links = select(*self.row()).where(*conditions, self.live(), *is_whole)
         return self._with_state(self._with_tokens(links, account_role, on_sqlite=on_sqlite))
+
+    def _page(self, *, begins: bool, ends: bool) -> list[Condition]:
+        """Build the conditions that a link belongs to a page."""
+        key = self._c["id"]
+        return [
+            *([] if begins else [key > self._bound_id("after")]),
+            *([] if ends else [key <= self._bound_id("last")]),
+        ]
 
     def _bound_id(self, name: str) -> sa.BindParameter[Any]:
         return sa.bindparam(f"al_{name}", type_=self._c["id"].type)

@@ -38,7 +38,7 @@ from accountlink.linking.call import Call
 from accountlink.tables.rows import present
 from accountlink.values.credentials import TokenSet
 from accountlink.values.facts import Trouble
-from accountlink.values.health import Health, HealthState
+from accountlink.values.health import HealthState
 from accountlink.values.outcomes import LinkId, UserId
 from accountlink.values.secrecy import Secret, revealed
 from accountlink.values.text import unstorable
@@ -327,11 +327,6 @@ class Renewing(Generic[UserId, LinkId]):
             return error.with_traceback(None)
         except Exception as error:  # noqa: BLE001  # the code of an application may raise anything
             raise RefresherFailed(error) from None
-
-    async def health(self, place: Place, call: Call) -> dict[LinkId, Health]:
-        """Return the health of each live link of the call's user."""
-        found = await self.stored.all_of(place, call, statements=self.leases.statements)
-        return {each.account.id: each.health for each in found}
 
     async def aclose(self) -> None:
         """Wait for the renewals of this event loop that are under way."""

@@ -73,16 +73,19 @@ class StoredTokens(Generic[UserId, LinkId]):
 
     @property
     def health(self) -> Health:
-        """The health of the link's grant: what :meth:`AccountLinker.credentials` would say of it."""
+        """The health of the link's grant, as its renewals have left it."""
         known = self.state
-        if known.state is HealthState.OK and not self.refresh_token and self.is_over:
-            return Health(state=HealthState.NEEDS_CONSENT, since=self.expires_at)
         return Health(
             state=known.state,
             provider_code=known.provider_code or known.refused,
             since=known.since,
             retry_at=None if known.retry_at is None or known.retry_at <= self.now else known.retry_at,
         )
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether the access token is over, and there are not both tokens that a renewal begins with."""
+        return self.is_over and not (self.access_token and self.refresh_token)
 
     @property
     def is_over(self) -> bool:

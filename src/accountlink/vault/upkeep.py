@@ -1,4 +1,4 @@
-"""Look after the grants of all users: list those that do not work, and renew those that nobody uses."""
+"""Look after grants: tell which do not work, and renew those that nobody uses."""
 
 from __future__ import annotations
 
@@ -15,22 +15,25 @@ from typing import Any, Final, Generic
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from accountlink.database.transactions import read
+from accountlink.database.transactions import Place, read
 from accountlink.errors import AccountNotFound, CredentialsUnreadable
-from accountlink.tables.id_text import reader
-from accountlink.tables.rows import present, read_moment
+from accountlink.linking.call import Call
+from accountlink.tables.id_text import is_readable, reader
+from accountlink.tables.rows import present
 from accountlink.values.credentials import TokenSet
 from accountlink.values.health import Health, HealthState
 from accountlink.values.outcomes import LinkId, UserId
 from accountlink.values.secrecy import Parameters
 from accountlink.vault.lease_statements import UpkeepStatements
 from accountlink.vault.renewing import RefresherFailed, Renewing
-from accountlink.vault.stored import StoredTokens, grant_in
+from accountlink.vault.stored import StoredTokens
 
 PAGE: Final = 500
 """The number of links that one statement reads."""
 AT_ONCE: Final = 10
 """The number of grants that are renewed at one time."""
+_APART: Final = timedelta(days=1)
+"""More than the clocks of this machine and of the database differ."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,40 +66,73 @@ class Upkeep(Generic[UserId, LinkId]):
         accounts = renewing.stored.accounts
         self._statements: Final = UpkeepStatements(accounts.mapping, renewing.states)
 
-    # -- listing ------------------------------------------------------------------------------------------------------
+    # -- health -------------------------------------------------------------------------------------------------------
+
+    async def health(self, place: Place, call: Call) -> dict[LinkId, Health]:
+        """Return the health of each live link of the call's user."""
+        found = await self._stored.all_of(place, call, statements=self._statements)
+        return {each.account.id: await self._health(each) for each in found}
 
     async def unhealthy(
         self, engine: AsyncEngine, states: frozenset[HealthState]
     ) -> AsyncIterator[tuple[LinkId, Health]]:
-        """Yield the links whose grants are in one of these states, page by page."""
-        after: str | None = None
-        while True:
-            work = partial(self._page_of_states, engine=engine, states=states, after=after)
-            last, found = await read(self._renewing.place(engine), work)
-            for each in found:
-                yield each
-            if last is None:
-                return
-            after = last
+        """Yield the links whose grants are in one of these states, page by page.
 
-    def _page_of_states(
-        self, connection: sa.Connection, engine: AsyncEngine, states: frozenset[HealthState], after: str | None
-    ) -> tuple[str | None, list[tuple[LinkId, Health]]]:
-        """Read one page; return the last id in it, or ``None`` after the last page."""
-        run, begins, on_sqlite = self._stored.run_named, after is None, connection.dialect.name == "sqlite"
-        wanted = Parameters(al_states=sorted(state.value for state in states), al_now=datetime.now(UTC))
+        A renewal that failed stands in the table of renewals. A grant that needs its user may not: so all links are
+        looked at, as they are where an id cannot be read back from that table.
+        """
+        kind = self._stored.accounts.mapping.columns["id"].type
+        by_state = states == {HealthState.FAILING} and is_readable(kind, engine.dialect)
+        read_page = self._failing_in if by_state else self._ill_in
+        page: _Page | None = _Page()
+        while page is not None:
+            last, found = await read(self._renewing.place(engine), partial(read_page, page=page))
+            for each in found:
+                health = await self._health(each)
+                if health.state in states:
+                    yield each.account.id, health
+            page = None if last is None else _Page(after=last)
+
+    def _failing_in(
+        self, connection: sa.Connection, page: _Page
+    ) -> tuple[str | None, list[StoredTokens[UserId, LinkId]]]:
+        """Read a page of states; return its last id, or ``None`` for the last page, and the links of its states."""
+        run, begins, on_sqlite = self._stored.run_named, page.after is None, connection.dialect.name == "sqlite"
+        wanted = Parameters(al_state=HealthState.FAILING.value)
         if not begins:
-            wanted["al_after"] = after
-        build = partial(self._statements.in_states, PAGE, begins=begins, on_sqlite=on_sqlite)
-        rows = run(connection, wanted, ("unhealthy", begins, on_sqlite), build).all()
-        to_id = reader(self._stored.accounts.mapping.columns["id"].type, engine.dialect)
-        known = dict(_read_ids(rows, to_id))
-        if not known:
-            return _last_of(rows), []
-        links = run(connection, Parameters(al_ids=list(known)), "of ids", self._statements.of_ids)
-        live = {row.id: grant_in(row.access_token, row.refresh_token) for row in links}
-        found = [(link_id, _health(row)) for link_id, row in known.items() if live.get(link_id) == row.grant_id]
-        return _last_of(rows), found
+            wanted["al_after"] = page.after
+        build = partial(self._statements.in_state, PAGE, begins=begins)
+        texts = list(run(connection, wanted, ("in state", begins), build).scalars())
+        last = texts[-1] if len(texts) == PAGE else None
+        ids = list(_read_ids(texts, reader(self._stored.accounts.mapping.columns["id"].type, connection.dialect)))
+        if not ids:
+            return last, []
+        build_links = partial(self._statements.of_ids, self._stored.vault.account_role, on_sqlite=on_sqlite)
+        rows = run(connection, Parameters(al_ids=ids), ("of ids", on_sqlite), build_links)
+        return last, [self._stored.of_row(row) for row in rows]
+
+    def _ill_in(self, connection: sa.Connection, page: _Page) -> tuple[Any, list[StoredTokens[UserId, LinkId]]]:
+        """Read a page; return its last id, or ``None`` for the last page, and the links in it that may be ill."""
+        soon = self._stored.accounts.stamped(("expires_at",), present() + _APART)
+        asked = Parameters({f"al_{role}": moment for role, moment in soon.items()})
+        return self._read_page(connection, page, asked, self._statements.may_be_ill)
+
+    async def _health(self, found: StoredTokens[UserId, LinkId]) -> Health:
+        """Return the health of a link's grant: what :meth:`AccountLinker.credentials` would say of it."""
+        known = found.health
+        if known.state is HealthState.NEEDS_CONSENT or not found.is_spent or await self._may_renew(found):
+            return known
+        return Health(state=HealthState.NEEDS_CONSENT, since=found.expires_at)
+
+    async def _may_renew(self, found: StoredTokens[UserId, LinkId]) -> bool:
+        """Say whether the refresher renews from the access token, where there is no refresh token."""
+        if not found.access_token:
+            return False
+        try:
+            tokens, _ = await self._stored.opened(found)
+            return tokens is not None and self._renewing.refresher.can_renew(found.account.provider, tokens)
+        except Exception:  # noqa: BLE001  # unreadable, or what the source of the keys and the refresher raise
+            return True  # which is nothing that the user could repair
 
     # -- keeping alive ------------------------------------------------------------------------------------------------
 
@@ -143,23 +179,31 @@ class Upkeep(Generic[UserId, LinkId]):
         self, connection: sa.Connection, page: _Page, before: datetime
     ) -> tuple[Any, list[StoredTokens[UserId, LinkId]]]:
         """Read a page; return its last id, or ``None`` for the last page, and the grants in it that may be idle."""
-        accounts, run = self._stored.accounts, self._stored.run_named
-        on_sqlite, begins = connection.dialect.name == "sqlite", page.after is None
+        asked = Parameters(al_before=before, al_now=datetime.now(UTC))
+        made = self._stored.accounts.stamped(("created_at",), before)
+        asked.update({f"al_{role}": moment for role, moment in made.items()})
+        return self._read_page(connection, page, asked, self._statements.idle)
+
+    def _read_page(
+        self, connection: sa.Connection, page: _Page, asked: Parameters, build: Callable[..., sa.Select[Any]]
+    ) -> tuple[Any, list[StoredTokens[UserId, LinkId]]]:
+        """Read a page of links; return its last id, or ``None`` for the last page, and what a query finds in it.
+
+        Args:
+            connection: The connection.
+            page: The page.
+            asked: What the query is asked with.
+            build: Builds it.
+        """
+        run, on_sqlite, begins = self._stored.run_named, connection.dialect.name == "sqlite", page.after is None
         place = Parameters() if begins else Parameters(al_after=page.after)
         build_end = partial(self._statements.page_end, PAGE, begins=begins)
         last = run(connection, place, ("page end", begins), build_end).scalar()
         if last is not None:
             place["al_last"] = last
-        asked = Parameters(place, al_before=before, al_now=datetime.now(UTC))
-        asked.update({f"al_{role}": moment for role, moment in accounts.stamped(("created_at",), before).items()})
-        build = partial(
-            self._statements.idle,
-            self._stored.vault.account_role,
-            begins=begins,
-            ends=last is None,
-            on_sqlite=on_sqlite,
-        )
-        rows = run(connection, asked, ("idle", begins, last is None, on_sqlite), build)
+        shape = {"begins": begins, "ends": last is None, "on_sqlite": on_sqlite}
+        query = partial(build, self._stored.vault.account_role, **shape)
+        rows = run(connection, Parameters(place, **asked), (build.__name__, *shape.values()), query)
         return last, [self._stored.of_row(row) for row in rows]
 
     async def _became(
@@ -249,21 +293,8 @@ class _Work(Generic[UserId, LinkId]):
             return found
 
 
-def _last_of(rows: Sequence[sa.Row[Any]]) -> str | None:
-    return rows[-1].link_id if len(rows) == PAGE else None
-
-
-def _read_ids(rows: Sequence[sa.Row[Any]], to_id: Callable[[str], Any]) -> Iterator[tuple[Any, sa.Row[Any]]]:
-    """Yield the ids of rows; a text that is none belongs to a link of the past, when the column had another type."""
-    for row in rows:
+def _read_ids(texts: Sequence[str], to_id: Callable[[str], Any]) -> Iterator[Any]:
+    """Yield ids; a text that is none belongs to a link of the past, when the column had another type."""
+    for text in texts:
         with suppress(Exception):  # the column's own type may raise anything
-            yield to_id(row.link_id), row
-
-
-def _health(row: sa.Row[Any]) -> Health:
-    return Health(
-        state=HealthState(row.state),
-        provider_code=row.provider_code or row.refused,
-        since=read_moment(row.since),
-        retry_at=read_moment(row.retry_at),
-    )
+            yield to_id(text)
