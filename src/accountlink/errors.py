@@ -64,17 +64,19 @@ class InvalidIdentity(AccountLinkError):
 
 
 class InvalidCredentials(AccountLinkError):
-    """Raised when a :class:`~accountlink.TokenSet` cannot come from a provider; nothing was sent to the database.
+    """Raised when tokens or scopes cannot come from a provider; nothing was sent to the database.
 
     Attributes:
-        field: The field of the token set that is wrong.
-        problem: The fault of that field, without its value.
+        field: The field of the :class:`~accountlink.TokenSet`, or the argument, that is wrong.
+        problem: Its fault, without its value.
     """
 
     code = "invalid_credentials"
 
-    def __init__(self, *, field: str, problem: str) -> None:
-        super().__init__(f"{field} {problem}. Pass the provider's token response, with aware datetimes.")
+    def __init__(
+        self, *, field: str, problem: str, remedy: str = "Pass the provider's token response, with aware datetimes."
+    ) -> None:
+        super().__init__(f"{field} {problem}. {remedy}")
         self.field = field
         self.problem = problem
 

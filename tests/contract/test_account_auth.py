@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import httpx2
 import pytest
@@ -129,7 +130,9 @@ async def test_what_is_refused(engine: AsyncEngine) -> None:
     case = await Renewed(Provider()).create(engine)
     await case.link(engine, ends_in=timedelta(hours=1))
     linker = case.linkers[0]
-    for origins in ((), "https://api.example", ["api.example"], [f"{API}/path"], ["http://api.example"]):
+    odd: list[Any] = [(), "https://api.example", ["api.example"], [f"{API}/path"], ["http://api.example"]]
+    odd += [None, 7, b"https://api.example", [None], [API, None], [API.encode()], [7], ["\ud800"], [""]]
+    for origins in odd:
         with pytest.raises(ConfigurationError):
             LinkedAccountAuth(linker, engine, user_id=1, provider="acme", origins=origins)
     auth = LinkedAccountAuth(linker, engine, user_id=1, provider="acme", origins=[API], require={"admin"})

@@ -33,6 +33,8 @@ from accountlink import (
     transfer_ledger,
     tune_sqlite,
 )
+from accountlink.values.credentials import checked_scopes, checked_token
+from accountlink.values.secrecy import Concealed
 from accountlink.web import flow_states
 from tests.support.databases import create, rows
 from tests.support.models import EXCLUSIVE_SOFT, SECRETS, identity, make_tables, tokens
@@ -409,6 +411,23 @@ def test_a_token_set_is_checked_to_the_last_field(field: str, given: dict[str, A
         TokenSet(access_token=CANARY, **given)
     assert field == caught.value.field
     assert CANARY not in shown(caught.value)
+
+
+def test_a_secret_in_the_place_of_its_text_and_one_scope_say_what_to_pass() -> None:
+    """``tokens.access_token`` is what many pass first; and one text is many letters."""
+    secret: Any = TokenSet(access_token=CANARY).access_token
+    for call in (
+        lambda: TokenSet(access_token=secret),
+        lambda: checked_token("rejected", Concealed(secret)),
+        lambda: checked_token("presented", Concealed(secret)),
+    ):
+        with pytest.raises(
+            InvalidCredentials, match=r"Pass its text, such as tokens\.access_token\.reveal\(\)"
+        ) as caught:
+            call()
+        assert CANARY not in shown(caught.value)
+    with pytest.raises(InvalidCredentials, match=r'require .* Pass a set of scopes, such as \{"calendar"\}'):
+        checked_scopes("calendar")
 
 
 @pytest.mark.parametrize("response", [None, "access_token=x", [("access_token", CANARY)], 7], ids=repr)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 from accountlink.errors import InvalidCredentials
 from accountlink.values.secrecy import NO_SECRETS, Concealed, Secret, SecretMembers
 from accountlink.values.text import encodable, unstorable
+
+_REVEALED: Final = "Pass its text, such as tokens.access_token.reveal()."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, init=False)
@@ -178,7 +180,7 @@ def checked_scopes(scopes: object) -> frozenset[str]:
     """
     found = tuple(scopes) if isinstance(scopes, Iterable) and not isinstance(scopes, str) else scopes
     if (wrong := _wrong_scopes(found)) is not None:
-        raise InvalidCredentials(field="require", problem=wrong)
+        raise InvalidCredentials(field="require", problem=wrong, remedy='Pass a set of scopes, such as {"calendar"}.')
     assert isinstance(found, tuple)  # noqa: S101  # it was checked
     return frozenset(str.__str__(scope) for scope in found)
 
@@ -198,8 +200,9 @@ def checked_token(name: str, token: Concealed[object]) -> Secret | None:
         return None
     problem = unstorable(text)
     if problem or not isinstance(text, str):
+        remedy = _REVEALED if isinstance(text, Secret) else "Pass the token as text, as it was sent."
         del text  # leave no token in this frame, which a traceback with locals would show
-        raise InvalidCredentials(field=name, problem=problem or "is not text")
+        raise InvalidCredentials(field=name, problem=problem or "is not text", remedy=remedy)
     return Secret(str.__str__(text))
 
 
@@ -217,6 +220,8 @@ def _wrong(texts: Mapping[str, Any], expires_at: Any, scopes: Any, token_type: A
     """Return the error for a token set with a wrong field, or ``None`` if all fields are right."""
     for name, text in texts.items():
         if (problem := unstorable(text)) and not (text is None and name != "access_token"):
+            if isinstance(text, Secret):
+                return InvalidCredentials(field=name, problem=problem, remedy=_REVEALED)
             return InvalidCredentials(field=name, problem=problem)
     if problem := _out_of_time(expires_at):
         return InvalidCredentials(field="expires_at", problem=problem)

@@ -26,8 +26,8 @@ class Health:
         state: The state.
         provider_code: The provider's OAuth error code for it, or ``"lost_in_refresh"`` if the grant ended because the
             answer to a renewal was lost; ``None`` where there is none.
-        since: When the state began, aware; when the access token expired, if nothing renews it. ``None`` if nobody knows,
-            and for a link whose tokens were never renewed.
+        since: When the state began, aware: when the access token expired, if nothing renews it. ``None`` for any other
+            link whose tokens were never renewed.
         retry_at: When the next attempt is made at the earliest, aware; ``None`` for "any time".
     """
 

@@ -104,9 +104,10 @@ def _with(request: httpx2.Request, tokens: TokenSet) -> httpx2.Request:
 
 
 def _several(origins: object) -> Collection[str]:
-    if isinstance(origins, str) or not isinstance(origins, Collection) or not origins:
+    several = origins if isinstance(origins, Collection) and not isinstance(origins, (str, bytes)) else ()
+    if not several or not all(isinstance(each, str) for each in several):
         raise ConfigurationError('origins=... is a list of origins, such as ["https://www.googleapis.com"].')
-    return origins
+    return several
 
 
 def _origin(address: str) -> str:
