@@ -164,7 +164,13 @@ async def test_an_answer_without_a_usable_token_is_no_success(token: object) -> 
     answer = httpx2.Response(200, text=json.dumps(FULL | {"access_token": token}))
     with pytest.raises(ProviderUnavailable) as raised:
         await refresher(lambda _: answer).renew("acme", OLD, deadline=DEADLINE)
-    assert raised.value.opaque
+    assert (True, token is not None) == (raised.value.opaque, raised.value.uncertain)
+
+
+async def test_a_token_is_kept_beside_text_in_another_code() -> None:
+    body = '{"access_token": "a", "name": "Zoë"}'.encode("latin-1")
+    tokens = await refresher(lambda _: httpx2.Response(200, content=body)).renew("acme", OLD, deadline=DEADLINE)
+    assert "a" == tokens.access_token.reveal()
 
 
 @pytest.mark.parametrize("name", ["application/x-www-form-urlencoded", "Application/X-WWW-Form-URLEncoded;charset=x"])

@@ -113,7 +113,7 @@ class OAuthClient:
         made: object = self.client_secret()
         if isinstance(made, str) and made.strip() and encodable(made):
             return made
-        kind = "text that cannot be sent" if isinstance(made, str) else type(made).__name__
+        kind = "a text that is empty or cannot be sent" if isinstance(made, str) else type(made).__name__
         if isinstance(made, Coroutine):
             made.close()
         del made  # leave no secret in this frame, which a traceback with locals would show

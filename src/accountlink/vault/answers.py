@@ -60,10 +60,17 @@ def members_of(body: bytes, content_type: str) -> dict[str, Any] | None:
             form = dict(parse_qsl(body.decode("utf-8")))
             if form:
                 return form
-        found = json.loads(body, parse_int=_whole)
+        found = _json(body)
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return json.loads(body, parse_int=_whole)
+    except UnicodeDecodeError:  # some other member may be written in another code than the tokens, which are ASCII
+        return json.loads(body.decode("latin-1"), parse_int=_whole)
 
 
 def _whole(digits: str) -> int | float:
@@ -96,7 +103,8 @@ def failure_of(answer: TokenAnswer, *, now: datetime) -> RenewalFailed | None:
     if retry_at is not None or known in AWAY:
         return ProviderUnavailable(retry_at)
     is_refusal = answer.status in _OPAQUE or (is_success and answer.members is not None)
-    return ProviderUnavailable(opaque=is_refusal)
+    is_renewed = is_success and members.get("access_token") is not None  # but nobody can store the token
+    return ProviderUnavailable(opaque=is_refusal, uncertain=is_renewed)
 
 
 def retry_moment(retry_after: str | None, *, now: datetime) -> datetime | None:
