@@ -578,7 +578,8 @@ class AccountLinker(Generic[UserId, LinkId]):
         """Return the health of each live link of a user: whether its tokens work, may work, or need the user.
 
         It says what :meth:`credentials` would say, and opens no token but an access token that is over and has no
-        refresh token beside it: the refresher says whether it renews that one. So a damaged envelope is not found here.
+        refresh token beside it: the refresher says whether it renews that one. So a damaged envelope is not found here,
+        nor a refresh token that the refresher does not take.
 
         Args:
             bind: As for :meth:`link`.
