@@ -273,7 +273,7 @@ class AccountLinker(Generic[UserId, LinkId]):
         answer = await self._settled(place, call, identity.provider)
         if answer.arm is Arm.RESPELT:  # the tokens have to be sealed for the id as the row has it
             answer = await self._settled(place, call_of(user_id=answer.user_id), identity.provider)
-        outcome = self._outcome(answer, identity, user_id)
+        outcome = self._outcome(answer, identity, call.user_id)
         if isinstance(outcome, OwnershipConflict):
             if outcome.transfer_token is not None:
                 self._transfers.prepare(place, call.shape)
@@ -400,7 +400,7 @@ class AccountLinker(Generic[UserId, LinkId]):
             sqlalchemy.exc.DBAPIError: Any other violation, as for :meth:`link`.
         """
         presented, token = self._transfers.read(token), ""  # error reports that show a frame's locals show no token
-        self._store.check_id("user_id", user_id, what="user_id")
+        user_id = self._store.checked_id("user_id", user_id, what="user_id")
         if max_auth_age is not None:
             check_span("max_auth_age", max_auth_age, least=NO_TIME)
         now = self._store.now()
@@ -785,7 +785,7 @@ class AccountLinker(Generic[UserId, LinkId]):
         Raises:
             ConfigurationError: It is of another type, or outside what the column can hold.
         """
-        self._store.check_id("user_id", user_id, what="user_id")
+        self._store.checked_id("user_id", user_id, what="user_id")
 
     def events(
         self, engine: AsyncEngine, *, poll: timedelta | None = None, lease: timedelta = LEASE

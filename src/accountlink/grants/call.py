@@ -122,7 +122,7 @@ class GrantCalls:
             AccountNotFound: The grantor can have no link of this id.
             ConfigurationError: A call that the table cannot serve.
         """
-        self._check("grantor_id", grantor_id)
+        grantor_id = self._checked("grantor_id", grantor_id)
         check_span("expires_in", expires_in)
         if isinstance(max_uses, bool) or not isinstance(max_uses, int) or not 1 <= max_uses <= MAX_USES:
             raise ConfigurationError(f"max_uses= takes a whole number from 1 to {MAX_USES}.")
@@ -132,7 +132,7 @@ class GrantCalls:
                 "user, or use the library's own table: ShareGrants(grants_table(Base.metadata))."
             )
         if link_id is not None:
-            self._check_link(link_id)
+            link_id = self._checked_link(link_id)
             if self._owner is not None and not self._owner.holds(grantor_id):
                 raise AccountNotFound
         made = self._of_token(token.reveal(), made=True)
@@ -144,7 +144,7 @@ class GrantCalls:
         Raises:
             ConfigurationError: A user id of the wrong type.
         """
-        self._check("grantee_id", grantee_id)
+        grantee_id = self._checked("grantee_id", grantee_id)
         return self._presented(token, user=grantee_id).changed(grantee_id=grantee_id)
 
     def revoke(self, *, grantor_id: object, grant_id: object, token: Concealed[object] | None) -> GrantCall:
@@ -154,12 +154,12 @@ class GrantCalls:
             ConfigurationError: Neither or both were given, or an id of the wrong type.
             GrantRejected: No grant can have the id.
         """
-        self._check("grantor_id", grantor_id)
+        grantor_id = self._checked("grantor_id", grantor_id)
         if (grant_id is None) == (token is None):
             raise ConfigurationError("revoke() needs a grant_id or a token, and not both.")
         if token is not None:
             return self._presented(token).changed(grantor_id=grantor_id)
-        self._check("id", grant_id, what="grant_id", outside=GrantRejected)
+        grant_id = self._checked("id", grant_id, what="grant_id", outside=GrantRejected)
         return GrantCall(grantor_id=grantor_id, grant_id=grant_id)
 
     def active(self, *, grantor_id: object, grantee_id: object, link_id: object) -> GrantCall:
@@ -171,27 +171,27 @@ class GrantCalls:
         if grantor_id is None and grantee_id is None and link_id is None:
             raise ConfigurationError("active() needs a grantor_id, a grantee_id or a link_id.")
         if grantor_id is not None:
-            self._check("grantor_id", grantor_id)
+            grantor_id = self._checked("grantor_id", grantor_id)
         if grantee_id is not None:
-            self._check("grantee_id", grantee_id)
+            grantee_id = self._checked("grantee_id", grantee_id)
         if link_id is not None:
-            self._check_link(link_id)
+            link_id = self._checked_link(link_id)
         return GrantCall(grantor_id=grantor_id, grantee_id=grantee_id, link_id=link_id)
 
     # -- what they bring ----------------------------------------------------------------------------------------------
 
-    def _check(
+    def _checked(
         self, role: str, value: object, *, what: str | None = None, outside: type[AccountLinkError] | None = None
-    ) -> None:
-        self._table.check_id(role, value, what=what or role, outside=outside)
+    ) -> Any:
+        return self._table.checked_id(role, value, what=what or role, outside=outside)
 
-    def _check_link(self, link_id: object) -> None:
+    def _checked_link(self, link_id: object) -> Any:
         if "link_id" not in self._columns:
             raise ConfigurationError(
                 f"{self._mapping.name!r} has no 'link_id' column mapped. Make the table with grants_table(..., "
                 "link_id=Connection.id), map link_id=..., or pass no link_id."
             )
-        self._check("link_id", link_id, outside=AccountNotFound)
+        return self._checked("link_id", link_id, outside=AccountNotFound)
 
     def _presented(self, token: Concealed[object], *, user: object = None) -> GrantCall:
         """Return a call that looks a token up; a value that cannot be a token is replaced by a random one."""

@@ -292,9 +292,9 @@ class Calls:
         insert = self._application(values, new=True) if values is not None else {}
         update = self._application(update_values, new=False) if update_values is not None else {}
         named = self._identity(identity)
-        self._table.check_id("user_id", user_id, what="user_id")
+        user_id = self._table.checked_id("user_id", user_id, what="user_id")
         if expect is not None:
-            self._table.check_id("id", expect, what="The link's id", outside=AccountNotFound)
+            expect = self._table.checked_id("id", expect, what="The link's id", outside=AccountNotFound)
         if self._recoded and (respelt := self._respelt(named)):
             raise BlockedByConstraint(constraint=None, columns=respelt, rule=BY_SPELLING)
         # Add the moments, the functions' values and the event.
@@ -440,8 +440,8 @@ class Calls:
             ConfigurationError: An id of the wrong type, or a reason that the table cannot hold.
         """
         now = self._table.now()
-        self._table.check_id("user_id", user_id, what="user_id")
-        self._table.check_id("id", link_id, what="The link's id", outside=AccountNotFound)
+        user_id = self._table.checked_id("user_id", user_id, what="user_id")
+        link_id = self._table.checked_id("id", link_id, what="The link's id", outside=AccountNotFound)
         why = None if reason is None else self._reason(reason)
         data = None if why is None else {"reason": why}
         return Call(
@@ -462,10 +462,10 @@ class Calls:
             ConfigurationError: An id of the wrong type.
             InvalidIdentity: A provider that cannot be one.
         """
-        self._table.check_id("user_id", user_id, what="user_id")
+        user_id = self._table.checked_id("user_id", user_id, what="user_id")
         named = {} if provider is None else {"provider": self.provider(check_provider(provider))}
         if link_id is not None:
-            self._table.check_id("id", link_id, what="The link's id", outside=AccountNotFound)
+            link_id = self._table.checked_id("id", link_id, what="The link's id", outside=AccountNotFound)
         return Call(user_id=user_id, link_id=link_id, identity=named)
 
     def finding(self, *, provider: str, account_id: str) -> Call | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 from uuid import UUID
 
@@ -66,6 +67,15 @@ class IdType:
             return all(process(value) is not None for process in self.processors)
         except (TypeError, ValueError, AttributeError, LookupError):
             return False
+
+    def given(self, value: Any) -> Any:  # whatever the column takes
+        """Return an id as the database gets it: no member of an enumeration, and no padding of the column's.
+
+        Padding may not go to the database: psycopg sends each text as one whose blanks at the end count.
+        """
+        if isinstance(value, Enum) and self.python in (int, str) and not self.spelling:
+            value = int(value) if isinstance(value, int) else str.__str__(value)
+        return value.rstrip(" ") if self.is_padded and isinstance(value, str) else value
 
     def stored(self, value: Any) -> Any:  # what the driver is given
         """Return a value as the column's own processor makes it, where the type is an application's."""

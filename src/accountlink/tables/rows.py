@@ -75,10 +75,10 @@ class MappedTable:
 
     # -- what goes in -------------------------------------------------------------------------------------------------
 
-    def check_id(
+    def checked_id(
         self, role: str, value: object, *, what: str, outside: Callable[[], AccountLinkError] | None = None
-    ) -> None:
-        """Refuse what is no id of a role's column, before any SQL.
+    ) -> Any:  # of the column's type
+        """Return an id as the database gets it, or refuse what is no id of a role's column, before any SQL.
 
         Args:
             role: The role.
@@ -91,7 +91,7 @@ class MappedTable:
         """
         kind = self._ids[role]
         if _is_plain_number(value, kind):
-            return
+            return value
         if value is None or not kind.accepts(value):
             raise ConfigurationError(
                 f"{what} is {type(value).__name__}, and the column {self._columns[role].name!r} takes "
@@ -104,6 +104,7 @@ class MappedTable:
                 f"{what} is outside what the column {self._columns[role].name!r} can hold. Check where it comes from, "
                 "or widen the column."
             )
+        return kind.given(value)
 
     def may_be_id(self, role: str, value: object) -> bool:
         """Say whether a row of this table can have the id."""
