@@ -49,6 +49,8 @@ def _any(element: id_text, compiler: SQLCompiler, **options: Any) -> str:
 @compiles(id_text, "sqlite")
 def _sqlite(element: id_text, compiler: SQLCompiler, **options: Any) -> str:
     given, plain = _plainly(element, compiler, options)
+    if isinstance(_plain(given.type, compiler.dialect), sa.Numeric):
+        return _sqlite_number(given, plain, compiler, options)
     if not _uuids_in_text(given.type, compiler.dialect):
         return plain
     joined = " || '-' || ".join(
@@ -56,6 +58,15 @@ def _sqlite(element: id_text, compiler: SQLCompiler, **options: Any) -> str:
     )
     whole = compiler.process(given, **options)
     return f"lower(CASE length({whole}) WHEN 32 THEN {joined} ELSE {plain} END)"
+
+
+def _sqlite_number(given: sa.ColumnElement[Any], plain: str, compiler: SQLCompiler, options: dict[str, Any]) -> str:
+    """Write a whole number without a point: SQLAlchemy sends it as a float, and a column of numbers stores an integer.
+
+    What is no whole number, or is larger than SQLite's integers, is a float in both, and has one text already.
+    """
+    number, whole = compiler.process(given, **options), compiler.process(sa.cast(given, sa.BigInteger), **options)
+    return f"CASE {number} WHEN {whole} THEN CAST({whole} AS TEXT) ELSE {plain} END"
 
 
 def _plainly(element: id_text, compiler: SQLCompiler, options: dict[str, Any]) -> tuple[sa.ColumnElement[Any], str]:
