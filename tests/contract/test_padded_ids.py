@@ -128,3 +128,22 @@ async def test_a_member_of_an_enumeration_is_its_text(engine: AsyncEngine, colum
     assert conflict.transfer_token is not None
     assert isinstance(await linker.transfer(engine, conflict.transfer_token, user_id="bob"), Transferred)
     assert isinstance(await linker.transfer(engine, conflict.transfer_token, user_id=Member.BOB), AlreadyOwner)
+
+
+@pytest.mark.parametrize("kind", ["asyncpg", "psycopg"])
+async def test_a_column_whose_collation_ignores_case(engine: AsyncEngine) -> None:
+    """Two spellings that a nondeterministic collation treats as equal name one user, with a vault too."""
+    async with engine.begin() as connection:
+        await connection.exec_driver_sql(
+            "CREATE COLLATION ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false)"
+        )
+    linker, metadata = linker_of(sa.Text(collation="ci"), vault=True)
+    await create(engine, metadata)
+    made = await linker.link(engine, user_id="Ann", identity=identity(), credentials=valid())
+    assert isinstance(made, Linked)
+    for ann in ("ann", "Ann"):
+        again = await linker.link(engine, user_id=ann, identity=identity(), credentials=valid())
+        assert isinstance(again, Linked)
+        assert (Change.UPDATED, "Ann") == (again.change, again.account.user_id)
+        given = await linker.credentials(engine, user_id=ann, link_id=made.account.id)
+        assert "access-1" == given.access_token.reveal()

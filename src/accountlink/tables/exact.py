@@ -25,8 +25,11 @@ def exactly(column: sa.ColumnElement[Any], value: sa.ColumnElement[Any]) -> sa.C
 
     A statement uses it beside the column's own comparison, which finds the rows by an index. This comparison only
     narrows them down. Its cast to text makes ``citext`` compare bytes, and removes the padding of ``CHAR(n)``.
+
+    A parameter whose type names a collation is sent with it, and PostgreSQL refuses to compare two collations.
     """
-    return sa.cast(column, _BYTES) == sa.cast(value, sa.Text)
+    text = sa.Text if getattr(value.type, "collation", None) is None else _BYTES
+    return sa.cast(column, _BYTES) == sa.cast(value, text)
 
 
 class Spelling:
