@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
-from accountlink import ShareGrants, grants_table, tune_sqlite
+from accountlink import ShareGrants, StoreBusy, grants_table, tune_sqlite
 from accountlink.database.patience import Patience
 from accountlink.database.transactions import place_on, read, run
 from tests.support.databases import Database, rows
@@ -95,6 +95,25 @@ async def test_a_read_on_the_engine_waits_for_no_session(database: Database, cas
                 slow[name] = took
         await session.commit()
     assert {} == slow
+
+
+@pytest.mark.parametrize("is_over", [True, False])
+async def test_a_renewal_that_gets_no_lock_asks_no_provider(database: Database, case: Vaulted, is_over: bool) -> None:
+    """The caller's own session has the lock, and waits for the call: a token that lives is given out all the same."""
+    engine = tuned(database, busy_timeout=100)
+    await case.create(engine)
+    ends = datetime.now(UTC) + timedelta(seconds=-5 if is_over else 30)
+    case.clock.now = datetime.now(UTC) - timedelta(hours=1)
+    link_id = await case.linked(engine, credentials=tokens("old", expires_at=ends))
+    async with AsyncSession(engine) as session:
+        await session.execute(sa.select(case.table.c.id))
+        asking = case.linker.credentials(engine, user_id=1, link_id=link_id)
+        if is_over:
+            with pytest.raises(StoreBusy):
+                await asking
+        else:
+            assert "old" == (await asking).access_token.reveal()
+    assert "renewed" == (await case.linker.credentials(engine, user_id=1, link_id=link_id)).access_token.reveal()
 
 
 @pytest.mark.parametrize("options", [{}, {"isolation_level": "AUTOCOMMIT"}], ids=["ordinary", "autocommit"])

@@ -121,6 +121,9 @@ class Leases(Generic[UserId, LinkId]):
             call: Names the link.
             found: The tokens as they were read.
             lasting: How long the lease lasts, by the database's clock.
+
+        Raises:
+            StoreBusy: SQLite's lock for writing was not to be had in time.
         """
         holder = str(uuid4())
         leased = call.changed(
@@ -135,6 +138,8 @@ class Leases(Generic[UserId, LinkId]):
         try:
             taken = await run(place, partial(leased.within, place, self._taken), Patience())
         except StoreBusy:  # others are at the row: whoever waits looks at it again
+            if engine.dialect.name == "sqlite":
+                raise  # they are at the whole database, and may be the caller's own session, which waits for this call
             return None
         for row in taken:
             return Lease(
