@@ -129,9 +129,9 @@ class TestBounds:
 
         monkeypatch.setattr(module, "examine", writing)
         options = {} if isolation is None else {"isolation_level": isolation}
-        with pytest.raises(DBAPIError) as raised:
+        with pytest.raises(StoreUnavailable) as raised:
             await diagnose(database.engine(**options), mapping_of("exclusive"))
-        assert "25006" == getattr(raised.value.orig, "sqlstate", None)
+        assert raised.value.is_read_only
 
 
 class TestIgnore:
