@@ -20,7 +20,7 @@ _WHAT_ON: Final = frozenset({"case", "links", "name", "policy", "table", "visito
 _HOW: Final = frozenset(
     {"accept", "acknowledged", "cancel", "closing", "guarded", "how", "level", "moment", "unanswered", "way"}
 )
-_BOTH: Final = frozenset({"sqlite", "asyncpg"})
+_BOTH: Final = ("sqlite", "asyncpg")
 FACTORS: Final = _WHAT_ON | _HOW
 """The parameters that say on what a test runs, and how. The others say what it tests: each of their values counts."""
 
@@ -54,23 +54,21 @@ def mark_stress(items: Iterable[pytest.Item]) -> None:
     """
     for name, combinations in groupby(items, key=lambda item: item.nodeid.partition("[")[0]):
         values: dict[str, list[object]] = {}
-        together = list(combinations)
-        kinds = {call.params.get("kind") for item in together if (call := getattr(item, "callspec", None))}
-        for item in together:
+        turns: dict[tuple[int, ...], dict[str, pytest.Item]] = {}
+        for item in combinations:
             call = getattr(item, "callspec", None)
             if call is None:
                 continue
             varied = _varied(item, call.params, values)
-            if varied > 1 or (varied == 1 and _BOTH <= kinds and not _has_the_turn(name, call.params, values)):
+            if varied > 1:
                 item.add_marker(pytest.mark.stress)
-
-
-def _has_the_turn(name: str, params: Mapping[str, object], values: Mapping[str, list[object]]) -> bool:
-    """Whether it is the turn of this database for these values of the other parameters."""
-    if params["kind"] not in _BOTH:
-        return True
-    numbers = sum(_number(params[each], known) for each, known in values.items() if each != "kind")
-    return (params["kind"] == "sqlite") == bool((crc32(name.encode()) + numbers) % 2)
+            elif varied == 1 and call.params.get("kind") in _BOTH and not item.get_closest_marker("stress"):
+                others = tuple(_number(value, values[each]) for each, value in call.params.items() if each != "kind")
+                turns.setdefault(others, {})[call.params["kind"]] = item
+        for others, by_kind in turns.items():
+            if len(by_kind) == len(_BOTH):  # otherwise there is one database that the test names for these values
+                waits = _BOTH[(crc32(name.encode()) + sum(others)) % len(_BOTH)]
+                by_kind[waits].add_marker(pytest.mark.stress)
 
 
 def _varied(item: pytest.Item, params: Mapping[str, object], values: dict[str, list[object]]) -> int:

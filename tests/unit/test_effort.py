@@ -39,10 +39,17 @@ class Collected:
 
 
 def taken(*marks: str, name: str = "test_a", **factors: tuple[object, ...]) -> set[tuple[object, ...]]:
-    """Return the combinations of a test that the default run takes."""
+    """Return the combinations of a product that the default run takes."""
+    return taken_of(tuple(factors), list(product(*factors.values())), *marks, name=name)
+
+
+def taken_of(
+    names: tuple[str, ...], combinations: list[tuple[object, ...]], *marks: str, name: str = "test_a"
+) -> set[tuple[object, ...]]:
+    """Return which of some combinations the default run takes."""
     items = [
-        Collected(f"{name}[{number}]", SimpleNamespace(params=dict(zip(factors, values, strict=True))), marks)
-        for number, values in enumerate(product(*factors.values()))
+        Collected(f"{name}[{number}]", SimpleNamespace(params=dict(zip(names, values, strict=True))), marks)
+        for number, values in enumerate(combinations)
     ]
     mark_stress(cast("list[pytest.Item]", items))
     return {tuple(item.callspec.params.values()) for item in items if not item.stress}
@@ -78,6 +85,20 @@ def test_two_factors_do_not_vary_together() -> None:
 def test_a_test_of_one_database_takes_each_value() -> None:
     """Where there is no other database, nobody takes turns."""
     assert set(product(("asyncpg",), BINDS)) == taken(kind=("asyncpg", "psycopg"), how=BINDS) - {("psycopg", "engine")}
+
+
+def test_a_value_of_one_database_alone_is_taken() -> None:
+    """Where a test names one database for a value, there is nobody to take turns with."""
+    combinations: list[tuple[object, ...]] = [("sqlite", "engine"), *product(("asyncpg",), BINDS)]
+    for letter in "abcdefgh":
+        assert set(combinations) == taken_of(("kind", "how"), combinations, name=f"test_{letter}")
+
+
+def test_what_was_left_to_the_stress_run_takes_no_turn() -> None:
+    """Nothing that the test itself leaves to the stress run stands in for another database."""
+    for letter in "abcdefgh":
+        marked = taken("stress", kind=("sqlite", "asyncpg"), how=BINDS, name=f"test_{letter}")
+        assert set(product(("sqlite", "asyncpg"), BINDS)) == marked
 
 
 def test_the_second_driver_runs_where_it_can_differ() -> None:
